@@ -25,9 +25,13 @@
 //! Deliberately absent: tensors, models, files, and every error type. Argument shapes are asserted:
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
+pub mod activation;
 pub mod cases;
 pub mod cpu;
+pub mod norm;
 pub mod pool;
+pub mod rope;
+mod simd;
 
 pub use cpu::Isa;
 pub use pool::Pool;
