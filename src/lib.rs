@@ -1,1 +1,2 @@
 //! Hearth.
+pub mod text;
