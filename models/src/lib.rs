@@ -1,1 +1,2 @@
 //! Architectures and weights.
+pub mod weights;
