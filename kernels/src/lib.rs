@@ -26,8 +26,10 @@
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
 pub mod activation;
+pub mod attention;
 pub mod cases;
 pub mod cpu;
+pub mod kv;
 pub mod norm;
 pub mod pool;
 pub mod rope;
