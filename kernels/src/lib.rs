@@ -28,9 +28,11 @@
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
 pub mod activation;
+pub mod attention;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
+pub mod kv;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
