@@ -32,7 +32,7 @@ use crate::simd::run;
 use crate::{Isa, Pool};
 use half::{bf16, f16};
 use std::ops::Range;
-use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile};
+use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile, with_scratch};
 
 /// Keys that are reduced together; chunks begin at multiples of this position.
 pub const CHUNK: usize = 256;
@@ -100,14 +100,18 @@ fn attention_as<E: Number>(
     let products: usize = tiles.iter().map(|t| t.lines.len() * t.keys.len() * shape.head_dim).sum();
     let call = Call { q, kv, numbers: kv.numbers::<E>(), batch, params, out: Parts::new(out) };
     if products < SMALL || pool.threads() == 1 {
-        tiles.iter().for_each(|tile| run(isa, WholeTile { call: &call, tile }));
+        tiles.iter().for_each(|tile| whole_tile(isa, &call, tile));
     } else if tiles.len() < 4 * pool.threads() && tiles.iter().any(|t| t.chunks().len() > 1) {
         run_by_chunk(pool, isa, &call, &tiles);
     } else {
         // Later rows see more keys: the long tasks go first.
         let last = tiles.len() - 1;
-        pool.run(tiles.len(), &|i| run(isa, WholeTile { call: &call, tile: &tiles[last - i] }));
+        pool.run(tiles.len(), &|i| whole_tile(isa, &call, &tiles[last - i]));
     }
+}
+
+fn whole_tile<E: Number>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
+    with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
 }
 
 /// Every chunk of every tile is a task of its own.
@@ -128,7 +132,8 @@ fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[T
         let (tile, chunk, place) = &tasks[i];
         // SAFETY: the places of different tasks do not overlap.
         let out = unsafe { parts.take(place.clone()) };
-        run(isa, PartialsOfChunk { call, tile: &tiles[*tile], chunk: *chunk, out });
+        let (tile, chunk) = (&tiles[*tile], *chunk);
+        with_scratch(|scratch| run(isa, PartialsOfChunk { call, tile, chunk, out, scratch }));
     });
     let partials = &partials;
     pool.run(tiles.len(), &|i| {
