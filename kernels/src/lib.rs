@@ -33,6 +33,7 @@ pub mod kv;
 pub mod norm;
 pub mod pool;
 pub mod rope;
+pub mod sampling;
 mod simd;
 
 pub use cpu::Isa;
