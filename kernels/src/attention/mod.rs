@@ -118,13 +118,16 @@ fn whole_tile<E: Number>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
 fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[Tile]) {
     let partial = tile::partial_numbers(call.kv.shape());
     let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new(); // tile, chunk, its partials
+    let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each tile
     let mut end = 0;
     for (i, tile) in tiles.iter().enumerate() {
+        let first = end;
         for chunk in tile.chunks() {
             let start = end;
             end += tile.lines.len() * partial;
             tasks.push((i, chunk, start..end));
         }
+        places.push(first..end);
     }
     let mut partials = vec![0.0; end];
     let parts = Parts::new(&mut partials);
@@ -137,11 +140,7 @@ fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[T
     });
     let partials = &partials;
     pool.run(tiles.len(), &|i| {
-        let of_tile = |task: &&(usize, usize, Range<usize>)| task.0 == i;
-        let mut places = tasks.iter().filter(of_tile).map(|task| task.2.clone());
-        let first = places.next().unwrap_or(0..0);
-        let end = places.last().unwrap_or(first.clone()).end;
-        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[first.start..end] });
+        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[places[i].clone()] });
     });
 }
 
@@ -155,7 +154,10 @@ fn check(
     let shape = kv.shape();
     let row = params.n_heads * shape.head_dim;
     let n_seqs = batch.context_len.len();
-    assert!(params.n_heads > 0 && params.n_heads % shape.n_kv_heads == 0, "groups of heads");
+    assert!(
+        params.n_heads > 0 && params.n_heads.is_multiple_of(shape.n_kv_heads),
+        "groups of heads"
+    );
     assert!(params.window != Some(0), "a window of no keys");
     assert_eq!(q.len(), out.len(), "q and out have one shape");
     assert_eq!(q.len() % row, 0, "q is [rows, n_heads, head_dim]");

@@ -251,12 +251,13 @@ fn partials_of_chunk<S: Simd, E: Number>(
     let keys = local(tile.keys.clone());
     let table = call.batch.block_tables[tile.seq];
     let mut units: [&[E]; CHUNK / LANES] = [&[]; CHUNK / LANES];
-    for group in keys.start / LANES..keys.end.div_ceil(LANES) {
+    let groups = keys.start / LANES..keys.end.div_ceil(LANES);
+    for (unit, group) in units[groups.clone()].iter_mut().zip(groups) {
         let position = base + group * LANES;
         let block = table[position / shape.block_len] as usize;
         let slot = block * shape.block_len + position % shape.block_len;
         let start = shape.unit_start(slot, tile.kv_head);
-        units[group] = &call.numbers[start..start + shape.unit_numbers()];
+        *unit = &call.numbers[start..start + shape.unit_numbers()];
     }
     let heads = call.params.n_heads / shape.n_kv_heads;
     let mut visible_keys: [Range<usize>; LINES] = Default::default();
