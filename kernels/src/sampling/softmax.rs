@@ -1,6 +1,6 @@
 //! Passes over a whole row: the largest logit, weights, log-probabilities.
 
-use crate::simd::{Kernel, Simd, exp, run, sum, zip_map};
+use crate::simd::{Kernel, Map, Simd, exp, run, sum, zip_map};
 use crate::{Isa, LANES};
 
 /// Log-probabilities of a row, natural logarithm.
@@ -41,7 +41,7 @@ pub(super) fn largest(isa: Isa, logits: &[f32]) -> f32 {
 
 /// `out = e^((logits - largest) / temperature)`, 0 for NaN.
 pub(super) fn weights(isa: Isa, logits: &[f32], largest: f32, temperature: f32, out: &mut [f32]) {
-    run(isa, Weights { logits, largest, temperature, out });
+    run(isa, Weights { logits, weight: Weight { largest, temperature }, out });
 }
 
 /// The `count` largest logits with their ids, largest first, the lowest id among equals.
@@ -115,8 +115,7 @@ impl Kernel for SumExp<'_> {
 
 struct Weights<'a> {
     logits: &'a [f32],
-    largest: f32,
-    temperature: f32,
+    weight: Weight,
     out: &'a mut [f32],
 }
 
@@ -125,11 +124,20 @@ impl Kernel for Weights<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (shift, divisor) = (simd.splat(self.largest), simd.splat(self.temperature));
-        let nothing = simd.splat(f32::NEG_INFINITY);
-        zip_map(simd, self.logits, self.logits, self.out, |x, _| {
-            let scaled = simd.div(simd.sub(x, shift), divisor);
-            exp(simd, simd.max(scaled, nothing))
-        });
+        zip_map(simd, self.logits, self.logits, self.out, self.weight);
+    }
+}
+
+struct Weight {
+    largest: f32,
+    temperature: f32,
+}
+
+impl Map for Weight {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, logit: S::V, _: S::V) -> S::V {
+        let below = simd.sub(logit, simd.splat(self.largest));
+        let scaled = simd.div(below, simd.splat(self.temperature));
+        exp(simd, simd.max(scaled, simd.splat(f32::NEG_INFINITY)))
     }
 }
