@@ -38,6 +38,7 @@ pub mod norm;
 pub mod pool;
 pub mod quant;
 pub mod rope;
+pub mod sampling;
 mod simd;
 
 pub use cpu::Isa;

@@ -32,7 +32,7 @@ use crate::simd::run;
 use crate::{Isa, Pool};
 use half::{bf16, f16};
 use std::ops::Range;
-use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile};
+use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile, with_scratch};
 
 /// Keys that are reduced together; chunks begin at multiples of this position.
 pub const CHUNK: usize = 256;
@@ -100,27 +100,34 @@ fn attention_as<E: Number>(
     let products: usize = tiles.iter().map(|t| t.lines.len() * t.keys.len() * shape.head_dim).sum();
     let call = Call { q, kv, numbers: kv.numbers::<E>(), batch, params, out: Parts::new(out) };
     if products < SMALL || pool.threads() == 1 {
-        tiles.iter().for_each(|tile| run(isa, WholeTile { call: &call, tile }));
+        tiles.iter().for_each(|tile| whole_tile(isa, &call, tile));
     } else if tiles.len() < 4 * pool.threads() && tiles.iter().any(|t| t.chunks().len() > 1) {
         run_by_chunk(pool, isa, &call, &tiles);
     } else {
         // Later rows see more keys: the long tasks go first.
         let last = tiles.len() - 1;
-        pool.run(tiles.len(), &|i| run(isa, WholeTile { call: &call, tile: &tiles[last - i] }));
+        pool.run(tiles.len(), &|i| whole_tile(isa, &call, &tiles[last - i]));
     }
+}
+
+fn whole_tile<E: Number>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
+    with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
 }
 
 /// Every chunk of every tile is a task of its own.
 fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[Tile]) {
     let partial = tile::partial_numbers(call.kv.shape());
     let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new(); // tile, chunk, its partials
+    let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each tile
     let mut end = 0;
     for (i, tile) in tiles.iter().enumerate() {
+        let first = end;
         for chunk in tile.chunks() {
             let start = end;
             end += tile.lines.len() * partial;
             tasks.push((i, chunk, start..end));
         }
+        places.push(first..end);
     }
     let mut partials = vec![0.0; end];
     let parts = Parts::new(&mut partials);
@@ -128,15 +135,12 @@ fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[T
         let (tile, chunk, place) = &tasks[i];
         // SAFETY: the places of different tasks do not overlap.
         let out = unsafe { parts.take(place.clone()) };
-        run(isa, PartialsOfChunk { call, tile: &tiles[*tile], chunk: *chunk, out });
+        let (tile, chunk) = (&tiles[*tile], *chunk);
+        with_scratch(|scratch| run(isa, PartialsOfChunk { call, tile, chunk, out, scratch }));
     });
     let partials = &partials;
     pool.run(tiles.len(), &|i| {
-        let of_tile = |task: &&(usize, usize, Range<usize>)| task.0 == i;
-        let mut places = tasks.iter().filter(of_tile).map(|task| task.2.clone());
-        let first = places.next().unwrap_or(0..0);
-        let end = places.last().unwrap_or(first.clone()).end;
-        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[first.start..end] });
+        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[places[i].clone()] });
     });
 }
 
@@ -150,7 +154,10 @@ fn check(
     let shape = kv.shape();
     let row = params.n_heads * shape.head_dim;
     let n_seqs = batch.context_len.len();
-    assert!(params.n_heads > 0 && params.n_heads % shape.n_kv_heads == 0, "groups of heads");
+    assert!(
+        params.n_heads > 0 && params.n_heads.is_multiple_of(shape.n_kv_heads),
+        "groups of heads"
+    );
     assert!(params.window != Some(0), "a window of no keys");
     assert_eq!(q.len(), out.len(), "q and out have one shape");
     assert_eq!(q.len() % row, 0, "q is [rows, n_heads, head_dim]");

@@ -1,6 +1,6 @@
 //! Tiles: up to sixteen lines (row, query head) of one sequence that share a KV head.
 
-use super::chunk::{self, Chunk, Scratch};
+use super::chunk::{self, Chunk, Scratch, Weights};
 use super::{AttentionBatch, AttentionParams, CHUNK};
 use crate::LANES;
 use crate::kv::{KvShape, KvSlab, Number};
@@ -86,6 +86,7 @@ pub(super) fn partial_numbers(shape: KvShape) -> usize {
 pub(super) struct WholeTile<'a, E> {
     pub(super) call: &'a Call<'a, E>,
     pub(super) tile: &'a Tile,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 impl<E: Number> Kernel for WholeTile<'_, E> {
@@ -93,23 +94,22 @@ impl<E: Number> Kernel for WholeTile<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let WholeTile { call, tile } = self;
+        let WholeTile { call, tile, scratch } = self;
+        let Scratch { queries, weights, sums, partials } = scratch;
         let numbers = partial_numbers(call.kv.shape());
-        with_scratch(|scratch| {
-            load_queries(call, tile, scratch);
-            let mut sums = std::mem::take(&mut scratch.sums);
-            let mut partials = std::mem::take(&mut scratch.partials);
-            sums.resize(LINES * numbers, 0.0);
-            partials.resize(LINES * numbers, 0.0);
-            sums.chunks_exact_mut(numbers).for_each(clear);
-            for chunk in tile.chunks() {
-                partials_of_chunk(simd, call, tile, chunk, scratch, &mut partials);
-                let lines = sums.chunks_exact_mut(numbers).zip(partials.chunks_exact(numbers));
-                lines.take(tile.lines.len()).for_each(|(sum, next)| merge(simd, sum, next));
+        let len = tile.lines.len() * numbers;
+        load_queries(call, tile, queries);
+        sums.resize(len, 0.0);
+        partials.resize(len, 0.0);
+        sums.chunks_exact_mut(numbers).for_each(clear);
+        for chunk in tile.chunks() {
+            partials_of_chunk(simd, call, tile, chunk, queries, weights, partials);
+            let lines = sums.chunks_exact_mut(numbers).zip(partials.chunks_exact(numbers));
+            for (sum, next) in lines {
+                merge(simd, sum, next);
             }
-            write_out(simd, call, tile, &sums);
-            (scratch.sums, scratch.partials) = (sums, partials);
-        });
+        }
+        write_out(simd, call, tile, sums);
     }
 }
 
@@ -119,6 +119,7 @@ pub(super) struct PartialsOfChunk<'a, E> {
     pub(super) tile: &'a Tile,
     pub(super) chunk: usize,
     pub(super) out: &'a mut [f32],
+    pub(super) scratch: &'a mut Scratch,
 }
 
 impl<E: Number> Kernel for PartialsOfChunk<'_, E> {
@@ -126,10 +127,10 @@ impl<E: Number> Kernel for PartialsOfChunk<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_scratch(|scratch| {
-            load_queries(self.call, self.tile, scratch);
-            partials_of_chunk(simd, self.call, self.tile, self.chunk, scratch, self.out);
-        });
+        let PartialsOfChunk { call, tile, chunk, out, scratch } = self;
+        load_queries(call, tile, &mut scratch.queries);
+        let Scratch { queries, weights, .. } = scratch;
+        partials_of_chunk(simd, call, tile, chunk, queries, weights, out);
     }
 }
 
@@ -151,7 +152,9 @@ impl<E: Number> Kernel for FinishTile<'_, E> {
         sums.chunks_exact_mut(numbers).for_each(clear);
         for chunk in self.partials.chunks_exact(lines * numbers) {
             let lines = sums.chunks_exact_mut(numbers).zip(chunk.chunks_exact(numbers));
-            lines.for_each(|(sum, next)| merge(simd, sum, next));
+            for (sum, next) in lines {
+                merge(simd, sum, next);
+            }
         }
         write_out(simd, self.call, self.tile, &sums);
     }
@@ -218,13 +221,13 @@ fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
 }
 
 /// Scaled queries of a tile as `[head_dim][LINES]`; lines beyond the tile are 0.
-fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, scratch: &mut Scratch) {
+fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[f32; LINES]>) {
     let dim = call.kv.shape().head_dim;
-    scratch.queries.clear();
-    scratch.queries.resize(dim, [0.0; LINES]);
+    queries.clear();
+    queries.resize(dim, [0.0; LINES]);
     for (i, line) in tile.lines.clone().enumerate() {
         let start = query_start(call, tile, line);
-        for (place, x) in scratch.queries.iter_mut().zip(&call.q[start..start + dim]) {
+        for (place, x) in queries.iter_mut().zip(&call.q[start..start + dim]) {
             place[i] = x * call.params.scale;
         }
     }
@@ -236,7 +239,8 @@ fn partials_of_chunk<S: Simd, E: Number>(
     call: &Call<'_, E>,
     tile: &Tile,
     chunk: usize,
-    scratch: &mut Scratch,
+    queries: &[[f32; LINES]],
+    weights: &mut Weights,
     out: &mut [f32],
 ) {
     let shape = call.kv.shape();
@@ -247,12 +251,13 @@ fn partials_of_chunk<S: Simd, E: Number>(
     let keys = local(tile.keys.clone());
     let table = call.batch.block_tables[tile.seq];
     let mut units: [&[E]; CHUNK / LANES] = [&[]; CHUNK / LANES];
-    for group in keys.start / LANES..keys.end.div_ceil(LANES) {
+    let groups = keys.start / LANES..keys.end.div_ceil(LANES);
+    for (unit, group) in units[groups.clone()].iter_mut().zip(groups) {
         let position = base + group * LANES;
         let block = table[position / shape.block_len] as usize;
         let slot = block * shape.block_len + position % shape.block_len;
         let start = shape.unit_start(slot, tile.kv_head);
-        units[group] = &call.numbers[start..start + shape.unit_numbers()];
+        *unit = &call.numbers[start..start + shape.unit_numbers()];
     }
     let heads = call.params.n_heads / shape.n_kv_heads;
     let mut visible_keys: [Range<usize>; LINES] = Default::default();
@@ -266,10 +271,12 @@ fn partials_of_chunk<S: Simd, E: Number>(
         head_dim: shape.head_dim,
         softcap: call.params.softcap,
     };
-    chunk::partials(simd, &chunk, &scratch.queries, &mut scratch.weights, out);
+    chunk::partials(simd, &chunk, queries, weights, out);
 }
 
-fn with_scratch(f: impl FnOnce(&mut Scratch)) {
+/// Calls `f` with the memory that this thread uses again. A kernel is run inside `f`: code inside a
+/// closure that is not inlined would be compiled without the instruction set.
+pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
     thread_local! {
         static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
     }
