@@ -27,12 +27,16 @@
 //! Deliberately absent: tensors, models, files, and every error type. Argument shapes are asserted:
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
+pub mod activation;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
 pub mod matmul;
+pub mod norm;
 pub mod pool;
 pub mod quant;
+pub mod rope;
+mod simd;
 
 pub use cpu::Isa;
 pub use pool::Pool;
