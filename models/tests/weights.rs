@@ -1,5 +1,6 @@
 //! Weight files that are in order: what comes out is what was put in.
 
+use hearth_kernels::quant::dequantize;
 use hearth_models::weights::gguf_writer::GgufWriter;
 use hearth_models::weights::safetensors::unreadable_quantization;
 use hearth_models::weights::{Array, DType, Error, Format, TensorType, Value, Weights};
@@ -336,6 +337,29 @@ fn an_unreadable_tensor_does_not_hide_the_others() {
         let message = weights.tensor(name).unwrap_err().to_string();
         assert!(message.contains(name) && message.contains("IQ4_"), "{message}");
     }
+}
+
+/// Every quantised tensor, through the file and the kernels' decoder, equals what another program
+/// computed from the same blocks.
+#[test]
+fn quantised_tensors_decode_to_the_expected_numbers() {
+    let Some(folder) = shared("models/quant-goldens") else { return };
+    let weights = Weights::open(&folder.join("quant-goldens.gguf")).unwrap();
+    let expected = Weights::open(&folder.join("expected_f32.safetensors")).unwrap();
+    let mut types = std::collections::BTreeSet::new();
+    for name in weights.names() {
+        let (view, truth) = (weights.tensor(name).unwrap(), expected.tensor(name).unwrap());
+        assert_eq!(view.shape, truth.shape, "{name}");
+        let mut decoded = vec![0f32; truth.shape.iter().product()];
+        dequantize(view.dtype, view.bytes, &mut decoded);
+        let truth = truth.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        for (i, (got, wanted)) in decoded.iter().zip(truth).enumerate() {
+            let near = (got - wanted).abs() <= 1e-6 * wanted.abs();
+            assert!(near, "{name} ({}), element {i}: {got} instead of {wanted}", view.dtype);
+        }
+        types.insert(view.dtype.name());
+    }
+    assert!(types.len() >= 13, "only {types:?}");
 }
 
 #[test]
