@@ -83,9 +83,9 @@ fn vectors(inp: &Path) -> Vec<(String, Vec<u32>)> {
     let texts = std::fs::read_to_string(inp).unwrap();
     let ids = std::fs::read_to_string(inp.with_extension("out")).unwrap();
     let texts = texts.split("\n__ggml_vocab_test__\n").map(str::to_owned);
-    let ids = ids.split('\n').map(|line| {
-        line.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>()
-    });
+    let ids = ids
+        .split('\n')
+        .map(|line| line.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>());
     let vectors: Vec<_> = texts.zip(ids).collect();
     assert_eq!(vectors.len(), 47);
     vectors
@@ -133,4 +133,79 @@ fn tokenizer_json_and_gguf_of_the_same_vocabulary_match_the_vectors() {
     let inp = folder.join("llama.cpp-vocabs/ggml-vocab-phi-3.gguf.inp");
     let phi3 = Tokenizer::from_file(&folder.join("phi-3-mini/tokenizer.json")).unwrap();
     check_vectors(&phi3, &inp, "phi-3");
+}
+
+/// A WordPiece vocabulary file as GGUF would hold it.
+fn vocab_of_word_list(path: &Path) -> GgufVocab {
+    let text = std::fs::read_to_string(path).unwrap();
+    let tokens = text.lines().map(|line| match line.strip_prefix("##") {
+        Some(part) => part.to_owned(),
+        None if line.starts_with('[') && line.ends_with(']') => line.to_owned(),
+        None => format!("▁{line}"),
+    });
+    let tokens: Vec<String> = tokens.collect();
+    let id = |token: &str| tokens.iter().position(|t| t == token).map(|id| id as u32);
+    GgufVocab {
+        model: "bert".into(),
+        unk: id("[UNK]"),
+        cls: id("[CLS]"),
+        sep: id("[SEP]"),
+        pad: id("[PAD]"),
+        mask: id("[MASK]"),
+        tokens,
+        ..GgufVocab::default()
+    }
+}
+
+/// The vectors' decoder removes spaces before punctuation afterwards ("clean up tokenization
+/// spaces"), which loses text; we do not, so both sides are compared without them.
+fn tidied(text: &str) -> String {
+    let mut text = text.to_owned();
+    for mark in [".", "?", "!", ","] {
+        text = text.replace(&format!(" {mark}"), mark);
+    }
+    text = text.replace(" ' ", "'");
+    for ending in ["n't", "'m", "'s", "'ve", "'re"] {
+        text = text.replace(&format!(" {ending}"), ending);
+    }
+    text
+}
+
+/// Golden texts with special tokens added, there and back.
+#[test]
+fn golden_texts_encode_and_decode() {
+    let Some(folder) = shared("tokenizers") else { return };
+    let goldens = std::fs::read(folder.join("goldens/tokenization.json")).unwrap();
+    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
+    let json = |path: &str| Tokenizer::from_file(&folder.join(path)).unwrap();
+    let gguf = |name: &str| {
+        let path = folder.join(format!("llama.cpp-vocabs/ggml-vocab-{name}.gguf"));
+        Tokenizer::from_gguf(&gguf_vocab(&path)).unwrap()
+    };
+    let chinese = vocab_of_word_list(&folder.join("bert-base-chinese/vocab.txt"));
+    let mut wrong = Vec::new();
+    for (name, tokenizer, add) in [
+        ("Xenova/Qwen1.5-0.5B-Chat", json("qwen/tokenizer.json"), true),
+        ("Xenova/llama3-tokenizer", json("llama3/tokenizer.json"), false),
+        ("Xenova/llama3-tokenizer-new", json("llama3/tokenizer.json"), true),
+        ("google-t5/t5-small", json("t5-small/tokenizer.json"), true),
+        ("Xenova/llama-tokenizer", gguf("llama-spm"), true),
+        ("Xenova/bert-base-uncased", gguf("bert-bge"), true),
+        ("Xenova/bge-base-zh-v1.5", Tokenizer::from_gguf(&chinese).unwrap(), true),
+    ] {
+        let cases = goldens[name]["cases"].as_array().unwrap();
+        for case in cases.iter().filter(|case| case["text_pair"].is_null()) {
+            let text = case["text"].as_str().unwrap();
+            let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+            let ids = tokenizer.encode(text, Special { parse: true, add }).unwrap();
+            let decoded = tokenizer.decode(&expected, false);
+            if ids != expected {
+                wrong.push(format!("{name} {text:?}: {ids:?}, not {expected:?}"));
+            }
+            if tidied(&decoded) != tidied(case["decoded"].as_str().unwrap()) {
+                wrong.push(format!("{name} {text:?} back: {decoded:?} not {}", case["decoded"]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
