@@ -12,15 +12,15 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
+/// Levels of lists and maps that are printed; `serde_json` reads no more than 128.
+const NESTING_MAX: usize = 256;
+
 /// Makes an environment behave like the one in which templates were written.
 pub(super) fn install(env: &mut Environment<'static>) {
     env.set_unknown_method_callback(method);
     env.set_formatter(print);
     env.add_filter("tojson", to_json);
-    env.add_filter("string", |value: &Value| match value.kind() {
-        ValueKind::String => Ok(value.clone()),
-        _ => str_of(value).map(Value::from),
-    });
+    env.add_filter("string", string);
     env.add_filter("upper", |value: &Value| str_of(value).map(|text| text.to_uppercase()));
     env.add_filter("lower", |value: &Value| str_of(value).map(|text| text.to_lowercase()));
     env.add_filter("title", |value: &Value| Ok::<_, Error>(filters::title(str_of(value)?.into())));
@@ -35,6 +35,18 @@ pub(super) fn install(env: &mut Environment<'static>) {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+}
+
+/// `value | string`. Python prints containers as `repr` does, the JavaScript renderer, whose
+/// goldens we hold, as JSON: here alone they differ, and JSON is followed.
+fn string(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.clone()),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            to_json(value, std::iter::empty::<(&str, Value)>().collect())
+        }
+        _ => str_of(value).map(Value::from),
+    }
 }
 
 /// `{{ value }}`: as Python's `str`.
@@ -53,9 +65,24 @@ fn str_of(value: &Value) -> Result<String, Error> {
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
         _ => {
             let mut text = String::new();
+            check_nesting(value, NESTING_MAX)?;
             repr(value, &mut text)?;
             Ok(text)
         }
+    }
+}
+
+/// Printing recurses, so what is printed may not be nested without end.
+fn check_nesting(value: &Value, levels: usize) -> Result<(), Error> {
+    let left = levels.checked_sub(1).ok_or_else(|| invalid("the value is nested too deeply"))?;
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter()?.try_for_each(|item| check_nesting(&item, left))
+        }
+        ValueKind::Map => {
+            value.try_iter()?.try_for_each(|key| check_nesting(&value.get_item(&key)?, left))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -137,6 +164,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
         ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     options.assert_all_used()?;
+    check_nesting(value, NESTING_MAX)?;
     let json = serde_json::to_value(value).map_err(|e| invalid(format!("tojson: {e}")))?;
     let mut out = String::new();
     writer.write(&json, 0, &mut out);
