@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hearth::text::{GgufVocab, Special, Tokenizer};
+use hearth::text::{ChatTemplate, GgufVocab, Special, Tokenizer};
 use hearth_models::weights::{FromValue, Metadata, Weights};
 use serde_json::Value;
 
@@ -208,4 +208,96 @@ fn golden_texts_encode_and_decode() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A unigram vocabulary as GGUF would hold it, against the `tokenizer.json` it comes from.
+#[test]
+fn unigram_from_gguf_is_the_same_tokenizer() {
+    let Some(path) = shared("tokenizers/t5-small/tokenizer.json") else { return };
+    let theirs = Tokenizer::from_file(&path).unwrap();
+    let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let pieces = json["model"]["vocab"].as_array().unwrap();
+    let charsmap = json["normalizer"]["precompiled_charsmap"].as_str().unwrap();
+    let special = |id: &u32| theirs.is_special(*id);
+    let count = pieces.len() as u32;
+    let ours = Tokenizer::from_gguf(&GgufVocab {
+        model: "t5".into(),
+        tokens: pieces.iter().map(|piece| piece[0].as_str().unwrap().into()).collect(),
+        scores: Some(pieces.iter().map(|piece| piece[1].as_f64().unwrap() as f32).collect()),
+        token_types: Some((0..count).map(|id| if special(&id) { 3 } else { 1 }).collect()),
+        eos: Some(1),
+        unk: Some(2),
+        remove_extra_whitespaces: Some(true),
+        precompiled_charsmap: Some(base64(charsmap)),
+        ..GgufVocab::default()
+    })
+    .unwrap();
+    for text in ["How are you doing?", "  two  spaces \n café ﬁne Ｗｉｄｅ", "A </s> b", "🦙 貓"]
+    {
+        let ids = ours.encode(text, Special::PROMPT).unwrap();
+        assert_eq!(ids, theirs.encode(text, Special::PROMPT).unwrap(), "{text:?}");
+        assert_eq!(ours.decode(&ids, true), theirs.decode(&ids, true), "{text:?}");
+    }
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => c - b'A',
+        b'a'..=b'z' => c - b'a' + 26,
+        b'0'..=b'9' => c - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text.bytes().filter(|&c| c != b'=').map(digit).collect();
+    let bits = |four: &[u8]| four.iter().fold(0u32, |bits, &d| bits << 6 | u32::from(d));
+    digits
+        .chunks(4)
+        .flat_map(|four| {
+            let bits = bits(four) << (6 * (4 - four.len()));
+            bits.to_be_bytes()[1..four.len()].to_vec()
+        })
+        .collect()
+}
+
+/// One model as SafeTensors folder and as GGUF: the same tokens.
+#[test]
+fn stories_tokenizers_agree() {
+    let Some(folder) = shared("models") else { return };
+    let json = Tokenizer::from_file(&folder.join("stories260K-hf/tokenizer.json")).unwrap();
+    let path = folder.join("stories260K-gguf/stories260K-F32.gguf");
+    let gguf = Tokenizer::from_gguf(&gguf_vocab(&path)).unwrap();
+    assert_eq!(json.bos_id(), Some(1));
+    assert_eq!((gguf.bos_id(), gguf.eos_id()), (Some(1), Some(2)));
+    assert_eq!(json.vocab_len(), 512);
+    assert_eq!(gguf.vocab_len(), 512);
+    for text in [
+        "Once upon a time, there was a little girl named Lily.",
+        "  She loved\n\nto play outside... \"Look!\" 貓🦙",
+        "",
+    ] {
+        let ids = json.encode(text, Special::PROMPT).unwrap();
+        assert_eq!(ids[0], 1);
+        assert_eq!(gguf.encode(text, Special::PROMPT).unwrap(), ids, "{text:?}");
+        assert_eq!(json.decode(&ids, true), text);
+        assert_eq!(gguf.decode(&ids, true), text);
+    }
+}
+
+/// The end of turn that real templates write, found with their real tokenizers.
+#[test]
+fn real_templates_show_their_end_of_turn() {
+    let Some(folder) = shared("tokenizers") else { return };
+    for (tokenizer, template, end) in [
+        ("qwen", "Qwen-Qwen3-0.6B", "<|im_end|>"),
+        ("qwen", "Qwen-Qwen2.5-7B-Instruct", "<|im_end|>"),
+        ("llama3", "meta-llama-Llama-3.2-3B-Instruct", "<|eot_id|>"),
+        ("phi-3-mini", "microsoft-Phi-3.5-mini-instruct", "<|end|>"),
+    ] {
+        let tokenizer = Tokenizer::from_file(&folder.join(tokenizer).join("tokenizer.json"));
+        let tokenizer = tokenizer.unwrap();
+        let path = folder.join(format!("../chat-templates/templates/{template}.jinja"));
+        let source = std::fs::read_to_string(path).unwrap();
+        let template = ChatTemplate::new(&source, Some("<BOS>"), Some("<EOS>")).unwrap();
+        assert_eq!(template.stop_ids(&tokenizer), [tokenizer.id_of(end).unwrap()]);
+    }
 }
