@@ -124,3 +124,61 @@ pub enum TextEvent {
         timings: Timings,
     },
 }
+
+/// The rooms that a request passes.
+#[derive(Clone)]
+pub struct Pipeline {
+    registry: Arc<Registry>,
+}
+
+impl Pipeline {
+    /// Over what the registry serves.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
+    /// What can be asked for.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Starts a request, or says at once why not. Dropping the stream cancels it.
+    pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
+        let model = self.registry.get(&request.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let prompt = encode(&model, &request)?;
+        let template = generate_request(&model, &request, prompt)?;
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let mut choices = Vec::with_capacity(request.n);
+        for index in 0..request.n {
+            let mut generate = template.clone();
+            generate.sampling.seed = seed.wrapping_add(index as u64);
+            let generation = model.engine().submit(generate);
+            let generation = generation.map_err(|e| submit_error(e, &request))?;
+            choices.push(Choice::new(index, generation, &model, &request, &template));
+        }
+        Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+    }
+}
+
+/// Renders and encodes. A template that writes the beginning-of-text token itself gets no second.
+fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Error> {
+    let text_error = |e: TextError| Error::invalid("prompt", e.to_string());
+    match &request.prompt {
+        Prompt::Tokens(ids) => Ok(ids.clone()),
+        Prompt::Text(text) => model.tokenizer().encode(text, Special::Plain).map_err(text_error),
+        Prompt::Chat { messages, template_kwargs } => {
+            let template = model.template().ok_or_else(|| {
+                Error::invalid(
+                    "messages",
+                    format!("The model `{}` has no chat template.", model.id()),
+                )
+            })?;
+            let text = template
+                .render(messages, None, true, template_kwargs)
+                .map_err(|e| Error::invalid("messages", e.to_string()))?;
+            let special = template.special_for(&text, model.tokenizer());
+            model.tokenizer().encode(&text, special).map_err(text_error)
+        }
+    }
+}
