@@ -20,11 +20,7 @@ use crate::pipeline::{TextEvent, TextStream};
 use crate::registry::ServedModel;
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
-pub(super) async fn answer(
-    app: &App,
-    watch: Arc<Watch>,
-    call: Call,
-) -> Result<Response, ApiError> {
+pub(super) async fn answer(app: &App, watch: Arc<Watch>, call: Call) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
     let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
     check_choices(&model, &call)?;

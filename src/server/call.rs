@@ -68,7 +68,10 @@ impl Common {
         match max_tokens {
             Some(max) if self.min_tokens > max => Err(ApiError::invalid(
                 "min_tokens",
-                format!("Invalid 'min_tokens': {} is more than the limit of {max}.", self.min_tokens),
+                format!(
+                    "Invalid 'min_tokens': {} is more than the limit of {max}.",
+                    self.min_tokens
+                ),
             )),
             _ => Ok(()),
         }
@@ -138,11 +141,9 @@ fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
         Value::String(_) => {
             Err(ApiError::invalid("stop", "Invalid 'stop': a stop string cannot be empty."))
         }
-        other => Err(ApiError::wrong_type(
-            &format!("stop[{i}]"),
-            "a string",
-            extract::kind(&other),
-        )),
+        other => {
+            Err(ApiError::wrong_type(&format!("stop[{i}]"), "a string", extract::kind(&other)))
+        }
     };
     list.into_iter().enumerate().map(text).collect()
 }

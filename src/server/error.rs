@@ -67,9 +67,8 @@ impl ApiError {
 
     /// A field of the wrong JSON type. `expected` and `got` carry their article: "a string".
     pub(super) fn wrong_type(param: &str, expected: &str, got: &str) -> Self {
-        let message = format!(
-            "Invalid type for '{param}': expected {expected}, but got {got} instead."
-        );
+        let message =
+            format!("Invalid type for '{param}': expected {expected}, but got {got} instead.");
         Self::bad_request("invalid_type", param, message)
     }
 
@@ -105,8 +104,7 @@ impl ApiError {
     /// A body beyond the limit.
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("The request body is larger than the limit of {limit_bytes} bytes.");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message)
-            .code("request_too_large")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message).code("request_too_large")
     }
 
     /// A body that could not be read to its end.

@@ -32,11 +32,7 @@ const fn no_effect(name: &'static str, reason: &'static str) -> Field {
     Field { name, treatment: Treatment::NoEffect(reason) }
 }
 
-const fn refused(
-    name: &'static str,
-    harmless: fn(&Value) -> bool,
-    reason: &'static str,
-) -> Field {
+const fn refused(name: &'static str, harmless: fn(&Value) -> bool, reason: &'static str) -> Field {
     Field { name, treatment: Treatment::Refused { harmless, reason } }
 }
 

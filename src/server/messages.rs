@@ -113,7 +113,8 @@ impl Message<'_> {
         };
         for (i, call) in calls.iter().enumerate() {
             let function = &call["function"];
-            for (name, value) in [("name", &function["name"]), ("arguments", &function["arguments"])]
+            for (name, value) in
+                [("name", &function["name"]), ("arguments", &function["arguments"])]
             {
                 if !value.is_string() {
                     let path = format!("{path}[{i}].function.{name}");

@@ -106,11 +106,7 @@ impl Metrics {
     }
 }
 
-fn observe(
-    family: &Family<ByModel, Histogram, fn() -> Histogram>,
-    model: &str,
-    time: Duration,
-) {
+fn observe(family: &Family<ByModel, Histogram, fn() -> Histogram>, model: &str, time: Duration) {
     family.get_or_create(&ByModel { model: model.to_owned() }).observe(time.as_secs_f64());
 }
 

@@ -148,9 +148,7 @@ impl Chunks {
                 let reason = reason.as_str();
                 let part = match self.envelope.shape {
                     Shape::Chat => chat::last_choice(choice, reason),
-                    Shape::Completion => {
-                        completions::choice(choice, "", Value::Null, Some(reason))
-                    }
+                    Shape::Completion => completions::choice(choice, "", Value::Null, Some(reason)),
                 };
                 self.write(vec![part], Value::Null, out);
             }
