@@ -28,11 +28,13 @@ pub(super) struct ApiError {
     pub retry_after: Option<Duration>,
 }
 
-/// What the access log may know about a refusal: never its message, which may quote the request.
+/// What the log may know about a refusal: not its message, which may quote the request, unless the
+/// failure is the server's own.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub code: &'static str,
     pub param: Option<String>,
+    pub failure: Option<String>,
 }
 
 impl ApiError {
@@ -178,9 +180,6 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.status.is_server_error() {
-            tracing::error!(status = self.status.as_u16(), message = %self.message, "failed");
-        }
         let mut response = (self.status, axum::Json(self.body())).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
@@ -193,7 +192,9 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         let code = self.code.unwrap_or(self.kind);
-        response.extensions_mut().insert(Refusal { code, param: self.param });
+        let ours = self.status == StatusCode::INTERNAL_SERVER_ERROR;
+        let failure = ours.then_some(self.message);
+        response.extensions_mut().insert(Refusal { code, param: self.param, failure });
         response
     }
 }

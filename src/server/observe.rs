@@ -68,7 +68,8 @@ struct Facts {
     /// The longest of all choices.
     timings: Timings,
     finish: Vec<FinishReason>,
-    failed: bool,
+    /// What went wrong, when it was the server's fault.
+    failure: Option<String>,
     streaming: bool,
     /// When the last text of each choice came.
     last_text: Vec<Option<Instant>>,
@@ -113,7 +114,7 @@ impl Watch {
     pub(super) fn event(&self, event: &Result<TextEvent, Error>) {
         let mut facts = self.facts();
         match event {
-            Err(_) => facts.failed = true,
+            Err(error) => facts.failure = Some(error.to_string()),
             Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
             Ok(TextEvent::Finished { reason, usage, timings, .. }) => {
                 facts.finished(*reason, usage, timings);
@@ -123,13 +124,14 @@ impl Watch {
 
     fn text(&self, facts: &mut Facts, choice: usize) {
         let now = Instant::now();
+        let first = facts.last_text.iter().all(Option::is_none);
+        let before = facts.last_text[choice].replace(now);
         let model = facts.model.as_deref().unwrap_or_default();
-        if facts.last_text.iter().all(Option::is_none) {
+        if first {
             self.metrics.first_token(model, now - self.started);
         }
-        let Some(last) = facts.last_text.get_mut(choice) else { return };
-        if let Some(last) = last.replace(now) {
-            self.metrics.inter_token(facts.model.as_deref().unwrap_or_default(), now - last);
+        if let Some(before) = before {
+            self.metrics.inter_token(model, now - before);
         }
     }
 
@@ -137,6 +139,8 @@ impl Watch {
         let mut facts = self.facts();
         facts.status = Some(response.status().as_u16());
         facts.refusal = response.extensions().get::<Refusal>().cloned();
+        let failure = facts.refusal.as_mut().and_then(|refusal| refusal.failure.take());
+        facts.failure = facts.failure.take().or(failure);
     }
 
     /// The facts are plain numbers: whoever panicked beside them left them whole.
@@ -157,7 +161,7 @@ impl Facts {
     /// How it ended, in a word.
     fn outcome(&self) -> &'static str {
         match self.status {
-            _ if self.failed => "failed",
+            _ if self.failure.is_some() => "failed",
             None => "disconnected",
             Some(200..300) if self.streaming && self.finish.len() < self.choices => "disconnected",
             Some(200..300) => "done",
@@ -183,6 +187,9 @@ impl Drop for Watch {
             tracing::debug!(route = self.route, status, "request");
             return;
         }
+        if let Some(failure) = &facts.failure {
+            tracing::error!(request_id = self.request_id, failure, "request failed");
+        }
         let finish: Vec<_> = facts.finish.iter().map(|reason| reason.as_str()).collect();
         tracing::info!(
             request_id = self.request_id,
@@ -196,12 +203,17 @@ impl Drop for Watch {
             model = facts.model,
             prompt_tokens = facts.prompt_tokens,
             completion_tokens = facts.completion_tokens,
-            queue_ms = facts.timings.queue_ms,
-            prefill_ms = facts.timings.prefill_ms,
-            decode_ms = facts.timings.decode_ms,
-            total_ms = took.as_secs_f64() * 1e3,
+            queue_ms = tenths(facts.timings.queue_ms),
+            prefill_ms = tenths(facts.timings.prefill_ms),
+            decode_ms = tenths(facts.timings.decode_ms),
+            total_ms = tenths(took.as_secs_f64() * 1e3),
             finish = finish.join(","),
             "request"
         );
     }
+}
+
+/// Rounded for reading.
+fn tenths(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
 }
