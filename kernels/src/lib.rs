@@ -2,6 +2,7 @@
 //!
 //! | op           | what it computes                                                            |
 //! |--------------|-----------------------------------------------------------------------------|
+//! | `matmul`     | y = x Wᵀ, the weights in any format of `quant`, packed once                 |
 //! | `kv`         | storage of K and V for one layer, in blocks; f32, f16 or bf16               |
 //! | `attention`  | causal attention of a ragged batch over paged K and V                       |
 //! | `norm`       | RMS norm, and residual add followed by RMS norm                             |
@@ -9,8 +10,9 @@
 //! | `activation` | SiLU and GELU gates, element-wise addition                                  |
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
-//! Beside the ops: `pool` (the one thread pool), `cpu` (what this processor can do), `cases`
-//! (awkward shapes shared by tests and benches).
+//! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one
+//! thread pool), `cpu` (what this processor can do), `cases` (awkward shapes shared by tests and
+//! benches).
 //!
 //! # Adding an op
 //! 1. One folder, `src/<op>/`, with `mod.rs` (contract, argument checks, dispatch, threads) and
@@ -26,10 +28,13 @@
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
 pub mod activation;
+pub mod buffer;
 pub mod cases;
 pub mod cpu;
+pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod quant;
 pub mod rope;
 mod simd;
 

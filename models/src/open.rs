@@ -9,7 +9,7 @@ use hearth_kernels::{Pool, quant};
 use crate::backend::{Fused, Plain};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::weights::{Loader, TensorSource, Weights};
+use crate::weights::{Loader, Weights};
 use crate::{Error, Model, Result};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -83,7 +83,7 @@ pub fn open(path: &Path) -> Result<ModelFile> {
     let config = match weights.metadata() {
         Some(meta) => {
             let name = "rope_freqs.weight";
-            let divisors = match TensorSource::has(&weights, name) {
+            let divisors = match weights.has(name) {
                 true => {
                     let view = weights.tensor(name)?;
                     let mut values = vec![0.0; view.shape.iter().product()];

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_kernels::attention::{self, AttentionBatch};
 use hearth_kernels::kv::{KvShape, KvSlab, KvType};
-use hearth_kernels::matmul::{self, Packed};
+use hearth_kernels::matmul::{self, Activations, Packed};
 use hearth_kernels::{Pool, activation, norm, rope};
 
 use super::{AttentionParams, Backend, KvGeometry};
@@ -71,7 +71,7 @@ impl Backend for Fused {
     type Vector = Vec<f32>;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
-        Ok(Packed::pack_rows(&self.pool, source.dtype, source.n, source.k, &|row| source.row(row)))
+        Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, &|row| source.row(row)))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -106,9 +106,16 @@ impl Backend for Fused {
         x: &Rows,
         weights: [(&Packed, Option<&Vec<f32>>); N],
     ) -> Result<[Rows; N]> {
+        // Weights of one kind read one prepared (quantised) input.
+        let mut prepared: Option<Activations> = None;
         Ok(weights.map(|(weight, bias)| {
+            let kind = weight.activation_kind();
+            if prepared.as_ref().is_none_or(|p| p.kind() != kind) {
+                prepared = Some(Activations::new(&self.pool, &x.data, x.count, x.width, kind));
+            }
+            let acts = prepared.as_ref().expect("prepared above; this is a bug");
             let mut y = self.rows(x.count, weight.n());
-            matmul::matmul(&self.pool, &x.data, x.count, weight, &mut y.data);
+            matmul::matmul_prepared(&self.pool, acts, weight, &mut y.data);
             if let Some(bias) = bias {
                 activation::add_bias(&self.pool, &mut y.data, bias);
             }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use hearth_kernels::quant::{self, DType};
 
-use super::{TensorView, Weights};
+use super::{Format, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -106,45 +106,9 @@ impl<'a> MatrixSource<'a> {
     }
 }
 
-/// Where tensors come from: a file, or memory (`tiny`).
-pub trait TensorSource {
-    /// Whether names are those of GGUF (else of a SafeTensors folder).
-    fn is_gguf(&self) -> bool;
-    /// All names, in any order.
-    fn names(&self) -> Vec<&str>;
-    /// Whether there is such a tensor.
-    fn has(&self, name: &str) -> bool;
-    /// One tensor.
-    fn tensor(&self, name: &str) -> Result<TensorView<'_>>;
-    /// Its bytes are not needed any more.
-    fn release(&self, name: &str);
-}
-
-impl TensorSource for Weights {
-    fn is_gguf(&self) -> bool {
-        self.metadata().is_some()
-    }
-
-    fn names(&self) -> Vec<&str> {
-        Weights::names(self).collect()
-    }
-
-    fn has(&self, name: &str) -> bool {
-        Weights::has(self, name)
-    }
-
-    fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        Ok(Weights::tensor(self, name)?)
-    }
-
-    fn release(&self, name: &str) {
-        Weights::release(self, name);
-    }
-}
-
 /// Hands out the tensors of one model.
 pub struct Loader<'a> {
-    weights: &'a dyn TensorSource,
+    weights: &'a Weights,
     interleaved: Option<usize>,
     used: HashSet<String>,
     progress: &'a mut dyn FnMut(usize),
@@ -153,7 +117,7 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// `progress` is told the bytes of every tensor as it is taken.
     pub fn new(
-        weights: &'a dyn TensorSource,
+        weights: &'a Weights,
         config: &ModelConfig,
         progress: &'a mut dyn FnMut(usize),
     ) -> Self {
@@ -213,9 +177,8 @@ impl<'a> Loader<'a> {
                 || name == "rope_freqs.weight"
                 || name == "lm_head.weight"
         };
-        let mut left = self.weights.names();
-        left.retain(|name| !self.used.contains(*name) && !ignored(name));
-        left.sort_unstable();
+        let unknown = |name: &&str| !self.used.contains(*name) && !ignored(name);
+        let left: Vec<&str> = self.weights.names().filter(unknown).collect();
         match left.first() {
             None => Ok(()),
             Some(first) => Err(Error::Tensor {
@@ -230,14 +193,17 @@ impl<'a> Loader<'a> {
     }
 
     fn name(&self, role: Role, suffix: &str) -> String {
-        role.name(self.weights.is_gguf(), suffix)
+        role.name(self.weights.format() == Format::Gguf, suffix)
     }
 
     fn rotated(&self, role: Role) -> Option<usize> {
         self.interleaved.filter(|_| matches!(role, Role::Q(_) | Role::K(_)))
     }
 
-    fn view(&mut self, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
+    fn view<'n>(&mut self, name: &'n str, shape: &[usize]) -> Result<TensorView<'n>>
+    where
+        'a: 'n,
+    {
         let view = self.weights.tensor(name)?;
         if view.shape != shape {
             return Err(Error::Tensor {
