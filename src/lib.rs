@@ -1,1 +1,13 @@
-//! Hearth.
+//! Hearth: the whole OpenAI platform on localhost, in one process.
+//!
+//! `ARCHITECTURE.md` is the map. One request walks `server` -> `pipeline` -> `engine` ->
+//! `scheduler` and `hearth_models` -> `hearth_kernels`, and never turns back.
+
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod error;
+pub mod pipeline;
+pub mod registry;
+pub mod text;
+pub mod types;
