@@ -5,10 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod error;
+pub mod kv;
 pub mod pipeline;
 pub mod registry;
+pub mod scheduler;
 pub mod server;
 pub mod text;
 pub mod types;

@@ -158,7 +158,7 @@ impl Pipeline {
         let mut choices = Vec::with_capacity(request.n);
         for index in 0..request.n {
             let mut generate = template.clone();
-            generate.sampling.seed = seed.wrapping_add(index as u64);
+            generate.seed = seed.wrapping_add(index as u64);
             let generation = model.engine().submit(generate);
             let generation = generation.map_err(|e| submit_error(e, &request))?;
             choices.push(Choice::new(index, generation, &model, &request, &template));
@@ -209,6 +209,8 @@ fn generate_request(
     Ok(GenerateRequest {
         prompt,
         sampling: sampling(model.defaults(), &request.sampling),
+        logit_bias: request.sampling.logit_bias.clone(),
+        seed: 0, // one for each choice
         max_tokens: request.max_tokens.unwrap_or(room),
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
@@ -233,8 +235,6 @@ fn sampling(defaults: &SamplingOverrides, given: &SamplingOverrides) -> Sampling
         repetition_penalty: pick!(repetition_penalty),
         presence_penalty: pick!(presence_penalty),
         frequency_penalty: pick!(frequency_penalty),
-        logit_bias: given.logit_bias.clone(),
-        seed: 0,
     }
 }
 

@@ -9,48 +9,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
+pub use hearth_kernels::sampling::SamplingParams;
 use tokio::sync::mpsc;
 
 use crate::types::{FinishReason, SeqId, Timings, TokenId, Usage};
-
-/// How the next token is chosen from the logits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Keep the smallest set of tokens with at least this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep this many tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Drop tokens below this share of the best token's probability; 0 drops none.
-    pub min_p: f32,
-    /// Divides (or multiplies, when negative) logits of tokens in prompt or output; 1 is none.
-    pub repetition_penalty: f32,
-    /// Subtracted once from tokens already in the output.
-    pub presence_penalty: f32,
-    /// Subtracted per occurrence in the output.
-    pub frequency_penalty: f32,
-    /// Added to the logit of a token.
-    pub logit_bias: Vec<(TokenId, f32)>,
-    /// Key of the counter-based generator: same seed, same draws, whatever else runs.
-    pub seed: u64,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-        }
-    }
-}
 
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +21,10 @@ pub struct GenerateRequest {
     pub prompt: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// Added to the logit of a token.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Key of the counter-based generator: same seed, same draws, whatever else runs.
+    pub seed: u64,
     /// 0 computes the prompt only (prompt scoring).
     pub max_tokens: usize,
     /// Stop tokens are masked until this many tokens are generated.

@@ -83,11 +83,11 @@ impl Live {
         }
     }
 
-    /// Chooses the next token.
-    pub fn sample(&mut self, logits: &[f32], sampler: &mut Sampler) -> Sampled {
-        let id = sampler.sample(logits, &self.request, &self.history, self.generated);
+    /// Chooses the next token, if there is one to choose.
+    pub fn sample(&mut self, logits: &[f32], sampler: &mut Sampler) -> Option<Sampled> {
+        let id = sampler.sample(logits, &self.request, &self.history, self.generated)?;
         let logprobs = self.request.logprobs.map(|top| sampler.logprobs(logits, id, top));
-        Sampled { id, logprobs }
+        Some(Sampled { id, logprobs })
     }
 
     /// Sends a token; says whether it was the last.

@@ -22,7 +22,7 @@ use std::time::Instant;
 use hearth_models::{KvDType, Model};
 
 use self::handle::{Command, EngineHandle, Limits, Stats, Submission};
-use self::live::Live;
+use self::live::{Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
 use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
@@ -78,10 +78,14 @@ struct Engine {
     last_finish: Instant,
 }
 
-/// A token that a step gave to a sequence, or the end of a prompt that wanted none.
-struct Outcome {
-    id: SeqId,
-    token: Option<live::Sampled>,
+/// What a step gave to a sequence.
+enum Outcome {
+    /// A token.
+    Token(Sampled),
+    /// The end of a prompt that wanted none.
+    PromptDone,
+    /// The logits leave no token to choose.
+    Stuck,
 }
 
 impl Engine {
@@ -166,7 +170,7 @@ impl Engine {
     }
 
     /// One token for every entry that wants one; log-probabilities of scored prompt rows.
-    fn sample(&mut self, batch: &Batch, logits: &Logits) -> Vec<Outcome> {
+    fn sample(&mut self, batch: &Batch, logits: &Logits) -> Vec<(SeqId, Outcome)> {
         let mut outcomes = Vec::new();
         for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
             let live = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
@@ -174,29 +178,42 @@ impl Engine {
                 live.score(position, logits.row(row), &mut self.sampler);
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
-            let token = rows.sample.map(|row| live.sample(logits.row(row), &mut self.sampler));
-            if token.is_some() || (prompt_is_done && live.wants_no_token()) {
-                outcomes.push(Outcome { id: entry.id, token });
-            }
+            let outcome = match rows.sample {
+                Some(row) => match live.sample(logits.row(row), &mut self.sampler) {
+                    Some(token) => Outcome::Token(token),
+                    None => Outcome::Stuck,
+                },
+                None if prompt_is_done && live.wants_no_token() => Outcome::PromptDone,
+                None => continue,
+            };
+            outcomes.push((entry.id, outcome));
         }
         outcomes
     }
 
-    fn update(&mut self, batch: &Batch, outcomes: &[Outcome]) {
-        let token = |o: &Outcome| o.token.as_ref().map(|t| (o.id, t.id));
-        let sampled: Vec<(SeqId, TokenId)> = outcomes.iter().filter_map(token).collect();
-        self.scheduler.update(batch, &sampled);
+    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)]) {
+        let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
+            Outcome::Token(token) => Some((*id, token.id)),
+            Outcome::PromptDone | Outcome::Stuck => None,
+        });
+        self.scheduler.update(batch, &sampled.collect::<Vec<(SeqId, TokenId)>>());
     }
 
     /// Tells the clients, and lets those go that are done.
-    fn emit(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { id, token } in outcomes {
+    fn emit(&mut self, outcomes: Vec<(SeqId, Outcome)>) {
+        for (id, outcome) in outcomes {
             let live = self.live.get_mut(&id).expect("sampled, so alive; this is a bug");
-            let generated = u64::from(token.is_some());
-            self.stats.generated_tokens.fetch_add(generated, Ordering::Relaxed);
-            let end = match token {
-                Some(token) => live.emit(token, Instant::now()),
-                None => Some(FinishReason::Length),
+            let end = match outcome {
+                Outcome::Token(token) => {
+                    self.stats.generated_tokens.fetch_add(1, Ordering::Relaxed);
+                    live.emit(token, Instant::now())
+                }
+                Outcome::PromptDone => Some(FinishReason::Length),
+                Outcome::Stuck => {
+                    live.fail("the model's output leaves no token to choose");
+                    self.remove(id);
+                    continue;
+                }
             };
             if let Some(reason) = end {
                 live.finish(reason);

@@ -18,7 +18,7 @@ const KV_SHARE: f64 = 0.75;
 const RESERVE_BYTES: u64 = 256 << 20;
 
 /// What the operator asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
     /// Tokens of one request; `None` is as many as the model was made for and the memory holds.
     pub ctx_size: Option<usize>,

@@ -48,7 +48,7 @@ pub struct KvShape {
     pub block_len: usize,
     /// Heads of K and of V.
     pub n_kv_heads: usize,
-    /// Numbers per head, a multiple of 8.
+    /// Numbers per head.
     pub head_dim: usize,
 }
 
@@ -93,13 +93,13 @@ impl KvSlab {
     /// Zeroed storage. The system provides pages as they are first written.
     ///
     /// # Panics
-    /// When `block_len` is not a multiple of 16 or `head_dim` not one of 8, or either is 0.
+    /// When `block_len` is not a multiple of 16 or either is 0.
     pub fn new(shape: KvShape, kv_type: KvType) -> KvSlab {
         assert!(
             shape.block_len > 0 && shape.block_len.is_multiple_of(LANES),
             "block_len: multiple of 16"
         );
-        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(8), "head_dim: multiple of 8");
+        assert!(shape.head_dim > 0, "head_dim: at least 1");
         let lines = shape.bytes(kv_type).div_ceil(size_of::<CacheLine>());
         KvSlab { shape, kv_type, memory: zeroed_lines(lines) }
     }
