@@ -11,12 +11,14 @@
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one
-//! thread pool), `cpu` (what this processor can do), `cases` (awkward shapes shared by tests and
-//! benches).
+//! thread pool), `cpu` (what this processor can do), `simd` (sixteen lanes for every instruction
+//! set), `cases` (awkward shapes shared by tests and benches).
 //!
 //! # Adding an op
-//! 1. One folder, `src/<op>/`, with `mod.rs` (contract, argument checks, dispatch, threads) and
-//!    `scalar.rs` (the truth). Faster versions are modules named after their instruction set.
+//! 1. One folder, `src/<op>/`, with `mod.rs`: contract, argument checks, dispatch, threads. An op
+//!    of plain f32 arithmetic is a `simd::Kernel`: one text for every instruction set. One that
+//!    needs other instructions has `scalar.rs` (the truth) and modules named after instruction
+//!    sets.
 //! 2. `mod.rs` takes a [`Pool`] when the op can use threads. The public function uses
 //!    [`Isa::best`] or takes an [`Isa`]; tests run every entry of [`Isa::available`].
 //! 3. Results depend on shapes and positions alone, never on the thread count or on the other rows

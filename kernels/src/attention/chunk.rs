@@ -139,17 +139,22 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     let k: [&[[E; LANES]]; B] = std::array::from_fn(|b| &chunk.k(group + b)[..queries.len()]);
     let mut acc = [[simd.splat(0.0); B]; L];
     for (d, q) in queries.iter().enumerate() {
-        let k: [S::V; B] = std::array::from_fn(|b| E::load(simd, &k[b][d]));
+        let mut vectors = [simd.splat(0.0); B];
+        for (vector, k) in vectors.iter_mut().zip(&k) {
+            *vector = E::load(simd, &k[d]);
+        }
         for l in 0..L {
             let q = simd.splat(q[line + l]);
             for b in 0..B {
-                acc[l][b] = simd.mul_add(q, k[b], acc[l][b]);
+                acc[l][b] = simd.mul_add(q, vectors[b], acc[l][b]);
             }
         }
     }
     for (out, acc) in out[line..line + L].iter_mut().zip(acc) {
         let out = &mut out.as_chunks_mut::<LANES>().0[group..group + B];
-        out.iter_mut().zip(acc).for_each(|(out, acc)| simd.store(acc, out));
+        for (out, acc) in out.iter_mut().zip(acc) {
+            simd.store(acc, out);
+        }
     }
 }
 
@@ -243,8 +248,10 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
         let keys = chunk.keys.end.min(first_key + LANES) - first_key;
         let rows = chunk.v(group).chunks_exact(vectors).take(keys);
         for (key, row) in (first_key..CHUNK).zip(rows) {
-            let row = &row[vector..vector + D];
-            let v: [S::V; D] = std::array::from_fn(|d| E::load(simd, &row[d]));
+            let mut v = [simd.splat(0.0); D];
+            for (v, numbers) in v.iter_mut().zip(&row[vector..vector + D]) {
+                *v = E::load(simd, numbers);
+            }
             for l in 0..L {
                 let weight = simd.splat(weights[l][key]);
                 for d in 0..D {
@@ -257,6 +264,8 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
     // Lines beyond the tile have no place: their accumulators are dropped.
     for (out, acc) in out.chunks_exact_mut(numbers).skip(line).zip(acc) {
         let out = &mut out[2..].as_chunks_mut::<LANES>().0[vector..vector + D];
-        out.iter_mut().zip(acc).for_each(|(out, acc)| simd.store(acc, out));
+        for (out, acc) in out.iter_mut().zip(acc) {
+            simd.store(acc, out);
+        }
     }
 }

@@ -5,8 +5,8 @@
 //!
 //! # Order of arithmetic
 //! Keys are taken in chunks of [`CHUNK`], counted from position 0. A chunk gives every query head
-//! of every row a [partial](tile): the largest score, the sum of the weights, the weighted sum of V.
-//! Partials are merged from the first chunk to the last. Inside a chunk a score is one chain of
+//! of every row a partial: the largest score, the sum of the weights, the weighted sum of
+//! V. Partials are merged from the first chunk to the last. Inside a chunk a score is one chain of
 //! fused multiply-adds over the head, the weights have sixteen partial sums, the weighted sum is
 //! one chain over the keys. None of this depends on the batch, on how a prompt was cut into steps,
 //! on blocks, or on threads, so the result of a row is the same, bit by bit, whatever is computed

@@ -199,10 +199,9 @@ fn write_out<S: Simd, E: Number>(simd: S, call: &Call<'_, E>, tile: &Tile, sums:
         // SAFETY: a line belongs to one tile, and a tile is written by one task.
         let out = unsafe { call.out.take(start..start + dim) };
         let (scale, zero) = (simd.splat(1.0 / sum[1]), simd.splat(0.0));
-        let scaled = |x| simd.add(simd.mul(x, scale), zero);
         let (vectors, _) = sum[2..].as_chunks::<LANES>();
         for (out, x) in out.chunks_mut(LANES).zip(vectors) {
-            let y = scaled(simd.load(x));
+            let y = simd.add(simd.mul(simd.load(x), scale), zero);
             match out.try_into() {
                 Ok(whole) => simd.store(y, whole),
                 Err(_) => simd.store_part(y, out),

@@ -55,8 +55,8 @@ impl Scratch {
         self.kept.retain(|id| weights[*id as usize] >= least);
     }
 
-    /// Takes the token at a place in [0, 1) when the kept ones lie side by side in order of id, each
-    /// as wide as its weight.
+    /// Takes the token at a place in [0, 1) when the kept ones lie side by side in order of id,
+    /// each as wide as its weight.
     pub(super) fn draw(&self, place: f64) -> Option<u32> {
         let target = place * self.total();
         let mut sum = 0.0;

@@ -56,9 +56,10 @@ impl Simd for Avx2 {
         let x = x.as_ptr().cast::<__m128i>();
         // SAFETY: AVX2 is here; the array holds two registers of eight halves.
         unsafe {
-            let widen =
-                |half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)));
-            Pair(widen(_mm_loadu_si128(x)), widen(_mm_loadu_si128(x.add(1))))
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.add(1)));
+            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low));
+            Pair(low, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
         }
     }
 
@@ -122,11 +123,10 @@ impl Simd for Avx2 {
         // SAFETY: `Avx2` exists only where AVX2 does.
         unsafe {
             let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
-            let bits = |v| {
-                let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(v));
-                _mm256_castsi256_ps(_mm256_add_epi32(shifted, one))
-            };
-            Pair(bits(v.0), bits(v.1))
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(v.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(v.1));
+            let low = _mm256_castsi256_ps(_mm256_add_epi32(low, one));
+            Pair(low, _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
         }
     }
 }

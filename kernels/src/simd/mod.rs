@@ -8,6 +8,10 @@
 //! A value that implements [`Simd`] is a proof that the processor has the instructions: it is
 //! created in [`run`] only, after the check. So the methods are safe.
 //!
+//! Inside a kernel there are no closures that call the methods below: the compiler may leave one
+//! out of line, where it is compiled without the instruction set. It shows as an intrinsic that
+//! has a symbol of its own: `nm -C target/release/examples/attention | grep _mm` finds none.
+//!
 //! Deliberately absent: integers (quantised kernels have their own intrinsics), gathers, and
 //! vectors of another width.
 
