@@ -17,22 +17,28 @@ fn weights(dtype: DType, n: usize, k: usize) -> Vec<u8> {
     let len = dtype.row_bytes(n * k).expect("whole blocks");
     let noise = randoms(len, (n + k) as u64);
     let mut bytes: Vec<u8> = noise.iter().map(|x| (x * 128.0) as i8 as u8).collect();
-    let halves: &[usize] = match dtype {
-        DType::Q4_1 | DType::Q5_1 | DType::Q5K => &[0, 2],
-        DType::Q5_0 => &[0],
-        DType::Q2K => &[80, 82],
-        DType::Q3K => &[108],
-        _ => &[],
-    };
     for (block, noise) in bytes.chunks_exact_mut(dtype.block_bytes()).zip(noise) {
-        for &at in halves {
-            block[at..at + 2].copy_from_slice(&half::f16::from_f32(noise * 0.1).to_le_bytes());
-        }
-        if dtype == DType::Q8K {
-            block[..4].copy_from_slice(&(noise * 0.01).to_le_bytes());
-        }
+        set_scales(dtype, block, noise * 0.1);
     }
     bytes
+}
+
+/// Puts a sane number where a block has its scale (and minimum).
+fn set_scales(dtype: DType, block: &mut [u8], d: f32) {
+    let halves: &[usize] = match dtype {
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        _ => &[],
+    };
+    for &at in halves {
+        block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+    }
+    if dtype == DType::Q8K {
+        block[..4].copy_from_slice(&(d * 0.1).to_le_bytes());
+    }
 }
 
 /// x as the kernels see it: rounded to 8 bits block by block.
@@ -142,6 +148,34 @@ fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
         for row in [0, 63, 64, 129] {
             matmul(&one, &x[row * k..(row + 1) * k], 1, &w, &mut y);
             assert_same_bits(&y, &whole[row * n..(row + 1) * n], &format!("{dtype} row {row}"));
+        }
+    }
+}
+
+/// Sums of 16 bits are the narrow place of AVX2: the largest codes of both sides and both signs.
+#[test]
+fn extreme_codes_do_not_saturate() {
+    let pool = Pool::new(1);
+    let (m, n, k) = (2, 16, 256);
+    let x: Vec<f32> = (0..m * k).map(|i| if i < k { 1.0 } else { -1.0 }).collect();
+    for dtype in DType::all().filter(|dtype| dtype.block_len() > 1) {
+        for fill in [0xff, 0x00, 0x80, 0x7f, 0x81] {
+            let mut bytes = vec![fill; dtype.row_bytes(n * k).expect("whole blocks")];
+            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                set_scales(dtype, block, 0.5);
+            }
+            let w = Packed::pack(&pool, dtype, n, k, &bytes);
+            let mut values = vec![0.0; n * k];
+            dequantize(dtype, &bytes, &mut values);
+            let want = truth(&x, &values, m, n, k);
+            for &isa in Isa::available() {
+                let mut y = vec![f32::NAN; m * n];
+                matmul_isa(isa, &pool, &x, m, &w, &mut y);
+                for (y, (want, size)) in y.iter().zip(&want) {
+                    let what = format!("{dtype} {} of {fill:#x}: {y} for {want}", isa.name());
+                    assert!((f64::from(*y) - want).abs() <= 1e-5 * size, "{what}");
+                }
+            }
         }
     }
 }
