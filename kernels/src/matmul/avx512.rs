@@ -1,26 +1,31 @@
-//! AVX-512 with VNNI: 16 columns per register, `vpdpbusd` for four codes of each.
+//! AVX-512 with VNNI: a tile is one register of 16 columns, `vpdpbusd` takes four codes of each.
 //!
 //! ```text
-//! for each step (32 weights of 16 or 32 columns):  unpack to 8 registers per tile
-//!     for each row:  dot = 8 x vpdpbusd with 4 codes of x in every lane
+//! for each tile, for each step (32 weights of 16 columns):  unpack to 8 registers
+//!     for each row:  dot = 8 x vpdpbusd with four codes of x in every lane
 //!                    scale it and add it to the row's sum, which lies in the first cache
 //! ```
 //! The weights stay in registers while the rows pass, so unpacking is paid once per 64 rows, and
-//! any number of rows runs the same code. A single row keeps its sums in registers as well.
+//! any number of rows runs the same code; a single row keeps its sums in registers as well. One
+//! tile at a time means one stream from memory, prefetched by hand: two were a fifth slower where
+//! memory is the limit, and no faster elsewhere.
+
+mod float;
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::layout::{COLUMNS, Record, STEP, Storage, TAIL};
-use super::{FLOAT_CHUNK, Job, ROWS_MAX, activations::SUB_SUMS};
+use super::layout::{COLUMNS, Record, SCALES, STEP, Storage, TAIL};
+use super::{Job, ROWS_MAX, activations::SUB_SUMS};
+use float::{BF16, F16, F32, floats};
 
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
+/// Distance of prefetches, in bytes. The hardware alone reaches two thirds of the read bandwidth.
+const AHEAD: usize = 4096;
 
-/// Rows of a register tile of floats.
-const FLOAT_ROWS: usize = 6;
+/// Rows whose integer sums are in flight together: a chain of `vpdpbusd` has a latency of four or
+/// five, and one or two start per cycle.
+const ROWS_AT_ONCE: usize = 4;
 
 /// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
 ///
@@ -36,51 +41,44 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
             Storage::F32 => floats::<F32>(job, tiles, rows),
             Storage::F16 => floats::<F16>(job, tiles, rows),
             Storage::BF16 => floats::<BF16>(job, tiles, rows),
-            Storage::Blocks(record) => {
-                match (record.codes.lo, record.codes.hi, record.codes.offset) {
-                    (8, 0, 128) => each_pair(tiles, rows, Blocks::<8, 0, 128>(job, record)),
-                    (4, 0, 8) => each_pair(tiles, rows, Blocks::<4, 0, 8>(job, record)),
-                    (4, 0, 0) => each_pair(tiles, rows, Blocks::<4, 0, 0>(job, record)),
-                    (4, 1, 16) => each_pair(tiles, rows, Blocks::<4, 1, 16>(job, record)),
-                    (4, 1, 0) => each_pair(tiles, rows, Blocks::<4, 1, 0>(job, record)),
-                    _ => super::scalar::run(job, tiles, rows),
-                }
-            }
-            Storage::Supers(record) => {
-                match (record.codes.lo, record.codes.hi, record.codes.offset) {
-                    (4, 0, 0) => each_pair(tiles, rows, Supers::<4, 0, 0, 32>(job, record)),
-                    (4, 1, 0) => each_pair(tiles, rows, Supers::<4, 1, 0, 32>(job, record)),
-                    (4, 2, 32) => each_pair(tiles, rows, Supers::<4, 2, 32, 16>(job, record)),
-                    (2, 1, 4) => each_pair(tiles, rows, Supers::<2, 1, 4, 16>(job, record)),
-                    (2, 0, 0) => each_pair(tiles, rows, Supers::<2, 0, 0, 16>(job, record)),
-                    _ => super::scalar::run(job, tiles, rows),
-                }
-            }
+            Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset) {
+                (8, 0, 128) => each_tile(tiles, rows, Blocks::<8, 0, 128>(job, r)),
+                (4, 0, 8) => each_tile(tiles, rows, Blocks::<4, 0, 8>(job, r)),
+                (4, 0, 0) => each_tile(tiles, rows, Blocks::<4, 0, 0>(job, r)),
+                (4, 1, 16) => each_tile(tiles, rows, Blocks::<4, 1, 16>(job, r)),
+                (4, 1, 0) => each_tile(tiles, rows, Blocks::<4, 1, 0>(job, r)),
+                _ => super::scalar::run(job, tiles, rows),
+            },
+            Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.sub) {
+                (4, 0, 32) => each_tile(tiles, rows, Supers::<4, 0, 0, 32>(job, r)),
+                (4, 1, 32) => each_tile(tiles, rows, Supers::<4, 1, 0, 32>(job, r)),
+                (4, 2, 16) => each_tile(tiles, rows, Supers::<4, 2, 32, 16>(job, r)),
+                (2, 1, 16) => each_tile(tiles, rows, Supers::<2, 1, 4, 16>(job, r)),
+                (2, 0, 16) => each_tile(tiles, rows, Supers::<2, 0, 0, 16>(job, r)),
+                _ => super::scalar::run(job, tiles, rows),
+            },
         }
     }
 }
 
-/// A kernel for `C` tiles from `tile` on and `rows`; `R` is 1 for a single row, else [`ROWS_MAX`].
+/// A kernel for one tile; `R` is 1 for a single row, else [`ROWS_MAX`].
 trait Kernel {
     /// # Safety
     /// As [`run`].
-    unsafe fn call<const C: usize, const R: usize>(&self, tile: usize, rows: Range<usize>);
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>);
 }
 
 /// # Safety
 /// As [`run`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn each_pair(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel) {
-    for tile in tiles.clone().step_by(2) {
-        let rows = rows.clone();
+unsafe fn each_tile(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel) {
+    for tile in tiles {
         // SAFETY: passed on from the caller.
         unsafe {
-            match (tiles.end - tile, rows.len()) {
-                (1, 1) => kernel.call::<1, 1>(tile, rows),
-                (1, _) => kernel.call::<1, ROWS_MAX>(tile, rows),
-                (_, 1) => kernel.call::<2, 1>(tile, rows),
-                (_, _) => kernel.call::<2, ROWS_MAX>(tile, rows),
+            match rows.len() {
+                1 => kernel.call::<1>(tile, rows.clone()),
+                _ => kernel.call::<ROWS_MAX>(tile, rows.clone()),
             }
         }
     }
@@ -91,55 +89,73 @@ struct Blocks<'a, const LO: usize, const HI: usize, const OFFSET: i32>(&'a Job<'
 
 impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, LO, HI, OFFSET> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const C: usize, const R: usize>(&self, tile: usize, rows: Range<usize>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
         let Blocks(job, record) = self;
         let count = if R == 1 { 1 } else { rows.len() };
-        let tiles: [*const u8; C] = std::array::from_fn(|c| job.w.tile(tile + c).as_ptr());
-        let mut acc = sums::<C, R>(count);
+        let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
+        let tile_start = job.w.tile(tile).as_ptr();
+        let mut acc = sums::<1, R>(count);
         let steps = if OFFSET == 0 { 1 } else { 2 };
-        let step_bytes = 64 * (LO + HI);
-        let record_bytes = steps * step_bytes + TAIL;
-        debug_assert_eq!(record_bytes, record.bytes);
+        debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
+        let record_bytes = steps * 64 * (LO + HI) + TAIL;
         for block in 0..job.acts.k / STEP {
             let step = block % steps;
             let at = block * job.acts.m + rows.start;
-            // SAFETY: block, step and row lie within the tile and the activations; `acc` is
+            // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
             // initialised up to `count`.
             unsafe {
-                let mut w = [[_mm512_setzero_si512(); 8]; C];
-                let (mut d, mut m) = ([_mm512_setzero_ps(); C], [_mm512_setzero_ps(); C]);
-                for c in 0..C {
-                    let record = tiles[c].add(block / steps * record_bytes);
-                    w[c] = unpack::<LO, HI>(record.add(step * step_bytes));
-                    let tail = record.add(record_bytes - TAIL);
-                    d[c] = halves(tail.add(32 * step));
-                    if OFFSET == 0 {
-                        m[c] = halves(tail.add(32));
-                    }
+                let record = tile_start.add(block / steps * record_bytes);
+                let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI)));
+                let tail = record.add(record_bytes - TAIL);
+                prefetch(tail);
+                let d = halves(tail.add(32 * step));
+                let m = if OFFSET == 0 { halves(tail.add(32)) } else { _mm512_setzero_ps() };
+                for r in (0..together).step_by(ROWS_AT_ONCE) {
+                    let acc = &mut acc[r..r + ROWS_AT_ONCE];
+                    self.add_block::<ROWS_AT_ONCE>(&w, d, m, at + r, acc);
                 }
-                let mut q = job.acts.codes.as_ptr().add(at * STEP);
-                let scales = job.acts.scales.as_ptr().add(at);
-                let sums = job.acts.sums.as_ptr().add(at);
-                for r in 0..count {
-                    let acc = acc[r].assume_init_mut();
-                    let dot = dots::<C>(&w, q, 0..8);
-                    let (s, sum) =
-                        (_mm512_set1_ps(*scales.add(r)), _mm512_set1_epi32(*sums.add(r)));
-                    let shift = _mm512_mullo_epi32(sum, _mm512_set1_epi32(OFFSET));
-                    for c in 0..C {
-                        let dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot[c], shift));
-                        acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(d[c], s), dot, acc[c]);
-                        if OFFSET == 0 {
-                            let sum = _mm512_cvtepi32_ps(sum);
-                            acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(m[c], s), sum, acc[c]);
-                        }
-                    }
-                    q = q.add(STEP);
+                for r in together..count {
+                    self.add_block::<1>(&w, d, m, at + r, &mut acc[r..r + 1]);
                 }
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
         unsafe { store(job, tile, rows, &acc) };
+    }
+}
+
+impl<const LO: usize, const HI: usize, const OFFSET: i32> Blocks<'_, LO, HI, OFFSET> {
+    /// Adds a block of `R` rows to their sums.
+    ///
+    /// # Safety
+    /// `at` is the index of the block in the activations for the first row, and `R - 1` more
+    /// follow; `acc` has `R` initialised elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_block<const R: usize>(
+        &self,
+        w: &[__m512i; 8],
+        d: __m512,
+        m: __m512,
+        at: usize,
+        acc: &mut [MaybeUninit<[__m512; 1]>],
+    ) {
+        let acts = self.0.acts;
+        // SAFETY: the caller's promise.
+        let dots = unsafe { dots::<R>(w, acts.codes.as_ptr().add(at * STEP), STEP, 0..8) };
+        for (r, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+            // SAFETY: the caller's promise.
+            let (acc, s, sum) = unsafe {
+                let (s, sum) = (acts.scales.as_ptr().add(at + r), acts.sums.as_ptr().add(at + r));
+                (&mut acc.assume_init_mut()[0], _mm512_set1_ps(*s), _mm512_set1_epi32(*sum))
+            };
+            let shift = _mm512_mullo_epi32(sum, _mm512_set1_epi32(OFFSET));
+            let dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot, shift));
+            *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), dot, *acc);
+            if OFFSET == 0 {
+                *acc = _mm512_fmadd_ps(_mm512_mul_ps(m, s), _mm512_cvtepi32_ps(sum), *acc);
+            }
+        }
     }
 }
 
@@ -153,57 +169,38 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
     for Supers<'_, LO, HI, OFFSET, SUB>
 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const C: usize, const R: usize>(&self, tile: usize, rows: Range<usize>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
         let Supers(job, record) = self;
+        debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
         let count = if R == 1 { 1 } else { rows.len() };
-        let tiles: [*const u8; C] = std::array::from_fn(|c| job.w.tile(tile + c).as_ptr());
-        let mut acc = sums::<C, R>(count);
-        let mut isum = [const { MaybeUninit::<[__m512i; C]>::uninit() }; R];
-        let step_bytes = 64 * (LO + HI);
+        let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
+        let tile_start = job.w.tile(tile).as_ptr();
+        let mut acc = sums::<1, R>(count);
+        let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
+        let record_bytes = 8 * 64 * (LO + HI) + SCALES + TAIL;
         for block in 0..job.acts.k / 256 {
             let at = block * job.acts.m + rows.start;
-            let offset = block * record.bytes;
             for isum in &mut isum[..count] {
-                isum.write([_mm512_setzero_si512(); C]);
+                isum.write(_mm512_setzero_si512());
             }
-            for step in 0..8 {
-                // SAFETY: block, step and row lie within the tile and the activations; `isum` is
-                // initialised up to `count`.
-                unsafe {
-                    let mut w = [[_mm512_setzero_si512(); 8]; C];
-                    let mut scale = [[_mm512_setzero_si512(); 2]; C];
-                    for c in 0..C {
-                        let record = tiles[c].add(offset);
-                        w[c] = unpack::<LO, HI>(record.add(step * step_bytes));
-                        let scales = record.add(8 * step_bytes);
-                        scale[c] = Self::scales(scales, step);
+            // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
+            // initialised up to `count`.
+            unsafe {
+                let record = tile_start.add(block * record_bytes);
+                let scales = record.add(8 * 64 * (LO + HI));
+                for step in 0..8 {
+                    let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI)));
+                    let scale = Self::scales(scales, step);
+                    let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
+                    for r in (0..together).step_by(ROWS_AT_ONCE) {
+                        let isum = &mut isum[r..r + ROWS_AT_ONCE];
+                        Self::add_step::<ROWS_AT_ONCE>(&w, scale, q.add(256 * r), isum);
                     }
-                    let mut q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
-                    for isum in &mut isum[..count] {
-                        let isum = isum.assume_init_mut();
-                        if SUB == 32 {
-                            let dot = dots::<C>(&w, q, 0..8);
-                            for c in 0..C {
-                                let scaled = _mm512_mullo_epi32(dot[c], scale[c][0]);
-                                isum[c] = _mm512_add_epi32(isum[c], scaled);
-                            }
-                        } else {
-                            let dot = [dots::<C>(&w, q, 0..4), dots::<C>(&w, q, 4..8)];
-                            for c in 0..C {
-                                let first = _mm512_mullo_epi32(dot[0][c], scale[c][0]);
-                                let second = _mm512_mullo_epi32(dot[1][c], scale[c][1]);
-                                let scaled = _mm512_add_epi32(first, second);
-                                isum[c] = _mm512_add_epi32(isum[c], scaled);
-                            }
-                        }
-                        q = q.add(256);
+                    for r in together..count {
+                        Self::add_step::<1>(&w, scale, q.add(256 * r), &mut isum[r..r + 1]);
                     }
                 }
-            }
-            // SAFETY: as above; `acc` is initialised up to `count`.
-            unsafe {
-                let records = tiles.map(|tile| tile.add(offset));
-                self.add_block::<C>(records, at, &isum[..count], &mut acc[..count]);
+                self.add_block(scales, at, &isum[..count], &mut acc[..count]);
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
@@ -214,6 +211,30 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
 impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
     Supers<'_, LO, HI, OFFSET, SUB>
 {
+    /// Adds a step of `R` rows to their integer sums.
+    ///
+    /// # Safety
+    /// `q` points to 32 codes of each row, 256 apart; `isum` has `R` initialised elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_step<const R: usize>(
+        w: &[__m512i; 8],
+        scale: [__m512i; 2],
+        q: *const i8,
+        isum: &mut [MaybeUninit<__m512i>],
+    ) {
+        for half in 0..32 / SUB {
+            let groups = half * SUB / 4..(half + 1) * SUB / 4;
+            // SAFETY: the caller's promise.
+            let dots = unsafe { dots::<R>(w, q, 256, groups) };
+            for (isum, dot) in isum.iter_mut().zip(dots) {
+                // SAFETY: the caller's promise.
+                let isum = unsafe { isum.assume_init_mut() };
+                *isum = _mm512_add_epi32(*isum, _mm512_mullo_epi32(dot, scale[half]));
+            }
+        }
+    }
+
     /// The scales of a step as integers: one, or two for the halves of the step.
     ///
     /// # Safety
@@ -268,79 +289,74 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
     /// Ends a block: subtracts offsets or minima and adds the block to the float sums.
     ///
     /// # Safety
-    /// `records` are the records of the block, `at` is its index in the activations for the first
-    /// row; `isum` and `acc` are initialised.
+    /// `scales` are the scale bytes of the record, `at` is the index of the block in the
+    /// activations for the first row; `isum` and `acc` are initialised.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn add_block<const C: usize>(
+    unsafe fn add_block(
         &self,
-        records: [*const u8; C],
+        scales: *const u8,
         at: usize,
-        isum: &[MaybeUninit<[__m512i; C]>],
-        acc: &mut [MaybeUninit<[__m512; C]>],
+        isum: &[MaybeUninit<__m512i>],
+        acc: &mut [MaybeUninit<[__m512; 1]>],
     ) {
-        let Supers(job, record) = self;
-        let mut mins = [[_mm512_setzero_si512(); 8]; C];
-        let (mut d, mut dmin) = ([_mm512_setzero_ps(); C], [_mm512_setzero_ps(); C]);
+        let acts = self.0.acts;
         let pairs = 128 / SUB;
+        let mut mins = [_mm512_setzero_si512(); 8];
         // SAFETY: the caller's promise.
         unsafe {
-            for c in 0..C {
-                let scales = records[c].add(8 * 64 * (LO + HI));
-                for pair in 0..pairs {
-                    mins[c][pair] = Self::min_pairs(scales, pair);
-                }
-                let tail = records[c].add(record.bytes - TAIL);
-                (d[c], dmin[c]) = (halves(tail), halves(tail.add(32)));
+            for (pair, mins) in mins[..pairs].iter_mut().enumerate() {
+                *mins = Self::min_pairs(scales, pair);
             }
-            let scales = job.acts.scales.as_ptr().add(at);
-            let sums =
-                job.acts.sub_sums.as_ptr().add(at * SUB_SUMS + if SUB == 32 { 16 } else { 0 });
+            for line in 0..(SCALES + TAIL) / 64 {
+                prefetch(scales.add(64 * line));
+            }
+            let (d, dmin) = (halves(scales.add(SCALES)), halves(scales.add(SCALES + 32)));
+            let first_sum = if SUB == 32 { 16 } else { 0 };
             for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
-                let (isum, acc) = (isum.assume_init_ref(), acc.assume_init_mut());
-                let s = _mm512_set1_ps(*scales.add(r));
-                let sums = sums.add(r * SUB_SUMS).cast::<i32>();
-                let mut msum = [_mm512_setzero_si512(); C];
-                for pair in 0..pairs {
+                let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[0]);
+                let s = _mm512_set1_ps(*acts.scales.as_ptr().add(at + r));
+                let sums =
+                    acts.sub_sums.as_ptr().add((at + r) * SUB_SUMS + first_sum).cast::<i32>();
+                let mut msum = _mm512_setzero_si512();
+                for (pair, mins) in mins[..pairs].iter().enumerate() {
                     let two = _mm512_set1_epi32(sums.add(pair).read_unaligned());
-                    for c in 0..C {
-                        msum[c] = _mm512_dpwssd_epi32(msum[c], mins[c][pair], two);
-                    }
+                    msum = _mm512_dpwssd_epi32(msum, *mins, two);
                 }
-                for c in 0..C {
-                    let shift = _mm512_mullo_epi32(msum[c], _mm512_set1_epi32(OFFSET));
-                    let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(isum[c], shift));
-                    acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(d[c], s), sum, acc[c]);
-                    if OFFSET == 0 {
-                        let msum = _mm512_cvtepi32_ps(msum[c]);
-                        acc[c] = _mm512_fnmadd_ps(_mm512_mul_ps(dmin[c], s), msum, acc[c]);
-                    }
+                let shift = _mm512_mullo_epi32(msum, _mm512_set1_epi32(OFFSET));
+                let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(isum, shift));
+                *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), sum, *acc);
+                if OFFSET == 0 {
+                    let msum = _mm512_cvtepi32_ps(msum);
+                    *acc = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, s), msum, *acc);
                 }
             }
         }
     }
 }
 
-/// Sums of a row in `C` tiles, for some groups of a step: codes of W times the codes at `q`.
+/// Sums of `R` rows over some groups of a step: codes of W times the codes at `q`, the rows
+/// `stride` apart.
 ///
 /// # Safety
-/// `q` points to 32 codes.
+/// `q` points to 32 codes of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn dots<const C: usize>(
-    w: &[[__m512i; 8]; C],
+unsafe fn dots<const R: usize>(
+    w: &[__m512i; 8],
     q: *const i8,
+    stride: usize,
     groups: Range<usize>,
-) -> [__m512i; C] {
-    let mut dot = [_mm512_setzero_si512(); C];
+) -> [__m512i; R] {
+    let mut dots = [_mm512_setzero_si512(); R];
     for g in groups {
-        // SAFETY: four codes within the 32.
-        let four = _mm512_set1_epi32(unsafe { q.cast::<i32>().add(g).read_unaligned() });
-        for c in 0..C {
-            dot[c] = _mm512_dpbusd_epi32(dot[c], w[c][g], four);
+        for (r, dot) in dots.iter_mut().enumerate() {
+            // SAFETY: four codes within the 32 of a row.
+            let four = unsafe { q.add(r * stride).cast::<i32>().add(g).read_unaligned() };
+            *dot = _mm512_dpbusd_epi32(*dot, w[g], _mm512_set1_epi32(four));
         }
     }
-    dot
+    dots
 }
 
 /// The groups of a step as bytes.
@@ -352,6 +368,9 @@ unsafe fn dots<const C: usize>(
 unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m512i; 8] {
     // SAFETY: the caller's promise; there are LO + HI planes.
     let plane = |i: usize| unsafe { _mm512_loadu_si512(step.add(64 * i).cast()) };
+    for i in 0..LO + HI {
+        prefetch(step.wrapping_add(64 * i));
+    }
     let low_mask = _mm512_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
     let mut w = [_mm512_setzero_si512(); 8];
     for (g, w) in w.iter_mut().enumerate() {
@@ -366,6 +385,13 @@ unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m512i;
         }
     }
     w
+}
+
+/// Asks for the cache line that follows `p` by [`AHEAD`] bytes. A tile is followed by the next tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
 }
 
 /// Shifts 16-bit lanes left (right when negative) by a number known after inlining.
@@ -430,104 +456,6 @@ unsafe fn store<const C: usize>(
             let mask = (0xffff_u32 >> (COLUMNS - columns)) as __mmask16;
             // SAFETY: the masked columns are within row `row` of y, and ours.
             unsafe { _mm512_mask_storeu_ps(job.y.at(row * job.w.n() + first), mask, *acc) };
-        }
-    }
-}
-
-/// Float weights of kind `W`: register tiles of up to 6 rows and 4 tiles of columns.
-///
-/// # Safety
-/// As [`run`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn floats<const W: u8>(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
-    let mut tile = tiles.start;
-    // SAFETY: passed on from the caller.
-    unsafe {
-        while tile + 4 <= tiles.end {
-            float_tiles::<W, 4>(job, tile, rows.clone());
-            tile += 4;
-        }
-        while tile < tiles.end {
-            float_tiles::<W, 1>(job, tile, rows.clone());
-            tile += 1;
-        }
-    }
-}
-
-/// # Safety
-/// As [`run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_tiles<const W: u8, const C: usize>(job: &Job, tile: usize, rows: Range<usize>) {
-    let tiles: [*const u8; C] = std::array::from_fn(|c| job.w.tile(tile + c).as_ptr());
-    let mut acc = sums::<C, ROWS_MAX>(rows.len());
-    let k = job.acts.k;
-    for from in (0..k).step_by(FLOAT_CHUNK) {
-        let chunk = from..k.min(from + FLOAT_CHUNK);
-        for first in (0..rows.len()).step_by(FLOAT_ROWS) {
-            let count = FLOAT_ROWS.min(rows.len() - first);
-            // SAFETY: the rows and the chunk lie within x, the chunk within the tiles, and `acc` is
-            // initialised for the rows.
-            unsafe {
-                let x = job.acts.x.as_ptr().add((rows.start + first) * k);
-                let acc = &mut acc[first..first + count];
-                match count {
-                    1 => float_part::<W, C, 1>(&tiles, x, k, chunk.clone(), acc),
-                    2 => float_part::<W, C, 2>(&tiles, x, k, chunk.clone(), acc),
-                    3 => float_part::<W, C, 3>(&tiles, x, k, chunk.clone(), acc),
-                    4 => float_part::<W, C, 4>(&tiles, x, k, chunk.clone(), acc),
-                    5 => float_part::<W, C, 5>(&tiles, x, k, chunk.clone(), acc),
-                    _ => float_part::<W, C, FLOAT_ROWS>(&tiles, x, k, chunk.clone(), acc),
-                }
-            }
-        }
-    }
-    // SAFETY: `acc` is initialised for `rows`; the rest is passed on from the caller.
-    unsafe { store(job, tile, rows, &acc) };
-}
-
-/// Adds the partial sums over `chunk` of `R` rows, `k` apart from `x` on.
-///
-/// # Safety
-/// Tiles and rows have these elements; `acc` has `R` initialised rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_part<const W: u8, const C: usize, const R: usize>(
-    tiles: &[*const u8; C],
-    x: *const f32,
-    k: usize,
-    chunk: Range<usize>,
-    acc: &mut [MaybeUninit<[__m512; C]>],
-) {
-    let mut part = [[_mm512_setzero_ps(); C]; R];
-    for i in chunk {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut w = [_mm512_setzero_ps(); C];
-            for c in 0..C {
-                w[c] = match W {
-                    F32 => _mm512_loadu_ps(tiles[c].add(64 * i).cast()),
-                    F16 => halves(tiles[c].add(32 * i)),
-                    _ => {
-                        let bits = _mm256_loadu_si256(tiles[c].add(32 * i).cast());
-                        let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
-                        _mm512_castsi512_ps(wide)
-                    }
-                };
-            }
-            for (r, part) in part.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x.add(r * k + i));
-                for c in 0..C {
-                    part[c] = _mm512_fmadd_ps(x, w[c], part[c]);
-                }
-            }
-        }
-    }
-    for (acc, part) in acc.iter_mut().zip(&part) {
-        // SAFETY: the caller's promise.
-        let acc = unsafe { acc.assume_init_mut() };
-        for c in 0..C {
-            acc[c] = _mm512_add_ps(acc[c], part[c]);
         }
     }
 }

@@ -13,6 +13,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod layout;
 mod packed;
@@ -97,6 +99,9 @@ fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
         // which no two tasks share a column of a row.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::run(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(job, tiles, rows) },
         _ => scalar::run(job, tiles, rows),
     }
 }
