@@ -20,7 +20,7 @@ const COMPANIONS: [&str; 6] = [
 /// The files to have, and what to open.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// Open the folder. When `files` holds [`SHARD_INDEX`], the shards that it lists are needed too.
+    /// Open the folder. With [`SHARD_INDEX`] among `files`, the shards that it lists are needed too.
     Folder { files: Vec<String> },
     /// Open the first; the others are its later parts.
     Gguf { files: Vec<String> },
@@ -114,8 +114,8 @@ fn part(file: &str) -> Option<Part<'_>> {
     Some(Part { stem, no: number(no)?, count: number(count)? })
 }
 
-/// Whether `word` stands in `name` with no letter, digit or `_` beside it, in any case: `Q4_K` is not
-/// in `x-Q4_K_M.gguf`, and `F16` is not in `x-BF16.gguf`.
+/// Whether `word` stands in `name` with no letter, digit or `_` beside it, in any case: `Q4_K` is
+/// not in `x-Q4_K_M.gguf`, and `F16` is not in `x-BF16.gguf`.
 fn has_word(name: &str, word: &str) -> bool {
     let (name, word) = (name.to_ascii_lowercase(), word.to_ascii_lowercase());
     let inside = |c: char| c.is_alphanumeric() || c == '_';
