@@ -3,8 +3,10 @@
 //! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
 //! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
 
+pub mod hub;
 mod load;
 pub mod plan;
+pub mod source;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;

@@ -61,8 +61,8 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A count of items that take at least `item_bytes_min` bytes each: refused when the rest of the
-    /// file cannot hold them, so that a count never decides how much memory is asked for.
+    /// A count of items that take at least `item_bytes_min` bytes each: refused when the rest of
+    /// the file cannot hold them, so that a count never decides how much memory is asked for.
     pub(super) fn count(&mut self, what: &str, item_bytes_min: usize) -> Result<usize> {
         let at = self.at;
         let count = self.u64()?;

@@ -189,8 +189,7 @@ impl<'a> Array<'a> {
         Self { element, len, bytes }
     }
 
-    /// Reads the array's head; the elements were walked when the file was opened, so here only their
-    /// extent is found.
+    /// Reads the array's head and finds its extent; it was checked when the file was opened.
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self> {
         let mut probe = *cursor;
         let (element, len) = array_head(&mut probe)?;
@@ -363,7 +362,7 @@ impl Metadata {
         }
     }
 
-    /// The value as a `T`, or `None` when there is no such key. A value of another kind is an error.
+    /// The value as a `T`, or `None` without such a key. A value of another kind is an error.
     pub fn get_opt<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.value(key)? else { return Ok(None) };
         let found = value.value_type();

@@ -1,11 +1,11 @@
 //! Weight files as named tensors: GGUF and SafeTensors behind one type.
 //!
-//! Owns: opening and checking the files, the memory map, the tensor index, GGUF metadata, and the
-//! writer of GGUF files. May import: `hearth-kernels` (for the element types), nothing else of ours.
-//! Runs on whatever thread asks; everything is read-only and `Sync`.
+//! Owns: opening and checking the files, the memory map, the tensor index, GGUF metadata, the
+//! writer of GGUF files, and in `loader` the names that each format gives to a role. May import:
+//! `hearth-kernels`. Runs on whatever thread asks; everything is read-only and `Sync`.
 //!
-//! Absent on purpose: what tensors mean (families and their name tables), arithmetic on them
-//! (kernels), JSON configuration (`config`), and the network (the `hearth` package's registry).
+//! Absent on purpose: what a family does with its tensors, arithmetic on them (kernels), JSON
+//! configuration (`config`), and the network (the `hearth` package's registry).
 //!
 //! The files are untrusted. No count, length, dimension or offset is used before it is checked
 //! against the bytes that are really there, and errors name the offset or the tensor.

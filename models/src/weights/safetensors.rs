@@ -1,8 +1,7 @@
 //! SafeTensors: one file, or shards with an index.
 //!
-//! A file is 8 bytes of header length (little-endian), a JSON header, and the data. Read here rather
-//! than through the `safetensors` crate, which lets a name that appears twice pass and whose errors
-//! do not say where. Tensors with an empty dimension are legal in this format and are kept.
+//! A file is 8 bytes of header length (little-endian), a JSON header, and the data. It is read here
+//! and not by the `safetensors` crate, whose errors do not say which tensor or where. Tensors with an empty dimension are legal in this format and are kept.
 
 use super::DType;
 use super::cursor::Cursor;
