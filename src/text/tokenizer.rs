@@ -16,6 +16,7 @@ use super::TextError;
 use super::detokenize::{DecodeStream, Detokenizer};
 use super::gguf::{self, GgufVocab};
 use super::spm::ScoreBpe;
+use super::template;
 
 /// How special tokens are treated when text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub struct Tokenizer {
 /// The algorithm behind the vocabulary.
 pub(super) enum Model {
     /// Any model of the `tokenizers` crate.
-    Wrapped(ModelWrapper),
+    Wrapped(Box<ModelWrapper>),
     /// SentencePiece BPE driven by scores (GGUF `llama`).
     Score(ScoreBpe),
 }
@@ -96,7 +97,7 @@ impl Tokenizer {
             pre_tokenizer: parsed.get_pre_tokenizer().cloned(),
             post_processor: parsed.get_post_processor().cloned(),
             decoder: parsed.get_decoder().cloned(),
-            model: Model::Wrapped(parsed.get_model().clone()),
+            model: Model::Wrapped(Box::new(parsed.get_model().clone())),
             named: NamedIds { bos, ..NamedIds::default() },
         }))
     }
@@ -132,6 +133,14 @@ impl Tokenizer {
             other_ends: self.named.other_ends.clone(),
         };
         Self { named: Arc::new(named), ..self }
+    }
+
+    /// [`Tokenizer::with_bos_eos`] from a `tokenizer_config.json`, whose tokens are each a text or
+    /// an object with `content`.
+    pub fn with_config(self, config: &serde_json::Value) -> Self {
+        let tokens = template::special_tokens(config);
+        let token = |name| tokens.get(name).and_then(serde_json::Value::as_str);
+        self.with_bos_eos(token("bos_token"), token("eos_token"))
     }
 
     /// Text to ids.
