@@ -9,5 +9,6 @@ pub mod engine;
 pub mod error;
 pub mod pipeline;
 pub mod registry;
+pub mod server;
 pub mod text;
 pub mod types;

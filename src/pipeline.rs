@@ -5,13 +5,19 @@
 //! [`Pipeline::generate`], in reading order. Deliberately absent: the wire. What a client may send
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
+mod choice;
+
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use serde_json::{Map, Value};
 
-use crate::engine::handle::SamplingParams;
+use self::choice::Choice;
+use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
-use crate::registry::Registry;
+use crate::registry::{Registry, ServedModel};
+use crate::text::Special;
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
 /// What is to be continued.
@@ -123,4 +129,187 @@ pub enum TextEvent {
         /// Where the time went.
         timings: Timings,
     },
+}
+
+/// The rooms that a request passes.
+#[derive(Clone)]
+pub struct Pipeline {
+    registry: Arc<Registry>,
+}
+
+impl Pipeline {
+    /// Over what the registry serves.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
+    /// What can be asked for.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Starts a request, or says at once why not. Dropping the stream cancels it.
+    pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
+        let model = self.registry.get(&request.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let prompt = encode(&model, &request)?;
+        let template = generate_request(&model, &request, prompt)?;
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let mut choices = Vec::with_capacity(request.n);
+        for index in 0..request.n {
+            let mut generate = template.clone();
+            generate.sampling.seed = seed.wrapping_add(index as u64);
+            let generation = model.engine().submit(generate);
+            let generation = generation.map_err(|e| submit_error(e, &request))?;
+            choices.push(Choice::new(index, generation, &model, &request, &template));
+        }
+        Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+    }
+}
+
+/// Renders and encodes. A text that already begins with the beginning-of-text token (a template
+/// that writes it) gets no second one.
+fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Error> {
+    let text = match &request.prompt {
+        Prompt::Tokens(ids) => return Ok(ids.clone()),
+        Prompt::Text(text) => text.clone(),
+        Prompt::Chat { messages, template_kwargs } => {
+            let template = model.template().ok_or_else(|| {
+                let message = format!("The model `{}` has no chat template.", model.id());
+                Error::unsupported("messages", message)
+            })?;
+            template
+                .render(messages, None, true, template_kwargs)
+                .map_err(|e| Error::invalid("messages", e.to_string()))?
+        }
+    };
+    let encoded = model.tokenizer().encode(&text, Special::PROMPT);
+    encoded.map_err(|e| Error::invalid("prompt", e.to_string()))
+}
+
+/// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
+fn generate_request(
+    model: &ServedModel,
+    request: &TextRequest,
+    prompt: Vec<TokenId>,
+) -> Result<GenerateRequest, Error> {
+    let max = model.context_len();
+    let room = max.saturating_sub(prompt.len());
+    if prompt.len() > max || (room == 0 && request.max_tokens != Some(0)) {
+        let (prompt, param) = (prompt.len(), request.prompt_param());
+        return Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param });
+    }
+    let vocab_len = model.engine().limits().vocab_len;
+    if let Some((id, _)) = request.sampling.logit_bias.iter().find(|b| b.0 as usize >= vocab_len) {
+        let message = format!("token id {id} is not in the vocabulary of {vocab_len} tokens");
+        return Err(Error::invalid("logit_bias", message));
+    }
+    let mut stop_ids = model.stop_ids().to_vec();
+    stop_ids.extend(&request.stop_token_ids);
+    Ok(GenerateRequest {
+        prompt,
+        sampling: sampling(model.defaults(), &request.sampling),
+        max_tokens: request.max_tokens.unwrap_or(room),
+        min_tokens: request.min_tokens,
+        stop_ids: stop_ids.into(),
+        ignore_eos: request.ignore_eos,
+        logprobs: request.logprobs,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+    })
+}
+
+fn sampling(defaults: &SamplingOverrides, given: &SamplingOverrides) -> SamplingParams {
+    let openai = SamplingParams::default();
+    macro_rules! pick {
+        ($field:ident) => {
+            given.$field.or(defaults.$field).unwrap_or(openai.$field)
+        };
+    }
+    SamplingParams {
+        temperature: pick!(temperature),
+        top_p: pick!(top_p),
+        top_k: pick!(top_k),
+        min_p: pick!(min_p),
+        repetition_penalty: pick!(repetition_penalty),
+        presence_penalty: pick!(presence_penalty),
+        frequency_penalty: pick!(frequency_penalty),
+        logit_bias: given.logit_bias.clone(),
+        seed: 0,
+    }
+}
+
+fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
+    match error {
+        SubmitError::TooLong { prompt, max_tokens, max } => Error::ContextLengthExceeded {
+            prompt,
+            completion: max_tokens,
+            max,
+            param: request.max_tokens_param,
+        },
+        SubmitError::EmptyPrompt => {
+            Error::invalid(request.prompt_param(), "The prompt has no token.")
+        }
+        SubmitError::UnknownToken(id) => {
+            let message = format!("Token id {id} is not in the vocabulary.");
+            Error::invalid(request.prompt_param(), message)
+        }
+        SubmitError::QueueFull { waiting, retry_after } => Error::QueueFull { waiting, retry_after },
+        SubmitError::ShuttingDown => Error::ShuttingDown,
+    }
+}
+
+/// The operating system's randomness, through the standard library's hasher.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+impl TextRequest {
+    fn prompt_param(&self) -> &'static str {
+        match self.prompt {
+            Prompt::Chat { .. } => "messages",
+            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+        }
+    }
+}
+
+/// The running choices of one request. Dropping it cancels them.
+pub struct TextStream {
+    choices: Vec<Choice>,
+    prompt: Vec<TokenId>,
+    /// Where the next round begins, so that no choice starves the others.
+    next: usize,
+}
+
+impl TextStream {
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// The prompt as the model sees it.
+    pub fn prompt_ids(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// The next event of any choice; `None` after every choice has finished.
+    pub async fn next(&mut self) -> Option<Result<TextEvent, Error>> {
+        poll_fn(|cx| {
+            let count = self.choices.len();
+            let mut open = false;
+            for step in 0..count {
+                let place = (self.next + step) % count;
+                match self.choices[place].poll(cx) {
+                    Poll::Ready(Some(event)) => {
+                        self.next = (place + 1) % count;
+                        return Poll::Ready(Some(event));
+                    }
+                    Poll::Ready(None) => {}
+                    Poll::Pending => open = true,
+                }
+            }
+            if open { Poll::Pending } else { Poll::Ready(None) }
+        })
+        .await
+    }
 }

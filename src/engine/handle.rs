@@ -170,8 +170,10 @@ pub struct Stats {
     pub kv_blocks_used: AtomicUsize,
     /// Requests ever submitted.
     pub requests: AtomicU64,
-    /// Prompt tokens computed.
+    /// Tokens of the prompts that were admitted.
     pub prompt_tokens: AtomicU64,
+    /// Rows of all forward passes; more than prompts and answers when sequences were preempted.
+    pub computed_tokens: AtomicU64,
     /// Tokens generated.
     pub generated_tokens: AtomicU64,
     /// Forward passes.

@@ -68,11 +68,12 @@ impl GgufWriter {
         let Some((&row, outer)) = shape.split_last() else {
             return Err(invalid(format!("tensor `{name}` has no dimensions")));
         };
-        if shape.contains(&0) || !row.is_multiple_of(dtype.block_len()) {
+        let row_bytes = dtype.row_bytes(row).filter(|_| !shape.contains(&0));
+        let Some(row_bytes) = row_bytes else {
             let ty = dtype.name();
             return Err(invalid(format!("tensor `{name}`: {shape:?} is not whole {ty} blocks")));
-        }
-        let len = outer.iter().product::<usize>() * dtype.row_bytes(row);
+        };
+        let len = outer.iter().product::<usize>() * row_bytes;
         put_text(&mut self.table, name);
         put_u32(&mut self.table, shape.len() as u32);
         shape.iter().rev().for_each(|&dim| put_u64(&mut self.table, dim as u64));

@@ -11,18 +11,19 @@
 //! against the bytes that are really there, and errors name the offset or the tensor.
 
 mod cursor;
-mod dtype;
 mod error;
 pub mod gguf;
 pub mod gguf_writer;
 mod index;
+mod loader;
 mod metadata;
 mod mmap;
 pub mod safetensors;
 
-pub use dtype::DType;
 pub use error::{Error, Result};
+pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
+pub use loader::{Loader, MatrixSource, Role};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
 pub use mmap::MappedFile;
 

@@ -1,0 +1,161 @@
+//! Large zeroed memory in huge pages.
+//!
+//! A matrix read once per token is bound by memory bandwidth, and pages of 4 KiB halve the
+//! bandwidth on the machine measured. [`HugeBuf`] asks for pages of 2 MiB: it starts on a 2 MiB
+//! boundary and carries `MADV_HUGEPAGE`. Its last part, less than 2 MiB, stays in small pages, so a
+//! buffer costs no more memory than it holds.
+//!
+//! Deliberately absent: growth, and any guarantee that the system grants huge pages.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use bytemuck::Pod;
+
+/// Alignment of every buffer, in bytes: a cache line, and the widest vector.
+const ALIGN: usize = 64;
+/// Size of a huge page. Smaller buffers come from the allocator.
+const HUGE: usize = 2 << 20;
+
+/// A fixed number of elements, zero at first, aligned to 64 bytes (2 MiB when as large as that).
+///
+/// Memory is not touched before its first use, so the threads that fill it also fault it in.
+pub struct HugeBuf<T: Pod> {
+    start: NonNull<T>,
+    len: usize,
+    owned: PhantomData<T>,
+}
+
+// SAFETY: a HugeBuf owns its memory as a Vec does, and T: Pod is plain data.
+unsafe impl<T: Pod + Send> Send for HugeBuf<T> {}
+// SAFETY: as above; shared access only reads.
+unsafe impl<T: Pod + Sync> Sync for HugeBuf<T> {}
+
+impl<T: Pod> HugeBuf<T> {
+    /// `len` zeros. Running out of memory ends the process, as it does for a `Vec`.
+    pub fn zeroed(len: usize) -> HugeBuf<T> {
+        assert!(align_of::<T>() <= ALIGN && size_of::<T>() > 0, "an element of this shape");
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer larger than memory");
+        let start = if bytes == 0 {
+            NonNull::<Aligned>::dangling().cast()
+        } else if cfg!(target_os = "linux") && bytes >= HUGE {
+            map(bytes).cast()
+        } else {
+            let layout = layout(bytes);
+            // SAFETY: the layout is not empty.
+            let start = unsafe { alloc_zeroed(layout) };
+            NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)).cast()
+        };
+        HugeBuf { start, len, owned: PhantomData }
+    }
+}
+
+impl<T: Pod> Drop for HugeBuf<T> {
+    fn drop(&mut self) {
+        let bytes = self.len * size_of::<T>();
+        if bytes == 0 {
+        } else if cfg!(target_os = "linux") && bytes >= HUGE {
+            unmap(self.start.cast(), bytes);
+        } else {
+            // SAFETY: `zeroed` allocated this address with this layout.
+            unsafe { dealloc(self.start.as_ptr().cast(), layout(bytes)) };
+        }
+    }
+}
+
+impl<T: Pod> Deref for HugeBuf<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` elements from `start` are ours, and zeros or what a T was written over them.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Pod> DerefMut for HugeBuf<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Pod> std::fmt::Debug for HugeBuf<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HugeBuf").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[repr(align(64))]
+struct Aligned;
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes, ALIGN).expect("a buffer larger than memory")
+}
+
+#[cfg(target_os = "linux")]
+fn map(bytes: usize) -> NonNull<u8> {
+    let wanted = bytes.next_multiple_of(page());
+    let reserved = wanted.checked_add(HUGE).expect("a buffer larger than memory");
+    let (access, kind) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new anonymous mapping at an address that the system chooses.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), reserved, access, kind, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        handle_alloc_error(layout(bytes));
+    }
+    let before = mapped.align_offset(HUGE);
+    // SAFETY: the mapping has `wanted + HUGE` bytes and `before < HUGE`, so the kept part and the
+    // two parts given back lie in it; all three start and end on pages. A failed madvise or munmap
+    // costs speed or address space only.
+    unsafe {
+        let start = mapped.byte_add(before);
+        if before > 0 {
+            libc::munmap(mapped, before);
+        }
+        libc::munmap(start.byte_add(wanted), HUGE - before);
+        libc::madvise(start, wanted, libc::MADV_HUGEPAGE);
+        NonNull::new_unchecked(start.cast())
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn unmap(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: `map` made this mapping, of this many whole pages.
+    unsafe { libc::munmap(start.as_ptr().cast(), bytes.next_multiple_of(page())) };
+}
+
+#[cfg(target_os = "linux")]
+fn page() -> usize {
+    // SAFETY: asks for a number.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn map(_bytes: usize) -> NonNull<u8> {
+    unreachable!("only Linux maps; this is a bug")
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unmap(_start: NonNull<u8>, _bytes: usize) {
+    unreachable!("only Linux maps; this is a bug")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zero_aligned_and_writable_to_the_end() {
+        let lengths = [0, 1, 63, HUGE / 4 - 1, HUGE / 4, HUGE / 4 + 1, HUGE / 2 + 1025, HUGE];
+        for len in lengths {
+            let mut buffer = HugeBuf::<u32>::zeroed(len);
+            let align = if len * 4 >= HUGE && cfg!(target_os = "linux") { HUGE } else { ALIGN };
+            assert_eq!(buffer.as_ptr().align_offset(align), 0, "{len}");
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.iter().all(|&x| x == 0), "{len}");
+            buffer.fill(7);
+            assert!(buffer.iter().all(|&x| x == 7), "{len}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The left side of a product: rows of x, quantised to 8 bits where the weights are quantised.
+
+use std::borrow::Cow;
+
+use super::Shared;
+use crate::Pool;
+
+/// What a weight format wants x to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationKind {
+    /// f32 as it is: float weights.
+    Float,
+    /// 8-bit codes with one f32 scale per 32 elements: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+    Block32,
+    /// 8-bit codes with one f32 scale per 256 elements: Q2_K to Q6_K.
+    Block256,
+}
+
+impl ActivationKind {
+    fn block(self) -> usize {
+        match self {
+            ActivationKind::Float => 1,
+            ActivationKind::Block32 => 32,
+            ActivationKind::Block256 => 256,
+        }
+    }
+}
+
+/// Rows of x in the form of one [`ActivationKind`], made once and used for every matrix with the
+/// same input (q, k and v; gate and up).
+///
+/// A block is quantised by itself, so the codes of a row do not depend on its neighbours:
+///
+/// ```text
+/// scale = max |x| / 127        code = round_ties_even(x * (127 / max |x|))
+/// ```
+/// A block of magnitudes below 1e-30 counts as zeros; a block with a NaN or an infinity gets the
+/// scale NaN, which reaches every output of its row.
+#[derive(Debug)]
+pub struct Activations<'a> {
+    pub(super) kind: ActivationKind,
+    pub(super) m: usize,
+    pub(super) k: usize,
+    /// (m, k), for `Float`; else empty.
+    pub(super) x: Cow<'a, [f32]>,
+    /// (k / block, m, block)
+    pub(super) codes: Vec<i8>,
+    /// (k / block, m)
+    pub(super) scales: Vec<f32>,
+    /// Sums of the codes of each block of 32. (k / 32, m), for `Block32`.
+    pub(super) sums: Vec<i32>,
+    /// Sums over sixteen 16s, then over eight 32s. (k / 256, m, 24), for `Block256`.
+    pub(super) sub_sums: Vec<i16>,
+}
+
+/// Sums per block of 256 in [`Activations::sub_sums`].
+pub(super) const SUB_SUMS: usize = 24;
+
+impl<'a> Activations<'a> {
+    /// Prepares `m` rows of `k` elements.
+    ///
+    /// # Panics
+    /// If `x` is not `m * k` long, or `k` not a whole number of blocks.
+    pub fn new(
+        pool: &Pool,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+        kind: ActivationKind,
+    ) -> Activations<'a> {
+        assert_eq!(Some(x.len()), m.checked_mul(k), "elements of x, [{m}, {k}]");
+        let block = kind.block();
+        assert_eq!(k % block, 0, "rows of {k} elements in blocks of {block}");
+        let mut made = Activations {
+            kind,
+            m,
+            k,
+            x: Cow::Borrowed(&[]),
+            codes: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+            sub_sums: Vec::new(),
+        };
+        if kind == ActivationKind::Float {
+            made.x = Cow::Borrowed(x);
+            return made;
+        }
+        made.codes = vec![0; m * k];
+        made.scales = vec![0.0; m * k / block];
+        if kind == ActivationKind::Block32 {
+            made.sums = vec![0; m * k / 32];
+        } else {
+            made.sub_sums = vec![0; m * k / 256 * SUB_SUMS];
+        }
+        made.fill(pool, x);
+        made
+    }
+
+    /// Rows.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    /// Elements per row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The form they are in.
+    pub fn kind(&self) -> ActivationKind {
+        self.kind
+    }
+
+    fn fill(&mut self, pool: &Pool, x: &[f32]) {
+        let (m, k, kind) = (self.m, self.k, self.kind);
+        let out = Targets {
+            codes: Shared(self.codes.as_mut_ptr()),
+            scales: Shared(self.scales.as_mut_ptr()),
+            sums: Shared(self.sums.as_mut_ptr()),
+            sub_sums: Shared(self.sub_sums.as_mut_ptr()),
+        };
+        // At least 16 Ki elements per task: less is not worth waking a thread.
+        let per_task = (16384 / k.max(1)).max(1);
+        pool.run(m.div_ceil(per_task), &|task| {
+            for row in task * per_task..((task + 1) * per_task).min(m) {
+                let x = &x[row * k..(row + 1) * k];
+                // SAFETY: the targets have m rows of k elements, a row belongs to one task.
+                unsafe { fill_row(kind, x, m, row, &out) };
+            }
+        });
+    }
+}
+
+/// The vectors of [`Activations`], shared by the tasks that fill them.
+struct Targets {
+    codes: Shared<i8>,
+    scales: Shared<f32>,
+    sums: Shared<i32>,
+    sub_sums: Shared<i16>,
+}
+
+/// # Safety
+/// `out` points to arrays of the shapes of [`Activations`] for `m` rows of `x.len()` elements, and
+/// nobody else uses what belongs to row `row`.
+unsafe fn fill_row(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        /// The same code with wider vectors: the results are those of the portable version, since
+        /// every operation is exact or rounds one element.
+        #[target_feature(enable = "avx2")]
+        unsafe fn wide(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
+            // SAFETY: passed on from the caller.
+            unsafe { fill_row_portable(kind, x, m, row, out) }
+        }
+        if crate::Isa::best() >= crate::Isa::Avx2 {
+            // SAFETY: the processor has AVX2; the rest is passed on from the caller.
+            return unsafe { wide(kind, x, m, row, out) };
+        }
+    }
+    // SAFETY: passed on from the caller.
+    unsafe { fill_row_portable(kind, x, m, row, out) }
+}
+
+/// # Safety
+/// As `fill_row`.
+#[inline(always)]
+unsafe fn fill_row_portable(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
+    let block = kind.block();
+    for (i, x) in x.chunks_exact(block).enumerate() {
+        let at = i * m + row;
+        // SAFETY: block `i` of row `row` lies within the arrays, by the caller's promise.
+        let codes = unsafe { std::slice::from_raw_parts_mut(out.codes.at(at * block), block) };
+        let scale = quantize_block(x, codes);
+        // SAFETY: as above.
+        unsafe { *out.scales.at(at) = scale };
+        if kind == ActivationKind::Block32 {
+            // SAFETY: as above.
+            unsafe { *out.sums.at(at) = codes.iter().map(|&q| i32::from(q)).sum() };
+        } else {
+            // SAFETY: as above.
+            let sums =
+                unsafe { std::slice::from_raw_parts_mut(out.sub_sums.at(at * SUB_SUMS), SUB_SUMS) };
+            let (by_16, by_32) = sums.split_at_mut(16);
+            for (sum, codes) in by_16.iter_mut().zip(codes.chunks_exact(16)) {
+                *sum = codes.iter().map(|&q| i16::from(q)).sum();
+            }
+            for (sum, pair) in by_32.iter_mut().zip(by_16.chunks_exact(2)) {
+                *sum = pair[0] + pair[1];
+            }
+        }
+    }
+}
+
+/// Codes of one block, and its scale.
+#[inline(always)]
+fn quantize_block(x: &[f32], codes: &mut [i8]) -> f32 {
+    // As integers, magnitudes order like the numbers, with infinity and NaN on top.
+    let peak = x.iter().fold(0, |peak, x| (x.to_bits() & 0x7fff_ffff).max(peak));
+    let peak = f32::from_bits(peak);
+    if !peak.is_finite() {
+        codes.fill(0);
+        return f32::NAN;
+    }
+    if peak < 1e-30 {
+        codes.fill(0);
+        return 0.0;
+    }
+    let inverse = 127.0 / peak;
+    for (code, x) in codes.iter_mut().zip(x) {
+        // |x * inverse| <= 127 and a bit: the largest f32 below 127.5 is far, so it rounds to 127.
+        // SAFETY: the product is finite and within the range of i32.
+        *code = unsafe { (x * inverse).round_ties_even().to_int_unchecked::<i32>() } as i8;
+    }
+    peak / 127.0
+}

@@ -1,0 +1,161 @@
+//! `y = x Wᵀ`: every weight format, every shape, packed once.
+//!
+//! [`Packed`] is W in the kernel layout (`layout.rs` draws it), [`Activations`] is x as the weights
+//! want it, and [`matmul`] does both steps. Quantised weights meet activations in 8 bits: products
+//! are integers within a block, floats across blocks.
+//!
+//! # Contract
+//! A row of y has the same bits whatever `m`, the other rows, the thread count and the instruction
+//! set are: the tolerance between versions is zero. `scalar.rs` states the order of the sums. What
+//! may depend on the machine is only how the work is cut.
+//!
+//! Deliberately absent: bias, activation functions, LoRA, and tensors.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod layout;
+mod packed;
+mod scalar;
+
+use std::ops::Range;
+
+pub use activations::{ActivationKind, Activations};
+pub use packed::Packed;
+
+use crate::{Isa, Pool};
+use layout::{COLUMNS, Storage};
+
+/// Rows of x that are computed together: their sums stay in the first cache.
+const ROWS_MAX: usize = 64;
+/// Length of a partial sum over float weights.
+const FLOAT_CHUNK: usize = 256;
+
+impl Packed {
+    /// The form in which this matrix wants its input.
+    pub fn activation_kind(&self) -> ActivationKind {
+        match self.storage {
+            Storage::F32 | Storage::F16 | Storage::BF16 => ActivationKind::Float,
+            Storage::Blocks(_) => ActivationKind::Block32,
+            Storage::Supers(_) => ActivationKind::Block256,
+        }
+    }
+}
+
+/// `y = x Wᵀ`: `x` is `[m, k]`, `y` is `[m, n]`, W is `w`.
+///
+/// # Panics
+/// If a slice has another length than its shape.
+pub fn matmul(pool: &Pool, x: &[f32], m: usize, w: &Packed, y: &mut [f32]) {
+    matmul_isa(Isa::best(), pool, x, m, w, y);
+}
+
+/// [`matmul`] with a given instruction set, for tests and benches.
+pub fn matmul_isa(isa: Isa, pool: &Pool, x: &[f32], m: usize, w: &Packed, y: &mut [f32]) {
+    let acts = Activations::new(pool, x, m, w.k(), w.activation_kind());
+    matmul_prepared_isa(isa, pool, &acts, w, y);
+}
+
+/// [`matmul`] with an input that several matrices share: `y` is `[acts.m(), n]`.
+///
+/// # Panics
+/// If the input has another width or kind than `w` wants, or `y` another length.
+pub fn matmul_prepared(pool: &Pool, acts: &Activations, w: &Packed, y: &mut [f32]) {
+    matmul_prepared_isa(Isa::best(), pool, acts, w, y);
+}
+
+fn matmul_prepared_isa(isa: Isa, pool: &Pool, acts: &Activations, w: &Packed, y: &mut [f32]) {
+    assert_eq!(acts.kind(), w.activation_kind(), "kind of the input");
+    assert_eq!(acts.k(), w.k(), "width of the input");
+    assert_eq!(Some(y.len()), acts.m().checked_mul(w.n()), "elements of y");
+    assert!(Isa::available().contains(&isa), "{} on this processor", isa.name());
+    let job = Job { w, acts, y: Shared(y.as_mut_ptr()) };
+    let cut = Cut::new(acts.m(), w.n().div_ceil(COLUMNS), pool.threads());
+    pool.run(cut.tasks(), &|task| {
+        let (tiles, rows) = cut.task(task);
+        for first in tiles.clone().step_by(Cut::TILES) {
+            let tiles = first..tiles.end.min(first + Cut::TILES);
+            for first in rows.clone().step_by(ROWS_MAX) {
+                let rows = first..rows.end.min(first + ROWS_MAX);
+                run(isa, &job, tiles.clone(), rows);
+            }
+        }
+    });
+}
+
+/// One product, as the kernels see it. Kernels write the columns and rows that they are given.
+struct Job<'a> {
+    w: &'a Packed,
+    acts: &'a Activations<'a>,
+    /// (m, n)
+    y: Shared<f32>,
+}
+
+fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    match isa {
+        // SAFETY: the instruction set was checked, tiles and rows come from the job's own cut, in
+        // which no two tasks share a column of a row.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::run(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(job, tiles, rows) },
+        _ => scalar::run(job, tiles, rows),
+    }
+}
+
+/// How a product is cut into tasks: by tiles, and by rows too when there are few tiles.
+struct Cut {
+    m: usize,
+    tiles: usize,
+    /// Per task.
+    tiles_each: usize,
+    rows_each: usize,
+}
+
+impl Cut {
+    /// Tiles that a kernel is given at once.
+    const TILES: usize = 4;
+    /// Tasks per thread, so that a thread that is interrupted does not hold up the others.
+    const TASKS_PER_THREAD: usize = 8;
+
+    fn new(m: usize, tiles: usize, threads: usize) -> Cut {
+        let wanted = if threads == 1 { 1 } else { threads * Cut::TASKS_PER_THREAD };
+        let tiles_each = tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
+        let columns = tiles.div_ceil(tiles_each.max(1)).max(1);
+        let rows_each = m.div_ceil(wanted.div_ceil(columns)).next_multiple_of(ROWS_MAX);
+        Cut { m, tiles, tiles_each, rows_each }
+    }
+
+    fn tasks(&self) -> usize {
+        if self.m == 0 || self.tiles == 0 {
+            return 0;
+        }
+        self.tiles.div_ceil(self.tiles_each) * self.m.div_ceil(self.rows_each)
+    }
+
+    fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let row_cuts = self.m.div_ceil(self.rows_each);
+        let (tile, row) = (task / row_cuts * self.tiles_each, task % row_cuts * self.rows_each);
+        let tiles = tile..self.tiles.min(tile + self.tiles_each);
+        (tiles, row..self.m.min(row + self.rows_each))
+    }
+}
+
+/// A pointer that tasks share. Who dereferences it says why no two tasks touch the same element.
+struct Shared<T>(*mut T);
+
+// SAFETY: it is only an address; every use of it carries its own reason.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The element at `index`, which must lie within the array.
+    fn at(&self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

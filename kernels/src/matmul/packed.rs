@@ -1,0 +1,289 @@
+//! A weight matrix in the kernel layout.
+
+use half::{bf16, f16};
+
+use super::Shared;
+use super::layout::{COLUMNS, Record, STEP, Storage};
+use crate::Pool;
+use crate::buffer::HugeBuf;
+use crate::quant::{DType, Parts, decode, dequantize};
+
+/// W, `n` rows of `k` weights, packed once into tiles of 16 rows. Takes about the bytes of the file
+/// (Q5_1 and Q8_0 exactly, Q4_K 3 %, Q3_K 6 % more; Q8_K, a format of activations, becomes f32).
+#[derive(Debug)]
+pub struct Packed {
+    dtype: DType,
+    n: usize,
+    k: usize,
+    pub(super) storage: Storage,
+    tile_bytes: usize,
+    data: HugeBuf<u8>,
+}
+
+impl Packed {
+    /// Packs `rows`, the `n` rows of a file in file order.
+    ///
+    /// # Panics
+    /// If `k` is not a whole number of blocks or `rows` is not exactly `n` rows.
+    pub fn pack(pool: &Pool, dtype: DType, n: usize, k: usize, rows: &[u8]) -> Packed {
+        let row_bytes = row_bytes(dtype, k);
+        assert_eq!(Some(rows.len()), n.checked_mul(row_bytes), "bytes of [{n}, {k}] {dtype}");
+        Packed::pack_with(pool, dtype, n, k, &|row| &rows[row * row_bytes..][..row_bytes])
+    }
+
+    /// Packs the rows that `row` returns for `0..n`: rows in another order, or those of several
+    /// matrices one after the other. `row` is called once per row, from several threads.
+    ///
+    /// # Panics
+    /// If `k` is not a whole number of blocks or a row has another length than `k` weights.
+    pub fn pack_with<'a>(
+        pool: &Pool,
+        dtype: DType,
+        n: usize,
+        k: usize,
+        row: &(dyn Fn(usize) -> &'a [u8] + Sync),
+    ) -> Packed {
+        let row_bytes = row_bytes(dtype, k);
+        let storage = Storage::of(dtype);
+        let tile_bytes = storage.tile_bytes(k);
+        let tiles = n.div_ceil(COLUMNS);
+        let mut data = HugeBuf::zeroed(tiles.checked_mul(tile_bytes).expect("a matrix too large"));
+        let shared = Shared(data.as_mut_ptr());
+        // Whole megabytes per task: a huge page is faulted in by one thread.
+        let per_task = ((1 << 20) / tile_bytes.max(1)).max(1);
+        pool.run(tiles.div_ceil(per_task), &|task| {
+            for tile in task * per_task..((task + 1) * per_task).min(tiles) {
+                // SAFETY: a tile is written by one task, and lies in `data`, which outlives the run.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
+                };
+                let columns = COLUMNS.min(n - tile * COLUMNS);
+                let mut rows = [&[][..]; COLUMNS];
+                for (column, bytes) in rows[..columns].iter_mut().enumerate() {
+                    *bytes = row(tile * COLUMNS + column);
+                    assert_eq!(bytes.len(), row_bytes, "bytes of a row of {k} {dtype}");
+                }
+                pack_tile(dtype, &storage, &rows[..columns], out);
+            }
+        });
+        Packed { dtype, n, k, storage, tile_bytes, data }
+    }
+
+    /// Rows of W: the width of the output.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Weights per row: the width of the input.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The format of the file it was packed from.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Resident bytes.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Row `r` of W as floats, the same bits as [`dequantize`] gives: an embedding gather, so that
+    /// tied weights need one copy.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has not `k` elements.
+    pub fn row(&self, r: usize, out: &mut [f32]) {
+        assert!(r < self.n, "row {r} of {}", self.n);
+        assert_eq!(out.len(), self.k, "elements of a row");
+        let (tile, column) = (self.tile(r / COLUMNS), r % COLUMNS);
+        let halves =
+            || (0..self.k).map(|i| [tile[32 * i + 2 * column], tile[32 * i + 2 * column + 1]]);
+        match &self.storage {
+            Storage::F32 => {
+                for (y, row) in out.iter_mut().zip(tile.chunks_exact(64)) {
+                    let at = 4 * column;
+                    *y = f32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
+                }
+            }
+            Storage::F16 => {
+                for (y, bytes) in out.iter_mut().zip(halves()) {
+                    *y = f16::from_le_bytes(bytes).to_f32();
+                }
+            }
+            Storage::BF16 => {
+                for (y, bytes) in out.iter_mut().zip(halves()) {
+                    *y = bf16::from_le_bytes(bytes).to_f32();
+                }
+            }
+            Storage::Blocks(record) => {
+                let mut parts = Parts::default();
+                for (step, y) in out.chunks_exact_mut(STEP).enumerate() {
+                    let at = step / record.steps * record.bytes;
+                    record.block(
+                        &tile[at..at + record.bytes],
+                        step % record.steps,
+                        column,
+                        &mut parts,
+                    );
+                    parts.values(self.dtype, y);
+                }
+            }
+            Storage::Supers(record) => {
+                let mut parts = Parts::default();
+                for (y, bytes) in out.chunks_exact_mut(256).zip(tile.chunks_exact(record.bytes)) {
+                    record.super_block(bytes, column, &mut parts);
+                    parts.values(self.dtype, y);
+                }
+            }
+        }
+    }
+
+    /// The bytes of one tile.
+    pub(super) fn tile(&self, tile: usize) -> &[u8] {
+        &self.data[tile * self.tile_bytes..][..self.tile_bytes]
+    }
+}
+
+fn row_bytes(dtype: DType, k: usize) -> usize {
+    let bytes = dtype.row_bytes(k);
+    bytes.unwrap_or_else(|| panic!("rows of {k} weights in blocks of {dtype}"))
+}
+
+/// Packs up to 16 rows; columns without a row keep their zeros.
+fn pack_tile(dtype: DType, storage: &Storage, rows: &[&[u8]], out: &mut [u8]) {
+    let elements = |width: usize, rows: &[&[u8]], out: &mut [u8]| {
+        for (column, row) in rows.iter().enumerate() {
+            let targets = out.chunks_exact_mut(COLUMNS * width);
+            for (target, element) in targets.zip(row.chunks_exact(width)) {
+                target[column * width..(column + 1) * width].copy_from_slice(element);
+            }
+        }
+    };
+    match storage {
+        Storage::F16 | Storage::BF16 => elements(2, rows, out),
+        Storage::F32 if dtype == DType::F32 => elements(4, rows, out),
+        Storage::F32 => {
+            for (column, row) in rows.iter().enumerate() {
+                let mut values = vec![0.0; out.len() / 64];
+                dequantize(dtype, row, &mut values);
+                for (target, value) in out.chunks_exact_mut(64).zip(values) {
+                    target[4 * column..4 * column + 4].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+        Storage::Blocks(record) => pack_blocks(dtype, record, rows, out),
+        Storage::Supers(record) => pack_supers(dtype, record, rows, out),
+    }
+}
+
+fn pack_blocks(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
+    let width = dtype.block_bytes();
+    let mut parts = Parts::default();
+    let blocks = rows[0].len() / width;
+    for block in 0..blocks {
+        let at = block / record.steps * record.bytes;
+        let out = &mut out[at..at + record.bytes];
+        let step = block % record.steps;
+        let mut groups = [[0; 64]; 8];
+        for (column, row) in rows.iter().enumerate() {
+            decode(dtype, &row[block * width..][..width], &mut parts);
+            scatter(&parts.codes[..STEP], column, &mut groups);
+            put_half(out, record.d_at(step, column), parts.d);
+            if record.codes.has_min {
+                put_half(out, record.m_at(column), parts.m);
+            }
+        }
+        record.put_codes(&groups, &mut out[step * record.step_bytes..][..record.step_bytes]);
+    }
+}
+
+fn pack_supers(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
+    let width = dtype.block_bytes();
+    let mut parts = Parts::default();
+    for (block, out) in out.chunks_exact_mut(record.bytes).enumerate() {
+        let mut groups = [[[0; 64]; 8]; 8];
+        for (column, row) in rows.iter().enumerate() {
+            decode(dtype, &row[block * width..][..width], &mut parts);
+            for (codes, groups) in parts.codes.chunks_exact(STEP).zip(&mut groups) {
+                scatter(codes, column, groups);
+            }
+            for sub in 0..256 / record.codes.sub {
+                record.put_scale(out, sub, column, parts.scales[sub], parts.mins[sub]);
+            }
+            put_half(out, record.d_at(0, column), parts.d);
+            put_half(out, record.m_at(column), parts.m);
+        }
+        for (groups, out) in groups.iter().zip(out.chunks_exact_mut(record.step_bytes)) {
+            record.put_codes(groups, out);
+        }
+    }
+}
+
+/// Puts 32 codes of a column into their places in the groups of a step.
+fn scatter(codes: &[u8], column: usize, groups: &mut [[u8; 64]; 8]) {
+    for (codes, group) in codes.chunks_exact(4).zip(groups) {
+        group[4 * column..4 * column + 4].copy_from_slice(codes);
+    }
+}
+
+fn put_half(out: &mut [u8], at: usize, value: f16) {
+    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+fn half(bytes: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+impl Record {
+    /// d and m of a column in step `step` (0 in super-blocks); m is 0 without a minimum.
+    pub(super) fn d_m(&self, record: &[u8], step: usize, column: usize) -> (f32, f32) {
+        let m = if self.codes.has_min { half(record, self.m_at(column)) } else { f16::ZERO };
+        (half(record, self.d_at(step, column)).to_f32(), m.to_f32())
+    }
+
+    /// Sub-scale and sub-minimum of a column.
+    pub(super) fn scale_min(&self, record: &[u8], sub: usize, column: usize) -> (i8, u8) {
+        let at = self.scales_at() + 32 * (sub / 2) + 2 * column + sub % 2;
+        match (self.codes.sub, self.codes.has_min) {
+            (32, _) => (record[at] as i8, record[at + 128]),
+            (_, false) => (record[at] as i8, 0),
+            (_, true) => ((record[at] & 15) as i8, record[at] >> 4),
+        }
+    }
+
+    fn put_scale(&self, record: &mut [u8], sub: usize, column: usize, scale: i8, min: u8) {
+        let at = self.scales_at() + 32 * (sub / 2) + 2 * column + sub % 2;
+        match (self.codes.sub, self.codes.has_min) {
+            (32, _) => (record[at], record[at + 128]) = (scale as u8, min),
+            (_, false) => record[at] = scale as u8,
+            (_, true) => record[at] = scale as u8 | min << 4,
+        }
+    }
+
+    /// Block `step` of a record of blocks of 32.
+    fn block(&self, record: &[u8], step: usize, column: usize, parts: &mut Parts) {
+        let codes = &record[step * self.step_bytes..][..self.step_bytes];
+        for (i, code) in parts.codes[..STEP].iter_mut().enumerate() {
+            *code = self.code(codes, column, i);
+        }
+        parts.d = half(record, self.d_at(step, column));
+        parts.m = half(record, self.m_at(column));
+    }
+
+    /// The block of 256 of one column.
+    fn super_block(&self, record: &[u8], column: usize, parts: &mut Parts) {
+        let steps = record.chunks_exact(self.step_bytes);
+        for (codes, step) in parts.codes.chunks_exact_mut(STEP).zip(steps) {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = self.code(step, column, i);
+            }
+        }
+        for sub in 0..256 / self.codes.sub {
+            (parts.scales[sub], parts.mins[sub]) = self.scale_min(record, sub, column);
+        }
+        parts.d = half(record, self.d_at(0, column));
+        parts.m = half(record, self.m_at(column));
+    }
+}

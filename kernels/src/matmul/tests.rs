@@ -1,0 +1,193 @@
+//! Every format, shape and instruction set against sums in f64; equality of bits where promised.
+
+use super::*;
+use crate::cases::{assert_same_bits, randoms};
+use crate::quant::{DType, dequantize, quantize};
+
+const ROWS: &[usize] = &[0, 1, 2, 3, 5, 8, 13, 16, 17, 32, 33, 65];
+const COLUMN_COUNTS: &[usize] = &[0, 1, 15, 16, 17, 48, 100];
+const WIDTHS: &[usize] = &[0, 32, 64, 160, 172, 256, 512, 576, 768, 896, 960];
+
+/// `n * k` weights: quantised where there is a quantiser, else random codes with sane scales.
+fn weights(dtype: DType, n: usize, k: usize) -> Vec<u8> {
+    let values = randoms(n * k, (n * 31 + k) as u64);
+    if let Some(bytes) = quantize(dtype, &values) {
+        return bytes;
+    }
+    let len = dtype.row_bytes(n * k).expect("whole blocks");
+    let noise = randoms(len, (n + k) as u64);
+    let mut bytes: Vec<u8> = noise.iter().map(|x| (x * 128.0) as i8 as u8).collect();
+    let halves: &[usize] = match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q5K => &[0, 2],
+        DType::Q5_0 => &[0],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        _ => &[],
+    };
+    for (block, noise) in bytes.chunks_exact_mut(dtype.block_bytes()).zip(noise) {
+        for &at in halves {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(noise * 0.1).to_le_bytes());
+        }
+        if dtype == DType::Q8K {
+            block[..4].copy_from_slice(&(noise * 0.01).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// x as the kernels see it: rounded to 8 bits block by block.
+fn seen(acts: &Activations, x: &[f32]) -> Vec<f32> {
+    let block = match acts.kind() {
+        ActivationKind::Float => return x.to_vec(),
+        ActivationKind::Block32 => 32,
+        ActivationKind::Block256 => 256,
+    };
+    let (m, k) = (acts.m(), acts.k());
+    let mut seen = vec![0.0; m * k];
+    for (i, y) in seen.iter_mut().enumerate() {
+        let (row, at) = (i / k, i % k);
+        let place = at / block * m + row;
+        *y = f32::from(acts.codes[place * block + at % block]) * acts.scales[place];
+    }
+    seen
+}
+
+/// The product in f64, and the sum of the magnitudes of its terms.
+fn truth(x: &[f32], w: &[f32], m: usize, n: usize, k: usize) -> Vec<(f64, f64)> {
+    let term = |row: usize, column: usize, i: usize| {
+        f64::from(x[row * k + i]) * f64::from(w[column * k + i])
+    };
+    let sum = |at: usize| {
+        (0..k).map(|i| term(at / n, at % n, i)).fold((0.0, 0.0), |s, t| (s.0 + t, s.1 + t.abs()))
+    };
+    (0..m * n).map(sum).collect()
+}
+
+#[test]
+fn every_format_and_shape_is_right_in_every_instruction_set() {
+    let pool = Pool::new(2);
+    for dtype in DType::all() {
+        for &k in WIDTHS {
+            if dtype.row_bytes(k).is_none() {
+                continue;
+            }
+            for &n in COLUMN_COUNTS {
+                // The largest product first; every smaller m must repeat its rows bit by bit.
+                let m_max = ROWS[ROWS.len() - 1];
+                let bytes = weights(dtype, n, k);
+                let w = Packed::pack(&pool, dtype, n, k, &bytes);
+                let mut values = vec![0.0; n * k];
+                dequantize(dtype, &bytes, &mut values);
+                let x: Vec<f32> = randoms(m_max * k, 99).iter().map(|x| x * 3.0).collect();
+                let mut whole = vec![f32::NAN; m_max * n];
+                matmul_isa(Isa::Scalar, &pool, &x, m_max, &w, &mut whole);
+                let acts = Activations::new(&pool, &x, m_max, k, w.activation_kind());
+                let truth = truth(&seen(&acts, &x), &values, m_max, n, k);
+                for (i, (y, (sum, size))) in whole.iter().zip(truth).enumerate() {
+                    let error = (f64::from(*y) - sum).abs();
+                    let what = format!("{dtype} n {n} k {k} element {i}: {y} for {sum}");
+                    assert!(error <= 2e-6 * size + 1e-6, "{what} (terms {size})");
+                }
+                for &isa in Isa::available() {
+                    for &m in ROWS {
+                        let mut y = vec![f32::NAN; m * n];
+                        matmul_isa(isa, &pool, &x[..m * k], m, &w, &mut y);
+                        let what = format!("{dtype} {} m {m} n {n} k {k}", isa.name());
+                        assert_same_bits(&y, &whole[..m * n], &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_packed_weights_are_the_dequantised_rows() {
+    let pool = Pool::new(2);
+    for dtype in DType::all() {
+        for &k in WIDTHS.iter().filter(|&&k| dtype.row_bytes(k).is_some()) {
+            for &n in COLUMN_COUNTS {
+                let bytes = weights(dtype, n, k);
+                let w = Packed::pack(&pool, dtype, n, k, &bytes);
+                let mut want = vec![0.0; n * k];
+                dequantize(dtype, &bytes, &mut want);
+                let mut row = vec![0.0; k];
+                for r in 0..n {
+                    w.row(r, &mut row);
+                    assert_same_bits(&row, &want[r * k..(r + 1) * k], &format!("{dtype} row {r}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
+    let (n, k, m) = (600, 512, 130);
+    let x = randoms(m * k, 5);
+    for dtype in [DType::F32, DType::BF16, DType::Q4_0, DType::Q4K, DType::Q6K, DType::Q8_0] {
+        let bytes = weights(dtype, n, k);
+        let one = Pool::new(1);
+        let w = Packed::pack(&one, dtype, n, k, &bytes);
+        let mut whole = vec![0.0; m * n];
+        matmul(&one, &x, m, &w, &mut whole);
+        for threads in [2, 3, 5] {
+            let pool = Pool::new(threads);
+            let acts = Activations::new(&pool, &x, m, k, w.activation_kind());
+            let mut y = vec![0.0; m * n];
+            matmul_prepared(&pool, &acts, &w, &mut y);
+            assert_same_bits(&y, &whole, &format!("{dtype}, {threads} threads"));
+        }
+        let mut y = vec![0.0; n];
+        for row in [0, 63, 64, 129] {
+            matmul(&one, &x[row * k..(row + 1) * k], 1, &w, &mut y);
+            assert_same_bits(&y, &whole[row * n..(row + 1) * n], &format!("{dtype} row {row}"));
+        }
+    }
+}
+
+#[test]
+fn pack_with_takes_rows_from_anywhere() {
+    let pool = Pool::new(2);
+    let (n, k) = (40, 256);
+    let bytes = weights(DType::Q4K, n, k);
+    let row_bytes = bytes.len() / n;
+    let order = |r: usize| (r * 7 + 3) % n;
+    let row = |r: usize| &bytes[order(r) * row_bytes..][..row_bytes];
+    let w = Packed::pack_with(&pool, DType::Q4K, n, k, &row);
+    let (mut got, mut want) = (vec![0.0; k], vec![0.0; k]);
+    for r in 0..n {
+        w.row(r, &mut got);
+        dequantize(DType::Q4K, row(r), &mut want);
+        assert_same_bits(&got, &want, "row");
+    }
+}
+
+#[test]
+fn what_is_not_finite_reaches_its_own_row_and_no_other() {
+    let pool = Pool::new(1);
+    let (n, k, m) = (17, 256, 3);
+    for dtype in [DType::F32, DType::Q8_0, DType::Q4K, DType::Q4_1] {
+        let w = Packed::pack(&pool, dtype, n, k, &weights(dtype, n, k));
+        for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = randoms(m * k, 1);
+            x[k + 40] = poison;
+            for &isa in Isa::available() {
+                let mut y = vec![0.0; m * n];
+                matmul_isa(isa, &pool, &x, m, &w, &mut y);
+                assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{dtype} {poison}");
+                assert!(y[..n].iter().chain(&y[2 * n..]).all(|y| y.is_finite()), "{dtype}");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_take_about_the_bytes_of_the_file() {
+    let pool = Pool::new(1);
+    for dtype in DType::all().filter(|&dtype| dtype != DType::Q8K) {
+        let bytes = weights(dtype, 32, 1024);
+        let packed = Packed::pack(&pool, dtype, 32, 1024, &bytes).bytes();
+        assert!(packed * 100 <= bytes.len() * 107, "{dtype}: {packed} for {}", bytes.len());
+    }
+}
