@@ -291,10 +291,7 @@ fn special_tokens_are_parsed_only_on_request_and_bos_is_not_doubled() {
     assert!(!plain.contains(&end) && plain.contains(&call));
     assert_eq!(tokenizer.decode(&parsed, true), "a<tool_call>");
     assert_eq!(tokenizer.decode(&parsed, false), text);
-    let config = serde_json::json!({
-        "bos_token": null, "eos_token": { "content": "<|im_end|>", "special": true },
-    });
-    let named = tokenizer.with_config(&config);
+    let named = tokenizer.with_bos_eos(None, Some("<|im_end|>"));
     assert_eq!((named.bos_id(), named.eos_id()), (None, Some(end)));
     assert_eq!(named.end_ids(), [end]);
 }

@@ -203,7 +203,7 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 /// `bos_token` and its kin, each a text or an object with `content`.
-pub(super) fn special_tokens(config: &Value) -> Map<String, Value> {
+fn special_tokens(config: &Value) -> Map<String, Value> {
     let Some(config) = config.as_object() else { return Map::new() };
     let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
     named

@@ -16,7 +16,6 @@ use super::TextError;
 use super::detokenize::{DecodeStream, Detokenizer};
 use super::gguf::{self, GgufVocab};
 use super::spm::ScoreBpe;
-use super::template;
 
 /// How special tokens are treated when text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,14 +132,6 @@ impl Tokenizer {
             other_ends: self.named.other_ends.clone(),
         };
         Self { named: Arc::new(named), ..self }
-    }
-
-    /// [`Tokenizer::with_bos_eos`] from a `tokenizer_config.json`, whose tokens are each a text or
-    /// an object with `content`.
-    pub fn with_config(self, config: &serde_json::Value) -> Self {
-        let tokens = template::special_tokens(config);
-        let token = |name| tokens.get(name).and_then(serde_json::Value::as_str);
-        self.with_bos_eos(token("bos_token"), token("eos_token"))
     }
 
     /// Text to ids.
