@@ -251,6 +251,23 @@ fn sentence_piece_joins_by_score_then_from_the_left() {
     assert_eq!(tokenizer.encode("</s>", Special::PARSE).unwrap(), [2]);
 }
 
+/// The same spelling with a list of merges, and no space put before the text.
+#[test]
+fn sentence_piece_by_merges() {
+    let merges = ["t h", "▁ t", "h e", "▁t he", "a a", "小 貓"].map(String::from);
+    let tokenizer = Tokenizer::from_gguf(&GgufVocab {
+        model: "gemma4".into(),
+        merges: Some(merges.into()),
+        ..sentence_piece_vocab()
+    })
+    .unwrap();
+    let ids = tokenizer.encode("a the小貓é", Special::PROMPT).unwrap();
+    let texts: Vec<_> = ids.iter().map(|&id| tokenizer.token_text(id).unwrap()).collect();
+    assert_eq!(texts, ["<s>", "a", " the", "小貓", "\u{fffd}", "\u{fffd}"]);
+    assert_eq!(tokenizer.decode(&ids, true), "a the小貓é");
+    assert_eq!(tokenizer.decode(&tokenizer.encode(" the", Special::NONE).unwrap(), true), " the");
+}
+
 #[test]
 fn special_tokens_are_parsed_only_on_request_and_bos_is_not_doubled() {
     let tokenizer = sentence_piece();

@@ -1,13 +1,13 @@
 //! A tokenizer from GGUF metadata (`tokenizer.ggml.*`).
 //!
-//! Four kinds of vocabulary: byte-level BPE (`gpt2`), SentencePiece BPE (`llama`), WordPiece
-//! (`bert`) and unigram (`t5`). Tokens of type control and unknown become special tokens, user
+//! Five kinds of vocabulary: byte-level BPE (`gpt2`), SentencePiece BPE by scores (`llama`) and by
+//! merges (`gemma4`), WordPiece (`bert`) and unigram (`t5`). Tokens of type control and unknown become special tokens, user
 //! defined ones added tokens. Reading the file is not done here: the registry fills
 //! [`GgufVocab`].
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::Precompiled;
@@ -24,7 +24,7 @@ use super::tokenizer::{Model, NamedIds, Parts};
 /// What GGUF metadata says about the vocabulary, key by key.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocab {
-    /// `model`: `llama`, `gpt2`, `bert` or `t5`.
+    /// `model`: `llama`, `gpt2`, `gemma4`, `bert` or `t5`.
     pub model: String,
     /// `pre`: the name of the pre-tokeniser.
     pub pre: Option<String>,
@@ -75,6 +75,8 @@ pub enum VocabKind {
     ByteLevelBpe,
     /// `llama`: SentencePiece BPE with scores.
     SentencePiece,
+    /// `gemma4`: SentencePiece spelling with a list of merges.
+    SentencePieceMerges,
     /// `bert`: WordPiece.
     WordPiece,
     /// `t5`: SentencePiece unigram.
@@ -92,10 +94,11 @@ impl GgufVocab {
         match self.model.as_str() {
             "gpt2" => Ok(VocabKind::ByteLevelBpe),
             "llama" => Ok(VocabKind::SentencePiece),
+            "gemma4" => Ok(VocabKind::SentencePieceMerges),
             "bert" => Ok(VocabKind::WordPiece),
             "t5" => Ok(VocabKind::Unigram),
             other => Err(bad(format!(
-                "tokenizer.ggml.model is `{other}`; this build knows gpt2, llama, bert and t5"
+                "tokenizer.ggml.model is `{other}`; this build knows gpt2, llama, gemma4, bert and t5"
             ))),
         }
     }
@@ -196,6 +199,7 @@ pub(super) fn build(vocab: &GgufVocab) -> Result<Parts, TextError> {
     match vocab.kind()? {
         VocabKind::ByteLevelBpe => byte_level_bpe(vocab),
         VocabKind::SentencePiece => sentence_piece(vocab),
+        VocabKind::SentencePieceMerges => sentence_piece_merges(vocab),
         VocabKind::WordPiece => word_piece(vocab),
         VocabKind::Unigram => unigram(vocab),
     }
@@ -203,25 +207,8 @@ pub(super) fn build(vocab: &GgufVocab) -> Result<Parts, TextError> {
 
 fn byte_level_bpe(vocab: &GgufVocab) -> Result<Parts, TextError> {
     let kind = pre_tokenizer_kind(vocab.pre.as_deref());
-    let ids = vocab.ids();
-    let merges = vocab.merges.as_ref().ok_or_else(|| bad("tokenizer.ggml.merges is missing"))?;
-    // A merge whose parts or result are no tokens can never apply; some files have them.
-    let known = |left: &str, right: &str| {
-        ids.contains_key(left)
-            && ids.contains_key(right)
-            && ids.contains_key(&[left, right].concat())
-    };
-    let merges = merges
-        .iter()
-        .filter_map(|merge| split_merge(merge))
-        .filter(|&(left, right)| known(left, right))
-        .map(|(left, right)| (left.to_owned(), right.to_owned()))
-        .collect();
-    let model = BPE::builder()
-        .vocab_and_merges(ids, merges)
-        .ignore_merges(kind.ignore_merges)
-        .build()
-        .map_err(|e| bad(e.to_string()))?;
+    let model = bpe(vocab)?.ignore_merges(kind.ignore_merges).build();
+    let model = model.map_err(|e| bad(e.to_string()))?;
     let ends = Ends {
         first: vocab.bos.filter(|_| vocab.add_bos.unwrap_or(kind.add_bos)),
         last: vocab.eos.filter(|_| vocab.add_eos.unwrap_or(false)),
@@ -230,7 +217,24 @@ fn byte_level_bpe(vocab: &GgufVocab) -> Result<Parts, TextError> {
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false,
     });
     let normalizer = kind.nfc.then(|| json!({ "type": "NFC" }));
-    parts(vocab, Model::Wrapped(model.into()), ends, normalizer, Some(kind.to_json()), byte_level)
+    parts(vocab, wrapped(model), ends, normalizer, Some(kind.to_json()), byte_level)
+}
+
+/// A BPE model of the file's tokens and merges.
+fn bpe(vocab: &GgufVocab) -> Result<BpeBuilder, TextError> {
+    let ids = vocab.ids();
+    let merges = vocab.merges.as_ref().ok_or_else(|| bad("tokenizer.ggml.merges is missing"))?;
+    // A merge whose parts or result are no tokens can never apply; some files have them.
+    let known = |left: &str, right: &str| {
+        [left, right, &[left, right].concat()].iter().all(|&token| ids.contains_key(token))
+    };
+    let merges = merges
+        .iter()
+        .filter_map(|merge| split_merge(merge))
+        .filter(|&(left, right)| known(left, right))
+        .map(|(left, right)| (left.to_owned(), right.to_owned()))
+        .collect();
+    Ok(BPE::builder().vocab_and_merges(ids, merges))
 }
 
 fn pre_tokenizer_kind(name: Option<&str>) -> PreTokenizerKind {
@@ -262,11 +266,24 @@ fn sentence_piece(vocab: &GgufVocab) -> Result<Parts, TextError> {
         })
         .collect();
     let model = ScoreBpe::new(vocab.tokens.clone(), scores, vocab.unk);
+    sentence_piece_parts(vocab, Model::Score(model), vocab.add_space_prefix.unwrap_or(true))
+}
+
+fn sentence_piece_merges(vocab: &GgufVocab) -> Result<Parts, TextError> {
+    let mut model = bpe(vocab)?.byte_fallback(true).fuse_unk(true);
+    if let Some(unknown) = vocab.token(vocab.unk) {
+        model = model.unk_token(unknown.to_owned());
+    }
+    let model = wrapped(model.build().map_err(|e| bad(e.to_string()))?);
+    sentence_piece_parts(vocab, model, vocab.add_space_prefix.unwrap_or(false))
+}
+
+/// Spaces are spelled `▁`, bytes `<0xXX>`; `prefix` puts a space before the text.
+fn sentence_piece_parts(vocab: &GgufVocab, model: Model, prefix: bool) -> Result<Parts, TextError> {
     let ends = Ends {
         first: vocab.bos.filter(|_| vocab.add_bos.unwrap_or(true)),
         last: vocab.eos.filter(|_| vocab.add_eos.unwrap_or(false)),
     };
-    let prefix = vocab.add_space_prefix.unwrap_or(true);
     let escape = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
     let mut normalizers = vec![escape];
     let mut decoders = vec![
@@ -280,7 +297,7 @@ fn sentence_piece(vocab: &GgufVocab) -> Result<Parts, TextError> {
     }
     let normalizer = json!({ "type": "Sequence", "normalizers": normalizers });
     let decoder = json!({ "type": "Sequence", "decoders": decoders });
-    parts(vocab, Model::Score(model), ends, Some(normalizer), None, decoder)
+    parts(vocab, model, ends, Some(normalizer), None, decoder)
 }
 
 /// GGUF marks the beginning of a word with `▁`; WordPiece marks its continuation with `##`.
@@ -323,7 +340,7 @@ fn word_piece(vocab: &GgufVocab) -> Result<Parts, TextError> {
     });
     let pre_tokenizer = json!({ "type": "BertPreTokenizer" });
     let decoder = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
-    let model = Model::Wrapped(model.into());
+    let model = wrapped(model);
     parts(vocab, model, ends, Some(normalizer), Some(pre_tokenizer), decoder)
 }
 
@@ -348,7 +365,7 @@ fn unigram(vocab: &GgufVocab) -> Result<Parts, TextError> {
     } else {
         metaspace.clone()
     };
-    let model = Model::Wrapped(ModelWrapper::Unigram(model));
+    let model = wrapped(model);
     let mut parts = parts(vocab, model, ends, None, Some(pre_tokenizer), metaspace)?;
     if let Some(table) = &vocab.precompiled_charsmap {
         let table = Precompiled::from(table)
@@ -386,6 +403,10 @@ impl Ends {
     }
 }
 
+fn wrapped(model: impl Into<ModelWrapper>) -> Model {
+    Model::Wrapped(Box::new(model.into()))
+}
+
 fn parts(
     vocab: &GgufVocab,
     model: Model,
@@ -398,7 +419,7 @@ fn parts(
     let mut added = AddedVocabulary::new();
     let tokens = vocab.added_tokens();
     match &model {
-        Model::Wrapped(model) => added.add_tokens(tokens, model, normalizer.as_ref()),
+        Model::Wrapped(model) => added.add_tokens(tokens, &**model, normalizer.as_ref()),
         Model::Score(model) => added.add_tokens(tokens, model, normalizer.as_ref()),
     }
     .map_err(|e| bad(e.to_string()))?;

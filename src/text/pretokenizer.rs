@@ -135,7 +135,7 @@ pub(super) fn by_name(name: &str) -> Option<PreTokenizerKind> {
         "qwen2" | "deepseek-r1-qwen" | "megrez" | "stablelm2" | "hunyuan" => {
             PreTokenizerKind { nfc: true, ..plain(&[QWEN2]) }
         }
-        "qwen35" => PreTokenizerKind { nfc: true, ..plain(&[QWEN35]) },
+        "qwen35" => plain(&[QWEN35]),
         "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" | "minerva-7b" => {
             plain(&[&[DIGIT], GPT2])
         }

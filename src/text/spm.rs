@@ -19,7 +19,8 @@ pub(super) struct ScoreBpe {
     ids: HashMap<String, u32>,
     /// By id; `None` for tokens that text never becomes: control, unknown and byte tokens.
     scores: Vec<Option<f32>>,
-    bytes: [Option<u32>; 256],
+    /// The `<0xXX>` token of every byte, where there is one.
+    bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
 }
 
@@ -48,7 +49,8 @@ impl ScoreBpe {
         for (id, token) in (0u32..).zip(&tokens) {
             ids.entry(token.clone()).or_insert(id);
         }
-        let bytes = std::array::from_fn(|byte| ids.get(&format!("<0x{byte:02X}>")).copied());
+        let bytes = 0..=255u8;
+        let bytes = bytes.map(|byte| ids.get(&format!("<0x{byte:02X}>")).copied()).collect();
         Self { tokens, ids, scores, bytes, unknown }
     }
 

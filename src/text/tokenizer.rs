@@ -49,7 +49,7 @@ pub struct Tokenizer {
 /// The algorithm behind the vocabulary.
 pub(super) enum Model {
     /// Any model of the `tokenizers` crate.
-    Wrapped(ModelWrapper),
+    Wrapped(Box<ModelWrapper>),
     /// SentencePiece BPE driven by scores (GGUF `llama`).
     Score(ScoreBpe),
 }
@@ -96,7 +96,7 @@ impl Tokenizer {
             pre_tokenizer: parsed.get_pre_tokenizer().cloned(),
             post_processor: parsed.get_post_processor().cloned(),
             decoder: parsed.get_decoder().cloned(),
-            model: Model::Wrapped(parsed.get_model().clone()),
+            model: Model::Wrapped(Box::new(parsed.get_model().clone())),
             named: NamedIds { bos, ..NamedIds::default() },
         }))
     }
