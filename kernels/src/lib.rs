@@ -28,14 +28,17 @@
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
 pub mod activation;
+pub mod attention;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
+pub mod kv;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
 pub mod quant;
 pub mod rope;
+pub mod sampling;
 mod simd;
 
 pub use cpu::Isa;

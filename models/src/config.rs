@@ -7,9 +7,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::backend::KvGeometry;
 use crate::families::{self, Family};
 use crate::weights::{Array, Metadata};
-use crate::{Error, Result};
+use crate::{Error, KvDType, Result};
 
 /// A decoder, validated. Lengths count elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,6 +248,18 @@ impl ModelConfig {
             return Err(Error::config("rms_norm_eps", "is not a number >= 0"));
         }
         Ok(())
+    }
+
+    /// How keys and values are laid out, given the blocks.
+    pub fn kv_geometry(&self, block_count: usize, block_len: usize, dtype: KvDType) -> KvGeometry {
+        KvGeometry {
+            layer_count: self.layer_count,
+            block_count,
+            block_len,
+            kv_head_count: self.kv_head_count,
+            head_dim: self.head_dim,
+            dtype,
+        }
     }
 
     /// Width of all query heads together.

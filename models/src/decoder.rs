@@ -12,7 +12,7 @@ use crate::layers::linear::Linear;
 use crate::layers::mlp::Mlp;
 use crate::layers::rotary::Rotary;
 use crate::weights::{Loader, Role};
-use crate::{KvDType, Model, Result};
+use crate::{Model, Result};
 
 /// A decoder with its weights.
 pub struct Decoder<B: Backend> {
@@ -61,17 +61,6 @@ impl<B: Backend> Decoder<B> {
 impl<B: Backend> Model for Decoder<B> {
     fn config(&self) -> &ModelConfig {
         &self.config
-    }
-
-    fn kv_geometry(&self, block_count: usize, block_len: usize, dtype: KvDType) -> KvGeometry {
-        KvGeometry {
-            layer_count: self.config.layer_count,
-            block_count,
-            block_len,
-            kv_head_count: self.config.kv_head_count,
-            head_dim: self.config.head_dim,
-            dtype,
-        }
     }
 
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore> {

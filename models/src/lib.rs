@@ -29,9 +29,6 @@ pub trait Model: Send {
     /// What it is.
     fn config(&self) -> &ModelConfig;
 
-    /// How its KV is laid out, given the blocks.
-    fn kv_geometry(&self, block_count: usize, block_len: usize, dtype: KvDType) -> KvGeometry;
-
     /// Storage for keys and values in the form that `forward` reads.
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore>;
 

@@ -44,7 +44,7 @@ impl Runner {
         limits: &Limits,
         kv_dtype: KvDType,
     ) -> Result<Self, hearth_models::Error> {
-        let geometry = model.kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
+        let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
         let kv = model.kv_store(geometry)?;
         Ok(Self { model, kv, block_len: limits.block_len, block_count: limits.kv_blocks })
     }

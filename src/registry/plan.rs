@@ -97,7 +97,7 @@ pub fn plan(
 
 /// Bytes of one block over all layers, K and V.
 pub fn block_bytes(config: &ModelConfig, dtype: KvDType) -> u64 {
-    (2 * config.layer_count * BLOCK_LEN * config.kv_len() * dtype.bytes()) as u64
+    config.kv_geometry(1, BLOCK_LEN, dtype).bytes() as u64
 }
 
 /// Memory that this process may still take: the machine's, or less where a control group says so.

@@ -288,9 +288,11 @@ fn word_piece(vocab: &GgufVocab) -> Result<Parts, TextError> {
     let spelled: Vec<String> = vocab
         .tokens
         .iter()
-        .map(|token| match token.strip_prefix('▁') {
+        .enumerate()
+        .map(|(id, token)| match token.strip_prefix('▁') {
             Some(word) => word.to_owned(),
             None if token.starts_with('[') && token.ends_with(']') => token.clone(),
+            None if vocab.is_special(id) => token.clone(),
             None => format!("##{token}"),
         })
         .collect();
@@ -309,12 +311,12 @@ fn word_piece(vocab: &GgufVocab) -> Result<Parts, TextError> {
         first: vocab.cls.or(vocab.bos).filter(|_| vocab.add_bos.unwrap_or(true)),
         last: vocab.sep.or(vocab.eos).filter(|_| vocab.add_eos.unwrap_or(true)),
     };
-    // The file does not say whether text is lowercased; a vocabulary with capitals is cased.
-    let cased = (0..vocab.tokens.len()).any(|id| {
-        !vocab.tokens[id].starts_with('[')
-            && !vocab.is_special(id)
-            && vocab.tokens[id].bytes().any(|b| b.is_ascii_uppercase())
-    });
+    // The file does not say whether text is lowercased; a vocabulary of capitalised words is cased.
+    let capitalised = |token: &str| {
+        let word = token.trim_start_matches("##");
+        word.chars().all(char::is_alphabetic) && word.bytes().any(|b| b.is_ascii_uppercase())
+    };
+    let cased = vocab.tokens.iter().any(|token| capitalised(token));
     let normalizer = json!({
         "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
         "strip_accents": null, "lowercase": !cased,

@@ -3,33 +3,86 @@
 //! minijinja already prints `True`, `False` and `None` as Python does, and `minijinja-contrib`
 //! brings most methods of `str`, `list` and `dict`.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use minijinja::filters;
 use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
+
+/// Levels of lists and maps that are printed; `serde_json` reads no more than 128.
+const NESTING_MAX: usize = 256;
 
 /// Makes an environment behave like the one in which templates were written.
 pub(super) fn install(env: &mut Environment<'static>) {
     env.set_unknown_method_callback(method);
     env.set_formatter(print);
     env.add_filter("tojson", to_json);
+    env.add_filter("string", string);
+    env.add_filter("upper", |value: &Value| str_of(value).map(|text| text.to_uppercase()));
+    env.add_filter("lower", |value: &Value| str_of(value).map(|text| text.to_lowercase()));
+    env.add_filter("title", |value: &Value| Ok::<_, Error>(filters::title(str_of(value)?.into())));
+    env.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        let text = str_of(value)?;
+        Ok::<_, Error>(match chars {
+            None => text.trim().to_owned(),
+            Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
+        })
+    });
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
 }
 
-/// `{{ value }}`: containers as Python's `repr`.
+/// `value | string`. Python prints containers as `repr` does, the JavaScript renderer, whose
+/// goldens we hold, as JSON: here alone they differ, and JSON is followed.
+fn string(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.clone()),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            to_json(value, std::iter::empty::<(&str, Value)>().collect())
+        }
+        _ => str_of(value).map(Value::from),
+    }
+}
+
+/// `{{ value }}`: as Python's `str`.
 fn print(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
-            let mut text = String::new();
-            repr(value, &mut text)?;
-            out.write_str(&text).map_err(Error::from)
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Number => {
+            out.write_str(&str_of(value)?).map_err(Error::from)
         }
         _ => escape_formatter(out, state, value),
+    }
+}
+
+/// Python's `str(value)`.
+fn str_of(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        _ => {
+            let mut text = String::new();
+            check_nesting(value, NESTING_MAX)?;
+            repr(value, &mut text)?;
+            Ok(text)
+        }
+    }
+}
+
+/// Printing recurses, so what is printed may not be nested without end.
+fn check_nesting(value: &Value, levels: usize) -> Result<(), Error> {
+    let left = levels.checked_sub(1).ok_or_else(|| invalid("the value is nested too deeply"))?;
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter()?.try_for_each(|item| check_nesting(&item, left))
+        }
+        ValueKind::Map => {
+            value.try_iter()?.try_for_each(|key| check_nesting(&value.get_item(&key)?, left))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -53,6 +106,10 @@ fn repr(value: &Value, out: &mut String) -> Result<(), Error> {
                 repr(&item, out)?;
             }
             out.push(']');
+        }
+        ValueKind::Number if !value.is_integer() => {
+            let float = f64::try_from(value.clone())?;
+            out.push_str(&python_float(float));
         }
         _ => out.push_str(&value.to_string()),
     }
@@ -107,6 +164,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
         ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     options.assert_all_used()?;
+    check_nesting(value, NESTING_MAX)?;
     let json = serde_json::to_value(value).map_err(|e| invalid(format!("tojson: {e}")))?;
     let mut out = String::new();
     writer.write(&json, 0, &mut out);
@@ -207,6 +265,9 @@ impl JsonWriter {
 
 /// Rust and Python both print the shortest digits; only exponents are spelled differently.
 fn python_float(float: f64) -> String {
+    if !float.is_finite() {
+        return float.to_string().to_lowercase();
+    }
     let text = format!("{float:?}");
     match text.split_once('e') {
         None => text,
@@ -241,6 +302,11 @@ fn method(
             let (suffix,): (&str,) = from_args(args)?;
             Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
         }
+        "index" => {
+            let (part,): (&str,) = from_args(args)?;
+            let at = text.find(part).ok_or_else(|| invalid("substring not found"))?;
+            Ok(Value::from(text[..at].chars().count()))
+        }
         "partition" => {
             let (separator,): (&str,) = from_args(args)?;
             let (before, after) = text.split_once(separator).unwrap_or((text, ""));
@@ -268,6 +334,6 @@ fn texts<'a>(parts: impl IntoIterator<Item = &'a str>) -> Value {
     parts.into_iter().map(Value::from).collect()
 }
 
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }

@@ -1,7 +1,10 @@
 //! Chat templates: the Jinja text that models ship, rendered as Hugging Face renders it.
 //!
 //! A template is somebody else's program. It sees only the values passed in, runs on a budget of
-//! instructions, and its output is bounded; `raise_exception` becomes [`TextError::Refused`].
+//! instructions and of recursion, and its output is bounded; `raise_exception` becomes
+//! [`TextError::Refused`]. Not bounded, because minijinja gives no hold on it: the length of a
+//! text that a template doubles in memory, and the depth of a list that it nests in itself (both
+//! need a template written to do harm; a template is as trusted as the weights it comes with).
 
 use std::io::Write;
 use std::sync::Arc;
@@ -31,8 +34,9 @@ pub(super) const END_OF_TURN_NAMES: [&str; 9] = [
     "<｜end▁of▁sentence｜>",
 ];
 
-/// VM instructions that one rendering may take; about a second of work.
-const FUEL: u64 = 10_000_000;
+/// VM instructions that one rendering may take: a second or two of work. Most templates take about
+/// 100 per message, but some are quadratic: 7 million for 1,000 messages.
+const FUEL: u64 = 20_000_000;
 /// Bytes that one rendering may print.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
 

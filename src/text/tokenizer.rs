@@ -41,7 +41,10 @@ impl Special {
 
 /// A tokenizer. Cheap to clone; `Send + Sync`.
 #[derive(Clone)]
-pub struct Tokenizer(Arc<Stages>);
+pub struct Tokenizer {
+    stages: Arc<Stages>,
+    named: Arc<NamedIds>,
+}
 
 /// The algorithm behind the vocabulary.
 pub(super) enum Model {
@@ -52,16 +55,15 @@ pub(super) enum Model {
 }
 
 /// The stages of one tokenizer, in the order in which text passes through them.
-pub(super) struct Stages {
-    pub(super) added: AddedVocabulary,
+struct Stages {
+    added: AddedVocabulary,
     /// The same added vocabulary with special tokens hidden from matching.
-    pub(super) added_plain: AddedVocabulary,
-    pub(super) normalizer: Option<NormalizerWrapper>,
-    pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
-    pub(super) model: Model,
-    pub(super) post_processor: Option<PostProcessorWrapper>,
-    pub(super) detokenizer: Detokenizer,
-    pub(super) named: NamedIds,
+    added_plain: AddedVocabulary,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    model: Model,
+    post_processor: Option<PostProcessorWrapper>,
+    detokenizer: Detokenizer,
 }
 
 /// Ids that have a role.
@@ -109,7 +111,7 @@ impl Tokenizer {
         added_plain.set_encode_special_tokens(true);
         let mut added = parts.added;
         added.set_encode_special_tokens(false);
-        Self(Arc::new(Stages {
+        let stages = Stages {
             added,
             added_plain,
             normalizer: parts.normalizer,
@@ -117,26 +119,24 @@ impl Tokenizer {
             model: parts.model,
             post_processor: parts.post_processor,
             detokenizer: Detokenizer::new(parts.decoder),
-            named: parts.named,
-        }))
+        };
+        Self { stages: Arc::new(stages), named: Arc::new(parts.named) }
     }
 
     /// The same tokenizer with its BOS and EOS named, as `tokenizer_config.json` names them.
     /// A `tokenizer.json` does not say; without this, BOS is what the post-processor puts first.
     pub fn with_bos_eos(self, bos: Option<&str>, eos: Option<&str>) -> Self {
         let named = NamedIds {
-            bos: bos.and_then(|t| self.id_of(t)).or(self.0.named.bos),
-            eos: eos.and_then(|t| self.id_of(t)).or(self.0.named.eos),
-            other_ends: self.0.named.other_ends.clone(),
+            bos: bos.and_then(|token| self.id_of(token)).or(self.named.bos),
+            eos: eos.and_then(|token| self.id_of(token)).or(self.named.eos),
+            other_ends: self.named.other_ends.clone(),
         };
-        // Called right after loading, while the `Arc` is unshared; a shared one costs a copy.
-        let stages = Arc::try_unwrap(self.0).unwrap_or_else(|shared| shared.duplicate());
-        Self(Arc::new(Stages { named, ..stages }))
+        Self { named: Arc::new(named), ..self }
     }
 
     /// Text to ids.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
-        let stages = &*self.0;
+        let stages = &*self.stages;
         let fail = |e: tokenizers::Error| TextError::Encode(e.to_string());
         let added = if special.parse { &stages.added } else { &stages.added_plain };
         let mut pieces = added.extract_and_normalize(stages.normalizer.as_ref(), text);
@@ -149,10 +149,10 @@ impl Tokenizer {
             return Ok(encoding.get_ids().to_vec());
         };
         let begins_with_bos =
-            stages.named.bos.is_some() && encoding.get_ids().first() == stages.named.bos.as_ref();
+            self.named.bos.is_some() && encoding.get_ids().first() == self.named.bos.as_ref();
         let processed = post_processor.process(encoding, None, true).map_err(fail)?;
         let mut ids = processed.get_ids().to_vec();
-        if begins_with_bos && ids.get(1) == stages.named.bos.as_ref() {
+        if begins_with_bos && ids.get(1) == self.named.bos.as_ref() {
             ids.remove(0);
         }
         Ok(ids)
@@ -177,7 +177,7 @@ impl Tokenizer {
     /// The exact bytes that a token stands for in the middle of a text: `▁the` is ` the`,
     /// `<0xE6>` is one byte, a byte-level token what its letters encode.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
-        self.raw_token(id).map(|token| self.0.detokenizer.piece(&token, false))
+        self.raw_token(id).map(|token| self.stages.detokenizer.piece(&token, false))
     }
 
     /// [`Tokenizer::token_bytes`] as text, U+FFFD for bytes that are no UTF-8 by themselves.
@@ -187,41 +187,46 @@ impl Tokenizer {
 
     /// The id of a token by its exact spelling in the vocabulary.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.0.added.get_vocab().get(token).copied().or_else(|| self.0.model.token_to_id(token))
+        self.stages
+            .added
+            .get_vocab()
+            .get(token)
+            .copied()
+            .or_else(|| self.stages.model.token_to_id(token))
     }
 
     /// How many ids there are: one more than the greatest. (The model's logits may be longer.)
     pub fn vocab_len(&self) -> usize {
-        let added = self.0.added.get_added_tokens_decoder().keys().max();
-        self.0.model.vocab_size().max(added.map_or(0, |&id| id as usize + 1))
+        let added = self.stages.added.get_added_tokens_decoder().keys().max();
+        self.stages.model.vocab_size().max(added.map_or(0, |&id| id as usize + 1))
     }
 
     /// Whether a token is special: skipped when text is decoded for the user.
     pub fn is_special(&self, id: u32) -> bool {
-        self.0.added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.stages.added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// Whether a token was added beside the model's own vocabulary: special tokens, and others
     /// such as `<tool_call>` that are found in text before tokenization.
     pub fn is_added(&self, id: u32) -> bool {
-        self.0.added.get_added_tokens_decoder().contains_key(&id)
+        self.stages.added.get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Beginning of sequence.
     pub fn bos_id(&self) -> Option<u32> {
-        self.0.named.bos
+        self.named.bos
     }
 
     /// End of sequence.
     pub fn eos_id(&self) -> Option<u32> {
-        self.0.named.eos
+        self.named.eos
     }
 
     /// Every id that the vocabulary itself names as an end: EOS and, from GGUF, end of turn and
     /// end of message.
     pub fn end_ids(&self) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.0.named.eos.into_iter().collect();
-        ids.extend(&self.0.named.other_ends);
+        let mut ids: Vec<u32> = self.named.eos.into_iter().collect();
+        ids.extend(&self.named.other_ends);
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -229,11 +234,11 @@ impl Tokenizer {
 
     /// The token as the decoder wants it.
     pub(super) fn raw_token(&self, id: u32) -> Option<String> {
-        self.0.added.simple_id_to_token(id).or_else(|| self.0.model.id_to_token(id))
+        self.stages.added.simple_id_to_token(id).or_else(|| self.stages.model.id_to_token(id))
     }
 
     pub(super) fn detokenizer(&self) -> &Detokenizer {
-        &self.0.detokenizer
+        &self.stages.detokenizer
     }
 }
 
@@ -252,24 +257,6 @@ pub(super) struct Parts {
     pub(super) post_processor: Option<PostProcessorWrapper>,
     pub(super) decoder: Option<DecoderWrapper>,
     pub(super) named: NamedIds,
-}
-
-impl Stages {
-    fn duplicate(&self) -> Self {
-        Self {
-            added: self.added.clone(),
-            added_plain: self.added_plain.clone(),
-            normalizer: self.normalizer.clone(),
-            pre_tokenizer: self.pre_tokenizer.clone(),
-            model: match &self.model {
-                Model::Wrapped(model) => Model::Wrapped(model.clone()),
-                Model::Score(model) => Model::Score(model.clone()),
-            },
-            post_processor: self.post_processor.clone(),
-            detokenizer: self.detokenizer.clone(),
-            named: self.named.clone(),
-        }
-    }
 }
 
 impl Model {

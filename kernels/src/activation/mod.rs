@@ -8,7 +8,7 @@
 //! Deliberately absent: activations without a gate.
 
 use crate::pool::{Parts, run_rows};
-use crate::simd::{Kernel, Simd, run, sigmoid, zip_map};
+use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_map};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -130,16 +130,30 @@ impl Kernel for GateMul<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         match self.kind {
-            Gate::Silu => zip_map(simd, self.gate, self.up, self.out, |gate, up| {
-                simd.mul(simd.mul(gate, sigmoid(simd, gate)), up)
-            }),
-            Gate::GeluTanh => zip_map(simd, self.gate, self.up, self.out, |gate, up| {
-                let twice = simd.splat(2.0 * 0.797_884_6);
-                let cubic = simd.mul(simd.splat(0.044_715), simd.mul(gate, gate));
-                let inner = simd.mul(twice, simd.mul_add(cubic, gate, gate));
-                simd.mul(simd.mul(gate, sigmoid(simd, inner)), up)
-            }),
+            Gate::Silu => zip_map(simd, self.gate, self.up, self.out, Silu),
+            Gate::GeluTanh => zip_map(simd, self.gate, self.up, self.out, GeluTanh),
         }
+    }
+}
+
+struct Silu;
+
+impl Map for Silu {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, gate: S::V, up: S::V) -> S::V {
+        simd.mul(simd.mul(gate, sigmoid(simd, gate)), up)
+    }
+}
+
+struct GeluTanh;
+
+impl Map for GeluTanh {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, gate: S::V, up: S::V) -> S::V {
+        let twice = simd.splat(2.0 * 0.797_884_6); // 2 sqrt(2 / pi)
+        let cubic = simd.mul(simd.splat(0.044_715), simd.mul(gate, gate));
+        let inner = simd.mul(twice, simd.mul_add(cubic, gate, gate));
+        simd.mul(simd.mul(gate, sigmoid(simd, inner)), up)
     }
 }
 

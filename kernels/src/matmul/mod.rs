@@ -12,6 +12,10 @@
 //! Deliberately absent: bias, activation functions, LoRA, and tensors.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod layout;
 mod packed;
 mod scalar;
@@ -89,8 +93,17 @@ struct Job<'a> {
     y: Shared<f32>,
 }
 
-fn run(_isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
-    scalar::run(job, tiles, rows)
+fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    match isa {
+        // SAFETY: the instruction set was checked, tiles and rows come from the job's own cut, in
+        // which no two tasks share a column of a row.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::run(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(job, tiles, rows) },
+        _ => scalar::run(job, tiles, rows),
+    }
 }
 
 /// How a product is cut into tasks: by tiles, and by rows too when there are few tiles.

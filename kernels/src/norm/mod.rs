@@ -8,7 +8,7 @@
 //! (the loader adds the 1).
 
 use crate::pool::{Parts, run_rows};
-use crate::simd::{Kernel, Simd, run, sum, zip_map};
+use crate::simd::{Kernel, Map, Simd, run, sum, zip_map};
 use crate::{Isa, LANES, Pool};
 
 /// `out[r] = rms_norm(x[r]) * weight`; `x` and `out` are `[rows, dim]`, `weight` is `[dim]`.
@@ -118,8 +118,16 @@ impl Kernel for RmsNorm<'_> {
             squares = simd.mul_add(x, x, squares);
         }
         let mean = sum(simd, squares) / self.x.len() as f32;
-        let scale = simd.splat(1.0 / (mean + self.eps).sqrt());
-        zip_map(simd, self.x, self.weight, self.out, |x, w| simd.mul(simd.mul(x, scale), w));
+        zip_map(simd, self.x, self.weight, self.out, Scale(1.0 / (mean + self.eps).sqrt()));
+    }
+}
+
+struct Scale(f32);
+
+impl Map for Scale {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, x: S::V, weight: S::V) -> S::V {
+        simd.mul(simd.mul(x, simd.splat(self.0)), weight)
     }
 }
 

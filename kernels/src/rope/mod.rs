@@ -37,7 +37,10 @@ pub fn rope_with(
     rotary_dim: usize,
 ) {
     let (row_len, half) = (n_heads * head_dim, rotary_dim / 2);
-    assert!(rotary_dim <= head_dim && rotary_dim % 2 == 0, "rotary_dim is even, <= head_dim");
+    assert!(
+        rotary_dim <= head_dim && rotary_dim.is_multiple_of(2),
+        "rotary_dim is even, <= head_dim"
+    );
     if x.is_empty() || half == 0 {
         return;
     }

@@ -17,18 +17,22 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const FACTORS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0];
-    let c = |value| simd.splat(value);
-    let clamped = simd.min(c(HIGHEST), simd.max(c(LOWEST), x));
-    let shifted = simd.mul_add(clamped, c(std::f32::consts::LOG2_E), c(ROUND));
-    let n = simd.sub(shifted, c(ROUND));
-    let r = simd.mul_add(n, c(-LN2_HIGH), clamped);
-    let r = simd.mul_add(n, c(-LN2_LOW), r);
-    let mut p = c(1.0 / 5040.0);
-    for factor in FACTORS {
-        p = simd.mul_add(p, r, c(factor));
+    macro_rules! c {
+        ($value:expr) => {
+            simd.splat($value)
+        };
     }
-    p = simd.mul_add(p, r, c(1.0));
-    simd.if_less(x, c(LOWEST), c(0.0), simd.mul(p, simd.exponent(shifted)))
+    let clamped = simd.min(c!(HIGHEST), simd.max(c!(LOWEST), x));
+    let shifted = simd.mul_add(clamped, c!(std::f32::consts::LOG2_E), c!(ROUND));
+    let n = simd.sub(shifted, c!(ROUND));
+    let r = simd.mul_add(n, c!(-LN2_HIGH), clamped);
+    let r = simd.mul_add(n, c!(-LN2_LOW), r);
+    let mut p = c!(1.0 / 5040.0);
+    for factor in FACTORS {
+        p = simd.mul_add(p, r, c!(factor));
+    }
+    p = simd.mul_add(p, r, c!(1.0));
+    simd.if_less(x, c!(LOWEST), c!(0.0), simd.mul(p, simd.exponent(shifted)))
 }
 
 /// 1 / (1 + e^-x).

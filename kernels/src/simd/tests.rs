@@ -13,6 +13,29 @@ enum Op {
     Sum,
 }
 
+impl Map for Op {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, a: S::V, _: S::V) -> S::V {
+        let zero = simd.splat(0.0);
+        match self {
+            Op::Exp => exp(simd, a),
+            Op::Sigmoid => sigmoid(simd, a),
+            Op::Tanh => tanh(simd, a),
+            Op::Select => {
+                let b = simd.sub(zero, a);
+                simd.if_less(a, zero, simd.max(a, b), simd.min(b, a))
+            }
+            Op::Sum => simd.splat(sum(simd, a)),
+            Op::Halves => {
+                let mut x = [0.0; LANES];
+                simd.store(a, &mut x);
+                let wide = simd.load_f16(&x.map(f16::from_f32));
+                simd.add(wide, simd.load_bf16(&x.map(bf16::from_f32)))
+            }
+        }
+    }
+}
+
 struct Unary<'a> {
     op: Op,
     x: &'a [f32],
@@ -22,29 +45,9 @@ impl Kernel for Unary<'_> {
     type Out = Vec<f32>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Vec<f32> {
+    fn run<S: Simd>(self, simd: S) -> Vec<f32> {
         let mut out = vec![0.0; self.x.len()];
-        let x = self.x;
-        match self.op {
-            Op::Exp => zip_map(s, x, x, &mut out, |a, _| exp(s, a)),
-            Op::Sigmoid => zip_map(s, x, x, &mut out, |a, _| sigmoid(s, a)),
-            Op::Tanh => zip_map(s, x, x, &mut out, |a, _| tanh(s, a)),
-            Op::Select => {
-                let zero = s.splat(0.0);
-                zip_map(s, x, x, &mut out, |a, _| {
-                    let b = s.sub(zero, a);
-                    s.if_less(a, zero, s.max(a, b), s.min(b, a))
-                });
-            }
-            Op::Sum => zip_map(s, x, x, &mut out, |a, _| s.splat(sum(s, a))),
-            Op::Halves => {
-                let (x, _) = x.as_chunks::<LANES>();
-                for (x, out) in x.iter().zip(out.as_chunks_mut::<LANES>().0) {
-                    let a = s.load_f16(&x.map(f16::from_f32));
-                    s.store(s.add(a, s.load_bf16(&x.map(bf16::from_f32))), out);
-                }
-            }
-        }
+        zip_map(simd, self.x, self.x, &mut out, self.op);
         out
     }
 }

@@ -6,16 +6,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_kernels::attention::{self, AttentionBatch};
-use hearth_kernels::kv::{KvShape, KvSlab, KvType};
+use hearth_kernels::kv::KvSlab;
 use hearth_kernels::matmul::{self, Activations, Packed};
-use hearth_kernels::{Pool, activation, norm, rope};
+use hearth_kernels::{Isa, Pool, activation, norm, rope};
 
 use super::{AttentionParams, Backend, KvGeometry};
 use crate::batch::ForwardBatch;
 use crate::kv_store::KvStore;
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
-use crate::{KvDType, Result};
+use crate::Result;
 
 /// Our kernels on one thread pool.
 pub struct Fused {
@@ -78,19 +78,9 @@ impl Backend for Fused {
         Ok(values)
     }
 
-    fn kv_store(&self, g: KvGeometry) -> Result<KvStore> {
-        let shape = KvShape {
-            n_blocks: g.block_count,
-            block_len: g.block_len,
-            n_kv_heads: g.kv_head_count,
-            head_dim: g.head_dim,
-        };
-        let kind = match g.dtype {
-            KvDType::F32 => KvType::F32,
-            KvDType::F16 => KvType::F16,
-            KvDType::BF16 => KvType::BF16,
-        };
-        Ok(KvStore::Slabs((0..g.layer_count).map(|_| KvSlab::new(shape, kind)).collect()))
+    fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore> {
+        let slab = |_| KvSlab::new(geometry.slab_shape(), geometry.dtype.into());
+        Ok(KvStore::Slabs((0..geometry.layer_count).map(slab).collect()))
     }
 
     fn embed(&self, table: &Packed, ids: &[u32]) -> Result<Rows> {
@@ -160,7 +150,15 @@ impl Backend for Fused {
             window: params.window,
             softcap: None,
         };
-        attention::attention(&self.pool, &q.data, slab, &sequences, &params, &mut out.data);
+        attention::attention(
+            &self.pool,
+            Isa::best(),
+            &q.data,
+            slab,
+            &sequences,
+            &params,
+            &mut out.data,
+        );
         Ok(out)
     }
 

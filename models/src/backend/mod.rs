@@ -12,6 +12,8 @@ mod plain;
 pub use fused::Fused;
 pub use plain::Plain;
 
+use hearth_kernels::kv::{KvShape, KvType};
+
 use crate::batch::ForwardBatch;
 use crate::kv_store::KvStore;
 use crate::layers::rotary::RopeTable;
@@ -112,12 +114,28 @@ pub struct KvGeometry {
 }
 
 impl KvGeometry {
-    /// Bytes of one block over all layers, K and V.
-    pub fn block_bytes(&self) -> usize {
-        2 * self.layer_count
-            * self.block_len
-            * self.kv_head_count
-            * self.head_dim
-            * self.dtype.bytes()
+    /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
+    pub fn bytes(&self) -> usize {
+        self.layer_count * self.slab_shape().bytes(self.dtype.into())
+    }
+
+    /// One layer of it.
+    pub(crate) fn slab_shape(&self) -> KvShape {
+        KvShape {
+            n_blocks: self.block_count,
+            block_len: self.block_len,
+            n_kv_heads: self.kv_head_count,
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+impl From<KvDType> for KvType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::F16 => Self::F16,
+            KvDType::BF16 => Self::BF16,
+        }
     }
 }

@@ -8,7 +8,7 @@ mod qwen3;
 use crate::config::{Knobs, RawConfig};
 
 /// One family.
-pub struct Family {
+pub(crate) struct Family {
     /// Name in logs and in `/v1/models`.
     pub name: &'static str,
     /// `model_type` values of `config.json`.
@@ -28,17 +28,17 @@ pub struct Family {
 const FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 /// The family of a `config.json`.
-pub fn by_model_type(model_type: &str) -> Option<&'static Family> {
+pub(crate) fn by_model_type(model_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|f| f.model_types.contains(&model_type))
 }
 
 /// The family of a GGUF file.
-pub fn by_gguf_architecture(arch: &str) -> Option<&'static Family> {
+pub(crate) fn by_gguf_architecture(arch: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|f| f.gguf_architectures.contains(&arch))
 }
 
 /// All names, for an error.
-pub fn known() -> String {
+pub(crate) fn known() -> String {
     FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }
 

@@ -1,5 +1,6 @@
 //! The one error enum of the weight files: every variant says which file, and where in it.
 
+use super::DType;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -44,9 +45,8 @@ pub enum Error {
     },
     /// The tensor is sound, but this build has no reader for its type.
     #[error(
-        "{}: tensor `{}` has type {ty}, which this build cannot read (readable: F32, F16, BF16, \
-         Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K)",
-        path.display(), clipped(tensor)
+        "{}: tensor `{}` has type {ty}, which this build cannot read (it reads {})",
+        path.display(), clipped(tensor), readable_types()
     )]
     UnreadableType {
         /// The file.
@@ -99,6 +99,10 @@ impl Error {
     pub(super) fn metadata(path: &Path, key: &str, reason: impl Into<String>) -> Self {
         Self::Metadata { path: path.to_owned(), key: key.to_owned(), reason: reason.into() }
     }
+}
+
+fn readable_types() -> String {
+    DType::all().map(DType::name).collect::<Vec<_>>().join(", ")
 }
 
 /// Names come from the file, so a hostile one can be long and can hold control characters; an error

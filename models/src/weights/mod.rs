@@ -20,8 +20,8 @@ mod metadata;
 mod mmap;
 pub mod safetensors;
 
-pub use hearth_kernels::quant::DType;
 pub use error::{Error, Result};
+pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
 pub use loader::{Loader, MatrixSource, Role};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};

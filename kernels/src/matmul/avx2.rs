@@ -1,0 +1,404 @@
+//! AVX2: a tile is two registers of 8 columns, computed one after the other.
+//!
+//! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes
+//! of six bits or fewer stay below that, even summed over several groups:
+//!
+//! ```text
+//! bits   largest pair          groups summed in 16 bits
+//! 2, 3    7 * 127 * 2          8
+//! 4      15 * 127 * 2 =  3810  8
+//! 5      31 * 127 * 2 =  7874  4
+//! 6      63 * 127 * 2 = 16002  2
+//! 8     128 * 127 * 2 = 32512  1, as |w| * (q with the sign of w): the offset is gone already
+//! ```
+
+mod float;
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::layout::{COLUMNS, Record, SCALES, STEP, Storage, TAIL};
+use super::{Job, ROWS_MAX, activations::SUB_SUMS};
+use float::{BF16, F16, F32, floats};
+
+/// Distance of prefetches, in bytes.
+const AHEAD: usize = 4096;
+
+/// Float sums of the 16 columns of a row.
+type Sums = [__m256; 2];
+
+/// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
+///
+/// # Safety
+/// The processor has the features; `tiles` and `rows` lie within the job, and nobody else touches
+/// these columns of these rows of y.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    debug_assert!(rows.len() <= ROWS_MAX);
+    for tile in tiles {
+        let rows = rows.clone();
+        // SAFETY: passed on from the caller; the constants are those of the record.
+        unsafe {
+            match &job.w.storage {
+                Storage::F32 => floats::<F32>(job, tile, rows),
+                Storage::F16 => floats::<F16>(job, tile, rows),
+                Storage::BF16 => floats::<BF16>(job, tile, rows),
+                Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset) {
+                    (8, 0, 128) => blocks::<8, 0, 128>(job, r, tile, rows),
+                    (4, 0, 8) => blocks::<4, 0, 8>(job, r, tile, rows),
+                    (4, 0, 0) => blocks::<4, 0, 0>(job, r, tile, rows),
+                    (4, 1, 16) => blocks::<4, 1, 16>(job, r, tile, rows),
+                    (4, 1, 0) => blocks::<4, 1, 0>(job, r, tile, rows),
+                    _ => super::scalar::run(job, tile..tile + 1, rows),
+                },
+                Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.sub) {
+                    (4, 0, 32) => supers::<4, 0, 0, 32>(job, r, tile, rows),
+                    (4, 1, 32) => supers::<4, 1, 0, 32>(job, r, tile, rows),
+                    (4, 2, 16) => supers::<4, 2, 32, 16>(job, r, tile, rows),
+                    (2, 1, 16) => supers::<2, 1, 4, 16>(job, r, tile, rows),
+                    (2, 0, 16) => supers::<2, 0, 0, 16>(job, r, tile, rows),
+                    _ => super::scalar::run(job, tile..tile + 1, rows),
+                },
+            }
+        }
+    }
+}
+
+/// Blocks of 32; `OFFSET` 0 means that there is a minimum.
+///
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
+    job: &Job,
+    record: &Record,
+    tile: usize,
+    rows: Range<usize>,
+) {
+    let (acts, count) = (job.acts, rows.len());
+    let tile_start = job.w.tile(tile).as_ptr();
+    let mut acc = sums(count);
+    let steps = if OFFSET == 0 { 1 } else { 2 };
+    debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
+    let record_bytes = steps * 64 * (LO + HI) + TAIL;
+    for block in 0..acts.k / STEP {
+        let step = block % steps;
+        let at = block * acts.m + rows.start;
+        for half in 0..2 {
+            // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
+            // initialised up to `count`.
+            unsafe {
+                let record = tile_start.add(block / steps * record_bytes);
+                let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI) + 32 * half));
+                let tail = record.add(record_bytes - TAIL + 16 * half);
+                prefetch(tail);
+                let d = halves(tail.add(32 * step));
+                let m = if OFFSET == 0 { halves(tail.add(32)) } else { _mm256_setzero_ps() };
+                for (r, acc) in acc[..count].iter_mut().enumerate() {
+                    let acc = &mut acc.assume_init_mut()[half];
+                    let q = acts.codes.as_ptr().add((at + r) * STEP);
+                    let dot = dot::<LO, HI>(&w, q, 0..8);
+                    let s = _mm256_set1_ps(*acts.scales.as_ptr().add(at + r));
+                    let sum = *acts.sums.as_ptr().add(at + r);
+                    let shift = if LO == 8 { 0 } else { OFFSET * sum };
+                    let dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(shift));
+                    let dot = _mm256_cvtepi32_ps(dot);
+                    *acc = _mm256_fmadd_ps(_mm256_mul_ps(d, s), dot, *acc);
+                    if OFFSET == 0 {
+                        let sum = _mm256_set1_ps(sum as f32);
+                        *acc = _mm256_fmadd_ps(_mm256_mul_ps(m, s), sum, *acc);
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
+    unsafe { store(job, tile, rows, &acc) };
+}
+
+/// Blocks of 256 with `SUB` weights per scale; `OFFSET` 0 means that there is a minimum.
+///
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>(
+    job: &Job,
+    record: &Record,
+    tile: usize,
+    rows: Range<usize>,
+) {
+    let count = rows.len();
+    debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
+    let tile_start = job.w.tile(tile).as_ptr();
+    let mut acc = sums(count);
+    let mut isum = [const { MaybeUninit::<__m256i>::uninit() }; ROWS_MAX];
+    let record_bytes = 8 * 64 * (LO + HI) + SCALES + TAIL;
+    for block in 0..job.acts.k / 256 {
+        let at = block * job.acts.m + rows.start;
+        for half in 0..2 {
+            for isum in &mut isum[..count] {
+                isum.write(_mm256_setzero_si256());
+            }
+            // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
+            // initialised up to `count`.
+            unsafe {
+                let record = tile_start.add(block * record_bytes);
+                let scales = record.add(8 * 64 * (LO + HI));
+                for step in 0..8 {
+                    let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI) + 32 * half));
+                    let pair = scales.add(32 * (step * 16 / SUB) + 16 * half);
+                    let scale = step_scales::<OFFSET, SUB>(pair, step);
+                    let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
+                    for (r, isum) in isum[..count].iter_mut().enumerate() {
+                        let isum = isum.assume_init_mut();
+                        for (i, &scale) in scale[..32 / SUB].iter().enumerate() {
+                            let groups = i * SUB / 4..(i + 1) * SUB / 4;
+                            let dot = dot::<LO, HI>(&w, q.add(256 * r), groups);
+                            *isum = _mm256_add_epi32(*isum, _mm256_mullo_epi32(dot, scale));
+                        }
+                    }
+                }
+                let (isum, acc) = (&isum[..count], &mut acc[..count]);
+                add_super::<OFFSET, SUB>(job, scales, half, at, isum, acc);
+            }
+        }
+    }
+    // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
+    unsafe { store(job, tile, rows, &acc) };
+}
+
+/// The scales of a step as integers: one, or two for the halves of the step.
+///
+/// # Safety
+/// `pair` points to the 16 scale bytes of 8 columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn step_scales<const OFFSET: i32, const SUB: usize>(
+    pair: *const u8,
+    step: usize,
+) -> [__m256i; 2] {
+    // SAFETY: the caller's promise.
+    let pairs = unsafe { scale_pairs::<OFFSET, SUB>(pair) };
+    let first = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(pairs));
+    let second = _mm256_srai_epi32::<16>(pairs);
+    if SUB == 32 && step % 2 == 1 { [second, second] } else { [first, second] }
+}
+
+/// 8 pairs of scales as i16.
+///
+/// # Safety
+/// `pair` points to 16 scale bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scale_pairs<const OFFSET: i32, const SUB: usize>(pair: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(pair.cast()) };
+    match (SUB, OFFSET) {
+        (16, 0) => _mm256_cvtepu8_epi16(_mm_and_si128(bytes, _mm_set1_epi8(15))),
+        _ => _mm256_cvtepi8_epi16(bytes),
+    }
+}
+
+/// What the sums of x are multiplied by: 8 pairs of minima, or of scales under an offset.
+///
+/// # Safety
+/// `scales` points to the scale bytes of a record, moved on to a half; there is such a pair.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn min_pairs<const OFFSET: i32, const SUB: usize>(
+    scales: *const u8,
+    pair: usize,
+) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if OFFSET != 0 {
+            return scale_pairs::<OFFSET, SUB>(scales.add(32 * pair));
+        }
+        let at = if SUB == 32 { 128 } else { 0 };
+        let bytes = _mm_loadu_si128(scales.add(at + 32 * pair).cast());
+        if SUB == 32 {
+            return _mm256_cvtepu8_epi16(bytes);
+        }
+        _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(bytes), _mm_set1_epi8(15)))
+    }
+}
+
+/// Ends a block of 8 columns: subtracts offsets or minima and adds it to the float sums.
+///
+/// # Safety
+/// `scales` are the scale bytes of the record, `at` is the index of the block in the activations
+/// for the first row; `isum` and `acc` are initialised.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
+    job: &Job,
+    scales: *const u8,
+    half: usize,
+    at: usize,
+    isum: &[MaybeUninit<__m256i>],
+    acc: &mut [MaybeUninit<Sums>],
+) {
+    let acts = job.acts;
+    let pairs = 128 / SUB;
+    let mut mins = [_mm256_setzero_si256(); 8];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (pair, mins) in mins[..pairs].iter_mut().enumerate() {
+            *mins = min_pairs::<OFFSET, SUB>(scales.add(16 * half), pair);
+        }
+        for line in 0..(SCALES + TAIL) / 64 {
+            prefetch(scales.add(64 * line));
+        }
+        let tail = scales.add(SCALES + 16 * half);
+        let (d, dmin) = (halves(tail), halves(tail.add(32)));
+        let first_sum = if SUB == 32 { 16 } else { 0 };
+        for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
+            let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[half]);
+            let s = _mm256_set1_ps(*acts.scales.as_ptr().add(at + r));
+            let sums = acts.sub_sums.as_ptr().add((at + r) * SUB_SUMS + first_sum).cast::<i32>();
+            let mut msum = _mm256_setzero_si256();
+            for (pair, mins) in mins[..pairs].iter().enumerate() {
+                let two = _mm256_set1_epi32(sums.add(pair).read_unaligned());
+                msum = _mm256_add_epi32(msum, _mm256_madd_epi16(*mins, two));
+            }
+            let shift = _mm256_mullo_epi32(msum, _mm256_set1_epi32(OFFSET));
+            let sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(isum, shift));
+            *acc = _mm256_fmadd_ps(_mm256_mul_ps(d, s), sum, *acc);
+            if OFFSET == 0 {
+                let msum = _mm256_cvtepi32_ps(msum);
+                *acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, s), msum, *acc);
+            }
+        }
+    }
+}
+
+/// Sum over some groups of a step: codes of 8 columns times the codes at `q`.
+///
+/// # Safety
+/// `q` points to 32 codes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dot<const LO: usize, const HI: usize>(
+    w: &[__m256i; 8],
+    q: *const i8,
+    groups: Range<usize>,
+) -> __m256i {
+    let run = [8, 8, 8, 8, 8, 4, 2, 1, 1][LO + HI];
+    let mut dot = _mm256_setzero_si256();
+    for first in groups.clone().step_by(run) {
+        let mut short = _mm256_setzero_si256();
+        for g in first..groups.end.min(first + run) {
+            // SAFETY: four codes within the 32.
+            let four = unsafe { q.cast::<i32>().add(g).read_unaligned() };
+            let four = _mm256_set1_epi32(four);
+            let products = if LO == 8 {
+                let signed = _mm256_xor_si256(w[g], _mm256_set1_epi8(-128));
+                _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(four, signed))
+            } else {
+                _mm256_maddubs_epi16(w[g], four)
+            };
+            short = _mm256_add_epi16(short, products);
+        }
+        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
+    }
+    dot
+}
+
+/// The groups of a step of 8 columns as bytes.
+///
+/// # Safety
+/// `step` points to a step of this shape, moved on to a half.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i; 8] {
+    // SAFETY: the caller's promise; there are LO + HI planes.
+    let plane = |i: usize| unsafe { _mm256_loadu_si256(step.add(64 * i).cast()) };
+    for i in 0..LO + HI {
+        prefetch(step.wrapping_add(64 * i));
+    }
+    let low_mask = _mm256_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
+    let mut w = [_mm256_setzero_si256(); 8];
+    for (g, w) in w.iter_mut().enumerate() {
+        *w = plane(g % LO);
+        if LO < 8 {
+            *w = _mm256_and_si256(shifted(*w, -((g / LO * LO) as i32)), low_mask);
+        }
+        if HI > 0 {
+            let high = shifted(plane(LO + g % HI), LO as i32 - (g / HI * HI) as i32);
+            let mask = _mm256_set1_epi8((((1 << HI) - 1) << LO) as i8);
+            *w = _mm256_or_si256(_mm256_and_si256(high, mask), *w);
+        }
+    }
+    w
+}
+
+/// Asks for the cache line that follows `p` by [`AHEAD`] bytes. A tile is followed by the next tile.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
+}
+
+/// Shifts 16-bit lanes left (right when negative) by a number known after inlining.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn shifted(v: __m256i, by: i32) -> __m256i {
+    match by {
+        4 => _mm256_slli_epi16::<4>(v),
+        3 => _mm256_slli_epi16::<3>(v),
+        2 => _mm256_slli_epi16::<2>(v),
+        1 => _mm256_slli_epi16::<1>(v),
+        0 => v,
+        -1 => _mm256_srli_epi16::<1>(v),
+        -2 => _mm256_srli_epi16::<2>(v),
+        -3 => _mm256_srli_epi16::<3>(v),
+        -4 => _mm256_srli_epi16::<4>(v),
+        -5 => _mm256_srli_epi16::<5>(v),
+        _ => _mm256_srli_epi16::<6>(v),
+    }
+}
+
+/// 8 half floats, widened.
+///
+/// # Safety
+/// `p` points to 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn halves(p: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
+}
+
+/// Float sums of `count` rows, zero; the others are not touched.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sums(count: usize) -> [MaybeUninit<Sums>; ROWS_MAX] {
+    let mut sums = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    for sum in &mut sums[..count] {
+        sum.write([_mm256_setzero_ps(); 2]);
+    }
+    sums
+}
+
+/// Writes the sums to y, without the columns beyond `n`.
+///
+/// # Safety
+/// `acc` is initialised for `rows`; else as [`run`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store(job: &Job, tile: usize, rows: Range<usize>, acc: &[MaybeUninit<Sums>]) {
+    let first = tile * COLUMNS;
+    let columns = COLUMNS.min(job.w.n() - first);
+    for (row, acc) in rows.zip(acc) {
+        let mut values = [0.0_f32; COLUMNS];
+        // SAFETY: the caller's promise; these columns are within row `row` of y, and ours.
+        unsafe {
+            let acc = acc.assume_init_ref();
+            _mm256_storeu_ps(values.as_mut_ptr(), acc[0]);
+            _mm256_storeu_ps(values.as_mut_ptr().add(8), acc[1]);
+            let y = job.y.at(row * job.w.n() + first);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), y, columns);
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! AVX-512 with VNNI: a tile is one register of 16 columns, `vpdpbusd` takes four codes of each.
+//!
+//! ```text
+//! for each tile, for each step (32 weights of 16 columns):  unpack to 8 registers
+//!     for each row:  dot = 8 x vpdpbusd with four codes of x in every lane
+//!                    scale it and add it to the row's sum, which lies in the first cache
+//! ```
+//! The weights stay in registers while the rows pass, so unpacking is paid once per 64 rows, and
+//! any number of rows runs the same code; a single row keeps its sums in registers as well. One
+//! tile at a time means one stream from memory, prefetched by hand: two were a fifth slower where
+//! memory is the limit, and no faster elsewhere.
+
+mod float;
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::layout::{COLUMNS, Record, SCALES, STEP, Storage, TAIL};
+use super::{Job, ROWS_MAX, activations::SUB_SUMS};
+use float::{BF16, F16, F32, floats};
+
+/// Distance of prefetches, in bytes. The hardware alone reaches two thirds of the read bandwidth.
+const AHEAD: usize = 4096;
+
+/// Rows whose integer sums are in flight together: a chain of `vpdpbusd` has a latency of four or
+/// five, and one or two start per cycle.
+const ROWS_AT_ONCE: usize = 4;
+
+/// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
+///
+/// # Safety
+/// The processor has the features; `tiles` and `rows` lie within the job, and nobody else touches
+/// these columns of these rows of y.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    debug_assert!(rows.len() <= ROWS_MAX);
+    // SAFETY: passed on from the caller; the constants are those of the record.
+    unsafe {
+        match &job.w.storage {
+            Storage::F32 => floats::<F32>(job, tiles, rows),
+            Storage::F16 => floats::<F16>(job, tiles, rows),
+            Storage::BF16 => floats::<BF16>(job, tiles, rows),
+            Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset) {
+                (8, 0, 128) => each_tile(tiles, rows, Blocks::<8, 0, 128>(job, r)),
+                (4, 0, 8) => each_tile(tiles, rows, Blocks::<4, 0, 8>(job, r)),
+                (4, 0, 0) => each_tile(tiles, rows, Blocks::<4, 0, 0>(job, r)),
+                (4, 1, 16) => each_tile(tiles, rows, Blocks::<4, 1, 16>(job, r)),
+                (4, 1, 0) => each_tile(tiles, rows, Blocks::<4, 1, 0>(job, r)),
+                _ => super::scalar::run(job, tiles, rows),
+            },
+            Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.sub) {
+                (4, 0, 32) => each_tile(tiles, rows, Supers::<4, 0, 0, 32>(job, r)),
+                (4, 1, 32) => each_tile(tiles, rows, Supers::<4, 1, 0, 32>(job, r)),
+                (4, 2, 16) => each_tile(tiles, rows, Supers::<4, 2, 32, 16>(job, r)),
+                (2, 1, 16) => each_tile(tiles, rows, Supers::<2, 1, 4, 16>(job, r)),
+                (2, 0, 16) => each_tile(tiles, rows, Supers::<2, 0, 0, 16>(job, r)),
+                _ => super::scalar::run(job, tiles, rows),
+            },
+        }
+    }
+}
+
+/// A kernel for one tile; `R` is 1 for a single row, else [`ROWS_MAX`].
+trait Kernel {
+    /// # Safety
+    /// As [`run`].
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>);
+}
+
+/// # Safety
+/// As [`run`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn each_tile(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel) {
+    for tile in tiles {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match rows.len() {
+                1 => kernel.call::<1>(tile, rows.clone()),
+                _ => kernel.call::<ROWS_MAX>(tile, rows.clone()),
+            }
+        }
+    }
+}
+
+/// Blocks of 32; `OFFSET` 0 means that there is a minimum.
+struct Blocks<'a, const LO: usize, const HI: usize, const OFFSET: i32>(&'a Job<'a>, &'a Record);
+
+impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, LO, HI, OFFSET> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
+        let Blocks(job, record) = self;
+        let count = if R == 1 { 1 } else { rows.len() };
+        let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
+        let tile_start = job.w.tile(tile).as_ptr();
+        let mut acc = sums::<1, R>(count);
+        let steps = if OFFSET == 0 { 1 } else { 2 };
+        debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
+        let record_bytes = steps * 64 * (LO + HI) + TAIL;
+        for block in 0..job.acts.k / STEP {
+            let step = block % steps;
+            let at = block * job.acts.m + rows.start;
+            // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
+            // initialised up to `count`.
+            unsafe {
+                let record = tile_start.add(block / steps * record_bytes);
+                let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI)));
+                let tail = record.add(record_bytes - TAIL);
+                prefetch(tail);
+                let d = halves(tail.add(32 * step));
+                let m = if OFFSET == 0 { halves(tail.add(32)) } else { _mm512_setzero_ps() };
+                for r in (0..together).step_by(ROWS_AT_ONCE) {
+                    let acc = &mut acc[r..r + ROWS_AT_ONCE];
+                    self.add_block::<ROWS_AT_ONCE>(&w, d, m, at + r, acc);
+                }
+                for r in together..count {
+                    self.add_block::<1>(&w, d, m, at + r, &mut acc[r..r + 1]);
+                }
+            }
+        }
+        // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
+        unsafe { store(job, tile, rows, &acc) };
+    }
+}
+
+impl<const LO: usize, const HI: usize, const OFFSET: i32> Blocks<'_, LO, HI, OFFSET> {
+    /// Adds a block of `R` rows to their sums.
+    ///
+    /// # Safety
+    /// `at` is the index of the block in the activations for the first row, and `R - 1` more
+    /// follow; `acc` has `R` initialised elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_block<const R: usize>(
+        &self,
+        w: &[__m512i; 8],
+        d: __m512,
+        m: __m512,
+        at: usize,
+        acc: &mut [MaybeUninit<[__m512; 1]>],
+    ) {
+        let acts = self.0.acts;
+        // SAFETY: the caller's promise.
+        let dots = unsafe { dots::<R>(w, acts.codes.as_ptr().add(at * STEP), STEP, 0..8) };
+        for (r, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+            // SAFETY: the caller's promise.
+            let (acc, s, sum) = unsafe {
+                let (s, sum) = (acts.scales.as_ptr().add(at + r), acts.sums.as_ptr().add(at + r));
+                (&mut acc.assume_init_mut()[0], _mm512_set1_ps(*s), _mm512_set1_epi32(*sum))
+            };
+            let shift = _mm512_mullo_epi32(sum, _mm512_set1_epi32(OFFSET));
+            let dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot, shift));
+            *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), dot, *acc);
+            if OFFSET == 0 {
+                *acc = _mm512_fmadd_ps(_mm512_mul_ps(m, s), _mm512_cvtepi32_ps(sum), *acc);
+            }
+        }
+    }
+}
+
+/// Blocks of 256 with `SUB` weights per scale; `OFFSET` 0 means that there is a minimum.
+struct Supers<'a, const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>(
+    &'a Job<'a>,
+    &'a Record,
+);
+
+impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kernel
+    for Supers<'_, LO, HI, OFFSET, SUB>
+{
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
+        let Supers(job, record) = self;
+        debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
+        let count = if R == 1 { 1 } else { rows.len() };
+        let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
+        let tile_start = job.w.tile(tile).as_ptr();
+        let mut acc = sums::<1, R>(count);
+        let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
+        let record_bytes = 8 * 64 * (LO + HI) + SCALES + TAIL;
+        for block in 0..job.acts.k / 256 {
+            let at = block * job.acts.m + rows.start;
+            for isum in &mut isum[..count] {
+                isum.write(_mm512_setzero_si512());
+            }
+            // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
+            // initialised up to `count`.
+            unsafe {
+                let record = tile_start.add(block * record_bytes);
+                let scales = record.add(8 * 64 * (LO + HI));
+                for step in 0..8 {
+                    let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI)));
+                    let scale = Self::scales(scales, step);
+                    let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
+                    for r in (0..together).step_by(ROWS_AT_ONCE) {
+                        let isum = &mut isum[r..r + ROWS_AT_ONCE];
+                        Self::add_step::<ROWS_AT_ONCE>(&w, scale, q.add(256 * r), isum);
+                    }
+                    for r in together..count {
+                        Self::add_step::<1>(&w, scale, q.add(256 * r), &mut isum[r..r + 1]);
+                    }
+                }
+                self.add_block(scales, at, &isum[..count], &mut acc[..count]);
+            }
+        }
+        // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
+        unsafe { store(job, tile, rows, &acc) };
+    }
+}
+
+impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
+    Supers<'_, LO, HI, OFFSET, SUB>
+{
+    /// Adds a step of `R` rows to their integer sums.
+    ///
+    /// # Safety
+    /// `q` points to 32 codes of each row, 256 apart; `isum` has `R` initialised elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_step<const R: usize>(
+        w: &[__m512i; 8],
+        scale: [__m512i; 2],
+        q: *const i8,
+        isum: &mut [MaybeUninit<__m512i>],
+    ) {
+        for half in 0..32 / SUB {
+            let groups = half * SUB / 4..(half + 1) * SUB / 4;
+            // SAFETY: the caller's promise.
+            let dots = unsafe { dots::<R>(w, q, 256, groups) };
+            for (isum, dot) in isum.iter_mut().zip(dots) {
+                // SAFETY: the caller's promise.
+                let isum = unsafe { isum.assume_init_mut() };
+                *isum = _mm512_add_epi32(*isum, _mm512_mullo_epi32(dot, scale[half]));
+            }
+        }
+    }
+
+    /// The scales of a step as integers: one, or two for the halves of the step.
+    ///
+    /// # Safety
+    /// `scales` points to the scale bytes of a record.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn scales(scales: *const u8, step: usize) -> [__m512i; 2] {
+        // SAFETY: pair `step` (or `step / 2`) lies within the scale bytes.
+        let pairs = unsafe { Self::scale_pairs(scales.add(32 * (step * 16 / SUB))) };
+        let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs));
+        let second = _mm512_srai_epi32::<16>(pairs);
+        if SUB == 32 && step % 2 == 1 { [second, second] } else { [first, second] }
+    }
+
+    /// 16 pairs of scales as i16.
+    ///
+    /// # Safety
+    /// `pair` points to 32 scale bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn scale_pairs(pair: *const u8) -> __m512i {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { _mm256_loadu_si256(pair.cast()) };
+        match (SUB, OFFSET) {
+            (16, 0) => _mm512_cvtepu8_epi16(_mm256_and_si256(bytes, _mm256_set1_epi8(15))),
+            _ => _mm512_cvtepi8_epi16(bytes),
+        }
+    }
+
+    /// What the sums of x are multiplied by: 16 pairs of minima, or of scales under an offset.
+    ///
+    /// # Safety
+    /// `scales` points to the scale bytes of a record, and there is such a pair.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn min_pairs(scales: *const u8, pair: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if OFFSET != 0 {
+                return Self::scale_pairs(scales.add(32 * pair));
+            }
+            let at = if SUB == 32 { 128 } else { 0 };
+            let bytes = _mm256_loadu_si256(scales.add(at + 32 * pair).cast());
+            if SUB == 32 {
+                return _mm512_cvtepu8_epi16(bytes);
+            }
+            let high = _mm256_srli_epi16::<4>(bytes);
+            _mm512_cvtepu8_epi16(_mm256_and_si256(high, _mm256_set1_epi8(15)))
+        }
+    }
+
+    /// Ends a block: subtracts offsets or minima and adds the block to the float sums.
+    ///
+    /// # Safety
+    /// `scales` are the scale bytes of the record, `at` is the index of the block in the
+    /// activations for the first row; `isum` and `acc` are initialised.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_block(
+        &self,
+        scales: *const u8,
+        at: usize,
+        isum: &[MaybeUninit<__m512i>],
+        acc: &mut [MaybeUninit<[__m512; 1]>],
+    ) {
+        let acts = self.0.acts;
+        let pairs = 128 / SUB;
+        let mut mins = [_mm512_setzero_si512(); 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (pair, mins) in mins[..pairs].iter_mut().enumerate() {
+                *mins = Self::min_pairs(scales, pair);
+            }
+            for line in 0..(SCALES + TAIL) / 64 {
+                prefetch(scales.add(64 * line));
+            }
+            let (d, dmin) = (halves(scales.add(SCALES)), halves(scales.add(SCALES + 32)));
+            let first_sum = if SUB == 32 { 16 } else { 0 };
+            for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
+                let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[0]);
+                let s = _mm512_set1_ps(*acts.scales.as_ptr().add(at + r));
+                let sums =
+                    acts.sub_sums.as_ptr().add((at + r) * SUB_SUMS + first_sum).cast::<i32>();
+                let mut msum = _mm512_setzero_si512();
+                for (pair, mins) in mins[..pairs].iter().enumerate() {
+                    let two = _mm512_set1_epi32(sums.add(pair).read_unaligned());
+                    msum = _mm512_dpwssd_epi32(msum, *mins, two);
+                }
+                let shift = _mm512_mullo_epi32(msum, _mm512_set1_epi32(OFFSET));
+                let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(isum, shift));
+                *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), sum, *acc);
+                if OFFSET == 0 {
+                    let msum = _mm512_cvtepi32_ps(msum);
+                    *acc = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, s), msum, *acc);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of `R` rows over some groups of a step: codes of W times the codes at `q`, the rows
+/// `stride` apart.
+///
+/// # Safety
+/// `q` points to 32 codes of each row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn dots<const R: usize>(
+    w: &[__m512i; 8],
+    q: *const i8,
+    stride: usize,
+    groups: Range<usize>,
+) -> [__m512i; R] {
+    let mut dots = [_mm512_setzero_si512(); R];
+    for g in groups {
+        for (r, dot) in dots.iter_mut().enumerate() {
+            // SAFETY: four codes within the 32 of a row.
+            let four = unsafe { q.add(r * stride).cast::<i32>().add(g).read_unaligned() };
+            *dot = _mm512_dpbusd_epi32(*dot, w[g], _mm512_set1_epi32(four));
+        }
+    }
+    dots
+}
+
+/// The groups of a step as bytes.
+///
+/// # Safety
+/// `step` points to a step of this shape.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m512i; 8] {
+    // SAFETY: the caller's promise; there are LO + HI planes.
+    let plane = |i: usize| unsafe { _mm512_loadu_si512(step.add(64 * i).cast()) };
+    for i in 0..LO + HI {
+        prefetch(step.wrapping_add(64 * i));
+    }
+    let low_mask = _mm512_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
+    let mut w = [_mm512_setzero_si512(); 8];
+    for (g, w) in w.iter_mut().enumerate() {
+        *w = plane(g % LO);
+        if LO < 8 {
+            *w = _mm512_and_si512(shifted(*w, -((g / LO * LO) as i32)), low_mask);
+        }
+        if HI > 0 {
+            let high = shifted(plane(LO + g % HI), LO as i32 - (g / HI * HI) as i32);
+            let mask = _mm512_set1_epi8((((1 << HI) - 1) << LO) as i8);
+            *w = _mm512_ternarylogic_epi32::<{ (0xf0 & 0xcc) | 0xaa }>(high, mask, *w);
+        }
+    }
+    w
+}
+
+/// Asks for the cache line that follows `p` by [`AHEAD`] bytes. A tile is followed by the next tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
+}
+
+/// Shifts 16-bit lanes left (right when negative) by a number known after inlining.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn shifted(v: __m512i, by: i32) -> __m512i {
+    match by {
+        4 => _mm512_slli_epi16::<4>(v),
+        3 => _mm512_slli_epi16::<3>(v),
+        2 => _mm512_slli_epi16::<2>(v),
+        1 => _mm512_slli_epi16::<1>(v),
+        0 => v,
+        -1 => _mm512_srli_epi16::<1>(v),
+        -2 => _mm512_srli_epi16::<2>(v),
+        -3 => _mm512_srli_epi16::<3>(v),
+        -4 => _mm512_srli_epi16::<4>(v),
+        -5 => _mm512_srli_epi16::<5>(v),
+        _ => _mm512_srli_epi16::<6>(v),
+    }
+}
+
+/// 16 half floats, widened.
+///
+/// # Safety
+/// `p` points to 32 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn halves(p: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) })
+}
+
+/// Float sums of `count` rows, zero; the others are not touched.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn sums<const C: usize, const R: usize>(count: usize) -> [MaybeUninit<[__m512; C]>; R] {
+    let mut sums = [const { MaybeUninit::uninit() }; R];
+    for sum in &mut sums[..count] {
+        sum.write([_mm512_setzero_ps(); C]);
+    }
+    sums
+}
+
+/// Writes the sums to y, without the columns beyond `n`.
+///
+/// # Safety
+/// `acc` is initialised for `rows`; else as [`run`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn store<const C: usize>(
+    job: &Job,
+    tile: usize,
+    rows: Range<usize>,
+    acc: &[MaybeUninit<[__m512; C]>],
+) {
+    for (row, acc) in rows.zip(acc) {
+        // SAFETY: the caller's promise.
+        let acc = unsafe { acc.assume_init_ref() };
+        for (c, acc) in acc.iter().enumerate() {
+            let first = (tile + c) * COLUMNS;
+            let columns = COLUMNS.min(job.w.n() - first);
+            let mask = (0xffff_u32 >> (COLUMNS - columns)) as __mmask16;
+            // SAFETY: the masked columns are within row `row` of y, and ours.
+            unsafe { _mm512_mask_storeu_ps(job.y.at(row * job.w.n() + first), mask, *acc) };
+        }
+    }
+}
