@@ -1,7 +1,7 @@
 //! `/metrics`: what the engines count, and what the server itself sees of time and statuses.
 //!
-//! Engine numbers are read from their counters at the moment of the scrape, labelled by model, so they
-//! are never copied and never stale. Text format: OpenMetrics, which Prometheus reads.
+//! Engine numbers are read from their counters at the moment of the scrape, labelled by model, so
+//! they are never copied and never stale. Text format: OpenMetrics, which Prometheus reads.
 
 use std::fmt;
 use std::sync::Arc;
