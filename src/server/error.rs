@@ -1,8 +1,8 @@
 //! The one way from a failure to the wire: status, and `{"error": {message, type, param, code}}`.
 //!
-//! Everything that a client is ever refused with is an [`ApiError`]. The request errors of the rooms
-//! below come in through the one `match` of `From<Error>`; the rest (routes, keys, JSON) is HTTP's
-//! own and has a constructor here.
+//! Everything that a client is ever refused with is an [`ApiError`]. The request errors of the
+//! rooms below come in through the one `match` of `From<Error>`; the rest (routes, keys, JSON) is
+//! HTTP's own and has a constructor here.
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ pub(super) enum Treatment {
     /// It does what the specification says.
     Honoured,
     /// Taken, and changes nothing, because of this.
-    NoEffect(#[allow(dead_code, reason = "read by people and by the documentation")] &'static str),
+    NoEffect(&'static str),
     /// A 400 naming the field and this reason, unless the value asks for nothing.
     Refused { harmless: fn(&Value) -> bool, reason: &'static str },
 }
@@ -139,12 +139,17 @@ pub(super) fn check(
             continue;
         };
         match field.treatment {
-            Treatment::Refused { harmless, reason } if !value.is_null() && !harmless(value) => {
-                let name = format!("{path}{name}");
-                let message = format!("Unsupported parameter: '{name}': {reason}.");
-                return Err(ApiError::unsupported(&name, message));
+            Treatment::Honoured => {}
+            Treatment::NoEffect(reason) => {
+                tracing::debug!(field = field.name, reason, "a field without effect");
             }
-            Treatment::Refused { .. } | Treatment::Honoured | Treatment::NoEffect(_) => {}
+            Treatment::Refused { harmless, reason } => {
+                if !value.is_null() && !harmless(value) {
+                    let name = format!("{path}{name}");
+                    let message = format!("Unsupported parameter: '{name}': {reason}.");
+                    return Err(ApiError::unsupported(&name, message));
+                }
+            }
         }
     }
     Ok(())

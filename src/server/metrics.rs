@@ -1,7 +1,7 @@
 //! `/metrics`: what the engines count, and what the server itself sees of time and statuses.
 //!
-//! Engine numbers are read from [`Stats`] at the moment of the scrape, labelled by model, so they
-//! are never copied and never stale. Text format: OpenMetrics, which Prometheus reads.
+//! Engine numbers are read from their counters at the moment of the scrape, labelled by model, so
+//! they are never copied and never stale. Text format: OpenMetrics, which Prometheus reads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::engine::handle::{EngineHandle, Stats};
 use crate::pipeline::Pipeline;
+use crate::registry::ServedModel;
 
 /// What goes with [`Metrics::encode`].
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -115,13 +115,13 @@ struct EngineMetric {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    read: fn(&EngineHandle, &Stats) -> u64,
+    read: fn(&ServedModel) -> u64,
 }
 
 const fn gauge(
     name: &'static str,
     help: &'static str,
-    read: fn(&EngineHandle, &Stats) -> u64,
+    read: fn(&ServedModel) -> u64,
 ) -> EngineMetric {
     EngineMetric { name, help, kind: MetricType::Gauge, read }
 }
@@ -129,37 +129,41 @@ const fn gauge(
 const fn counter(
     name: &'static str,
     help: &'static str,
-    read: fn(&EngineHandle, &Stats) -> u64,
+    read: fn(&ServedModel) -> u64,
 ) -> EngineMetric {
     EngineMetric { name, help, kind: MetricType::Counter, read }
 }
 
 const ENGINE_METRICS: [EngineMetric; 11] = [
-    gauge("requests_running", "Sequences admitted and not finished", |_, s| {
-        s.running.load(Ordering::Relaxed) as u64
+    gauge("requests_running", "Sequences admitted and not finished", |m| {
+        m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
-    gauge("requests_waiting", "Sequences submitted and not yet admitted", |_, s| {
-        s.waiting.load(Ordering::Relaxed) as u64
+    gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
+        m.engine().stats().waiting.load(Ordering::Relaxed) as u64
     }),
-    gauge("kv_blocks_used", "KV blocks held by sequences", |_, s| {
-        s.kv_blocks_used.load(Ordering::Relaxed) as u64
+    gauge("kv_blocks_used", "KV blocks held by sequences", |m| {
+        m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
     }),
-    gauge("kv_blocks_total", "KV blocks there are", |e, _| e.limits().kv_blocks as u64),
-    counter("requests", "Sequences ever submitted", |_, s| s.requests.load(Ordering::Relaxed)),
-    counter("prompt_tokens", "Prompt tokens computed", |_, s| {
-        s.prompt_tokens.load(Ordering::Relaxed)
+    gauge("kv_blocks_total", "KV blocks there are", |m| m.engine().limits().kv_blocks as u64),
+    counter("requests", "Sequences ever submitted", |m| {
+        m.engine().stats().requests.load(Ordering::Relaxed)
     }),
-    counter("generated_tokens", "Tokens generated", |_, s| {
-        s.generated_tokens.load(Ordering::Relaxed)
+    counter("prompt_tokens", "Prompt tokens computed", |m| {
+        m.engine().stats().prompt_tokens.load(Ordering::Relaxed)
     }),
-    counter("steps", "Forward passes", |_, s| s.steps.load(Ordering::Relaxed)),
-    counter("preemptions", "Sequences whose blocks were taken and computed again", |_, s| {
-        s.preemptions.load(Ordering::Relaxed)
+    counter("generated_tokens", "Tokens generated", |m| {
+        m.engine().stats().generated_tokens.load(Ordering::Relaxed)
     }),
-    counter("cancelled", "Sequences whose client went away", |_, s| {
-        s.cancelled.load(Ordering::Relaxed)
+    counter("steps", "Forward passes", |m| m.engine().stats().steps.load(Ordering::Relaxed)),
+    counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
+        m.engine().stats().preemptions.load(Ordering::Relaxed)
     }),
-    counter("failures", "Batches that failed", |_, s| s.failures.load(Ordering::Relaxed)),
+    counter("cancelled", "Sequences whose client went away", |m| {
+        m.engine().stats().cancelled.load(Ordering::Relaxed)
+    }),
+    counter("failures", "Batches that failed", |m| {
+        m.engine().stats().failures.load(Ordering::Relaxed)
+    }),
 ];
 
 /// Reads every served model's engine at every scrape.
@@ -179,7 +183,7 @@ impl Collector for Engines {
                 encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
             for model in models {
                 let labels = ByModel { model: model.id().to_owned() };
-                let value = (metric.read)(model.engine(), model.engine().stats());
+                let value = (metric.read)(model);
                 let mut one = family.encode_family(&labels)?;
                 match metric.kind {
                     MetricType::Gauge => one.encode_gauge(&value)?,

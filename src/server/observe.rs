@@ -1,8 +1,8 @@
 //! One request as the operator sees it: its id, its headers, its times, one line in the log.
 //!
-//! A [`Watch`] is born with the request and shared by everybody who works on it; the line is written
-//! when the last of them lets go, whether that is the end of the answer, an error, or a client that
-//! went away. Never in the log: what was asked and what was answered.
+//! A [`Watch`] is born with the request and shared by everybody who works on it; the line is
+//! written when the last of them lets go, whether that is the end of the answer, an error, or a
+//! client that went away. Never in the log: what was asked and what was answered.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -24,22 +24,22 @@ use tokio::task::JoinHandle;
 use crate::http::{self, Answer, Pending};
 
 /// The id under which the model is served: with what needs encoding in a URL.
-pub const MODEL: &str = "org/tiny:F32";
+pub(crate) const MODEL: &str = "org/tiny:F32";
 
 /// Tokens of one request. Long enough that a whole answer takes seconds.
-pub const CONTEXT_LEN: usize = 32_768;
+pub(crate) const CONTEXT_LEN: usize = 32_768;
 
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<()>>,
 }
 
 /// What differs between tests.
-pub struct Options {
-    pub config: ServerConfig,
-    pub running_len: usize,
-    pub queue_len: usize,
+pub(crate) struct Options {
+    pub(crate) config: ServerConfig,
+    pub(crate) running_len: usize,
+    pub(crate) queue_len: usize,
 }
 
 impl Default for Options {
@@ -48,7 +48,7 @@ impl Default for Options {
     }
 }
 
-pub async fn start(options: Options) -> Server {
+pub(crate) async fn start(options: Options) -> Server {
     let model = model(&options);
     let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -63,32 +63,32 @@ pub async fn start(options: Options) -> Server {
 }
 
 impl Server {
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         http::send(self.address, "GET", path, &[], b"").await.answer().await
     }
 
     /// Sends JSON and does not wait.
-    pub async fn begin(&self, path: &str, body: &Value) -> Pending {
+    pub(crate) async fn begin(&self, path: &str, body: &Value) -> Pending {
         let headers = [("Content-Type", "application/json")];
         http::send(self.address, "POST", path, &headers, body.to_string().as_bytes()).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.begin(path, &body).await.answer().await
     }
 
     /// A chat with `fields` besides model and message.
-    pub async fn chat(&self, fields: Value) -> Answer {
+    pub(crate) async fn chat(&self, fields: Value) -> Answer {
         self.post("/v1/chat/completions", chat_body(fields)).await
     }
 
     /// A completion with `fields` besides the model.
-    pub async fn complete(&self, fields: Value) -> Answer {
+    pub(crate) async fn complete(&self, fields: Value) -> Answer {
         self.post("/v1/completions", with_model(fields)).await
     }
 
     /// One sample of `/metrics`.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.body;
         let sample = text.lines().find(|line| line.split(['{', ' ']).next() == Some(name));
         let sample = sample.unwrap_or_else(|| panic!("no {name} in {text}"));
@@ -96,7 +96,7 @@ impl Server {
     }
 
     /// Waits until a sample has a value.
-    pub async fn wait_for_metric(&self, name: &str, value: f64) {
+    pub(crate) async fn wait_for_metric(&self, name: &str, value: f64) {
         for _ in 0..500 {
             if self.metric(name).await == value {
                 return;
@@ -107,23 +107,23 @@ impl Server {
     }
 
     /// Tells it to stop.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.stop.take().expect("told once").send(()).expect("it still runs");
     }
 
     /// Waits until it has.
-    pub async fn stopped(self) {
+    pub(crate) async fn stopped(self) {
         let done = tokio::time::timeout(Duration::from_secs(60), self.task).await;
         done.expect("it stops in time").expect("it does not panic").expect("it does not fail");
     }
 }
 
-pub fn with_model(mut fields: Value) -> Value {
+pub(crate) fn with_model(mut fields: Value) -> Value {
     fields["model"] = json!(MODEL);
     fields
 }
 
-pub fn chat_body(mut fields: Value) -> Value {
+pub(crate) fn chat_body(mut fields: Value) -> Value {
     fields["messages"] = json!([{"role": "user", "content": "Tell me a story."}]);
     with_model(fields)
 }

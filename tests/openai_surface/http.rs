@@ -13,24 +13,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A whole answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     /// Names in lower case.
     headers: Vec<(String, String)>,
-    pub body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
     /// The `error` object, whose four keys are checked on the way.
-    pub fn error(&self) -> Value {
+    pub(crate) fn error(&self) -> Value {
         let error = self.json()["error"].clone();
         let keys: Vec<_> = error.as_object().expect("an error object").keys().cloned().collect();
         assert_eq!(keys, ["message", "type", "param", "code"]);
@@ -38,7 +38,7 @@ impl Answer {
     }
 
     /// The values of an event stream that ends as it should.
-    pub fn chunks(&self) -> Vec<Value> {
+    pub(crate) fn chunks(&self) -> Vec<Value> {
         assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
         let blocks = self.body.split_terminator("\n\n");
         let mut data: Vec<_> = blocks.filter_map(|block| block.strip_prefix("data: ")).collect();
@@ -48,13 +48,13 @@ impl Answer {
 }
 
 /// A request that has been sent.
-pub struct Pending {
+pub(crate) struct Pending {
     socket: TcpStream,
     received: Vec<u8>,
 }
 
 /// Sends a request. `headers` are added to those that every request has.
-pub async fn send(
+pub(crate) async fn send(
     server: SocketAddr,
     method: &str,
     path: &str,
@@ -75,7 +75,7 @@ pub async fn send(
 
 impl Pending {
     /// Reads until `text` has come.
-    pub async fn wait_for(&mut self, text: &str) {
+    pub(crate) async fn wait_for(&mut self, text: &str) {
         let contains = |bytes: &[u8]| bytes.windows(text.len()).any(|w| w == text.as_bytes());
         while !contains(&self.received) {
             let got = timeout(PATIENCE, self.socket.read_buf(&mut self.received)).await;
@@ -86,7 +86,7 @@ impl Pending {
     }
 
     /// Reads to the end.
-    pub async fn answer(mut self) -> Answer {
+    pub(crate) async fn answer(mut self) -> Answer {
         let read = timeout(PATIENCE, self.socket.read_to_end(&mut self.received)).await;
         read.expect("an answer in time").expect("a socket");
         parse(&self.received)
