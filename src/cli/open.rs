@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use crate::config::Config;
+use crate::registry::hub::{self, Bars, HubOptions};
+use crate::registry::source::ModelSource;
 use crate::registry::{self, LoadOptions, Registry, ServedModel};
 
 const NO_MODEL: &str = "no model to run; name one:\n  \
@@ -43,7 +45,12 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 
 /// Where a model lies; fetches it first when it is a hub id.
 pub(super) fn path_of(name: &str) -> Result<PathBuf, Failure> {
-    Ok(PathBuf::from(name))
+    match ModelSource::parse(name)? {
+        ModelSource::Path(path) => Ok(path),
+        ModelSource::Hub(id) => {
+            Ok(hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?)
+        }
+    }
 }
 
 fn load(
