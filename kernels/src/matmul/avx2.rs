@@ -23,7 +23,7 @@ use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use float::{BF16, F16, F32, floats};
 
 /// Distance of prefetches, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Float sums of the 16 columns of a row.
 type Sums = [__m256; 2];
