@@ -109,8 +109,6 @@ fn compare(pool: &Pool, dtype: DType, n: usize, k: usize, with_peer: bool) {
 
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
-        return times[0];
-    }
     times[times.len() / 2]
 }
 
