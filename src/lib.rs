@@ -1,1 +1,18 @@
-//! Hearth.
+//! Hearth: the whole OpenAI platform on localhost, in one process.
+//!
+//! `ARCHITECTURE.md` is the map. One request walks `server` -> `pipeline` -> `engine` ->
+//! `scheduler` and `hearth_models` -> `hearth_kernels`, and never turns back.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod kv;
+pub mod pipeline;
+pub mod registry;
+pub mod scheduler;
+pub mod server;
+pub mod text;
+pub mod types;

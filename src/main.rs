@@ -1,2 +1,5 @@
 //! The `hearth` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    hearth::cli::run()
+}

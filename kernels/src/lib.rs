@@ -11,12 +11,14 @@
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one
-//! thread pool), `cpu` (what this processor can do), `cases` (awkward shapes shared by tests and
-//! benches).
+//! thread pool), `cpu` (what this processor can do), `simd` (sixteen lanes for every instruction
+//! set), `cases` (awkward shapes shared by tests and benches).
 //!
 //! # Adding an op
-//! 1. One folder, `src/<op>/`, with `mod.rs` (contract, argument checks, dispatch, threads) and
-//!    `scalar.rs` (the truth). Faster versions are modules named after their instruction set.
+//! 1. One folder, `src/<op>/`, with `mod.rs`: contract, argument checks, dispatch, threads. An op
+//!    of plain f32 arithmetic is a `simd::Kernel`: one text for every instruction set. One that
+//!    needs other instructions has `scalar.rs` (the truth) and modules named after instruction
+//!    sets.
 //! 2. `mod.rs` takes a [`Pool`] when the op can use threads. The public function uses
 //!    [`Isa::best`] or takes an [`Isa`]; tests run every entry of [`Isa::available`].
 //! 3. Results depend on shapes and positions alone, never on the thread count or on the other rows
@@ -27,12 +29,19 @@
 //! Deliberately absent: tensors, models, files, and every error type. Argument shapes are asserted:
 //! a wrong one is a bug of the caller, and no input of a user reaches a kernel unchecked.
 
+pub mod activation;
+pub mod attention;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
+pub mod kv;
 pub mod matmul;
+pub mod norm;
 pub mod pool;
 pub mod quant;
+pub mod rope;
+pub mod sampling;
+mod simd;
 
 pub use cpu::Isa;
 pub use pool::Pool;

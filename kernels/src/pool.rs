@@ -23,6 +23,8 @@
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -119,6 +121,55 @@ impl Pool {
             }
         }
     }
+}
+
+/// A mutable slice of which the tasks of a run each take their own part.
+pub(crate) struct Parts<'a, T> {
+    start: *mut T,
+    len: usize,
+    lent: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: `take` hands out disjoint mutable parts (its contract), which may go to any thread if T
+// may.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Parts { start: slice.as_mut_ptr(), len: slice.len(), lent: PhantomData }
+    }
+
+    /// The part `range`.
+    ///
+    /// # Safety
+    /// Parts that are alive at the same time do not overlap.
+    ///
+    /// # Panics
+    /// When the range is not inside the slice.
+    #[allow(clippy::mut_from_ref, reason = "disjoint parts, as the contract says")]
+    pub(crate) unsafe fn take(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "a part outside the slice");
+        // SAFETY: inside the slice that was lent for 'a; the caller keeps parts apart.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Cuts `rows` rows of `row_len` numbers into ranges and calls `f` with each. A range has enough
+/// numbers to be worth the trip to another thread; small work stays on this one, in one piece.
+pub(crate) fn run_rows(
+    pool: &Pool,
+    rows: usize,
+    row_len: usize,
+    f: &(dyn Fn(Range<usize>) + Sync),
+) {
+    const NUMBERS_PER_TASK: usize = 16 * 1024;
+    let per_task = NUMBERS_PER_TASK.div_ceil(row_len.max(1));
+    if rows <= per_task || pool.threads() == 1 {
+        return f(0..rows);
+    }
+    pool.run(rows.div_ceil(per_task), &|task| {
+        f(task * per_task..rows.min((task + 1) * per_task));
+    });
 }
 
 impl Drop for Pool {

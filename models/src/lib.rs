@@ -1,1 +1,82 @@
 //! Architectures and weights.
+//!
+//! A model is opened with [`open`] and spoken to through [`Model`]: a [`ForwardBatch`] goes in,
+//! logits come out, keys and values stay in a [`KvStore`]. The way through the house: `weights`
+//! (files to named tensors) -> `config` and `families` (numbers and switches) -> `decoder` and
+//! `layers` (the paper) -> `backend` (candle, or our kernels).
+//!
+//! Deliberately absent: text, requests, scheduling. Block ids are only numbers here.
+
+pub mod backend;
+pub mod batch;
+pub mod config;
+pub mod decoder;
+mod families;
+pub mod kv_store;
+pub mod layers;
+mod open;
+pub mod tiny;
+pub mod weights;
+
+pub use backend::KvGeometry;
+pub use batch::ForwardBatch;
+pub use config::ModelConfig;
+pub use kv_store::{KvDType, KvStore};
+pub use open::{Compute, ModelFile, open};
+
+/// A causal language model.
+pub trait Model: Send {
+    /// What it is.
+    fn config(&self) -> &ModelConfig;
+
+    /// Storage for keys and values in the form that `forward` reads.
+    fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore>;
+
+    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns the logits
+    /// of `batch.logit_rows`. `[logit_rows, vocab]`
+    ///
+    /// The caller has passed `batch` through [`ForwardBatch::check`].
+    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>>;
+}
+
+/// What can go wrong between a file and its logits.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file itself.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A number or a word in the configuration.
+    #[error("{key} {what}")]
+    Config {
+        /// The key, as the file has it.
+        key: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A tensor that does not fit the configuration.
+    #[error("tensor `{name}` {what}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A batch that the model cannot run.
+    #[error("batch: {0}")]
+    Batch(String),
+    /// A device that this build does not have.
+    #[error("{0}")]
+    Device(String),
+    /// Candle.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn config(key: &str, what: impl Into<String>) -> Self {
+        Self::Config { key: key.to_owned(), what: what.into() }
+    }
+}
+
+/// Short for this crate's errors.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,271 @@
+//! One chunk of keys for the lines of a tile: scores, weights, weighted sum of V.
+//!
+//! The two products are register tiles. A score tile holds L lines times B groups of sixteen keys,
+//! a value tile L lines times D vectors of the head; L, B and D only say how many independent
+//! chains run side by side, each chain has the same steps for every choice.
+
+use super::CHUNK;
+use super::tile::LINES;
+use crate::LANES;
+use crate::kv::Number;
+use crate::simd::{Simd, exp, sum, tanh};
+use std::ops::Range;
+
+/// Memory that a thread uses again.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Scaled queries, `[head_dim][LINES]`.
+    pub(super) queries: Vec<[f32; LINES]>,
+    /// Scores, then weights.
+    pub(super) weights: Weights,
+    /// `[LINES, partial_numbers]`, of all chunks so far.
+    pub(super) sums: Vec<f32>,
+    /// The same, of one chunk.
+    pub(super) partials: Vec<f32>,
+}
+
+/// Scores, then weights, `[LINES][CHUNK]`.
+pub(super) struct Weights(Box<[[f32; CHUNK]; LINES]>);
+
+impl Default for Weights {
+    fn default() -> Self {
+        Weights(Box::new([[0.0; CHUNK]; LINES]))
+    }
+}
+
+/// Keys of one chunk. Positions count from the start of the chunk.
+pub(super) struct Chunk<'a, E> {
+    /// K and V of each group of sixteen keys; empty outside `keys`.
+    pub(super) units: &'a [&'a [E]; CHUNK / LANES],
+    /// Keys that some line sees.
+    pub(super) keys: Range<usize>,
+    /// Keys that each line sees.
+    pub(super) visible: &'a [Range<usize>],
+    pub(super) head_dim: usize,
+    pub(super) softcap: Option<f32>,
+}
+
+impl<E: Number> Chunk<'_, E> {
+    fn groups(&self) -> Range<usize> {
+        self.keys.start / LANES..self.keys.end.div_ceil(LANES)
+    }
+
+    /// K of a group, `[head_dim][16 keys]`.
+    #[inline(always)]
+    fn k(&self, group: usize) -> &[[E; LANES]] {
+        self.units[group][..self.head_dim * LANES].as_chunks::<LANES>().0
+    }
+
+    /// V of a group, `[16 keys][vectors of the head]`.
+    #[inline(always)]
+    fn v(&self, group: usize) -> &[[E; LANES]] {
+        self.units[group][self.head_dim * LANES..].as_chunks::<LANES>().0
+    }
+}
+
+/// Writes the partials of a chunk, `[lines, 2 + padded head_dim]`.
+#[inline(always)]
+pub(super) fn partials<S: Simd, E: Number>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    queries: &[[f32; LINES]],
+    weights: &mut Weights,
+    out: &mut [f32],
+) {
+    let numbers = 2 + chunk.head_dim.next_multiple_of(LANES);
+    let lines = chunk.visible.len();
+    let weights = &mut *weights.0;
+    let mut line = 0;
+    while line < lines {
+        line += match lines - line {
+            5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, queries, line, weights),
+            3.. if S::WIDE => scores::<S, E, 4, 4>(simd, chunk, queries, line, weights),
+            3.. => scores::<S, E, 4, 1>(simd, chunk, queries, line, weights),
+            2 if S::WIDE => scores::<S, E, 2, 4>(simd, chunk, queries, line, weights),
+            2 => scores::<S, E, 2, 2>(simd, chunk, queries, line, weights),
+            _ if S::WIDE => scores::<S, E, 1, 8>(simd, chunk, queries, line, weights),
+            _ => scores::<S, E, 1, 4>(simd, chunk, queries, line, weights),
+        };
+    }
+    let rows = weights.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
+    for ((weights, visible), out) in rows {
+        (out[0], out[1]) = softmax(simd, chunk, visible, weights);
+    }
+    let mut line = 0;
+    while line < lines {
+        line += match lines - line {
+            5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, weights, line, out),
+            3.. if S::WIDE => values::<S, E, 4, 4>(simd, chunk, weights, line, out),
+            3.. => values::<S, E, 4, 1>(simd, chunk, weights, line, out),
+            2 if S::WIDE => values::<S, E, 2, 4>(simd, chunk, weights, line, out),
+            2 => values::<S, E, 2, 2>(simd, chunk, weights, line, out),
+            _ => values::<S, E, 1, 4>(simd, chunk, weights, line, out),
+        };
+    }
+}
+
+/// Scores of L lines with all keys, B groups at a time. Returns L.
+#[inline(always)]
+fn scores<S: Simd, E: Number, const L: usize, const B: usize>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    queries: &[[f32; LINES]],
+    line: usize,
+    out: &mut [[f32; CHUNK]; LINES],
+) -> usize {
+    let groups = chunk.groups();
+    let mut group = groups.start;
+    while group + B <= groups.end {
+        score_tile::<S, E, L, B>(simd, chunk, queries, line, group, out);
+        group += B;
+    }
+    while group < groups.end {
+        score_tile::<S, E, L, 1>(simd, chunk, queries, line, group, out);
+        group += 1;
+    }
+    L
+}
+
+#[inline(always)]
+fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    queries: &[[f32; LINES]],
+    line: usize,
+    group: usize,
+    out: &mut [[f32; CHUNK]; LINES],
+) {
+    assert!(line <= LINES - L, "a line outside the tile; this is a bug");
+    let k: [&[[E; LANES]]; B] = std::array::from_fn(|b| &chunk.k(group + b)[..queries.len()]);
+    let mut acc = [[simd.splat(0.0); B]; L];
+    for (d, q) in queries.iter().enumerate() {
+        let mut vectors = [simd.splat(0.0); B];
+        for (vector, k) in vectors.iter_mut().zip(&k) {
+            *vector = E::load(simd, &k[d]);
+        }
+        for l in 0..L {
+            let q = simd.splat(q[line + l]);
+            for b in 0..B {
+                acc[l][b] = simd.mul_add(q, vectors[b], acc[l][b]);
+            }
+        }
+    }
+    for (out, acc) in out[line..line + L].iter_mut().zip(acc) {
+        let out = &mut out.as_chunks_mut::<LANES>().0[group..group + B];
+        for (out, acc) in out.iter_mut().zip(acc) {
+            simd.store(acc, out);
+        }
+    }
+}
+
+/// Turns the scores of a line into weights relative to its largest score, 0 for keys that it does
+/// not see. Returns the largest score (minus infinity for no keys) and the sum of the weights.
+#[inline(always)]
+fn softmax<S: Simd, E: Number>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    visible: &Range<usize>,
+    weights: &mut [f32; CHUNK],
+) -> (f32, f32) {
+    const LANE_NUMBERS: [f32; LANES] =
+        [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    let groups = chunk.groups();
+    let first_key = groups.start * LANES;
+    let vectors = &mut weights.as_chunks_mut::<LANES>().0[groups];
+    if visible.is_empty() {
+        vectors.as_flattened_mut().fill(0.0);
+        return (f32::NEG_INFINITY, 0.0);
+    }
+    let nothing = simd.splat(f32::NEG_INFINITY);
+    let mut largest = nothing;
+    for (i, vector) in vectors.iter_mut().enumerate() {
+        let key = first_key + i * LANES;
+        let mut x = simd.load(vector);
+        if let Some(cap) = chunk.softcap {
+            let cap = simd.splat(cap);
+            x = simd.mul(cap, tanh(simd, simd.div(x, cap)));
+        }
+        if key < visible.start || key + LANES > visible.end {
+            let keys = simd.add(simd.splat(key as f32), simd.load(&LANE_NUMBERS));
+            x = simd.if_less(keys, simd.splat(visible.end as f32), x, nothing);
+            x = simd.if_less(keys, simd.splat(visible.start as f32), nothing, x);
+        }
+        largest = simd.max(largest, x);
+        simd.store(x, vector);
+    }
+    let mut lanes = [0.0; LANES];
+    simd.store(largest, &mut lanes);
+    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
+    let shift = simd.splat(largest);
+    let mut total = simd.splat(0.0);
+    for vector in vectors {
+        let weight = exp(simd, simd.sub(simd.load(vector), shift));
+        total = simd.add(total, weight);
+        simd.store(weight, vector);
+    }
+    (largest, sum(simd, total))
+}
+
+/// Weighted sums of V for L lines, D vectors of the head at a time. Returns L.
+#[inline(always)]
+fn values<S: Simd, E: Number, const L: usize, const D: usize>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    weights: &[[f32; CHUNK]; LINES],
+    line: usize,
+    out: &mut [f32],
+) -> usize {
+    let vectors = chunk.head_dim.div_ceil(LANES);
+    let mut vector = 0;
+    while vector + D <= vectors {
+        value_tile::<S, E, L, D>(simd, chunk, weights, line, vector, out);
+        vector += D;
+    }
+    while vector < vectors {
+        value_tile::<S, E, L, 1>(simd, chunk, weights, line, vector, out);
+        vector += 1;
+    }
+    L
+}
+
+#[inline(always)]
+fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
+    simd: S,
+    chunk: &Chunk<'_, E>,
+    weights: &[[f32; CHUNK]; LINES],
+    line: usize,
+    vector: usize,
+    out: &mut [f32],
+) {
+    assert!(line <= LINES - L, "a line outside the tile; this is a bug");
+    let vectors = chunk.head_dim.div_ceil(LANES);
+    let weights: &[[f32; CHUNK]; L] =
+        weights[line..line + L].try_into().expect("L lines; this is a bug");
+    let mut acc = [[simd.splat(0.0); D]; L];
+    for group in chunk.groups() {
+        let first_key = group * LANES;
+        // Places beyond the last key may hold anything, even NaN of another sequence.
+        let keys = chunk.keys.end.min(first_key + LANES) - first_key;
+        let rows = chunk.v(group).chunks_exact(vectors).take(keys);
+        for (key, row) in (first_key..CHUNK).zip(rows) {
+            let mut v = [simd.splat(0.0); D];
+            for (v, numbers) in v.iter_mut().zip(&row[vector..vector + D]) {
+                *v = E::load(simd, numbers);
+            }
+            for l in 0..L {
+                let weight = simd.splat(weights[l][key]);
+                for d in 0..D {
+                    acc[l][d] = simd.mul_add(weight, v[d], acc[l][d]);
+                }
+            }
+        }
+    }
+    let numbers = 2 + vectors * LANES;
+    // Lines beyond the tile have no place: their accumulators are dropped.
+    for (out, acc) in out.chunks_exact_mut(numbers).skip(line).zip(acc) {
+        let out = &mut out[2..].as_chunks_mut::<LANES>().0[vector..vector + D];
+        for (out, acc) in out.iter_mut().zip(acc) {
+            simd.store(acc, out);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Causal attention of a ragged batch over paged K and V.
+//!
+//! Row `i` of a sequence that brings `n_new` rows sees the keys
+//! `0 ..= context_len - n_new + i`, or the last `window` of them. Prefill and decode are one case.
+//!
+//! # Order of arithmetic
+//! Keys are taken in chunks of [`CHUNK`], counted from position 0. A chunk gives every query head
+//! of every row a partial: the largest score, the sum of the weights, the weighted sum of
+//! V. Partials are merged from the first chunk to the last. Inside a chunk a score is one chain of
+//! fused multiply-adds over the head, the weights have sixteen partial sums, the weighted sum is
+//! one chain over the keys. None of this depends on the batch, on how a prompt was cut into steps,
+//! on blocks, or on threads, so the result of a row is the same, bit by bit, whatever is computed
+//! beside it, and for every instruction set.
+//!
+//! # Division of work
+//! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
+//! lines are a tile, which reads each K and V once. Tiles are the tasks; when there are too few of
+//! them for the threads (decode over a long context), every chunk of a tile is a task, and the
+//! partials are merged in a second run.
+//!
+//! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1].
+//!
+//! Deliberately absent: masks other than causal and window, dropout, ALiBi, attention sinks.
+
+mod chunk;
+pub mod scalar;
+mod tile;
+
+use crate::kv::{KvSlab, KvType, Number};
+use crate::pool::Parts;
+use crate::simd::run;
+use crate::{Isa, Pool};
+use half::{bf16, f16};
+use std::ops::Range;
+use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile, with_scratch};
+
+/// Keys that are reduced together; chunks begin at multiples of this position.
+pub const CHUNK: usize = 256;
+
+/// Which rows belong to which sequence, and where its K and V are.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBatch<'a> {
+    /// `[n_seqs + 1]`: sequence `s` brings the rows `cu_q[s] .. cu_q[s + 1]`.
+    pub cu_q: &'a [u32],
+    /// `[n_seqs]`: keys of each sequence, those of its new rows included.
+    pub context_len: &'a [u32],
+    /// `[n_seqs]`: the blocks of each sequence, in order of position.
+    pub block_tables: &'a [&'a [u32]],
+}
+
+/// What a layer says about its attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams {
+    /// Query heads, a multiple of the slab's KV heads. Head `h` reads KV head `h / group`.
+    pub n_heads: usize,
+    /// Scores are `scale * q.k`.
+    pub scale: f32,
+    /// A row sees at most this many keys, itself included.
+    pub window: Option<usize>,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+}
+
+/// `out = softmax(scale * q k^T) v` for every row and head; `q` and `out` are
+/// `[rows, n_heads, head_dim]`. K and V of the new rows are in `kv` already. The output of a row
+/// that no sequence owns is left alone.
+///
+/// # Panics
+/// When the batch contradicts itself or names a block outside the slab: the caller checks input.
+pub fn attention(
+    pool: &Pool,
+    isa: Isa,
+    q: &[f32],
+    kv: &KvSlab,
+    batch: &AttentionBatch<'_>,
+    params: &AttentionParams,
+    out: &mut [f32],
+) {
+    check(q, kv, batch, params, out);
+    match kv.kv_type() {
+        KvType::F32 => attention_as::<f32>(pool, isa, q, kv, batch, params, out),
+        KvType::F16 => attention_as::<f16>(pool, isa, q, kv, batch, params, out),
+        KvType::BF16 => attention_as::<bf16>(pool, isa, q, kv, batch, params, out),
+    }
+}
+
+fn attention_as<E: Number>(
+    pool: &Pool,
+    isa: Isa,
+    q: &[f32],
+    kv: &KvSlab,
+    batch: &AttentionBatch<'_>,
+    params: &AttentionParams,
+    out: &mut [f32],
+) {
+    /// Products below which a second thread is not worth waking.
+    const SMALL: usize = 64 * 1024;
+    let shape = kv.shape();
+    let tiles = tile::plan(batch, params, shape.n_kv_heads);
+    let products: usize = tiles.iter().map(|t| t.lines.len() * t.keys.len() * shape.head_dim).sum();
+    let call = Call { q, kv, numbers: kv.numbers::<E>(), batch, params, out: Parts::new(out) };
+    if products < SMALL || pool.threads() == 1 {
+        tiles.iter().for_each(|tile| whole_tile(isa, &call, tile));
+    } else if tiles.len() < 4 * pool.threads() && tiles.iter().any(|t| t.chunks().len() > 1) {
+        run_by_chunk(pool, isa, &call, &tiles);
+    } else {
+        // Later rows see more keys: the long tasks go first.
+        let last = tiles.len() - 1;
+        pool.run(tiles.len(), &|i| whole_tile(isa, &call, &tiles[last - i]));
+    }
+}
+
+fn whole_tile<E: Number>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
+    with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
+}
+
+/// Every chunk of every tile is a task of its own.
+fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[Tile]) {
+    let partial = tile::partial_numbers(call.kv.shape());
+    let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new(); // tile, chunk, its partials
+    let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each tile
+    let mut end = 0;
+    for (i, tile) in tiles.iter().enumerate() {
+        let first = end;
+        for chunk in tile.chunks() {
+            let start = end;
+            end += tile.lines.len() * partial;
+            tasks.push((i, chunk, start..end));
+        }
+        places.push(first..end);
+    }
+    let mut partials = vec![0.0; end];
+    let parts = Parts::new(&mut partials);
+    pool.run(tasks.len(), &|i| {
+        let (tile, chunk, place) = &tasks[i];
+        // SAFETY: the places of different tasks do not overlap.
+        let out = unsafe { parts.take(place.clone()) };
+        let (tile, chunk) = (&tiles[*tile], *chunk);
+        with_scratch(|scratch| run(isa, PartialsOfChunk { call, tile, chunk, out, scratch }));
+    });
+    let partials = &partials;
+    pool.run(tiles.len(), &|i| {
+        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[places[i].clone()] });
+    });
+}
+
+fn check(
+    q: &[f32],
+    kv: &KvSlab,
+    batch: &AttentionBatch<'_>,
+    params: &AttentionParams,
+    out: &[f32],
+) {
+    let shape = kv.shape();
+    let row = params.n_heads * shape.head_dim;
+    let n_seqs = batch.context_len.len();
+    assert!(
+        params.n_heads > 0 && params.n_heads.is_multiple_of(shape.n_kv_heads),
+        "groups of heads"
+    );
+    assert!(params.window != Some(0), "a window of no keys");
+    assert_eq!(q.len(), out.len(), "q and out have one shape");
+    assert_eq!(q.len() % row, 0, "q is [rows, n_heads, head_dim]");
+    assert_eq!(batch.block_tables.len(), n_seqs, "one block table per sequence");
+    assert_eq!(batch.cu_q.len(), n_seqs + 1, "cu_q is [n_seqs + 1]");
+    assert!(batch.cu_q.is_sorted(), "cu_q grows");
+    assert!(batch.cu_q[n_seqs] as usize * row <= q.len(), "cu_q ends inside q");
+    for (s, table) in batch.block_tables.iter().enumerate() {
+        let n_new = (batch.cu_q[s + 1] - batch.cu_q[s]) as usize;
+        let keys = batch.context_len[s] as usize;
+        assert!(n_new <= keys, "the context of a sequence includes its new rows");
+        assert!(keys <= table.len() * shape.block_len, "the block table covers the context");
+        let used = &table[..keys.div_ceil(shape.block_len)];
+        assert!(used.iter().all(|b| (*b as usize) < shape.n_blocks), "a block outside the slab");
+    }
+}
+
+#[cfg(test)]
+mod tests;

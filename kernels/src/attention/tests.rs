@@ -1,0 +1,198 @@
+//! Truth, bitwise equalities, and what must not leak.
+
+use super::*;
+use crate::cases;
+use crate::kv::KvShape;
+
+const BLOCK_LEN: usize = 16;
+
+/// Sequences with their own random K, V and Q, in blocks that are shuffled over one slab.
+struct World {
+    kv: KvSlab,
+    n_heads: usize,
+    /// Of each sequence: blocks, and Q of all its positions, `[len, n_heads, head_dim]`.
+    seqs: Vec<(Vec<u32>, Vec<f32>)>,
+}
+
+impl World {
+    fn new(lens: &[usize], n_heads: usize, n_kv_heads: usize, dim: usize, ty: KvType) -> World {
+        let blocks: Vec<usize> = lens.iter().map(|len| len.div_ceil(BLOCK_LEN)).collect();
+        let n_blocks = blocks.iter().sum::<usize>() + 1;
+        let shape = KvShape { n_blocks, block_len: BLOCK_LEN, n_kv_heads, head_dim: dim };
+        let mut kv = KvSlab::new(shape, ty);
+        // Whatever nobody owns is poison.
+        let poison = vec![f32::NAN; n_blocks * BLOCK_LEN * n_kv_heads * dim];
+        kv.write(&poison, &poison, &(0..(n_blocks * BLOCK_LEN) as u32).collect::<Vec<_>>());
+        let mut ids: Vec<u32> = (0..n_blocks as u32).collect();
+        for i in (1..ids.len()).rev() {
+            ids.swap(i, i * 7919 % (i + 1));
+        }
+        let mut seqs = Vec::new();
+        for (s, (len, blocks)) in lens.iter().zip(blocks).enumerate() {
+            let table: Vec<u32> = ids.drain(..blocks).collect();
+            let slot = |p: usize| table[p / BLOCK_LEN] * BLOCK_LEN as u32 + (p % BLOCK_LEN) as u32;
+            let slots: Vec<u32> = (0..*len).map(slot).collect();
+            let row = n_kv_heads * dim;
+            let seed = 100 * s as u64;
+            kv.write(
+                &cases::randoms(len * row, seed),
+                &cases::randoms(len * row, seed + 1),
+                &slots,
+            );
+            seqs.push((table, cases::randoms(len * n_heads * dim, seed + 2)));
+        }
+        World { kv, n_heads, seqs }
+    }
+
+    fn params(&self) -> AttentionParams {
+        let scale = 3.0 / (self.kv.shape().head_dim as f32).sqrt();
+        AttentionParams { n_heads: self.n_heads, scale, window: None, softcap: None }
+    }
+
+    /// Runs `f` with the batch of `(sequence, positions)` parts; gives its output.
+    fn output(
+        &self,
+        parts: &[(usize, Range<usize>)],
+        f: impl FnOnce(&[f32], &AttentionBatch<'_>, &mut [f32]),
+    ) -> Vec<f32> {
+        let row = self.n_heads * self.kv.shape().head_dim;
+        let (mut q, mut cu_q) = (Vec::new(), vec![0]);
+        for (s, positions) in parts {
+            q.extend_from_slice(&self.seqs[*s].1[positions.start * row..positions.end * row]);
+            cu_q.push((q.len() / row) as u32);
+        }
+        let context_len: Vec<u32> = parts.iter().map(|(_, p)| p.end as u32).collect();
+        let tables: Vec<&[u32]> = parts.iter().map(|(s, _)| &self.seqs[*s].0[..]).collect();
+        let mut out = vec![0.0; q.len()];
+        let batch =
+            AttentionBatch { cu_q: &cu_q, context_len: &context_len, block_tables: &tables };
+        f(&q, &batch, &mut out);
+        out
+    }
+
+    fn fast(
+        &self,
+        pool: &Pool,
+        isa: Isa,
+        params: &AttentionParams,
+        parts: &[(usize, Range<usize>)],
+    ) -> Vec<f32> {
+        self.output(parts, |q, batch, out| attention(pool, isa, q, &self.kv, batch, params, out))
+    }
+
+    fn truth(&self, params: &AttentionParams, parts: &[(usize, Range<usize>)]) -> Vec<f32> {
+        self.output(parts, |q, batch, out| scalar::attention(q, &self.kv, batch, params, out))
+    }
+}
+
+fn variants(base: AttentionParams) -> [AttentionParams; 4] {
+    [
+        base,
+        AttentionParams { window: Some(20), ..base },
+        AttentionParams { softcap: Some(2.0), ..base },
+        AttentionParams { window: Some(300), softcap: Some(30.0), ..base },
+    ]
+}
+
+#[test]
+fn near_the_truth_for_every_isa_type_and_head_size() {
+    let (one, three) = (Pool::new(1), Pool::new(3));
+    for ty in [KvType::F32, KvType::F16, KvType::BF16] {
+        for (&dim, (n_heads, n_kv_heads)) in
+            cases::HEAD_DIMS.iter().zip([(1, 1), (4, 4), (14, 2), (6, 2), (3, 1), (20, 1), (8, 4)])
+        {
+            let world = World::new(&[21, 300, 1, 17], n_heads, n_kv_heads, dim, ty);
+            let parts = [(0, 0..21), (1, 299..300), (2, 0..1), (1, 254..258), (3, 16..17)];
+            for params in variants(world.params()) {
+                let truth = world.truth(&params, &parts);
+                let first = world.fast(&one, Isa::Scalar, &params, &parts);
+                let error = cases::max_abs_diff(&truth, &first);
+                assert!(error < 2e-5, "{ty:?} head {dim} {params:?}: {error:e}");
+                for isa in Isa::available() {
+                    let got = world.fast(&three, *isa, &params, &parts);
+                    cases::assert_same_bits(&first, &got, isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn batch_chunking_and_threads_change_no_bit() {
+    let pools = [Pool::new(1), Pool::new(2), Pool::new(5)];
+    let isa = Isa::best();
+    for (n_heads, n_kv_heads, dim) in [(14, 2, 64), (2, 2, 80), (4, 1, 8)] {
+        let lens = [600, 33, 1025];
+        let world = World::new(&lens, n_heads, n_kv_heads, dim, KvType::F16);
+        for params in variants(world.params()) {
+            let whole: Vec<Vec<f32>> =
+                (0..3).map(|s| world.fast(&pools[0], isa, &params, &[(s, 0..lens[s])])).collect();
+            let row = n_heads * dim;
+            let mixes: [&[(usize, Range<usize>)]; 5] = [
+                &[(2, 1024..1025)],
+                &[(2, 1000..1025), (0, 599..600), (1, 0..33), (0, 100..357)],
+                &[(0, 0..1), (1, 32..33), (2, 255..256), (2, 256..257), (2, 511..514)],
+                &[(1, 5..12), (0, 590..600)],
+                &[(0, 0..600), (2, 7..900)],
+            ];
+            for parts in mixes {
+                let expected: Vec<f32> = parts
+                    .iter()
+                    .flat_map(|(s, p)| whole[*s][p.start * row..p.end * row].to_vec())
+                    .collect();
+                for pool in &pools {
+                    let got = world.fast(pool, isa, &params, parts);
+                    cases::assert_same_bits(&expected, &got, &format!("{parts:?} {params:?}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_decode_on_many_threads_is_near_the_truth() {
+    let world = World::new(&[3000, 2900], 8, 2, 64, KvType::F32);
+    let params = world.params();
+    let parts = [(0, 2999..3000), (1, 2898..2900)];
+    let truth = world.truth(&params, &parts);
+    for threads in [1, 2, 4] {
+        let got = world.fast(&Pool::new(threads), Isa::best(), &params, &parts);
+        assert!(cases::max_abs_diff(&truth, &got) < 2e-5, "{threads} threads");
+    }
+}
+
+#[test]
+fn larger_blocks_change_no_bit() {
+    let (dim, len) = (64, 700);
+    let (k, v) = (cases::randoms(len * dim, 1), cases::randoms(len * dim, 2));
+    let q = cases::randoms(2 * 4 * dim, 3);
+    let pool = Pool::new(2);
+    let outputs: Vec<Vec<f32>> = [16, 32, 48, 256, 1024]
+        .iter()
+        .map(|&block_len| {
+            let n_blocks = len.div_ceil(block_len);
+            let shape = KvShape { n_blocks, block_len, n_kv_heads: 1, head_dim: dim };
+            let mut kv = KvSlab::new(shape, KvType::BF16);
+            let table: Vec<u32> = (0..n_blocks as u32).rev().collect();
+            let slot = |p: usize| table[p / block_len] * block_len as u32 + (p % block_len) as u32;
+            kv.write(&k, &v, &(0..len).map(slot).collect::<Vec<_>>());
+            let batch = AttentionBatch {
+                cu_q: &[0, 2],
+                context_len: &[len as u32],
+                block_tables: &[&table],
+            };
+            let params = AttentionParams { n_heads: 4, scale: 0.125, window: None, softcap: None };
+            let mut out = vec![0.0; q.len()];
+            attention(&pool, Isa::best(), &q, &kv, &batch, &params, &mut out);
+            out
+        })
+        .collect();
+    outputs.iter().for_each(|out| cases::assert_same_bits(&outputs[0], out, "block_len"));
+}
+
+#[test]
+fn an_empty_batch_is_no_work() {
+    let world = World::new(&[5], 2, 1, 8, KvType::F32);
+    assert!(world.fast(&Pool::new(2), Isa::best(), &world.params(), &[]).is_empty());
+    assert!(world.fast(&Pool::new(2), Isa::best(), &world.params(), &[(0, 3..3)]).is_empty());
+}

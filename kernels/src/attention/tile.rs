@@ -1,0 +1,283 @@
+//! Tiles: up to sixteen lines (row, query head) of one sequence that share a KV head.
+
+use super::chunk::{self, Chunk, Scratch, Weights};
+use super::{AttentionBatch, AttentionParams, CHUNK};
+use crate::LANES;
+use crate::kv::{KvShape, KvSlab, Number};
+use crate::pool::Parts;
+use crate::simd::{Kernel, Simd, exp};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Lines of a tile.
+pub(super) const LINES: usize = 16;
+
+/// What all tasks of one call share.
+pub(super) struct Call<'a, E> {
+    pub(super) q: &'a [f32],
+    pub(super) kv: &'a KvSlab,
+    pub(super) numbers: &'a [E],
+    pub(super) batch: &'a AttentionBatch<'a>,
+    pub(super) params: &'a AttentionParams,
+    pub(super) out: Parts<'a, f32>,
+}
+
+/// Lines of one sequence and one KV head. Line `j` is row `j / group`, head `j % group` of the
+/// group.
+#[derive(Clone, Debug)]
+pub(super) struct Tile {
+    pub(super) seq: usize,
+    pub(super) kv_head: usize,
+    pub(super) lines: Range<usize>,
+    /// Positions that some line of the tile sees.
+    pub(super) keys: Range<usize>,
+}
+
+impl Tile {
+    /// The chunks that hold its keys.
+    pub(super) fn chunks(&self) -> Range<usize> {
+        self.keys.start / CHUNK..self.keys.end.div_ceil(CHUNK)
+    }
+}
+
+/// Cuts a batch into tiles.
+pub(super) fn plan(
+    batch: &AttentionBatch<'_>,
+    params: &AttentionParams,
+    n_kv_heads: usize,
+) -> Vec<Tile> {
+    let group = params.n_heads / n_kv_heads;
+    let mut tiles = Vec::new();
+    for seq in 0..batch.context_len.len() {
+        let lines = (batch.cu_q[seq + 1] - batch.cu_q[seq]) as usize * group;
+        for first in (0..lines).step_by(LINES) {
+            let lines = first..lines.min(first + LINES);
+            let start = visible(batch, params, seq, lines.start / group).start;
+            let end = visible(batch, params, seq, (lines.end - 1) / group).end;
+            tiles.extend((0..n_kv_heads).map(|kv_head| Tile {
+                seq,
+                kv_head,
+                lines: lines.clone(),
+                keys: start..end,
+            }));
+        }
+    }
+    tiles
+}
+
+/// Positions that a row of a sequence sees.
+pub(super) fn visible(
+    batch: &AttentionBatch<'_>,
+    params: &AttentionParams,
+    seq: usize,
+    row: usize,
+) -> Range<usize> {
+    let n_new = (batch.cu_q[seq + 1] - batch.cu_q[seq]) as usize;
+    let end = batch.context_len[seq] as usize - n_new + row + 1;
+    params.window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// Numbers of the partial of one line: `[largest score, sum of weights, weighted sum of V]`.
+pub(super) fn partial_numbers(shape: KvShape) -> usize {
+    2 + shape.padded_head_dim()
+}
+
+/// Everything that a tile needs, on one thread.
+pub(super) struct WholeTile<'a, E> {
+    pub(super) call: &'a Call<'a, E>,
+    pub(super) tile: &'a Tile,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl<E: Number> Kernel for WholeTile<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let WholeTile { call, tile, scratch } = self;
+        let Scratch { queries, weights, sums, partials } = scratch;
+        let numbers = partial_numbers(call.kv.shape());
+        let len = tile.lines.len() * numbers;
+        load_queries(call, tile, queries);
+        sums.resize(len, 0.0);
+        partials.resize(len, 0.0);
+        sums.chunks_exact_mut(numbers).for_each(clear);
+        for chunk in tile.chunks() {
+            partials_of_chunk(simd, call, tile, chunk, queries, weights, partials);
+            let lines = sums.chunks_exact_mut(numbers).zip(partials.chunks_exact(numbers));
+            for (sum, next) in lines {
+                merge(simd, sum, next);
+            }
+        }
+        write_out(simd, call, tile, sums);
+    }
+}
+
+/// The partials of one chunk of a tile, `[lines, partial_numbers]`.
+pub(super) struct PartialsOfChunk<'a, E> {
+    pub(super) call: &'a Call<'a, E>,
+    pub(super) tile: &'a Tile,
+    pub(super) chunk: usize,
+    pub(super) out: &'a mut [f32],
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl<E: Number> Kernel for PartialsOfChunk<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let PartialsOfChunk { call, tile, chunk, out, scratch } = self;
+        load_queries(call, tile, &mut scratch.queries);
+        let Scratch { queries, weights, .. } = scratch;
+        partials_of_chunk(simd, call, tile, chunk, queries, weights, out);
+    }
+}
+
+/// Merges the partials of all chunks of a tile, `[chunks, lines, partial_numbers]`.
+pub(super) struct FinishTile<'a, E> {
+    pub(super) call: &'a Call<'a, E>,
+    pub(super) tile: &'a Tile,
+    pub(super) partials: &'a [f32],
+}
+
+impl<E: Number> Kernel for FinishTile<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let numbers = partial_numbers(self.call.kv.shape());
+        let lines = self.tile.lines.len();
+        let mut sums = vec![0.0; lines * numbers];
+        sums.chunks_exact_mut(numbers).for_each(clear);
+        for chunk in self.partials.chunks_exact(lines * numbers) {
+            let lines = sums.chunks_exact_mut(numbers).zip(chunk.chunks_exact(numbers));
+            for (sum, next) in lines {
+                merge(simd, sum, next);
+            }
+        }
+        write_out(simd, self.call, self.tile, &sums);
+    }
+}
+
+/// A partial of no keys.
+fn clear(partial: &mut [f32]) {
+    partial.fill(0.0);
+    partial[0] = f32::NEG_INFINITY;
+}
+
+/// Adds the partial of the next chunk. One of no keys changes nothing, not even a bit.
+#[inline(always)]
+fn merge<S: Simd>(simd: S, sum: &mut [f32], next: &[f32]) {
+    if next[0] == f32::NEG_INFINITY {
+        return;
+    }
+    let largest = if sum[0] > next[0] { sum[0] } else { next[0] };
+    let mut factors = [0.0; LANES];
+    let mut exponents = [0.0; LANES];
+    (exponents[0], exponents[1]) = (sum[0] - largest, next[0] - largest);
+    simd.store(exp(simd, simd.load(&exponents)), &mut factors);
+    let [old, new] = [factors[0], factors[1]];
+    sum[0] = largest;
+    sum[1] = old.mul_add(sum[1], new * next[1]);
+    let (old, new) = (simd.splat(old), simd.splat(new));
+    let next = next[2..].as_chunks::<LANES>().0;
+    for (sum, next) in sum[2..].as_chunks_mut::<LANES>().0.iter_mut().zip(next) {
+        let added = simd.mul(new, simd.load(next));
+        simd.store(simd.mul_add(old, simd.load(sum), added), sum);
+    }
+}
+
+/// Divides by the sum of the weights. Adding 0 turns -0 into 0: keys that a line does not see may
+/// have added a zero of either sign.
+#[inline(always)]
+fn write_out<S: Simd, E: Number>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &[f32]) {
+    let dim = call.kv.shape().head_dim;
+    let numbers = partial_numbers(call.kv.shape());
+    for (line, sum) in tile.lines.clone().zip(sums.chunks_exact(numbers)) {
+        let start = query_start(call, tile, line);
+        // SAFETY: a line belongs to one tile, and a tile is written by one task.
+        let out = unsafe { call.out.take(start..start + dim) };
+        let (scale, zero) = (simd.splat(1.0 / sum[1]), simd.splat(0.0));
+        let (vectors, _) = sum[2..].as_chunks::<LANES>();
+        for (out, x) in out.chunks_mut(LANES).zip(vectors) {
+            let y = simd.add(simd.mul(simd.load(x), scale), zero);
+            match out.try_into() {
+                Ok(whole) => simd.store(y, whole),
+                Err(_) => simd.store_part(y, out),
+            }
+        }
+    }
+}
+
+/// Where the numbers of a line are in `q` and in `out`.
+fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
+    let shape = call.kv.shape();
+    let group = call.params.n_heads / shape.n_kv_heads;
+    let row = call.batch.cu_q[tile.seq] as usize + line / group;
+    let head = tile.kv_head * group + line % group;
+    (row * call.params.n_heads + head) * shape.head_dim
+}
+
+/// Scaled queries of a tile as `[head_dim][LINES]`; lines beyond the tile are 0.
+fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[f32; LINES]>) {
+    let dim = call.kv.shape().head_dim;
+    queries.clear();
+    queries.resize(dim, [0.0; LINES]);
+    for (i, line) in tile.lines.clone().enumerate() {
+        let start = query_start(call, tile, line);
+        for (place, x) in queries.iter_mut().zip(&call.q[start..start + dim]) {
+            place[i] = x * call.params.scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn partials_of_chunk<S: Simd, E: Number>(
+    simd: S,
+    call: &Call<'_, E>,
+    tile: &Tile,
+    chunk: usize,
+    queries: &[[f32; LINES]],
+    weights: &mut Weights,
+    out: &mut [f32],
+) {
+    let shape = call.kv.shape();
+    let base = chunk * CHUNK;
+    let local = |keys: Range<usize>| {
+        keys.start.clamp(base, base + CHUNK) - base..keys.end.clamp(base, base + CHUNK) - base
+    };
+    let keys = local(tile.keys.clone());
+    let table = call.batch.block_tables[tile.seq];
+    let mut units: [&[E]; CHUNK / LANES] = [&[]; CHUNK / LANES];
+    let groups = keys.start / LANES..keys.end.div_ceil(LANES);
+    for (unit, group) in units[groups.clone()].iter_mut().zip(groups) {
+        let position = base + group * LANES;
+        let block = table[position / shape.block_len] as usize;
+        let slot = block * shape.block_len + position % shape.block_len;
+        let start = shape.unit_start(slot, tile.kv_head);
+        *unit = &call.numbers[start..start + shape.unit_numbers()];
+    }
+    let heads = call.params.n_heads / shape.n_kv_heads;
+    let mut visible_keys: [Range<usize>; LINES] = Default::default();
+    for (keys, line) in visible_keys.iter_mut().zip(tile.lines.clone()) {
+        *keys = local(visible(call.batch, call.params, tile.seq, line / heads));
+    }
+    let chunk = Chunk {
+        units: &units,
+        keys,
+        visible: &visible_keys[..tile.lines.len()],
+        head_dim: shape.head_dim,
+        softcap: call.params.softcap,
+    };
+    chunk::partials(simd, &chunk, queries, weights, out);
+}
+
+/// Calls `f` with the memory that this thread uses again. A kernel is run inside `f`: code inside a
+/// closure that is not inlined would be compiled without the instruction set.
+pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    }
+    SCRATCH.with_borrow_mut(f);
+}

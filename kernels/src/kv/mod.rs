@@ -1,0 +1,372 @@
+//! Storage of K and V for one layer, in blocks of tokens.
+//!
+//! A block is `block_len / 16` consecutive groups of sixteen tokens. A group holds, head by head,
+//! one unit that attention reads front to back:
+//!
+//! ```text
+//! unit = K [head_dim][16 tokens]   transposed: sixteen scores grow in sixteen lanes
+//!        V [16 tokens][head_dim]   rows padded with zeroes to a multiple of sixteen numbers
+//! ```
+//! A slot, `block * block_len + offset`, names the place of one token. Finite numbers beyond the
+//! range of f16 are stored as the largest f16, so one huge activation does not become infinite.
+//!
+//! Deliberately absent: which block belongs to whom, reference counts, and layers.
+
+use crate::LANES;
+use crate::simd::Simd;
+use bytemuck::Pod;
+use half::{bf16, f16};
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+
+/// How a number of K and V is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// Four bytes, as computed.
+    F32,
+    /// Two bytes, IEEE half precision.
+    F16,
+    /// Two bytes, the upper half of an f32.
+    BF16,
+}
+
+impl KvType {
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 | KvType::BF16 => 2,
+        }
+    }
+}
+
+/// Sizes of the storage of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Blocks.
+    pub n_blocks: usize,
+    /// Tokens per block, a multiple of 16.
+    pub block_len: usize,
+    /// Heads of K and of V.
+    pub n_kv_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Bytes that a slab of this shape occupies.
+    pub fn bytes(&self, kv_type: KvType) -> usize {
+        self.n_blocks * self.block_numbers() * kv_type.size()
+    }
+
+    /// `head_dim` rounded up to whole vectors.
+    pub(crate) fn padded_head_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Numbers of a unit: K and V of one head for sixteen tokens.
+    pub(crate) fn unit_numbers(&self) -> usize {
+        LANES * (self.head_dim + self.padded_head_dim())
+    }
+
+    fn block_numbers(&self) -> usize {
+        self.block_len / LANES * self.n_kv_heads * self.unit_numbers()
+    }
+
+    /// Where the unit of a head begins, for the group that holds `slot`.
+    pub(crate) fn unit_start(&self, slot: usize, head: usize) -> usize {
+        (slot / LANES * self.n_kv_heads + head) * self.unit_numbers()
+    }
+
+    fn slots(&self) -> usize {
+        self.n_blocks * self.block_len
+    }
+}
+
+/// K and V of one layer.
+pub struct KvSlab {
+    shape: KvShape,
+    kv_type: KvType,
+    memory: Box<[CacheLine]>,
+}
+
+impl KvSlab {
+    /// Zeroed storage. The system provides pages as they are first written.
+    ///
+    /// # Panics
+    /// When `block_len` is not a multiple of 16 or either is 0.
+    pub fn new(shape: KvShape, kv_type: KvType) -> KvSlab {
+        assert!(
+            shape.block_len > 0 && shape.block_len.is_multiple_of(LANES),
+            "block_len: multiple of 16"
+        );
+        assert!(shape.head_dim > 0, "head_dim: at least 1");
+        let lines = shape.bytes(kv_type).div_ceil(size_of::<CacheLine>());
+        KvSlab { shape, kv_type, memory: zeroed_lines(lines) }
+    }
+
+    /// Sizes.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// How numbers are stored.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> usize {
+        self.shape.bytes(self.kv_type)
+    }
+
+    /// Stores rows of K and V, both `[rows, n_kv_heads, head_dim]`, row `r` at `slots[r]`.
+    ///
+    /// # Panics
+    /// When a slice has another length or a slot is outside the slab.
+    pub fn write(&mut self, k: &[f32], v: &[f32], slots: &[u32]) {
+        let numbers = slots.len() * self.shape.n_kv_heads * self.shape.head_dim;
+        assert_eq!(k.len(), numbers, "k is [rows, n_kv_heads, head_dim]");
+        assert_eq!(v.len(), numbers, "v is [rows, n_kv_heads, head_dim]");
+        match self.kv_type {
+            KvType::F32 => self.write_as::<f32>(k, v, slots),
+            KvType::F16 => self.write_as::<f16>(k, v, slots),
+            KvType::BF16 => self.write_as::<bf16>(k, v, slots),
+        }
+    }
+
+    /// Copies everything that block `from` holds to block `to`.
+    ///
+    /// # Panics
+    /// When a block is outside the slab.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let len = self.shape.block_numbers() * self.kv_type.size();
+        assert!((from.max(to) as usize) < self.shape.n_blocks, "a block outside the slab");
+        let (from, to) = (from as usize * len, to as usize * len);
+        self.bytes_mut().copy_within(from..from + len, to);
+    }
+
+    /// Reads K and V of one token, both `[n_kv_heads, head_dim]`.
+    ///
+    /// # Panics
+    /// When a slice has another length or the slot is outside the slab.
+    pub fn read(&self, slot: u32, out_k: &mut [f32], out_v: &mut [f32]) {
+        let numbers = self.shape.n_kv_heads * self.shape.head_dim;
+        assert_eq!(out_k.len(), numbers, "out_k is [n_kv_heads, head_dim]");
+        assert_eq!(out_v.len(), numbers, "out_v is [n_kv_heads, head_dim]");
+        assert!((slot as usize) < self.shape.slots(), "a slot outside the slab");
+        match self.kv_type {
+            KvType::F32 => self.read_as::<f32>(slot as usize, out_k, out_v),
+            KvType::F16 => self.read_as::<f16>(slot as usize, out_k, out_v),
+            KvType::BF16 => self.read_as::<bf16>(slot as usize, out_k, out_v),
+        }
+    }
+
+    /// All numbers, as they are stored.
+    ///
+    /// # Panics
+    /// When `E` is not the type of this slab.
+    pub(crate) fn numbers<E: Number>(&self) -> &[E] {
+        assert_eq!(E::TYPE, self.kv_type, "read as another type than stored");
+        let len = self.bytes() / size_of::<E>();
+        // SAFETY: the memory has at least that many bytes, is aligned for any E, lives as long as
+        // self, and every bit pattern is a number.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.bytes();
+        // SAFETY: the memory has at least that many bytes, and self is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
+    }
+
+    fn write_as<E: Number>(&mut self, k: &[f32], v: &[f32], slots: &[u32]) {
+        let shape = self.shape;
+        let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
+        let numbers: &mut [E] = bytemuck::cast_slice_mut(self.bytes_mut());
+        let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
+        for (i, (k, v)) in heads.enumerate() {
+            let (row, head) = (i / shape.n_kv_heads, i % shape.n_kv_heads);
+            let slot = slots[row] as usize;
+            assert!(slot < shape.slots(), "a slot outside the slab");
+            let (start, lane) = (shape.unit_start(slot, head), slot % LANES);
+            let unit = &mut numbers[start..start + shape.unit_numbers()];
+            let (unit_k, unit_v) = unit.split_at_mut(LANES * dim);
+            for (place, x) in unit_k.chunks_exact_mut(LANES).zip(k) {
+                place[lane] = E::narrow(*x);
+            }
+            for (place, x) in unit_v[lane * padded..].iter_mut().zip(v) {
+                *place = E::narrow(*x);
+            }
+        }
+    }
+
+    fn read_as<E: Number>(&self, slot: usize, out_k: &mut [f32], out_v: &mut [f32]) {
+        let (shape, lane) = (self.shape, slot % LANES);
+        let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
+        let heads = out_k.chunks_exact_mut(dim).zip(out_v.chunks_exact_mut(dim));
+        for (head, (k, v)) in heads.enumerate() {
+            let start = shape.unit_start(slot, head);
+            let unit = &self.numbers::<E>()[start..start + shape.unit_numbers()];
+            let (unit_k, unit_v) = unit.split_at(LANES * dim);
+            for (x, place) in k.iter_mut().zip(unit_k.chunks_exact(LANES)) {
+                *x = place[lane].widen();
+            }
+            for (x, place) in v.iter_mut().zip(&unit_v[lane * padded..]) {
+                *x = place.widen();
+            }
+        }
+    }
+}
+
+/// A type that K and V are stored in.
+pub(crate) trait Number: Pod + Send + Sync {
+    /// Its name.
+    const TYPE: KvType;
+    fn narrow(x: f32) -> Self;
+    fn widen(self) -> f32;
+    fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
+}
+
+impl Number for f32 {
+    const TYPE: KvType = KvType::F32;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[f32; LANES]) -> S::V {
+        simd.load(x)
+    }
+}
+
+impl Number for f16 {
+    const TYPE: KvType = KvType::F16;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> f16 {
+        let largest = f16::MAX.to_f32_const();
+        f16::from_f32(if x.is_finite() { x.clamp(-largest, largest) } else { x })
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[f16; LANES]) -> S::V {
+        simd.load_f16(x)
+    }
+}
+
+impl Number for bf16 {
+    const TYPE: KvType = KvType::BF16;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[bf16; LANES]) -> S::V {
+        simd.load_bf16(x)
+    }
+}
+
+/// Memory in pieces that start where a cache line does.
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+fn zeroed_lines(len: usize) -> Box<[CacheLine]> {
+    let layout = Layout::array::<CacheLine>(len).expect("sizes are bounded by memory at start");
+    let start = if len == 0 {
+        std::ptr::NonNull::<CacheLine>::dangling().as_ptr()
+    } else {
+        // SAFETY: the layout has a size above 0.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        start.cast()
+    };
+    // SAFETY: `start` is `len` zeroed lines from the global allocator with the layout of this box.
+    unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, len)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases;
+
+    const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::BF16];
+
+    fn rounded(kv_type: KvType, x: f32) -> f32 {
+        match kv_type {
+            KvType::F32 => x,
+            KvType::F16 => f16::from_f32(x).to_f32(),
+            KvType::BF16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (kv_type, &head_dim) in
+            TYPES.iter().flat_map(|t| cases::HEAD_DIMS.iter().map(move |d| (*t, d)))
+        {
+            let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim };
+            let mut slab = KvSlab::new(shape, kv_type);
+            let slots: Vec<u32> = vec![95, 0, 31, 32, 17, 50];
+            let row = 2 * head_dim;
+            let (k, v) = (cases::randoms(6 * row, 1), cases::randoms(6 * row, 2));
+            slab.write(&k, &v, &slots);
+            slab.copy_block(1, 0);
+            for (i, slot) in [(0, 95), (3, 32), (4, 17), (5, 50), (3, 0), (5, 18)] {
+                let (mut got_k, mut got_v) = (vec![0.0; row], vec![0.0; row]);
+                slab.read(slot, &mut got_k, &mut got_v);
+                let stored = |x: &[f32]| -> Vec<f32> {
+                    x[i * row..(i + 1) * row].iter().map(|x| rounded(kv_type, *x)).collect()
+                };
+                if slot == 17 {
+                    // Overwritten by the copy: slot 49 was never written.
+                    assert!(got_k.iter().chain(&got_v).all(|x| *x == 0.0));
+                } else {
+                    cases::assert_same_bits(&stored(&k), &got_k, "k");
+                    cases::assert_same_bits(&stored(&v), &got_v, "v");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn huge_numbers_saturate_and_nan_stays() {
+        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: 8 };
+        let mut slab = KvSlab::new(shape, KvType::F16);
+        let row = [1e9, -1e9, f32::NAN, f32::INFINITY, 65504.0, 0.0, -0.0, 1e-9];
+        slab.write(&row, &row, &[3]);
+        let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
+        slab.read(3, &mut k, &mut v);
+        assert_eq!((k[0], k[1], k[3], k[4]), (65504.0, -65504.0, f32::INFINITY, 65504.0));
+        assert!(v[2].is_nan());
+    }
+
+    #[test]
+    fn bytes_are_counted() {
+        let shape = KvShape { n_blocks: 5, block_len: 16, n_kv_heads: 2, head_dim: 64 };
+        assert_eq!(shape.bytes(KvType::F16), 5 * 16 * 2 * 64 * 2 * 2);
+        assert_eq!(KvSlab::new(shape, KvType::F32).bytes(), 5 * 16 * 2 * 64 * 2 * 4);
+        let none = KvShape { n_blocks: 0, ..shape };
+        assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);
+    }
+}

@@ -1,0 +1,132 @@
+//! Sixteen lanes as two registers of eight.
+
+use super::{Kernel, Simd};
+use crate::LANES;
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx2(()))
+}
+
+/// Proof that the processor has AVX2, FMA and F16C: [`run`] makes the only one.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+#[derive(Clone, Copy)]
+pub(super) struct Pair(__m256, __m256);
+
+/// Both halves, with intrinsics that this processor has.
+macro_rules! both {
+    ($f:ident, $($v:ident),+) => {
+        // SAFETY: `Avx2` exists only where AVX2, FMA and F16C do.
+        unsafe { Pair($f($($v.0),+), $f($($v.1),+)) }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = Pair;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe { Pair(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Pair {
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe { Pair(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[f16; LANES]) -> Pair {
+        let x = x.as_ptr().cast::<__m128i>();
+        // SAFETY: F16C is here; the array holds two registers of eight halves.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(x));
+            Pair(low, _mm256_cvtph_ps(_mm_loadu_si128(x.add(1))))
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[bf16; LANES]) -> Pair {
+        let x = x.as_ptr().cast::<__m128i>();
+        // SAFETY: AVX2 is here; the array holds two registers of eight halves.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.add(1)));
+            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low));
+            Pair(low, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, v: Pair, out: &mut [f32; LANES]) {
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), v.0);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn if_less(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe {
+            let less =
+                Pair(_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0), _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1));
+            let low = _mm256_blendv_ps(no.0, yes.0, less.0);
+            Pair(low, _mm256_blendv_ps(no.1, yes.1, less.1))
+        }
+    }
+
+    #[inline(always)]
+    fn exponent(self, v: Pair) -> Pair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe {
+            let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(v.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(v.1));
+            let low = _mm256_castsi256_ps(_mm256_add_epi32(low, one));
+            Pair(low, _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Functions of vectors, in terms of the arithmetic of [`Simd`].
+
+use super::Simd;
+use crate::LANES;
+
+/// e^x, relative error below 2e-7 where the result is a normal number. Below -87.3 it is exactly
+/// 0, above 88.37 it stays at 2.4e38; NaN stays NaN.
+///
+/// x = n ln 2 + r with n an integer and |r| <= ln 2 / 2; e^r is its Taylor polynomial of degree 7
+/// (the remainder is below 6e-9); 2^n is put together from bits. Adding 1.5 * 2^23 rounds to an
+/// integer and leaves that integer in the low bits, so n needs no conversion.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
+    const LOWEST: f32 = -87.3;
+    const HIGHEST: f32 = 88.37;
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const FACTORS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0];
+    macro_rules! c {
+        ($value:expr) => {
+            simd.splat($value)
+        };
+    }
+    let clamped = simd.min(c!(HIGHEST), simd.max(c!(LOWEST), x));
+    let shifted = simd.mul_add(clamped, c!(std::f32::consts::LOG2_E), c!(ROUND));
+    let n = simd.sub(shifted, c!(ROUND));
+    let r = simd.mul_add(n, c!(-LN2_HIGH), clamped);
+    let r = simd.mul_add(n, c!(-LN2_LOW), r);
+    let mut p = c!(1.0 / 5040.0);
+    for factor in FACTORS {
+        p = simd.mul_add(p, r, c!(factor));
+    }
+    p = simd.mul_add(p, r, c!(1.0));
+    simd.if_less(x, c!(LOWEST), c!(0.0), simd.mul(p, simd.exponent(shifted)))
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
+    let one = simd.splat(1.0);
+    let e = exp(simd, simd.sub(simd.splat(0.0), x));
+    simd.div(one, simd.add(one, e))
+}
+
+/// tanh x, absolute error below 3e-7.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(simd: S, x: S::V) -> S::V {
+    let e = exp(simd, simd.add(x, x));
+    let one = simd.splat(1.0);
+    simd.sub(one, simd.div(simd.splat(2.0), simd.add(e, one)))
+}
+
+/// The sum of the lanes, as a fixed tree: halves are added to each other.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(simd: S, v: S::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

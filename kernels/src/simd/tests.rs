@@ -1,0 +1,103 @@
+//! Every instruction set against the array of sixteen, bit by bit.
+
+use super::*;
+use crate::cases;
+
+#[derive(Clone, Copy)]
+enum Op {
+    Exp,
+    Sigmoid,
+    Tanh,
+    Halves,
+    Select,
+    Sum,
+}
+
+impl Map for Op {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, a: S::V, _: S::V) -> S::V {
+        let zero = simd.splat(0.0);
+        match self {
+            Op::Exp => exp(simd, a),
+            Op::Sigmoid => sigmoid(simd, a),
+            Op::Tanh => tanh(simd, a),
+            Op::Select => {
+                let b = simd.sub(zero, a);
+                simd.if_less(a, zero, simd.max(a, b), simd.min(b, a))
+            }
+            Op::Sum => simd.splat(sum(simd, a)),
+            Op::Halves => {
+                let mut x = [0.0; LANES];
+                simd.store(a, &mut x);
+                let wide = simd.load_f16(&x.map(f16::from_f32));
+                simd.add(wide, simd.load_bf16(&x.map(bf16::from_f32)))
+            }
+        }
+    }
+}
+
+struct Unary<'a> {
+    op: Op,
+    x: &'a [f32],
+}
+
+impl Kernel for Unary<'_> {
+    type Out = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+        let mut out = vec![0.0; self.x.len()];
+        zip_map(simd, self.x, self.x, &mut out, self.op);
+        out
+    }
+}
+
+fn inputs() -> Vec<f32> {
+    let edges = [0.0, -0.0, 1.0, -87.2, -87.4, 88.3, 200.0, -1e9, f32::INFINITY, f32::MIN_POSITIVE];
+    let mut x: Vec<f32> = cases::randoms(4096, 1).iter().map(|x| x * 90.0).collect();
+    x.extend(cases::randoms(1024, 2));
+    x.extend(edges.iter().flat_map(|x| [*x, -*x]));
+    x
+}
+
+#[test]
+fn every_isa_gives_the_bits_of_scalar() {
+    let x = inputs();
+    for op in [Op::Exp, Op::Sigmoid, Op::Tanh, Op::Halves, Op::Select, Op::Sum] {
+        let truth = run(Isa::Scalar, Unary { op, x: &x });
+        for isa in Isa::available() {
+            let got = run(*isa, Unary { op, x: &x });
+            cases::assert_same_bits(&truth, &got, isa.name());
+        }
+    }
+}
+
+#[test]
+fn functions_are_as_exact_as_documented() {
+    let x = inputs();
+    let e = run(Isa::Scalar, Unary { op: Op::Exp, x: &x });
+    let t = run(Isa::Scalar, Unary { op: Op::Tanh, x: &x });
+    let s = run(Isa::Scalar, Unary { op: Op::Sigmoid, x: &x });
+    for i in 0..x.len() {
+        let wide = f64::from(x[i]);
+        if (-87.3..=88.37).contains(&x[i]) {
+            let relative = (f64::from(e[i]) / wide.exp() - 1.0).abs();
+            assert!(relative < 2e-7, "exp({}) is off by {relative:e}", x[i]);
+        }
+        if x[i] < -87.3 {
+            assert_eq!(e[i], 0.0);
+        }
+        assert!((f64::from(t[i]) - wide.tanh()).abs() < 3e-7, "tanh({})", x[i]);
+        assert!((f64::from(s[i]) - 1.0 / (1.0 + (-wide).exp())).abs() < 2e-7, "sigmoid({})", x[i]);
+    }
+}
+
+#[test]
+fn nan_stays_nan() {
+    let x = [f32::NAN; LANES];
+    for isa in Isa::available() {
+        for op in [Op::Exp, Op::Sigmoid, Op::Tanh] {
+            assert!(run(*isa, Unary { op, x: &x }).iter().all(|y| y.is_nan()), "{}", isa.name());
+        }
+    }
+}

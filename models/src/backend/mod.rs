@@ -1,0 +1,141 @@
+//! Two paths, one answer: the operations that a decoder is written in.
+//!
+//! [`Plain`] is candle on any device: the reference, the accelerator fallback, the training path.
+//! [`Fused`] is our own kernels on the CPU: packed weights, one thread pool, one KV slab. The
+//! decoder and its layers are generic over this trait, so both walk the same lines of the same
+//! file and differ in arithmetic only; golden tests hold them equal. Deliberately absent: any
+//! knowledge of layers, files or requests.
+
+mod fused;
+mod plain;
+
+pub use fused::Fused;
+pub use plain::Plain;
+
+use hearth_kernels::kv::{KvShape, KvType};
+
+use crate::batch::ForwardBatch;
+use crate::kv_store::KvStore;
+use crate::layers::rotary::RopeTable;
+use crate::weights::MatrixSource;
+use crate::{KvDType, Result};
+
+/// The operations. `T` is rows of the batch, widths are elements.
+pub trait Backend: Send + Sized {
+    /// Activations. `[T, width]`, f32 in the fused path.
+    type Rows: Sized;
+    /// A weight that multiplies: `[n, k]`, possibly quantised.
+    type Matrix: Send;
+    /// A weight that scales or shifts: `[n]`.
+    type Vector: Send;
+
+    /// Takes a matrix out of a file, once.
+    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Self::Matrix>;
+
+    /// Takes a vector out of a file.
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+
+    /// Storage for the keys and values of `layers` layers.
+    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore>;
+
+    /// Rows of `table`, one for each id.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Rows>;
+
+    /// `y_i = x W_i^T (+ b_i)`, for several weights that read the same input.
+    fn linear<const N: usize>(
+        &self,
+        x: &Self::Rows,
+        weights: [(&Self::Matrix, Option<&Self::Vector>); N],
+    ) -> Result<[Self::Rows; N]>;
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight.len()` elements (a whole row, or
+    /// each head of it).
+    fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows>;
+
+    /// Rotates every head of every row.
+    fn rope(&self, x: Self::Rows, table: &RopeTable, head_dim: usize) -> Result<Self::Rows>;
+
+    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
+    fn attention(
+        &self,
+        q: &Self::Rows,
+        k: &Self::Rows,
+        v: &Self::Rows,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Self::Rows>;
+
+    /// `silu(gate) * up`.
+    fn silu_mul(&self, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
+
+    /// `x + y`.
+    fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
+
+    /// Some rows of `x`, in the order given.
+    fn select(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows>;
+
+    /// The numbers themselves. `[T * width]`
+    fn read(&self, x: &Self::Rows) -> Result<Vec<f32>>;
+}
+
+/// Attention of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams {
+    /// Which layer of the store.
+    pub layer: usize,
+    /// Query heads.
+    pub head_count: usize,
+    /// Key and value heads.
+    pub kv_head_count: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Keys each row sees, itself included; `None` is all.
+    pub window: Option<usize>,
+}
+
+/// How much KV to store, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvGeometry {
+    /// Layers.
+    pub layer_count: usize,
+    /// Blocks of each layer.
+    pub block_count: usize,
+    /// Tokens of a block.
+    pub block_len: usize,
+    /// Key and value heads.
+    pub kv_head_count: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Element type.
+    pub dtype: KvDType,
+}
+
+impl KvGeometry {
+    /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
+    pub fn bytes(&self) -> usize {
+        self.layer_count * self.slab_shape().bytes(self.dtype.into())
+    }
+
+    /// One layer of it.
+    pub(crate) fn slab_shape(&self) -> KvShape {
+        KvShape {
+            n_blocks: self.block_count,
+            block_len: self.block_len,
+            n_kv_heads: self.kv_head_count,
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+impl From<KvDType> for KvType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::F16 => Self::F16,
+            KvDType::BF16 => Self::BF16,
+        }
+    }
+}

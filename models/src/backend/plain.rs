@@ -1,0 +1,197 @@
+//! The plain path: candle operations that carry gradients, on any device.
+//!
+//! Slow and obvious on purpose. Weights become floats of one dtype; nothing is fused; each
+//! sequence attends on its own. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim` drop
+//! gradients without a word, so only the spelled-out forms appear here.
+
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::ops;
+
+use super::{AttentionParams, Backend, KvGeometry};
+use crate::batch::{ForwardBatch, Sequence};
+use crate::kv_store::{KvStore, TensorKv};
+use crate::layers::rotary::RopeTable;
+use crate::weights::MatrixSource;
+use crate::{KvDType, Result};
+
+/// Candle on one device.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    device: Device,
+    dtype: DType,
+}
+
+impl Plain {
+    /// Weights and activations of `dtype` on `device`.
+    pub fn new(device: Device, dtype: DType) -> Self {
+        Self { device, dtype }
+    }
+
+    /// The reference that everything else is compared with.
+    pub fn reference() -> Self {
+        Self::new(Device::Cpu, DType::F32)
+    }
+
+    /// Attention of one sequence: `q [n, heads * dim]`, `k, v [context, kv_heads * dim]`.
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let (n, _) = q.dims2()?;
+        let (context, _) = k.dims2()?;
+        let (kv, dim) = (params.kv_head_count, params.head_dim);
+        let group = params.head_count / kv;
+        // (kv, group * n, dim): the heads that share a key stand together.
+        let q = q.reshape((n, kv, group, dim))?.permute((1, 2, 0, 3))?.contiguous()?;
+        let q = q.reshape((kv, group * n, dim))?;
+        let k = k.reshape((context, kv, dim))?.permute((1, 2, 0))?.contiguous()?;
+        let v = v.reshape((context, kv, dim))?.transpose(0, 1)?.contiguous()?;
+        let scores = (q.matmul(&k)? * f64::from(params.scale))?;
+        let scores = scores.reshape((kv, group, n, context))?;
+        let scores = scores.broadcast_add(&self.mask(n, context, params.window)?)?;
+        let weights = ops::softmax(&scores, D::Minus1)?.reshape((kv, group * n, context))?;
+        let out = weights.matmul(&v)?.reshape((kv, group, n, dim))?;
+        Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((n, kv * group * dim))?)
+    }
+
+    /// 0 where a row may look, minus infinity where it may not. `[n, context]`
+    fn mask(&self, n: usize, context: usize, window: Option<usize>) -> Result<Tensor> {
+        let visible = |row: usize, key: usize| {
+            let position = context - n + row;
+            key <= position && window.is_none_or(|w| key + w > position)
+        };
+        let values: Vec<f32> = (0..n * context)
+            .map(|i| if visible(i / context, i % context) { 0.0 } else { f32::NEG_INFINITY })
+            .collect();
+        Ok(Tensor::from_vec(values, (n, context), &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// Keys (or values) of a sequence: what the store holds of earlier rows, then the new ones.
+    /// New rows are not read back, so gradients flow through them.
+    fn context(stored: Option<&Tensor>, new: &Tensor, seq: &Sequence, len: usize) -> Result<Tensor> {
+        let earlier = seq.context_len - seq.rows.len();
+        let Some(stored) = stored.filter(|_| earlier > 0) else {
+            return Ok(new.clone());
+        };
+        let slot = |p: usize| seq.blocks[p / len] * len as u32 + (p % len) as u32;
+        let slots: Vec<u32> = (0..earlier).map(slot).collect();
+        let slots = Tensor::from_vec(slots, earlier, stored.device())?;
+        let cached = stored.index_select(&slots, 0)?.to_dtype(new.dtype())?;
+        Ok(Tensor::cat(&[&cached, new], 0)?)
+    }
+}
+
+impl Backend for Plain {
+    type Rows = Tensor;
+    type Matrix = Tensor;
+    type Vector = Tensor;
+
+    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
+        let values = source.to_f32();
+        let tensor = Tensor::from_vec(values, (source.n, source.k), &self.device)?;
+        Ok(tensor.to_dtype(self.dtype)?)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
+        let n = values.len();
+        Ok(Tensor::from_vec(values, n, &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
+        let dtype = match shape.dtype {
+            KvDType::F32 => DType::F32,
+            KvDType::F16 => DType::F16,
+            KvDType::BF16 => DType::BF16,
+        };
+        Ok(KvStore::Tensors(TensorKv::new(shape, dtype, &self.device)?))
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, &self.device)?;
+        Ok(table.index_select(&ids, 0)?)
+    }
+
+    fn linear<const N: usize>(
+        &self,
+        x: &Tensor,
+        weights: [(&Tensor, Option<&Tensor>); N],
+    ) -> Result<[Tensor; N]> {
+        let mut out = Vec::with_capacity(N);
+        for (weight, bias) in weights {
+            let y = x.matmul(&weight.t()?)?;
+            out.push(match bias {
+                Some(bias) => y.broadcast_add(bias)?,
+                None => y,
+            });
+        }
+        Ok(out.try_into().expect("one output for each weight; this is a bug"))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let dim = weight.dims1()?;
+        let x = x.reshape((rows * width / dim, dim))?;
+        Ok(ops::rms_norm_slow(&x, weight, eps)?.reshape((rows, width))?)
+    }
+
+    fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let (heads, half) = (width / head_dim, table.dim / 2);
+        let angle = |values: &[f32]| -> Result<Tensor> {
+            let values = Tensor::from_slice(values, (rows, 1, half), &self.device)?;
+            Ok(values.to_dtype(self.dtype)?)
+        };
+        let (cos, sin) = (angle(&table.cos)?, angle(&table.sin)?);
+        let x = x.reshape((rows, heads, head_dim))?;
+        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let rest = x.narrow(2, table.dim, head_dim - table.dim)?;
+        let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Ok(Tensor::cat(&[&turned_a, &turned_b, &rest], 2)?.reshape((rows, width))?)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let mut store = kv.tensors(params.layer)?;
+        let mut rows = Vec::with_capacity(batch.sequence_count());
+        for seq in batch.sequences() {
+            let new = |x: &Tensor| x.narrow(0, seq.rows.start, seq.rows.len());
+            let (new_k, new_v) = (new(k)?, new(v)?);
+            let block_len = store.as_ref().map_or(1, |s| s.block_len);
+            let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
+            let keys = Self::context(old_k, &new_k, &seq, block_len)?;
+            let values = Self::context(old_v, &new_v, &seq, block_len)?;
+            rows.push(self.attend(&new(q)?, &keys, &values, params)?);
+            if let Some(store) = &mut store {
+                store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
+            }
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        Ok((gate.silu()? * up)?)
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok((x + y)?)
+    }
+
+    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+}

@@ -1,0 +1,128 @@
+//! The one contract between a scheduler and a model.
+//!
+//! A batch is `(sequence, n_new)` pairs, packed: there is no prefill phase and no decode phase.
+//! A chunk of a prompt, a single new token and a resumed sequence are the same thing with other
+//! numbers. Rows of all sequences stand one behind the other.
+
+use crate::{Error, Result};
+
+/// One forward pass. `T` is the number of rows, `S` the number of sequences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForwardBatch {
+    /// Token of each row. `[T]`
+    pub tokens: Vec<u32>,
+    /// Position of each row in its sequence. `[T]`
+    pub positions: Vec<u32>,
+    /// Rows of sequence `s` are `cu_q[s]..cu_q[s + 1]`. `[S + 1]`
+    pub cu_q: Vec<u32>,
+    /// Keys of each sequence once this batch is written: earlier ones and its new rows. `[S]`
+    pub context_len: Vec<u32>,
+    /// Where each row's key and value go: `block * block_len + offset`. `[T]`
+    pub slot_mapping: Vec<u32>,
+    /// Blocks of each sequence in order. `[S][ceil(context_len / block_len)]`
+    pub block_tables: Vec<Vec<u32>>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+impl ForwardBatch {
+    /// A whole sequence from position 0, every row's logits wanted, blocks in order from `block`.
+    /// What tests, benchmarks and scoring need.
+    pub fn whole(tokens: &[u32], block: u32, block_len: usize) -> Self {
+        let mut batch = Self::empty();
+        let blocks = tokens.len().div_ceil(block_len) as u32;
+        batch.push(tokens, 0, (block..block + blocks).collect(), block_len);
+        batch.logit_rows = (0..tokens.len() as u32).collect();
+        batch
+    }
+
+    /// No sequence yet.
+    pub fn empty() -> Self {
+        Self { cu_q: vec![0], ..Self::default() }
+    }
+
+    /// Adds `tokens` at positions `start..` of a sequence whose blocks are `table`.
+    pub fn push(&mut self, tokens: &[u32], start: usize, table: Vec<u32>, block_len: usize) {
+        for (i, &token) in tokens.iter().enumerate() {
+            let position = start + i;
+            self.tokens.push(token);
+            self.positions.push(position as u32);
+            let block = table[position / block_len];
+            self.slot_mapping.push(block * block_len as u32 + (position % block_len) as u32);
+        }
+        self.cu_q.push(self.tokens.len() as u32);
+        self.context_len.push((start + tokens.len()) as u32);
+        self.block_tables.push(table);
+    }
+
+    /// Rows.
+    pub fn row_count(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Sequences.
+    pub fn sequence_count(&self) -> usize {
+        self.context_len.len()
+    }
+
+    /// Rows and context length of each sequence.
+    pub fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
+        (0..self.sequence_count()).map(|s| Sequence {
+            rows: self.cu_q[s] as usize..self.cu_q[s + 1] as usize,
+            context_len: self.context_len[s] as usize,
+            blocks: &self.block_tables[s],
+        })
+    }
+
+    /// Every number against every other, before a kernel relies on them.
+    pub fn check(&self, vocab_len: usize, block_len: usize, block_count: usize) -> Result<()> {
+        let rows = self.row_count();
+        let wrong = |what: &str| Err(Error::Batch(what.to_owned()));
+        if self.positions.len() != rows || self.slot_mapping.len() != rows {
+            return wrong("positions or slots do not match the tokens");
+        }
+        if self.cu_q.len() != self.sequence_count() + 1
+            || self.block_tables.len() != self.sequence_count()
+            || self.cu_q.first() != Some(&0)
+            || self.cu_q.last() != Some(&(rows as u32))
+            || !self.cu_q.is_sorted()
+        {
+            return wrong("cu_q does not cover the rows");
+        }
+        if let Some(id) = self.tokens.iter().find(|&&id| id as usize >= vocab_len) {
+            return Err(Error::Batch(format!("token {id} is beyond the vocabulary")));
+        }
+        if self.logit_rows.iter().any(|&row| row as usize >= rows) {
+            return wrong("a logit row does not exist");
+        }
+        for sequence in self.sequences() {
+            let new = sequence.rows.len();
+            if new > sequence.context_len
+                || sequence.blocks.len() < sequence.context_len.div_ceil(block_len)
+                || sequence.blocks.iter().any(|&b| b as usize >= block_count)
+            {
+                return wrong("a block table does not cover its context");
+            }
+            let start = sequence.context_len - new;
+            for (i, row) in sequence.rows.enumerate() {
+                let (block, offset) = ((start + i) / block_len, (start + i) % block_len);
+                let slot = sequence.blocks[block] * block_len as u32 + offset as u32;
+                if self.positions[row] as usize != start + i || self.slot_mapping[row] != slot {
+                    return wrong("a row's position or slot is not where its sequence puts it");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One sequence of a batch.
+#[derive(Clone, Debug)]
+pub struct Sequence<'a> {
+    /// Its new rows.
+    pub rows: std::ops::Range<usize>,
+    /// Its keys, new ones included.
+    pub context_len: usize,
+    /// Its blocks.
+    pub blocks: &'a [u32],
+}

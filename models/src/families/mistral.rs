@@ -1,0 +1,16 @@
+//! Mistral 7B and its successors: Llama with a sliding window (v0.1) and a free head width (Nemo).
+//!
+//! Jiang et al. 2023. GGUF files of this family say `llama`.
+
+use super::Family;
+use crate::config::{Knobs, RawConfig};
+
+pub(super) const FAMILY: Family = Family {
+    name: "mistral",
+    model_types: &["mistral"],
+    gguf_architectures: &[],
+    gguf_interleaved_qk: true,
+    tied_by_default: false,
+    knobs: |_: &RawConfig| Knobs::default(),
+    windows: |raw, layers| vec![raw.sliding_window; layers],
+};

@@ -1,0 +1,57 @@
+//! What each family sets. A family is a row of this table, not a second decoder.
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use crate::config::{Knobs, RawConfig};
+
+/// One family.
+pub(crate) struct Family {
+    /// Name in logs and in `/v1/models`.
+    pub name: &'static str,
+    /// `model_type` values of `config.json`.
+    pub model_types: &'static [&'static str],
+    /// `general.architecture` values of GGUF.
+    pub gguf_architectures: &'static [&'static str],
+    /// GGUF stores Q and K rows for rotation of adjacent pairs.
+    pub gguf_interleaved_qk: bool,
+    /// What an absent `tie_word_embeddings` means.
+    pub tied_by_default: bool,
+    /// Switches.
+    pub knobs: fn(&RawConfig) -> Knobs,
+    /// Attention window of each layer.
+    pub windows: fn(&RawConfig, usize) -> Vec<Option<usize>>,
+}
+
+const FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+
+/// The family of a `config.json`.
+pub(crate) fn by_model_type(model_type: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|f| f.model_types.contains(&model_type))
+}
+
+/// The family of a GGUF file.
+pub(crate) fn by_gguf_architecture(arch: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|f| f.gguf_architectures.contains(&arch))
+}
+
+/// All names, for an error.
+pub(crate) fn known() -> String {
+    FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
+}
+
+
+/// Qwen: a window only when it is switched on, and then where `layer_types` says, or in the layers
+/// from `max_window_layers` on.
+fn qwen_windows(raw: &RawConfig, layers: usize) -> Vec<Option<usize>> {
+    if raw.use_sliding_window != Some(true) {
+        return vec![None; layers];
+    }
+    let slides = |layer: usize| match &raw.layer_types {
+        Some(types) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
+        None => layer >= raw.max_window_layers.unwrap_or(0),
+    };
+    (0..layers).map(|layer| raw.sliding_window.filter(|_| slides(layer))).collect()
+}

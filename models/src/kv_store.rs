@@ -1,0 +1,102 @@
+//! Where keys and values live: by layer and block. Knows block ids only as numbers.
+//!
+//! Who owns a block, who shares it and when it is free is the runtime's business.
+
+use candle_core::{DType, Device, Tensor};
+use hearth_kernels::kv::KvSlab;
+
+use crate::backend::KvGeometry;
+use crate::{Error, Result};
+
+/// Element type of stored keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDType {
+    /// Reference tests.
+    F32,
+    /// Default: half the memory, 11 bits of precision.
+    #[default]
+    F16,
+    /// Half the memory, the range of f32.
+    BF16,
+}
+
+impl KvDType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+/// KV of all layers, in the form that a backend reads.
+pub enum KvStore {
+    /// Nothing is stored: every sequence must be whole in its batch (training, scoring).
+    Nothing,
+    /// The fused CPU path: one slab a layer.
+    Slabs(Vec<KvSlab>),
+    /// The plain path.
+    Tensors(TensorKv),
+}
+
+impl KvStore {
+    /// The slab of one layer, for the fused path.
+    pub(crate) fn slab(&mut self, layer: usize) -> Result<&mut KvSlab> {
+        match self {
+            Self::Slabs(slabs) => Ok(&mut slabs[layer]),
+            _ => Err(Error::Batch("this KV store was made for another backend".into())),
+        }
+    }
+
+    /// The tensors of one layer, for the plain path; `None` when nothing is stored.
+    pub(crate) fn tensors(&mut self, layer: usize) -> Result<Option<LayerKv<'_>>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Tensors(store) => {
+                let (k, v) = &store.layers[layer];
+                Ok(Some(LayerKv { k, v, block_len: store.block_len }))
+            }
+            Self::Slabs(_) => {
+                Err(Error::Batch("this KV store was made for another backend".into()))
+            }
+        }
+    }
+}
+
+/// KV as candle tensors, `[block_count * block_len, kv_heads * head_dim]` for each layer.
+pub struct TensorKv {
+    layers: Vec<(Tensor, Tensor)>,
+    block_len: usize,
+}
+
+impl TensorKv {
+    pub(crate) fn new(shape: KvGeometry, dtype: DType, device: &Device) -> Result<Self> {
+        let size = (shape.block_count * shape.block_len, shape.kv_head_count * shape.head_dim);
+        let layer = |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
+        let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, block_len: shape.block_len })
+    }
+}
+
+/// One layer of a [`TensorKv`].
+pub(crate) struct LayerKv<'a> {
+    pub k: &'a Tensor,
+    pub v: &'a Tensor,
+    pub block_len: usize,
+}
+
+impl LayerKv<'_> {
+    /// Writes rows to their slots, run by run of neighbouring slots.
+    pub(crate) fn write(&mut self, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
+        let mut row = 0;
+        for run in slots.chunk_by(|a, b| a + 1 == *b) {
+            for (stored, new) in [(self.k, k), (self.v, v)] {
+                let new = new.narrow(0, row, run.len())?.detach().to_dtype(stored.dtype())?;
+                stored.slice_set(&new.contiguous()?, 0, run[0] as usize)?;
+            }
+            row += run.len();
+        }
+        Ok(())
+    }
+}

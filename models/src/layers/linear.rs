@@ -1,0 +1,48 @@
+//! `y = x W^T (+ b)`: one type for every weight format.
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::weights::{Loader, Role};
+
+/// A projection from `k` to `n` elements.
+pub struct Linear<B: Backend> {
+    /// `[n, k]`
+    pub weight: B::Matrix,
+    /// `[n]`
+    pub bias: Option<B::Vector>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// Takes `[n, k]`, and the bias where the file has one. `bias` says that it must.
+    pub fn load(
+        loader: &mut Loader<'_>,
+        ops: &B,
+        role: Role,
+        n: usize,
+        k: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let weight = loader.matrix(role, n, k, |source| ops.matrix(source))?;
+        let bias = loader.bias(role, n, bias)?.map(|values| ops.vector(values)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// One projection.
+    pub fn forward(&self, ops: &B, x: &B::Rows) -> Result<B::Rows> {
+        let [y] = ops.linear(x, [self.parts()])?;
+        Ok(y)
+    }
+
+    /// Several projections of the same input: the input is prepared once.
+    pub fn forward_many<const N: usize>(
+        ops: &B,
+        x: &B::Rows,
+        linears: [&Self; N],
+    ) -> Result<[B::Rows; N]> {
+        ops.linear(x, linears.map(Self::parts))
+    }
+
+    fn parts(&self) -> (&B::Matrix, Option<&B::Vector>) {
+        (&self.weight, self.bias.as_ref())
+    }
+}

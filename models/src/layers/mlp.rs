@@ -1,0 +1,23 @@
+//! The gated MLP: `down(silu(gate(x)) * up(x))` (Shazeer 2020, SwiGLU).
+
+use super::linear::Linear;
+use crate::Result;
+use crate::backend::Backend;
+
+/// MLP of one layer.
+pub struct Mlp<B: Backend> {
+    /// `[ffn, hidden]`
+    pub gate: Linear<B>,
+    /// `[ffn, hidden]`
+    pub up: Linear<B>,
+    /// `[hidden, ffn]`
+    pub down: Linear<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// `[T, hidden]` to `[T, hidden]`.
+    pub fn forward(&self, ops: &B, x: &B::Rows) -> Result<B::Rows> {
+        let [gate, up] = Linear::forward_many(ops, x, [&self.gate, &self.up])?;
+        self.down.forward(ops, &ops.silu_mul(gate, &up)?)
+    }
+}

@@ -1,0 +1,6 @@
+//! The parts of a decoder, each written once for both backends.
+
+pub mod attention;
+pub mod linear;
+pub mod mlp;
+pub mod rotary;

@@ -1,0 +1,134 @@
+//! From a path to a model: which files, which device, which path.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use hearth_kernels::{Pool, quant};
+
+use crate::backend::{Fused, Plain};
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::weights::{Loader, Weights};
+use crate::{Error, Model, Result};
+
+/// Where and how to compute. The only place that chooses a device.
+#[derive(Clone)]
+pub enum Compute {
+    /// Our kernels on this machine's processor.
+    Fused(Arc<Pool>),
+    /// Candle on a device.
+    Plain(Device, DType),
+}
+
+impl Compute {
+    /// `cpu`, `plain` (candle on the CPU, the reference), `cuda`, `cuda:N`, `metal`, or `auto`: an
+    /// accelerator that this build has and this machine too, else `cpu`.
+    pub fn parse(name: &str, pool: &Arc<Pool>) -> Result<Self> {
+        let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+        let unknown = || Error::Device(format!("`{name}` is not a device this build knows"));
+        let index: usize = index.parse().map_err(|_| unknown())?;
+        let accelerator = |device: candle_core::Result<Device>| match device {
+            Ok(device) => Ok(Self::Plain(device, DType::BF16)),
+            Err(e) => Err(Error::Device(format!("device `{name}` cannot be used: {e}"))),
+        };
+        match kind {
+            "cpu" => Ok(Self::Fused(Arc::clone(pool))),
+            "plain" => Ok(Self::Plain(Device::Cpu, DType::F32)),
+            "cuda" => accelerator(Device::new_cuda(index)),
+            "metal" => accelerator(Device::new_metal(index)),
+            "auto" => {
+                let found = Device::new_cuda(0).or_else(|_| Device::new_metal(0));
+                Ok(found.map_or_else(
+                    |_| Self::Fused(Arc::clone(pool)),
+                    |device| Self::Plain(device, DType::BF16),
+                ))
+            }
+            _ => Err(unknown()),
+        }
+    }
+
+    /// For logs and `doctor`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Fused(pool) => format!("cpu, own kernels, {} threads", pool.threads()),
+            Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
+        }
+    }
+
+    /// Loads a decoder onto it.
+    pub fn load(&self, config: ModelConfig, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+        Ok(match self {
+            Self::Fused(pool) => {
+                Box::new(Decoder::load(config, loader, Fused::new(Arc::clone(pool)))?)
+            }
+            Self::Plain(device, dtype) => {
+                Box::new(Decoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
+            }
+        })
+    }
+}
+
+/// A model's files, opened and understood but not yet loaded.
+pub struct ModelFile {
+    weights: Weights,
+    config: ModelConfig,
+    path: PathBuf,
+}
+
+/// Opens a `.gguf` file, a `.safetensors` file or a folder, and checks all that can be checked
+/// without reading a weight.
+pub fn open(path: &Path) -> Result<ModelFile> {
+    let weights = Weights::open(path)?;
+    let config = match weights.metadata() {
+        Some(meta) => {
+            let name = "rope_freqs.weight";
+            let divisors = match weights.has(name) {
+                true => {
+                    let view = weights.tensor(name)?;
+                    let mut values = vec![0.0; view.shape.iter().product()];
+                    quant::dequantize(view.dtype, view.bytes, &mut values);
+                    Some(values)
+                }
+                false => None,
+            };
+            ModelConfig::from_gguf(meta, divisors)?
+        }
+        None => {
+            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+            let file = folder.join("config.json");
+            let text = std::fs::read_to_string(&file).map_err(|e| {
+                Error::config(&file.display().to_string(), format!("cannot be read: {e}"))
+            })?;
+            ModelConfig::from_json(&text)?
+        }
+    };
+    Ok(ModelFile { weights, config, path: path.to_owned() })
+}
+
+impl ModelFile {
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its tensors and metadata.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Loads it. `progress` is told the bytes of every tensor as it is taken.
+    pub fn load(
+        &self,
+        compute: &Compute,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Box<dyn Model>> {
+        let mut loader = Loader::new(&self.weights, &self.config, progress);
+        compute.load(self.config.clone(), &mut loader)
+    }
+}

@@ -1,0 +1,137 @@
+//! Logits of tiny random models equal those of Hugging Face `transformers`, in both paths, from
+//! every kind of file: a 40-token prefill and 32 greedy decode steps.
+//!
+//! `tests/goldens/README.md` says what each case exercises and how the goldens are made.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use hearth_kernels::Pool;
+use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, Model};
+use serde::Deserialize;
+
+const BLOCK_LEN: usize = 16;
+
+#[derive(Deserialize)]
+struct Case {
+    path: String,
+    golden: String,
+    family: String,
+    weights: String,
+}
+
+struct Golden {
+    /// Prompt, then greedy ids.
+    ids: Vec<u32>,
+    prompt_len: usize,
+    /// Logits of every prompt row and of every step. `[rows, vocab]`
+    logits: Vec<f32>,
+}
+
+#[test]
+fn plain_path_equals_transformers() {
+    run(&Compute::Plain(Device::Cpu, DType::F32), |_| Limit::Largest(1e-4));
+}
+
+/// Quantised weights meet 8-bit activations in the fused path, an error of about one part in 250
+/// for each product, so its logits are held by their mean error over each step.
+#[test]
+fn fused_path_equals_transformers() {
+    let pool = Arc::new(Pool::new(2));
+    run(&Compute::Fused(pool), |weights| match weights {
+        "float32" | "float16" | "bfloat16" => Limit::Largest(1e-4),
+        "Q8_0" | "Q4_0" => Limit::Relative(0.06),
+        other => panic!("no tolerance for {other}"),
+    });
+}
+
+/// The table of allowed errors.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// Of any logit.
+    Largest(f32),
+    /// Root mean square of the error over that of the logits.
+    Relative(f32),
+}
+
+impl Limit {
+    /// How much of the limit is used; at most 1 passes.
+    fn used(self, got: &[f32], want: &[f32]) -> f32 {
+        assert_eq!(got.len(), want.len());
+        let errors = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+        match self {
+            Self::Largest(limit) => errors.fold(0.0, f32::max) / limit,
+            Self::Relative(limit) => {
+                let square = |sum: f32, x: f32| sum + x * x;
+                let (error, size) = (errors.fold(0.0, square), want.iter().copied().fold(0.0, square));
+                (error / size).sqrt() / limit
+            }
+        }
+    }
+}
+
+fn run(compute: &Compute, limit: impl Fn(&str) -> Limit) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let index = std::fs::read(folder.join("index.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_slice(&index).unwrap();
+    assert!(cases.len() >= 15);
+    let mut failures = Vec::new();
+    for case in &cases {
+        let limit = limit(&case.weights);
+        let (prefill, decode) = errors(compute, &folder, case, limit);
+        println!("{:<40} {limit:?}: prefill {prefill:.3}, decode {decode:.3}", case.path);
+        if !(prefill <= 1.0 && decode <= 1.0) {
+            failures.push(&case.path);
+        }
+    }
+    assert!(failures.is_empty(), "beyond the tolerance: {failures:?}");
+}
+
+/// Share of the limit that the prefill and the worst decode step use.
+fn errors(compute: &Compute, folder: &Path, case: &Case, limit: Limit) -> (f32, f32) {
+    let file = hearth_models::open(&folder.join(&case.path)).unwrap();
+    // GGUF has no family of its own for Mistral.
+    assert_eq!(file.config().family, case.family, "{}", case.path);
+    let model = file.load(compute, &mut |_| {}).unwrap();
+    let golden = read_golden(&folder.join(&case.golden));
+    let vocab = model.config().vocab_len;
+    let mut kv = store(&*model, golden.ids.len());
+    let prompt = &golden.ids[..golden.prompt_len];
+    let logits = model.forward(&ForwardBatch::whole(prompt, 0, BLOCK_LEN), &mut kv).unwrap();
+    let (want, steps) = golden.logits.split_at(golden.prompt_len * vocab);
+    let prefill = limit.used(&logits, want);
+    let mut decode = 0f32;
+    let blocks: Vec<u32> = (0..golden.ids.len().div_ceil(BLOCK_LEN) as u32).collect();
+    for (step, want) in steps.chunks_exact(vocab).enumerate() {
+        let position = golden.prompt_len + step;
+        let mut batch = ForwardBatch::empty();
+        batch.push(&golden.ids[position..=position], position, blocks.clone(), BLOCK_LEN);
+        batch.logit_rows = vec![0];
+        let logits = model.forward(&batch, &mut kv).unwrap();
+        decode = decode.max(limit.used(&logits, want));
+    }
+    (prefill, decode)
+}
+
+fn store(model: &dyn Model, tokens: usize) -> KvStore {
+    let blocks = tokens.div_ceil(BLOCK_LEN);
+    model.kv_store(model.config().kv_geometry(blocks, BLOCK_LEN, KvDType::F32)).unwrap()
+}
+
+fn read_golden(path: &Path) -> Golden {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let ids = |name: &str| -> Vec<u32> {
+        tensors[name].to_vec1::<i32>().unwrap().into_iter().map(|id| id as u32).collect()
+    };
+    let logits = |name: &str| -> Vec<f32> {
+        tensors[name].flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let prompt = ids("prompt_ids");
+    let prompt_len = prompt.len();
+    Golden {
+        ids: [prompt, ids("decode_ids")].concat(),
+        prompt_len,
+        logits: [logits("prefill_logits"), logits("decode_logits")].concat(),
+    }
+}

@@ -1,0 +1,162 @@
+//! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
+
+use std::time::Instant;
+
+use hearth_models::{ForwardBatch, KvStore, Model};
+use serde::Serialize;
+
+use super::{Common, Failure, open};
+use crate::registry::plan::BLOCK_LEN;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct BenchArgs {
+    /// Prompt lengths in tokens.
+    #[arg(long, short = 'p', value_delimiter = ',', default_values_t = [128, 512])]
+    prefill: Vec<usize>,
+    /// Sequences that decode at once.
+    #[arg(long, short = 'b', value_delimiter = ',', default_values_t = [1, 8])]
+    batch: Vec<usize>,
+    /// Keys before the first decoded token.
+    #[arg(long, short = 'd', value_delimiter = ',', default_values_t = [0])]
+    depth: Vec<usize>,
+    /// Tokens decoded by each sequence.
+    #[arg(long, short = 'n', default_value_t = 64)]
+    decode: usize,
+    /// Runs of each; the median is shown.
+    #[arg(long, short = 'r', default_value_t = 5)]
+    repeat: usize,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// One measured cell.
+#[derive(Debug, Serialize)]
+struct Row {
+    model: String,
+    test: &'static str,
+    /// Sequences.
+    batch: usize,
+    /// Tokens computed by each sequence in a run.
+    tokens: usize,
+    /// Keys of each sequence before.
+    depth: usize,
+    /// All sequences together, median of the runs.
+    tokens_per_s: f64,
+    tokens_per_s_min: f64,
+    tokens_per_s_max: f64,
+}
+
+pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
+    let config = args.common.clone().validate()?;
+    let name = config.models.first().ok_or("bench needs --model")?;
+    if args.repeat == 0 || args.decode == 0 {
+        return Err("--repeat and --decode are at least 1".into());
+    }
+    let compute = open::compute(&config)?;
+    let file = hearth_models::open(&open::path_of(name)?)?;
+    let started = Instant::now();
+    let model = file.load(&compute, &mut |_| {})?;
+    if !args.json {
+        let load_s = started.elapsed().as_secs_f64();
+        println!("{name}, {}, loaded in {load_s:.2} s", compute.describe());
+        println!("{:<8} {:>6} {:>7} {:>7} {:>10}", "test", "batch", "depth", "tokens", "tokens/s");
+    }
+    let show = |row: Row| -> Result<(), Failure> {
+        if args.json {
+            println!("{}", serde_json::to_string(&row)?);
+        } else {
+            println!(
+                "{:<8} {:>6} {:>7} {:>7} {:>10.1}  [{:.1}, {:.1}]",
+                row.test,
+                row.batch,
+                row.depth,
+                row.tokens,
+                row.tokens_per_s,
+                row.tokens_per_s_min,
+                row.tokens_per_s_max
+            );
+        }
+        Ok(())
+    };
+    let measure = |test, batch, depth, tokens| -> Result<Row, Failure> {
+        let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
+        case.prefill(depth)?;
+        let mut speeds = Vec::new();
+        for counted in 0..=args.repeat {
+            let started = Instant::now();
+            match test {
+                "prefill" => case.step(depth, tokens)?,
+                _ => (0..tokens).try_for_each(|i| case.step(depth + i, 1))?,
+            }
+            if counted > 0 {
+                speeds.push((batch * tokens) as f64 / started.elapsed().as_secs_f64());
+            }
+        }
+        speeds.sort_by(f64::total_cmp);
+        let (min, max) = (speeds[0], speeds[speeds.len() - 1]);
+        Ok(Row {
+            model: name.clone(),
+            test,
+            batch,
+            tokens,
+            depth,
+            tokens_per_s: speeds[speeds.len() / 2],
+            tokens_per_s_min: min,
+            tokens_per_s_max: max,
+        })
+    };
+    for &tokens in &args.prefill {
+        show(measure("prefill", 1, 0, tokens)?)?;
+    }
+    for &depth in &args.depth {
+        for &batch in &args.batch {
+            show(measure("decode", batch, depth, args.decode)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sequences of one length side by side, each with its own blocks.
+struct Case<'a> {
+    model: &'a dyn Model,
+    kv: KvStore,
+    /// Blocks of each sequence.
+    tables: Vec<Vec<u32>>,
+}
+
+impl<'a> Case<'a> {
+    fn new(
+        model: &'a dyn Model,
+        kv_dtype: hearth_models::KvDType,
+        batch: usize,
+        len: usize,
+    ) -> Result<Self, Failure> {
+        let blocks = len.div_ceil(BLOCK_LEN).max(1);
+        let kv = model.kv_store(model.config().kv_geometry(batch * blocks, BLOCK_LEN, kv_dtype))?;
+        let table = |s: usize| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect();
+        Ok(Self { model, kv, tables: (0..batch).map(table).collect() })
+    }
+
+    /// Fills the first `len` keys of every sequence.
+    fn prefill(&mut self, len: usize) -> Result<(), Failure> {
+        const CHUNK: usize = 512;
+        (0..len).step_by(CHUNK).try_for_each(|at| self.step(at, CHUNK.min(len - at)))
+    }
+
+    /// `rows` tokens of every sequence from position `start`.
+    fn step(&mut self, start: usize, rows: usize) -> Result<(), Failure> {
+        let vocab = self.model.config().vocab_len;
+        let mut batch = ForwardBatch::empty();
+        for (s, table) in self.tables.iter().enumerate() {
+            let token = |i: usize| ((s * 31 + (start + i) * 7) % vocab) as u32;
+            let tokens: Vec<u32> = (0..rows).map(token).collect();
+            batch.push(&tokens, start, table.clone(), BLOCK_LEN);
+            batch.logit_rows.push(batch.row_count() as u32 - 1);
+        }
+        self.model.forward(&batch, &mut self.kv)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+//! `hearth chat` and `hearth complete`: the pipeline without the server.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{Common, Failure, open};
+use crate::pipeline::{Pipeline, Prompt, SamplingOverrides, TextEvent, TextRequest};
+use crate::registry::Registry;
+use crate::types::{Timings, Usage};
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ChatArgs {
+    /// What the assistant is told before the conversation.
+    #[arg(long)]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CompleteArgs {
+    /// Text to continue; standard input when absent.
+    prompt: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct SamplingArgs {
+    /// Tokens of the answer at most.
+    #[arg(long, short = 'n')]
+    max_tokens: Option<usize>,
+    /// 0 is greedy.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep the smallest set of tokens with at least this probability.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Keep this many tokens.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Same seed, same text.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    fn request(&self, model: &str, prompt: Prompt) -> TextRequest {
+        TextRequest {
+            model: model.to_owned(),
+            prompt,
+            n: 1,
+            max_tokens: self.max_tokens,
+            max_tokens_param: "max_tokens",
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            echo: false,
+            sampling: SamplingOverrides {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                seed: self.seed,
+                ..SamplingOverrides::default()
+            },
+        }
+    }
+}
+
+/// A conversation, line by line, until the end of input.
+pub(super) fn chat(args: ChatArgs) -> Result<(), Failure> {
+    let session = Session::open(args.common)?;
+    let mut messages: Vec<Value> = Vec::new();
+    messages.extend(args.system.map(|text| json!({"role": "system", "content": text})));
+    let terminal = io::stdin().is_terminal();
+    for line in lines(terminal) {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(json!({"role": "user", "content": line}));
+        let prompt = Prompt::Chat {
+            messages: Value::Array(messages.clone()),
+            template_kwargs: Map::new(),
+        };
+        match session.print(args.sampling.request(&session.model, prompt), terminal) {
+            Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
+            Err(error) if terminal => {
+                eprintln!("error: {error}");
+                messages.pop();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// One text.
+pub(super) fn complete(args: CompleteArgs) -> Result<(), Failure> {
+    let text = match args.prompt {
+        Some(text) => text,
+        None => io::read_to_string(io::stdin())?,
+    };
+    let session = Session::open(args.common)?;
+    let request = args.sampling.request(&session.model, Prompt::Text(text));
+    session.print(request, false)?;
+    Ok(())
+}
+
+/// Lines of standard input, with a prompt before each on a terminal.
+fn lines(terminal: bool) -> impl Iterator<Item = io::Result<String>> {
+    let mut lines = io::stdin().lock().lines();
+    std::iter::from_fn(move || {
+        if terminal {
+            eprint!("> ");
+        }
+        lines.next()
+    })
+}
+
+struct Session {
+    pipeline: Pipeline,
+    registry: Arc<Registry>,
+    model: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Session {
+    fn open(common: Common) -> Result<Self, Failure> {
+        let config = common.validate()?;
+        let registry = Arc::new(open::models(&config)?);
+        let model = registry.models()[0].id().to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { pipeline: Pipeline::new(Arc::clone(&registry)), registry, model, runtime })
+    }
+
+    /// Streams an answer to standard output and returns it.
+    fn print(&self, request: TextRequest, show_speed: bool) -> Result<String, Failure> {
+        let mut answer = String::new();
+        let (usage, timings) = self.runtime.block_on(async {
+            let mut stream = self.pipeline.generate(request).await?;
+            let mut end = Default::default();
+            while let Some(event) = stream.next().await {
+                match event? {
+                    TextEvent::Delta { text, .. } => {
+                        print!("{text}");
+                        io::stdout().flush()?;
+                        answer.push_str(&text);
+                    }
+                    TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
+                }
+            }
+            Ok::<(Usage, Timings), Failure>(end)
+        })?;
+        println!();
+        if show_speed {
+            let speed = usage.completion.saturating_sub(1) as f64 / timings.decode_ms * 1e3;
+            eprintln!(
+                "[{} prompt tokens in {:.0} ms, {} tokens at {speed:.1}/s]",
+                usage.prompt, timings.prefill_ms, usage.completion
+            );
+        }
+        Ok(answer)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.registry.drain(Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,67 @@
+//! `hearth models`: fetch, list, inspect.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use hearth_models::weights::Value;
+
+use super::{Failure, open};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum ModelsCommand {
+    /// Show what is inside a model: configuration, metadata, tensors. Loads no weight.
+    Inspect {
+        /// A file, a folder or a hub id.
+        model: String,
+        /// Every tensor, not only the count of each type.
+        #[arg(long)]
+        tensors: bool,
+    },
+}
+
+pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
+    match command {
+        ModelsCommand::Inspect { model, tensors } => inspect(&open::path_of(&model)?, tensors),
+    }
+}
+
+fn inspect(path: &Path, every_tensor: bool) -> Result<(), Failure> {
+    let weights = hearth_models::weights::Weights::open(path)?;
+    println!("{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes());
+    for file in weights.files() {
+        println!("  file {}", file.display());
+    }
+    if let Some(meta) = weights.metadata() {
+        for key in meta.keys() {
+            println!("  {key} = {}", show(meta.value(key)?));
+        }
+    }
+    let mut counts = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for (name, info) in weights.infos() {
+        let count = counts.entry(info.ty.name()).or_default();
+        *count = (count.0 + 1, count.1 + info.len_bytes());
+        if every_tensor {
+            println!("  {name} {:?} {}", info.shape, info.ty.name());
+        }
+    }
+    for (ty, (count, bytes)) in counts {
+        println!("  {count} tensors of {ty}, {bytes} bytes");
+    }
+    match hearth_models::open(path) {
+        Ok(file) => println!("{:#?}", file.config()),
+        Err(error) => println!("cannot be run: {error}"),
+    }
+    Ok(())
+}
+
+/// A value on one line: long texts are cut, arrays only counted.
+fn show(value: Option<Value<'_>>) -> String {
+    match value {
+        Some(Value::Array(array)) => format!("{} x {:?}", array.len(), array.element_type()),
+        Some(Value::Str(text)) if text.chars().count() > 60 => {
+            format!("{:?}...", text.chars().take(60).collect::<String>())
+        }
+        Some(value) => format!("{value:?}"),
+        None => String::new(),
+    }
+}

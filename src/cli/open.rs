@@ -1,0 +1,71 @@
+//! From a configuration to loaded models, with progress on the terminal.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hearth_kernels::Pool;
+use hearth_models::Compute;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Failure;
+use crate::config::Config;
+use crate::registry::{self, LoadOptions, Registry, ServedModel};
+
+const NO_MODEL: &str = "no model to run; name one:\n  \
+    --model path/to/model.gguf      a GGUF file\n  \
+    --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
+    --model org/name:Q4_K_M         from the Hugging Face hub";
+
+/// Loads every model of the configuration.
+pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
+    if config.models.is_empty() {
+        return Err(NO_MODEL.into());
+    }
+    let compute = compute(config)?;
+    let mut served: Vec<ServedModel> = Vec::new();
+    for (index, name) in config.models.iter().enumerate() {
+        let alias = config.aliases.get(index).cloned();
+        let model = load(&path_of(name)?, alias, &compute, config)?;
+        if served.iter().any(|m| m.id() == model.id()) {
+            let id = model.id();
+            return Err(format!("two models would be served as `{id}`; use --alias").into());
+        }
+        served.push(model);
+    }
+    Ok(Registry::new(served))
+}
+
+/// Threads and device.
+pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
+    let pool = Arc::new(Pool::new(config.threads));
+    Ok(Compute::parse(&config.device, &pool)?)
+}
+
+/// Where a model lies; fetches it first when it is a hub id.
+pub(super) fn path_of(name: &str) -> Result<PathBuf, Failure> {
+    Ok(PathBuf::from(name))
+}
+
+fn load(
+    path: &Path,
+    alias: Option<String>,
+    compute: &Compute,
+    config: &Config,
+) -> Result<ServedModel, Failure> {
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("  loading {bar:32} {bytes}/{total_bytes} {eta}");
+    bar.set_style(style.expect("the template is fixed; this is a bug"));
+    let mut progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let options = LoadOptions {
+        alias,
+        compute: compute.clone(),
+        plan: config.plan,
+        progress: &mut progress,
+    };
+    let model = registry::load(path, options);
+    bar.finish_and_clear();
+    Ok(model?)
+}

@@ -1,0 +1,99 @@
+//! `hearth serve`: load, listen, answer, drain.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use super::{Common, Failure, open};
+use crate::config::Config;
+use crate::pipeline::Pipeline;
+use crate::registry::ServedModel;
+use crate::server::{self, ServerConfig};
+
+/// Silence on a stream is broken this often.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+pub(super) fn run(common: Common) -> Result<(), Failure> {
+    let config = common.validate()?;
+    start_log(&config);
+    eprintln!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe());
+    let started = Instant::now();
+    let registry = Arc::new(open::models(&config)?);
+    for model in registry.models() {
+        eprintln!("{}", describe(model));
+    }
+    eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
+    let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
+    let drain_timeout = config.drain_timeout;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.threads.clamp(1, 4))
+        .enable_all()
+        .build()?;
+    runtime.block_on(listen(config, pipeline))?;
+    if !registry.drain(drain_timeout) {
+        tracing::warn!("some answers did not finish in time");
+    }
+    Ok(())
+}
+
+async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> {
+    let address = (config.host, config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|e| format!("cannot listen on {}:{}: {e}", config.host, config.port))?;
+    println!("listening on http://{}", listener.local_addr()?);
+    let server = ServerConfig {
+        host: config.host.to_string(),
+        port: config.port,
+        api_keys: config.api_keys,
+        body_limit_bytes: config.body_limit_bytes,
+        lenient_fields: config.lenient_fields,
+        heartbeat: HEARTBEAT,
+        drain_timeout: config.drain_timeout,
+    };
+    Ok(server::serve(server, pipeline, listener, stop_signal()).await?)
+}
+
+/// Ctrl-C, or what a service manager sends.
+async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler there is nothing to wait for but the end of the process.
+    #[cfg(not(unix))]
+    if interrupt.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn describe(model: &ServedModel) -> String {
+    let limits = model.engine().limits();
+    let kv_tokens = limits.kv_blocks * limits.block_len;
+    format!(
+        "  serving         {} (context {} tokens, KV for {kv_tokens} tokens, {} at once)",
+        model.id(),
+        limits.context_len,
+        limits.running_len
+    )
+}
+
+/// Logs go to standard error; `RUST_LOG` sets what is shown.
+fn start_log(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_json {
+        true => log.json().init(),
+        false => log.init(),
+    }
+}

@@ -1,0 +1,279 @@
+//! The door of the engine: commands in, events out.
+//!
+//! Owns the bounded waiting room (a count, not a lock) and the shared counters. Used from any
+//! thread. Dropping a [`Generation`] cancels it: the engine sees the closed channel before its next
+//! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+
+pub use hearth_kernels::sampling::SamplingParams;
+use tokio::sync::mpsc;
+
+use crate::types::{FinishReason, SeqId, Timings, TokenId, Usage};
+
+/// One sequence to generate.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateRequest {
+    /// Never empty.
+    pub prompt: Vec<TokenId>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Added to the logit of a token.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Key of the counter-based generator: same seed, same draws, whatever else runs.
+    pub seed: u64,
+    /// 0 computes the prompt only (prompt scoring).
+    pub max_tokens: usize,
+    /// Stop tokens are masked until this many tokens are generated.
+    pub min_tokens: usize,
+    /// Tokens that end the generation.
+    pub stop_ids: Arc<[TokenId]>,
+    /// Go on after a stop token.
+    pub ignore_eos: bool,
+    /// Log-probability of each generated token, with this many alternatives.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// Log-probability of a token under the raw distribution, and of the best alternatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// Best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// What a running sequence tells its client, in this order: at most one `Prompt`, any number of
+/// `Token`, one `Finished` or `Failed`.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Log-probabilities of prompt tokens `1..`, (the first has none), when asked for.
+    Prompt(Vec<Logprobs>),
+    /// A generated token. The stop token itself is reported, so that text can decide to hide it.
+    Token {
+        /// The token.
+        id: TokenId,
+        /// Present when asked for.
+        logprobs: Option<Logprobs>,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Tokens used.
+        usage: Usage,
+        /// Where the time went.
+        timings: Timings,
+    },
+    /// The step that computed this sequence failed; nothing more will come.
+    Failed(String),
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// Prompt, or prompt and `max_tokens`, never fit.
+    #[error("{prompt} prompt tokens and {max_tokens} more do not fit into {max}")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Tokens that fit.
+        max: usize,
+    },
+    /// The prompt is empty.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id that the vocabulary does not have.
+    #[error("token id {0} is not in the vocabulary")]
+    UnknownToken(TokenId),
+    /// The waiting room is full.
+    #[error("{waiting} requests are waiting")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// A guess at when it is worth trying again.
+        retry_after: Duration,
+    },
+    /// The engine drains or is gone.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// Bounds derived once at start.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Tokens of one sequence, prompt and completion together.
+    pub context_len: usize,
+    /// Ids below this one may appear in a prompt and be sampled.
+    pub vocab_len: usize,
+    /// Requests that may wait.
+    pub queue_len: usize,
+    /// Sequences that may run at once.
+    pub running_len: usize,
+    /// Rows of one forward pass.
+    pub batch_tokens: usize,
+    /// KV blocks.
+    pub kv_blocks: usize,
+    /// Tokens of one block.
+    pub block_len: usize,
+}
+
+/// Counters and gauges that the engine publishes after every step.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Submitted and not yet admitted.
+    pub waiting: AtomicUsize,
+    /// Admitted and not finished.
+    pub running: AtomicUsize,
+    /// KV blocks held by sequences.
+    pub kv_blocks_used: AtomicUsize,
+    /// Requests ever submitted.
+    pub requests: AtomicU64,
+    /// Tokens of the prompts that were admitted.
+    pub prompt_tokens: AtomicU64,
+    /// Rows of all forward passes; more than prompts and answers when sequences were preempted.
+    pub computed_tokens: AtomicU64,
+    /// Tokens generated.
+    pub generated_tokens: AtomicU64,
+    /// Forward passes.
+    pub steps: AtomicU64,
+    /// Sequences whose blocks were taken away and computed again later.
+    pub preemptions: AtomicU64,
+    /// Sequences whose client went away.
+    pub cancelled: AtomicU64,
+    /// Batches that failed.
+    pub failures: AtomicU64,
+    /// Mean milliseconds between finished requests, for `Retry-After`.
+    pub finish_interval_ms: AtomicU64,
+}
+
+/// A request on its way to the engine thread.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub id: SeqId,
+    pub request: GenerateRequest,
+    pub events: mpsc::UnboundedSender<Event>,
+    pub arrived: Instant,
+}
+
+/// What the engine thread is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    /// Finish what runs and waits, then stop.
+    Drain,
+}
+
+/// A running generation. Dropping it cancels.
+#[derive(Debug)]
+pub struct Generation {
+    /// The engine's name for it.
+    pub id: SeqId,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Generation {
+    /// The next event; `None` only after `Finished` or `Failed`, or when the engine is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The same, for a thread that is not async.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+
+    /// The same, polled.
+    pub fn poll_next(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Event>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+/// Cheap to clone; every clone talks to the same engine thread.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    commands: std_mpsc::Sender<Command>,
+    limits: Arc<Limits>,
+    stats: Arc<Stats>,
+    next_id: Arc<AtomicU64>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(limits: Limits) -> (Self, std_mpsc::Receiver<Command>) {
+        let (commands, receiver) = std_mpsc::channel();
+        let handle = Self {
+            commands,
+            limits: Arc::new(limits),
+            stats: Arc::default(),
+            next_id: Arc::default(),
+        };
+        (handle, receiver)
+    }
+
+    /// Hands a sequence to the engine, or says at once why not.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        self.check(&request)?;
+        self.enter_queue()?;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let id = SeqId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let submission = Submission { id, request, events, arrived: Instant::now() };
+        self.stats.requests.fetch_add(1, Ordering::Relaxed);
+        if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(SubmitError::ShuttingDown);
+        }
+        Ok(Generation { id, events: receiver })
+    }
+
+    /// Lets the engine finish what it has and stop.
+    pub fn drain(&self) {
+        // The engine being gone already is what was asked for.
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+        if request.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let max = self.limits.context_len;
+        let prompt = request.prompt.len();
+        if prompt.saturating_add(request.max_tokens) > max || prompt > max {
+            return Err(SubmitError::TooLong { prompt, max_tokens: request.max_tokens, max });
+        }
+        match request.prompt.iter().find(|&&id| id as usize >= self.limits.vocab_len) {
+            Some(&id) => Err(SubmitError::UnknownToken(id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a place in the waiting room.
+    fn enter_queue(&self) -> Result<(), SubmitError> {
+        let waiting = &self.stats.waiting;
+        let room = |n| (n < self.limits.queue_len).then_some(n + 1);
+        waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).map(drop).map_err(|n| {
+            let interval_ms = self.stats.finish_interval_ms.load(Ordering::Relaxed).max(100);
+            let retry_after = Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
+            SubmitError::QueueFull { waiting: n, retry_after }
+        })
+    }
+}

@@ -1,0 +1,130 @@
+//! One sequence between submission and end: its client, its clock, its counters.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::handle::{Event, GenerateRequest, Logprobs};
+use super::sampler::{History, Sampler};
+use crate::types::{FinishReason, Timings, TokenId, Usage};
+
+/// A sequence that waits or runs.
+pub(super) struct Live {
+    request: GenerateRequest,
+    events: UnboundedSender<Event>,
+    history: History,
+    generated: usize,
+    prompt_logprobs: Vec<Logprobs>,
+    arrived: Instant,
+    /// First step with rows of it.
+    begun: Option<Instant>,
+    /// First generated token.
+    answered: Option<Instant>,
+}
+
+/// A token that was chosen.
+pub(super) struct Sampled {
+    pub id: TokenId,
+    pub logprobs: Option<Logprobs>,
+}
+
+impl Live {
+    pub fn new(
+        request: GenerateRequest,
+        events: UnboundedSender<Event>,
+        arrived: Instant,
+    ) -> Self {
+        let history = History::new(&request);
+        Self {
+            request,
+            events,
+            history,
+            generated: 0,
+            prompt_logprobs: Vec::new(),
+            arrived,
+            begun: None,
+            answered: None,
+        }
+    }
+
+    /// The client is gone.
+    pub fn is_cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Notes the first step; true when this is it.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        let first = self.begun.is_none();
+        self.begun.get_or_insert(now);
+        first
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    pub fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    pub fn wants_no_token(&self) -> bool {
+        self.request.max_tokens == 0
+    }
+
+    /// Log-probability of the prompt token after `position`. The last row completes the list.
+    pub fn score(&mut self, position: usize, logits: &[f32], sampler: &mut Sampler) {
+        let top = self.request.prompt_logprobs.unwrap_or(0);
+        match self.request.prompt.get(position + 1) {
+            Some(&token) => self.prompt_logprobs.push(sampler.logprobs(logits, token, top)),
+            None => {
+                let all = std::mem::take(&mut self.prompt_logprobs);
+                self.send(Event::Prompt(all));
+            }
+        }
+    }
+
+    /// Chooses the next token, if there is one to choose.
+    pub fn sample(&mut self, logits: &[f32], sampler: &mut Sampler) -> Option<Sampled> {
+        let id = sampler.sample(logits, &self.request, &self.history, self.generated)?;
+        let logprobs = self.request.logprobs.map(|top| sampler.logprobs(logits, id, top));
+        Some(Sampled { id, logprobs })
+    }
+
+    /// Sends a token; says whether it was the last.
+    pub fn emit(&mut self, token: Sampled, now: Instant) -> Option<FinishReason> {
+        self.answered.get_or_insert(now);
+        self.generated += 1;
+        self.history.push(token.id);
+        let stops = !self.request.ignore_eos && self.request.stop_ids.contains(&token.id);
+        self.send(Event::Token { id: token.id, logprobs: token.logprobs });
+        if stops {
+            Some(FinishReason::Stop)
+        } else {
+            (self.generated >= self.request.max_tokens).then_some(FinishReason::Length)
+        }
+    }
+
+    pub fn finish(&self, reason: FinishReason) {
+        let now = Instant::now();
+        let begun = self.begun.unwrap_or(now);
+        let answered = self.answered.unwrap_or(now);
+        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+        let usage =
+            Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
+        let timings = Timings {
+            queue_ms: ms(self.arrived, begun),
+            prefill_ms: ms(begun, answered),
+            decode_ms: ms(answered, now),
+        };
+        self.send(Event::Finished { reason, usage, timings });
+    }
+
+    pub fn fail(&self, message: &str) {
+        self.send(Event::Failed(message.to_owned()));
+    }
+
+    /// A closed channel is seen as cancellation before the next step.
+    fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}

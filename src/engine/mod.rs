@@ -1,0 +1,275 @@
+//! The step loop: drain commands, schedule, run, sample, update, emit.
+//!
+//! One OS thread owns model, KV and scheduler and is spoken to through [`handle::EngineHandle`]. A
+//! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
+//! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
+
+pub mod handle;
+mod live;
+mod runner;
+mod sampler;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use hearth_models::{KvDType, Model};
+
+use self::handle::{Command, EngineHandle, Limits, Stats, Submission};
+use self::live::{Live, Sampled};
+use self::runner::{Logits, Runner};
+use self::sampler::Sampler;
+use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
+use crate::types::{FinishReason, SeqId, TokenId};
+
+/// Rows whose logits are read at once when a prompt is scored.
+const SCORE_CHUNK: usize = 64;
+
+/// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
+pub fn spawn(
+    model: Box<dyn Model>,
+    kv_dtype: KvDType,
+    limits: Limits,
+) -> Result<(EngineHandle, JoinHandle<()>), hearth_models::Error> {
+    let runner = Runner::new(model, &limits, kv_dtype)?;
+    let (handle, commands) = EngineHandle::new(limits);
+    let engine = Engine {
+        runner,
+        scheduler: Scheduler::new(scheduler_config(handle.limits())),
+        sampler: Sampler::new(handle.limits().vocab_len),
+        live: BTreeMap::new(),
+        commands,
+        stats: Arc::clone(handle.stats()),
+        draining: false,
+        last_finish: Instant::now(),
+    };
+    let thread = thread::Builder::new()
+        .name("hearth-engine".into())
+        .spawn(move || engine.run())
+        .map_err(|e| hearth_models::Error::Batch(format!("the engine has no thread: {e}")))?;
+    Ok((handle, thread))
+}
+
+fn scheduler_config(limits: &Limits) -> SchedulerConfig {
+    SchedulerConfig {
+        block_count: limits.kv_blocks,
+        block_len: limits.block_len,
+        batch_tokens: limits.batch_tokens,
+        running_len: limits.running_len,
+        score_chunk: SCORE_CHUNK,
+    }
+}
+
+struct Engine {
+    runner: Runner,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    /// Every sequence that waits or runs.
+    live: BTreeMap<SeqId, Live>,
+    commands: Receiver<Command>,
+    stats: Arc<Stats>,
+    draining: bool,
+    last_finish: Instant,
+}
+
+/// What a step gave to a sequence.
+enum Outcome {
+    /// A token.
+    Token(Sampled),
+    /// The end of a prompt that wanted none.
+    PromptDone,
+    /// The logits leave no token to choose.
+    Stuck,
+}
+
+impl Engine {
+    fn run(mut self) {
+        while self.wait_for_work() {
+            self.step();
+        }
+    }
+
+    /// One step of every sequence that has rows.
+    fn step(&mut self) {
+        self.drop_cancelled();
+        let batch = self.scheduler.schedule();
+        self.begin(&batch);
+        match self.compute(&batch) {
+            Ok(logits) => {
+                let outcomes = self.sample(&batch, &logits);
+                self.update(&batch, &outcomes);
+                self.emit(outcomes);
+            }
+            Err(message) => self.fail(&batch, &message),
+        }
+        self.publish(&batch);
+    }
+
+    /// Drains the commands; sleeps while there is nothing to do. False at the end of the engine.
+    fn wait_for_work(&mut self) -> bool {
+        loop {
+            let command = match self.live.is_empty() && !self.draining {
+                true => self.commands.recv().map_err(|_| true),
+                false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
+            };
+            match command {
+                Ok(Command::Submit(submission)) => self.add(*submission),
+                Ok(Command::Drain) => self.draining = true,
+                Err(closed) => return !self.live.is_empty() || !(closed || self.draining),
+            }
+        }
+    }
+
+    fn add(&mut self, submission: Submission) {
+        let Submission { id, request, events, arrived } = submission;
+        self.scheduler.add(NewSequence {
+            id,
+            prompt: request.prompt.clone(),
+            samples: request.max_tokens > 0,
+            score: request.prompt_logprobs.is_some(),
+        });
+        self.live.insert(id, Live::new(request, events, arrived));
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<SeqId> =
+            self.live.iter().filter(|(_, l)| l.is_cancelled()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
+            self.remove(id);
+        }
+    }
+
+    /// Sequences that appear for the first time leave the waiting room.
+    fn begin(&mut self, batch: &Batch) {
+        let now = Instant::now();
+        for entry in &batch.entries {
+            if let Some(live) = self.live.get_mut(&entry.id)
+                && live.begin(now)
+            {
+                self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+                let prompt = live.prompt_len() as u64;
+                self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The forward pass. A panic in it is an error of this batch.
+    fn compute(&mut self, batch: &Batch) -> Result<Logits, String> {
+        let (runner, scheduler) = (&mut self.runner, &self.scheduler);
+        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler))) {
+            Ok(result) => result.map_err(|e| e.to_string()),
+            Err(panic) => Err(panic_message(&*panic)),
+        }
+    }
+
+    /// One token for every entry that wants one; log-probabilities of scored prompt rows.
+    fn sample(&mut self, batch: &Batch, logits: &Logits) -> Vec<(SeqId, Outcome)> {
+        let mut outcomes = Vec::new();
+        for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
+            let live = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
+            for (position, row) in entry.score.clone().zip(rows.score.clone()) {
+                live.score(position, logits.row(row), &mut self.sampler);
+            }
+            let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
+            let outcome = match rows.sample {
+                Some(row) => match live.sample(logits.row(row), &mut self.sampler) {
+                    Some(token) => Outcome::Token(token),
+                    None => Outcome::Stuck,
+                },
+                None if prompt_is_done && live.wants_no_token() => Outcome::PromptDone,
+                None => continue,
+            };
+            outcomes.push((entry.id, outcome));
+        }
+        outcomes
+    }
+
+    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)]) {
+        let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
+            Outcome::Token(token) => Some((*id, token.id)),
+            Outcome::PromptDone | Outcome::Stuck => None,
+        });
+        self.scheduler.update(batch, &sampled.collect::<Vec<(SeqId, TokenId)>>());
+    }
+
+    /// Tells the clients, and lets those go that are done.
+    fn emit(&mut self, outcomes: Vec<(SeqId, Outcome)>) {
+        for (id, outcome) in outcomes {
+            let live = self.live.get_mut(&id).expect("sampled, so alive; this is a bug");
+            let end = match outcome {
+                Outcome::Token(token) => {
+                    self.stats.generated_tokens.fetch_add(1, Ordering::Relaxed);
+                    live.emit(token, Instant::now())
+                }
+                Outcome::PromptDone => Some(FinishReason::Length),
+                Outcome::Stuck => {
+                    live.fail("the model's output leaves no token to choose");
+                    self.remove(id);
+                    continue;
+                }
+            };
+            if let Some(reason) = end {
+                live.finish(reason);
+                self.note_finish();
+                self.remove(id);
+            }
+        }
+    }
+
+    /// The batch is lost, the engine is not.
+    fn fail(&mut self, batch: &Batch, message: &str) {
+        tracing::error!(message, sequences = batch.entries.len(), "a batch failed");
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        for entry in &batch.entries {
+            if let Some(live) = self.live.get(&entry.id) {
+                live.fail(message);
+            }
+            self.remove(entry.id);
+        }
+    }
+
+    fn remove(&mut self, id: SeqId) {
+        self.scheduler.finish(id);
+        if self.live.remove(&id).is_some_and(|live| !live.has_begun()) {
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// A running mean of the time between two finished requests.
+    fn note_finish(&mut self) {
+        let now = Instant::now();
+        let interval_ms = now.duration_since(self.last_finish).as_millis() as u64;
+        self.last_finish = now;
+        let mean = &self.stats.finish_interval_ms;
+        let old = mean.load(Ordering::Relaxed);
+        let new = if old == 0 { interval_ms } else { (7 * old + interval_ms) / 8 };
+        mean.store(new, Ordering::Relaxed);
+    }
+
+    fn publish(&self, batch: &Batch) {
+        let stats = &self.stats;
+        let begun = self.live.values().filter(|l| l.has_begun()).count();
+        stats.running.store(begun, Ordering::Relaxed);
+        stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
+        stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
+        if !batch.entries.is_empty() {
+            stats.steps.fetch_add(1, Ordering::Relaxed);
+            let computed = batch.row_count() as u64;
+            stats.computed_tokens.fetch_add(computed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a panic said.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the step panicked: {}", text.unwrap_or("without a message"))
+}

@@ -1,0 +1,92 @@
+//! From a scheduler's batch to a model's batch, and back to logits. No decisions.
+
+use std::ops::Range;
+
+use hearth_models::{ForwardBatch, KvDType, KvStore, Model};
+
+use super::handle::Limits;
+use crate::scheduler::{Batch, Scheduler};
+
+/// The model and its KV.
+pub(super) struct Runner {
+    model: Box<dyn Model>,
+    kv: KvStore,
+    block_len: usize,
+    block_count: usize,
+}
+
+/// Logits of the rows that a batch wanted. `[rows, vocab]`
+pub(super) struct Logits {
+    values: Vec<f32>,
+    vocab_len: usize,
+    /// One for each entry of the batch.
+    pub entries: Vec<EntryRows>,
+}
+
+/// Which logit rows belong to an entry.
+pub(super) struct EntryRows {
+    /// Rows of its scored positions.
+    pub score: Range<usize>,
+    /// Row of its last position, when a token is wanted.
+    pub sample: Option<usize>,
+}
+
+impl Logits {
+    /// One row. `[vocab]`
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.vocab_len..(row + 1) * self.vocab_len]
+    }
+}
+
+impl Runner {
+    pub fn new(
+        model: Box<dyn Model>,
+        limits: &Limits,
+        kv_dtype: KvDType,
+    ) -> Result<Self, hearth_models::Error> {
+        let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
+        let kv = model.kv_store(geometry)?;
+        Ok(Self { model, kv, block_len: limits.block_len, block_count: limits.kv_blocks })
+    }
+
+    /// One forward pass.
+    pub fn run(
+        &mut self,
+        batch: &Batch,
+        scheduler: &Scheduler,
+    ) -> Result<Logits, hearth_models::Error> {
+        let vocab_len = self.model.config().vocab_len;
+        let (forward, entries) = self.pack(batch, scheduler);
+        if forward.row_count() == 0 {
+            return Ok(Logits { values: Vec::new(), vocab_len, entries });
+        }
+        forward.check(vocab_len, self.block_len, self.block_count)?;
+        let values = self.model.forward(&forward, &mut self.kv)?;
+        Ok(Logits { values, vocab_len, entries })
+    }
+
+    fn pack(&self, batch: &Batch, scheduler: &Scheduler) -> (ForwardBatch, Vec<EntryRows>) {
+        let mut forward = ForwardBatch::empty();
+        let mut entries = Vec::with_capacity(batch.entries.len());
+        for entry in &batch.entries {
+            let seq = scheduler.running(entry.id).expect("scheduled, so running; this is a bug");
+            let end = entry.start + entry.rows;
+            let table = seq.blocks().iter().map(|b| b.0).collect();
+            let base = forward.row_count();
+            forward.push(&seq.tokens()[entry.start..end], entry.start, table, self.block_len);
+            let logits = &mut forward.logit_rows;
+            let first = logits.len();
+            logits.extend(entry.score.clone().map(|position| (base + position - entry.start) as u32));
+            let score = first..logits.len();
+            let last = (base + entry.rows - 1) as u32;
+            let sample = entry.samples.then(|| {
+                if logits.last() != Some(&last) {
+                    logits.push(last);
+                }
+                logits.len() - 1
+            });
+            entries.push(EntryRows { score, sample });
+        }
+        (forward, entries)
+    }
+}

@@ -1,0 +1,71 @@
+//! The error of a request, as the rooms above the engine speak of it. A leaf.
+//!
+//! Deliberately absent: HTTP. `server::error` has the one match from here to a status code.
+
+use std::time::Duration;
+
+/// Why a request was refused or failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing is served under this id.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelNotFound(String),
+    /// A field has a value that it cannot have.
+    #[error("{message}")]
+    InvalidValue {
+        /// The field, as the wire names it.
+        param: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A known field, or a value of one, that this build does not support.
+    #[error("{message}")]
+    Unsupported {
+        /// The field, as the wire names it.
+        param: String,
+        /// What is not supported.
+        message: String,
+    },
+    /// The prompt, or prompt and `max_tokens` together, never fit into the context.
+    #[error(
+        "This model's maximum context length is {max} tokens. However, your request has {prompt} \
+         prompt tokens{}. Please reduce the length of the prompt or the completion.",
+        if *.completion > 0 { format!(" and asks for {completion} more") } else { String::new() }
+    )]
+    ContextLengthExceeded {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for, 0 when the prompt alone is too long.
+        completion: usize,
+        /// Tokens that fit.
+        max: usize,
+        /// The field to blame, as the wire names it.
+        param: &'static str,
+    },
+    /// The waiting room is full.
+    #[error("The server is busy: {waiting} requests are already waiting. Please retry later.")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// A guess at when it is worth trying again.
+        retry_after: Duration,
+    },
+    /// The server drains and takes nothing new.
+    #[error("The server is shutting down.")]
+    ShuttingDown,
+    /// Ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A field with a wrong value.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::InvalidValue { param: param.into(), message: message.into() }
+    }
+
+    /// A field that is known and not supported.
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Unsupported { param: param.into(), message: message.into() }
+    }
+}

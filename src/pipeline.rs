@@ -1,0 +1,315 @@
+//! One request on one screen: find the model, render and encode, submit, decode, stop.
+//!
+//! Runs on the caller's (async) task; the engine thread is only ever spoken to through its handle.
+//! The rooms of the pipeline that do not exist yet (rails, cache, retrieval) will stand in
+//! [`Pipeline::generate`], in reading order. Deliberately absent: the wire. What a client may send
+//! and what it gets back is the server's business; this file speaks of text and numbers.
+
+mod choice;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use serde_json::{Map, Value};
+
+use self::choice::Choice;
+use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
+use crate::error::Error;
+use crate::registry::{Registry, ServedModel};
+use crate::text::Special;
+use crate::types::{FinishReason, Timings, TokenId, Usage};
+
+/// What is to be continued.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A conversation, rendered by the model's chat template.
+    Chat {
+        /// Array of messages, as the wire has them.
+        messages: Value,
+        /// Extra variables for the template.
+        template_kwargs: Map<String, Value>,
+    },
+    /// Plain text.
+    Text(String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<TokenId>),
+}
+
+/// A request for text. `None` means: what the model's own generation config says, else OpenAI's
+/// default.
+#[derive(Clone, Debug)]
+pub struct TextRequest {
+    /// Id of a served model.
+    pub model: String,
+    /// What is to be continued.
+    pub prompt: Prompt,
+    /// Independent continuations.
+    pub n: usize,
+    /// `None`: as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// The field that carried `max_tokens`, for errors.
+    pub max_tokens_param: &'static str,
+    /// Stop tokens are masked until this many tokens are generated.
+    pub min_tokens: usize,
+    /// Texts that end the generation and are not returned.
+    pub stop: Vec<String>,
+    /// Tokens that end the generation, besides the model's own.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Go on after the model's stop tokens.
+    pub ignore_eos: bool,
+    /// Log-probabilities of generated tokens, with this many alternatives.
+    pub logprobs: Option<usize>,
+    /// Begin with the prompt itself (with log-probabilities when those are asked for).
+    pub echo: bool,
+    /// Sampling fields that the client set.
+    pub sampling: SamplingOverrides,
+}
+
+/// Sampling fields as a client gives them.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs, reason = "the fields of `SamplingParams`, optional")]
+pub struct SamplingOverrides {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub logit_bias: Vec<(TokenId, f32)>,
+    pub seed: Option<u64>,
+}
+
+/// A token as text, with its log-probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: TokenId,
+    /// Its text (U+FFFD where its bytes are not text on their own).
+    pub text: String,
+    /// Its exact bytes.
+    pub bytes: Vec<u8>,
+    /// `None` for the first token of a prompt.
+    pub logprob: Option<f32>,
+    /// Alternatives, best first.
+    pub top: Vec<TopLogprob>,
+}
+
+/// One alternative.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "as in `TokenLogprob`")]
+pub struct TopLogprob {
+    pub id: TokenId,
+    pub text: String,
+    pub bytes: Vec<u8>,
+    pub logprob: f32,
+}
+
+/// What a running request tells its client.
+#[derive(Clone, Debug)]
+pub enum TextEvent {
+    /// More text of one choice. With `echo` the first one of each choice is the prompt.
+    Delta {
+        /// `0..n`.
+        choice: usize,
+        /// Never half a character, never the beginning of a stop string.
+        text: String,
+        /// Empty unless log-probabilities were asked for.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// The end of one choice.
+    Finished {
+        /// `0..n`.
+        choice: usize,
+        /// Why.
+        reason: FinishReason,
+        /// Tokens of this choice; the prompt is counted in each.
+        usage: Usage,
+        /// Where the time went.
+        timings: Timings,
+    },
+}
+
+/// The rooms that a request passes.
+#[derive(Clone)]
+pub struct Pipeline {
+    registry: Arc<Registry>,
+}
+
+impl Pipeline {
+    /// Over what the registry serves.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
+    /// What can be asked for.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Starts a request, or says at once why not. Dropping the stream cancels it.
+    pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
+        let model = self.registry.get(&request.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let prompt = encode(&model, &request)?;
+        let template = generate_request(&model, &request, prompt)?;
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let mut choices = Vec::with_capacity(request.n);
+        for index in 0..request.n {
+            let mut generate = template.clone();
+            generate.seed = seed.wrapping_add(index as u64);
+            let generation = model.engine().submit(generate);
+            let generation = generation.map_err(|e| submit_error(e, &request))?;
+            choices.push(Choice::new(index, generation, &model, &request, &template));
+        }
+        Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+    }
+}
+
+/// Renders and encodes. A text that already begins with the beginning-of-text token (a template
+/// that writes it) gets no second one.
+fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Error> {
+    let text = match &request.prompt {
+        Prompt::Tokens(ids) => return Ok(ids.clone()),
+        Prompt::Text(text) => text.clone(),
+        Prompt::Chat { messages, template_kwargs } => {
+            let template = model.template().ok_or_else(|| {
+                let message = format!("The model `{}` has no chat template.", model.id());
+                Error::unsupported("messages", message)
+            })?;
+            template
+                .render(messages, None, true, template_kwargs)
+                .map_err(|e| Error::invalid("messages", e.to_string()))?
+        }
+    };
+    let encoded = model.tokenizer().encode(&text, Special::PROMPT);
+    encoded.map_err(|e| Error::invalid("prompt", e.to_string()))
+}
+
+/// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
+fn generate_request(
+    model: &ServedModel,
+    request: &TextRequest,
+    prompt: Vec<TokenId>,
+) -> Result<GenerateRequest, Error> {
+    let max = model.context_len();
+    let room = max.saturating_sub(prompt.len());
+    if prompt.len() > max || (room == 0 && request.max_tokens != Some(0)) {
+        let (prompt, param) = (prompt.len(), request.prompt_param());
+        return Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param });
+    }
+    let vocab_len = model.engine().limits().vocab_len;
+    if let Some((id, _)) = request.sampling.logit_bias.iter().find(|b| b.0 as usize >= vocab_len) {
+        let message = format!("token id {id} is not in the vocabulary of {vocab_len} tokens");
+        return Err(Error::invalid("logit_bias", message));
+    }
+    let mut stop_ids = model.stop_ids().to_vec();
+    stop_ids.extend(&request.stop_token_ids);
+    Ok(GenerateRequest {
+        prompt,
+        sampling: sampling(model.defaults(), &request.sampling),
+        logit_bias: request.sampling.logit_bias.clone(),
+        seed: 0, // one for each choice
+        max_tokens: request.max_tokens.unwrap_or(room),
+        min_tokens: request.min_tokens,
+        stop_ids: stop_ids.into(),
+        ignore_eos: request.ignore_eos,
+        logprobs: request.logprobs,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+    })
+}
+
+fn sampling(defaults: &SamplingOverrides, given: &SamplingOverrides) -> SamplingParams {
+    let openai = SamplingParams::default();
+    macro_rules! pick {
+        ($field:ident) => {
+            given.$field.or(defaults.$field).unwrap_or(openai.$field)
+        };
+    }
+    SamplingParams {
+        temperature: pick!(temperature),
+        top_p: pick!(top_p),
+        top_k: pick!(top_k),
+        min_p: pick!(min_p),
+        repetition_penalty: pick!(repetition_penalty),
+        presence_penalty: pick!(presence_penalty),
+        frequency_penalty: pick!(frequency_penalty),
+    }
+}
+
+fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
+    match error {
+        SubmitError::TooLong { prompt, max_tokens, max } => Error::ContextLengthExceeded {
+            prompt,
+            completion: max_tokens,
+            max,
+            param: request.max_tokens_param,
+        },
+        SubmitError::EmptyPrompt => {
+            Error::invalid(request.prompt_param(), "The prompt has no token.")
+        }
+        SubmitError::UnknownToken(id) => {
+            let message = format!("Token id {id} is not in the vocabulary.");
+            Error::invalid(request.prompt_param(), message)
+        }
+        SubmitError::QueueFull { waiting, retry_after } => Error::QueueFull { waiting, retry_after },
+        SubmitError::ShuttingDown => Error::ShuttingDown,
+    }
+}
+
+/// The operating system's randomness, through the standard library's hasher.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+impl TextRequest {
+    fn prompt_param(&self) -> &'static str {
+        match self.prompt {
+            Prompt::Chat { .. } => "messages",
+            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+        }
+    }
+}
+
+/// The running choices of one request. Dropping it cancels them.
+pub struct TextStream {
+    choices: Vec<Choice>,
+    prompt: Vec<TokenId>,
+    /// Where the next round begins, so that no choice starves the others.
+    next: usize,
+}
+
+impl TextStream {
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// The prompt as the model sees it.
+    pub fn prompt_ids(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// The next event of any choice; `None` after every choice has finished.
+    pub async fn next(&mut self) -> Option<Result<TextEvent, Error>> {
+        poll_fn(|cx| {
+            let count = self.choices.len();
+            let mut open = false;
+            for step in 0..count {
+                let place = (self.next + step) % count;
+                match self.choices[place].poll(cx) {
+                    Poll::Ready(Some(event)) => {
+                        self.next = (place + 1) % count;
+                        return Poll::Ready(Some(event));
+                    }
+                    Poll::Ready(None) => {}
+                    Poll::Pending => open = true,
+                }
+            }
+            if open { Poll::Pending } else { Poll::Ready(None) }
+        })
+        .await
+    }
+}

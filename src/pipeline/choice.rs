@@ -1,0 +1,206 @@
+//! One choice of a request: tokens in, certain text out.
+//!
+//! Between the engine's events and the client's stand the incremental decoder (no half character)
+//! and the stop matcher (no beginning of a stop string). A stop string that appears ends the choice
+//! here; the engine learns of it by the dropped generation.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob};
+use crate::engine::handle::{Event, GenerateRequest, Generation, Logprobs};
+use crate::error::Error;
+use crate::registry::ServedModel;
+use crate::text::{DecodeStream, StopMatcher};
+use crate::types::{FinishReason, Timings, TokenId, Usage};
+
+pub(super) struct Choice {
+    index: usize,
+    /// `None` once the choice has ended.
+    generation: Option<Generation>,
+    model: Arc<ServedModel>,
+    decoder: DecodeStream,
+    stop: StopMatcher,
+    prompt: Vec<TokenId>,
+    stop_ids: Arc<[TokenId]>,
+    ignore_eos: bool,
+    /// Tokens whose text is not out yet, with the bytes of text before each.
+    held: VecDeque<(usize, TokenLogprob)>,
+    /// Bytes of text decoded, and of those sent.
+    decoded: usize,
+    sent: usize,
+    generated: usize,
+    started: Instant,
+    first_token: Option<Instant>,
+    ready: VecDeque<TextEvent>,
+}
+
+impl Choice {
+    pub fn new(
+        index: usize,
+        generation: Generation,
+        model: &Arc<ServedModel>,
+        request: &TextRequest,
+        generate: &GenerateRequest,
+    ) -> Self {
+        let mut choice = Self {
+            index,
+            generation: Some(generation),
+            decoder: decoder(model, request, &generate.prompt),
+            model: Arc::clone(model),
+            stop: StopMatcher::new(request.stop.clone()),
+            prompt: generate.prompt.clone(),
+            stop_ids: Arc::clone(&generate.stop_ids),
+            ignore_eos: generate.ignore_eos,
+            held: VecDeque::new(),
+            decoded: 0,
+            sent: 0,
+            generated: 0,
+            started: Instant::now(),
+            first_token: None,
+            ready: VecDeque::new(),
+        };
+        // With log-probabilities the prompt comes back when the engine has scored it.
+        if request.echo && generate.prompt_logprobs.is_none() {
+            choice.delta(choice.prompt_text(), Vec::new());
+        }
+        choice
+    }
+
+    /// The next event; `Ready(None)` after the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<TextEvent, Error>>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
+            match ready!(generation.poll_next(cx)) {
+                Some(Event::Prompt(logprobs)) => self.prompt(logprobs),
+                Some(Event::Token { id, logprobs }) => self.token(id, logprobs),
+                Some(Event::Finished { reason, usage, timings }) => {
+                    self.end(reason, usage, timings);
+                }
+                Some(Event::Failed(message)) => {
+                    self.generation = None;
+                    return Poll::Ready(Some(Err(Error::Internal(message))));
+                }
+                None => {
+                    self.generation = None;
+                    return Poll::Ready(Some(Err(Error::ShuttingDown)));
+                }
+            }
+        }
+    }
+
+    /// The scored prompt, as the first delta.
+    fn prompt(&mut self, logprobs: Vec<Logprobs>) {
+        let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let tokens = self.prompt.iter().zip(scores);
+        let tokens = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
+        self.delta(self.prompt_text(), tokens);
+    }
+
+    fn prompt_text(&self) -> String {
+        self.model.tokenizer().decode(&self.prompt, true)
+    }
+
+    fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
+        self.generated += 1;
+        self.first_token.get_or_insert_with(Instant::now);
+        if !self.ignore_eos && self.stop_ids.contains(&id) {
+            return; // the end of the text, not a part of it
+        }
+        if let Some(logprobs) = logprobs {
+            let token = self.token_logprob(id, Some(logprobs));
+            self.held.push_back((self.decoded, token));
+        }
+        let text = self.decoder.push(id).unwrap_or_default();
+        self.decoded += text.len();
+        let text = self.stop.push(&text);
+        self.send(text);
+        if self.stop.hit().is_some() {
+            self.stopped();
+        }
+    }
+
+    /// A stop string is complete: the engine may stop.
+    fn stopped(&mut self) {
+        let now = Instant::now();
+        let first = self.first_token.unwrap_or(now);
+        let usage =
+            Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
+        let timings = Timings {
+            queue_ms: 0.0,
+            prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
+            decode_ms: now.duration_since(first).as_secs_f64() * 1e3,
+        };
+        self.finished(FinishReason::Stop, usage, timings);
+    }
+
+    fn end(&mut self, reason: FinishReason, usage: Usage, timings: Timings) {
+        let rest = self.decoder.flush().unwrap_or_default();
+        let mut text = self.stop.push(&rest);
+        let reason = match self.stop.hit() {
+            Some(_) => FinishReason::Stop,
+            None => reason,
+        };
+        text.push_str(&self.stop.flush());
+        self.decoded += rest.len();
+        self.sent += text.len();
+        let logprobs = self.held.drain(..).map(|(_, token)| token).collect::<Vec<_>>();
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.delta(text, logprobs);
+        }
+        self.finished(reason, usage, timings);
+    }
+
+    fn finished(&mut self, reason: FinishReason, usage: Usage, timings: Timings) {
+        let choice = self.index;
+        self.ready.push_back(TextEvent::Finished { choice, reason, usage, timings });
+        self.generation = None;
+    }
+
+    /// Text that became certain, with the tokens that begin in it.
+    fn send(&mut self, text: String) {
+        if text.is_empty() {
+            return;
+        }
+        self.sent += text.len();
+        let out = self.held.iter().take_while(|(start, _)| *start < self.sent).count();
+        let logprobs = self.held.drain(..out).map(|(_, token)| token).collect();
+        self.delta(text, logprobs);
+    }
+
+    fn delta(&mut self, text: String, logprobs: Vec<TokenLogprob>) {
+        self.ready.push_back(TextEvent::Delta { choice: self.index, text, logprobs });
+    }
+
+    fn token_logprob(&self, id: TokenId, logprobs: Option<Logprobs>) -> TokenLogprob {
+        let (text, bytes) = self.spell(id);
+        let logprob = logprobs.as_ref().map(|l| l.logprob);
+        let top = logprobs.map(|l| l.top).unwrap_or_default().into_iter();
+        let top = top.map(|(id, logprob)| {
+            let (text, bytes) = self.spell(id);
+            TopLogprob { id, text, bytes, logprob }
+        });
+        TokenLogprob { id, text, bytes, logprob, top: top.collect() }
+    }
+
+    fn spell(&self, id: TokenId) -> (String, Vec<u8>) {
+        let bytes = self.model.tokenizer().token_bytes(id).unwrap_or_default();
+        (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+}
+
+/// A completion goes on after its prompt: the space before its first word is kept, unless the
+/// prompt is nothing but special tokens. An answer in a chat is a text of its own.
+fn decoder(model: &ServedModel, request: &TextRequest, prompt: &[TokenId]) -> DecodeStream {
+    let tokenizer = model.tokenizer();
+    let answer = matches!(request.prompt, Prompt::Chat { .. });
+    match answer || prompt.iter().all(|&id| tokenizer.is_special(id)) {
+        true => tokenizer.stream(),
+        false => tokenizer.stream().continuing(),
+    }
+}

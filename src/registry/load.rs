@@ -1,0 +1,254 @@
+//! Files to a [`ServedModel`]: weights, tokenizer, template, defaults, memory, engine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hearth_models::weights::Metadata;
+use hearth_models::{Compute, ModelFile};
+use serde_json::Value;
+
+use super::ServedModel;
+use super::plan::{self, PlanError, PlanOptions};
+use crate::engine;
+use crate::pipeline::SamplingOverrides;
+use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
+use crate::types::TokenId;
+
+/// How to load.
+pub struct LoadOptions<'a> {
+    /// The id that requests name; `None` is the file's or folder's name.
+    pub alias: Option<String>,
+    /// Where to compute.
+    pub compute: Compute,
+    /// Bounds asked for.
+    pub plan: PlanOptions,
+    /// Told bytes loaded and bytes in all.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+}
+
+/// Why a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Weights or configuration.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// What was opened.
+        path: PathBuf,
+        /// Why.
+        source: hearth_models::Error,
+    },
+    /// Tokenizer or template.
+    #[error("{}: {source}", path.display())]
+    Text {
+        /// What was opened.
+        path: PathBuf,
+        /// Why.
+        source: TextError,
+    },
+    /// A JSON file beside the weights.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Memory.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// Tokenizer, template and defaults of a model.
+struct TextParts {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    stop_ids: Vec<TokenId>,
+    defaults: SamplingOverrides,
+}
+
+/// Loads what lies at `path` and starts its engine.
+pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
+    let model_error = |source| LoadError::Model { path: path.to_owned(), source };
+    let file = hearth_models::open(path).map_err(model_error)?;
+    let text = text_parts(&file)?;
+    let total = file.weights().tensor_bytes();
+    let vocab_len = text.tokenizer.vocab_len();
+    let limits =
+        plan::plan(file.config(), &options.plan, vocab_len, total, plan::free_bytes())?;
+    let (mut done, progress) = (0, options.progress);
+    let mut report = |bytes: usize| {
+        done += bytes as u64;
+        progress(done, total);
+    };
+    let model = file.load(&options.compute, &mut report).map_err(model_error)?;
+    let spawned = engine::spawn(model, options.plan.kv_dtype, limits);
+    let (engine, thread) = spawned.map_err(model_error)?;
+    Ok(ServedModel {
+        id: options.alias.unwrap_or_else(|| name_of(path)),
+        created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        fingerprint: fingerprint(&file),
+        engine,
+        thread: Mutex::new(Some(thread)),
+        tokenizer: text.tokenizer,
+        template: text.template,
+        stop_ids: text.stop_ids,
+        defaults: text.defaults,
+    })
+}
+
+/// The file's or folder's name, without the ending of a weight file.
+fn name_of(path: &Path) -> String {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
+    stem.unwrap_or(&name).to_owned()
+}
+
+/// Program version, size and shape of the weights: enough to see that something changed.
+fn fingerprint(file: &ModelFile) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut mix = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    mix(env!("CARGO_PKG_VERSION").as_bytes());
+    for (name, info) in file.weights().infos() {
+        mix(name.as_bytes());
+        mix(info.ty.name().as_bytes());
+        mix(&(info.len_bytes() as u64).to_le_bytes());
+    }
+    format!("fp_{:012x}", hash >> 16)
+}
+
+fn text_parts(file: &ModelFile) -> Result<TextParts, LoadError> {
+    let mut parts = match file.weights().metadata() {
+        Some(meta) => from_gguf(file.path(), meta)?,
+        None => from_folder(file.path())?,
+    };
+    let ends = &mut parts.stop_ids;
+    ends.extend(parts.tokenizer.end_ids());
+    ends.extend(&file.config().eos_ids);
+    if let Some(template) = &parts.template {
+        ends.extend(template.stop_ids(&parts.tokenizer));
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(parts)
+}
+
+/// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`.
+fn from_folder(path: &Path) -> Result<TextParts, LoadError> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let text_error = |source| LoadError::Text { path: folder.to_owned(), source };
+    let config = json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let word = |key: &str| match &config[key] {
+        Value::String(text) => Some(text.clone()),
+        object => object["content"].as_str().map(str::to_owned),
+    };
+    let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json")).map_err(text_error)?;
+    let tokenizer =
+        tokenizer.with_bos_eos(word("bos_token").as_deref(), word("eos_token").as_deref());
+    let jinja = fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let template =
+        ChatTemplate::from_tokenizer_config(&config, jinja.as_deref()).map_err(text_error)?;
+    let generation = json(&folder.join("generation_config.json"))?.unwrap_or_default();
+    let stop_ids = match &generation["eos_token_id"] {
+        Value::Array(ids) => ids.iter().filter_map(token_id).collect(),
+        id => token_id(id).into_iter().collect(),
+    };
+    Ok(TextParts { tokenizer, template, stop_ids, defaults: defaults(&generation) })
+}
+
+fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
+    let model_error = |e: hearth_models::weights::Error| LoadError::Model {
+        path: path.to_owned(),
+        source: e.into(),
+    };
+    let text_error = |source| LoadError::Text { path: path.to_owned(), source };
+    let vocab = gguf_vocab(meta).map_err(model_error)?;
+    let tokenizer = Tokenizer::from_gguf(&vocab).map_err(text_error)?;
+    let spelled = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize));
+    let template = vocab.chat_template.as_deref().map(|source| {
+        let (bos, eos) = (spelled(vocab.bos), spelled(vocab.eos));
+        ChatTemplate::new(source, bos.map(String::as_str), eos.map(String::as_str))
+    });
+    let template = template.transpose().map_err(text_error)?;
+    let defaults = SamplingOverrides::default();
+    Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
+}
+
+fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Error> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let id = |name: &str| meta.get_opt::<u32>(&key(name));
+    let flag = |name: &str| meta.get_opt::<bool>(&key(name));
+    let text = |name: &str| -> Result<_, hearth_models::weights::Error> {
+        Ok(meta.get_opt::<&str>(name)?.map(str::to_owned))
+    };
+    let strings = |name: &str| -> Result<Option<Vec<String>>, hearth_models::weights::Error> {
+        let name = key(name);
+        if !meta.has(&name) {
+            return Ok(None);
+        }
+        meta.get_array::<&str>(&name)?.map(|t| t.map(str::to_owned)).collect::<Result<_, _>>().map(Some)
+    };
+    let optional = |name: &str| meta.has(&key(name)).then(|| key(name));
+    let scores = optional("scores").map(|k| meta.get_array::<f32>(&k)?.collect()).transpose()?;
+    let types = optional("token_type").map(|k| meta.get_array::<i32>(&k)?.collect()).transpose()?;
+    Ok(GgufVocab {
+        model: meta.get::<&str>("tokenizer.ggml.model")?.to_owned(),
+        pre: text("tokenizer.ggml.pre")?,
+        tokens: strings("tokens")?.unwrap_or_default(),
+        scores,
+        token_types: types,
+        merges: strings("merges")?,
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        unk: id("unknown_token_id")?,
+        pad: id("padding_token_id")?,
+        sep: id("seperator_token_id")?,
+        cls: id("cls_token_id")?,
+        mask: id("mask_token_id")?,
+        eot: id("eot_token_id")?,
+        eom: id("eom_token_id")?,
+        add_bos: flag("add_bos_token")?,
+        add_eos: flag("add_eos_token")?,
+        add_space_prefix: flag("add_space_prefix")?,
+        remove_extra_whitespaces: flag("remove_extra_whitespaces")?,
+        precompiled_charsmap: None,
+        chat_template: text("tokenizer.chat_template")?,
+    })
+}
+
+/// `generation_config.json`: greedy when it says not to sample.
+fn defaults(config: &Value) -> SamplingOverrides {
+    let number = |key: &str| config[key].as_f64().map(|n| n as f32);
+    let temperature = match config["do_sample"].as_bool() {
+        Some(false) => Some(0.0),
+        _ => number("temperature"),
+    };
+    SamplingOverrides {
+        temperature,
+        top_p: number("top_p"),
+        top_k: config["top_k"].as_u64().map(|n| n as usize),
+        min_p: number("min_p"),
+        repetition_penalty: number("repetition_penalty"),
+        ..SamplingOverrides::default()
+    }
+}
+
+fn token_id(value: &Value) -> Option<TokenId> {
+    value.as_u64().and_then(|id| TokenId::try_from(id).ok())
+}
+
+/// A JSON file that may be absent.
+fn json(path: &Path) -> Result<Option<Value>, LoadError> {
+    let error = |what: String| LoadError::File { path: path.to_owned(), what };
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| error(e.to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(error(e.to_string())),
+    }
+}

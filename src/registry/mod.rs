@@ -1,0 +1,122 @@
+//! What can be served: base models by id, each with its engine, tokenizer and defaults.
+//!
+//! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
+//! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
+
+pub mod hub;
+mod load;
+pub mod plan;
+pub mod source;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use load::{LoadError, LoadOptions, load};
+
+use crate::engine::handle::EngineHandle;
+use crate::pipeline::SamplingOverrides;
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::types::TokenId;
+
+/// A model that answers.
+pub struct ServedModel {
+    id: String,
+    created_s: u64,
+    fingerprint: String,
+    engine: EngineHandle,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    stop_ids: Vec<TokenId>,
+    defaults: SamplingOverrides,
+}
+
+/// All models of this process.
+#[derive(Default)]
+pub struct Registry {
+    models: Vec<Arc<ServedModel>>,
+}
+
+impl Registry {
+    /// Over loaded models, in the order in which `/v1/models` lists them.
+    pub fn new(models: Vec<ServedModel>) -> Self {
+        Self { models: models.into_iter().map(Arc::new).collect() }
+    }
+
+    /// All of them.
+    pub fn models(&self) -> &[Arc<ServedModel>] {
+        &self.models
+    }
+
+    /// One of them.
+    pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
+        self.models.iter().find(|m| m.id == id).cloned()
+    }
+
+    /// Lets every engine finish what it has; waits at most `limit`. True when all are done.
+    pub fn drain(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        self.models.iter().for_each(|m| m.engine.drain());
+        self.models.iter().all(|m| m.wait(deadline))
+    }
+}
+
+impl ServedModel {
+    /// The id that requests name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// When it was loaded, in seconds of Unix time.
+    pub fn created_s(&self) -> u64 {
+        self.created_s
+    }
+
+    /// Changes when weights, format or program change.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    /// Tokens of one request, prompt and completion together.
+    pub fn context_len(&self) -> usize {
+        self.engine.limits().context_len
+    }
+
+    /// Text to ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Conversation to text; a base model may have none.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Tokens that end an answer.
+    pub fn stop_ids(&self) -> &[TokenId] {
+        &self.stop_ids
+    }
+
+    /// Sampling as the model's own generation config has it.
+    pub fn defaults(&self) -> &SamplingOverrides {
+        &self.defaults
+    }
+
+    fn wait(&self, deadline: Instant) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return true };
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        thread.join().is_ok()
+    }
+}

@@ -1,0 +1,197 @@
+//! Dividing the memory: how many KV blocks, and so how long a context, fit beside the weights.
+//!
+//! Derived once, before anything is loaded, printed, and never exceeded.
+
+use std::fs;
+use std::path::Path;
+
+use hearth_models::{KvDType, ModelConfig};
+
+use crate::engine::handle::Limits;
+
+/// Tokens of a KV block.
+pub const BLOCK_LEN: usize = 16;
+/// Part of what is left beside the weights that KV may take; the rest is for activations, the
+/// server, and whatever else the machine does.
+const KV_SHARE: f64 = 0.75;
+/// Left alone in any case.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// What the operator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Tokens of one request; `None` is as many as the model was made for and the memory holds.
+    pub ctx_size: Option<usize>,
+    /// Sequences that may run at once.
+    pub running_len: usize,
+    /// Requests that may wait.
+    pub queue_len: usize,
+    /// Rows of one forward pass.
+    pub batch_tokens: usize,
+    /// Element type of KV.
+    pub kv_dtype: KvDType,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// Longer than the model was made for.
+    #[error("--ctx-size {asked} is more than the {max} tokens this model was made for")]
+    BeyondModel {
+        /// Asked for.
+        asked: usize,
+        /// What the model can do.
+        max: usize,
+    },
+    /// More memory than there is.
+    #[error(
+        "a context of {context_len} tokens needs {needed_mb} MB for keys and values, and \
+         {available_mb} MB are free beside the weights; ask for a smaller --ctx-size"
+    )]
+    NoMemory {
+        /// Tokens.
+        context_len: usize,
+        /// MB that they take.
+        needed_mb: u64,
+        /// MB that are there.
+        available_mb: u64,
+    },
+}
+
+/// Bounds for a model of which `weight_bytes` are still to be loaded, on a machine with
+/// `free_bytes`.
+pub fn plan(
+    config: &ModelConfig,
+    options: &PlanOptions,
+    vocab_len: usize,
+    weight_bytes: u64,
+    free_bytes: u64,
+) -> Result<Limits, PlanError> {
+    let max = config.context_len;
+    if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
+        return Err(PlanError::BeyondModel { asked, max });
+    }
+    let block_bytes = block_bytes(config, options.kv_dtype);
+    let left = free_bytes.saturating_sub(weight_bytes).saturating_sub(RESERVE_BYTES);
+    let budget = (left as f64 * KV_SHARE) as u64;
+    let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
+    let fits = affordable.saturating_mul(BLOCK_LEN);
+    let context_len = options.ctx_size.unwrap_or(max.min(fits));
+    if context_len == 0 || context_len > fits {
+        let context_len = context_len.max(BLOCK_LEN);
+        let needed = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let (needed_mb, available_mb) = (needed.div_ceil(1 << 20), budget >> 20);
+        return Err(PlanError::NoMemory { context_len, needed_mb, available_mb });
+    }
+    let useful = options.running_len * context_len.div_ceil(BLOCK_LEN);
+    Ok(Limits {
+        context_len,
+        vocab_len: vocab_len.min(config.vocab_len),
+        queue_len: options.queue_len,
+        running_len: options.running_len,
+        batch_tokens: options.batch_tokens.max(options.running_len),
+        kv_blocks: affordable.min(useful).min(u32::MAX as usize / BLOCK_LEN),
+        block_len: BLOCK_LEN,
+    })
+}
+
+/// Bytes of one block over all layers, K and V.
+pub fn block_bytes(config: &ModelConfig, dtype: KvDType) -> u64 {
+    config.kv_geometry(1, BLOCK_LEN, dtype).bytes() as u64
+}
+
+/// Memory that this process may still take: the machine's, or less where a control group says so.
+pub fn free_bytes() -> u64 {
+    let machine = meminfo("MemAvailable:").unwrap_or(4 << 30);
+    machine.min(cgroup_free().unwrap_or(u64::MAX))
+}
+
+fn meminfo(key: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
+}
+
+/// Limit less use of the innermost group that has a limit; page cache counts as free.
+fn cgroup_free() -> Option<u64> {
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut free = None;
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, group) = (parts.next()?, parts.next()?, parts.next()?);
+        let (root, limit, usage, cache) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+            c if c.split(',').any(|c| c == "memory") => (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file ",
+            ),
+            _ => continue,
+        };
+        for group in Path::new(group).ancestors() {
+            let folder = Path::new(root).join(group.strip_prefix("/").unwrap_or(group));
+            let Some(limit) = number(&folder.join(limit)) else { continue };
+            let used = number(&folder.join(usage)).unwrap_or(0);
+            let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let cached = stat.lines().find_map(|l| l.strip_prefix(cache)?.parse::<u64>().ok());
+            let left = limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)));
+            free = Some(free.map_or(left, |f: u64| f.min(left)));
+        }
+    }
+    free
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> PlanOptions {
+        PlanOptions {
+            ctx_size: None,
+            running_len: 4,
+            queue_len: 8,
+            batch_tokens: 2,
+            kv_dtype: KvDType::F16,
+        }
+    }
+
+    #[test]
+    fn plenty_of_memory_gives_every_sequence_the_whole_context() {
+        let config = hearth_models::tiny::config();
+        let limits = plan(&config, &options(), 500, 1 << 20, 8 << 30).unwrap();
+        assert_eq!((limits.context_len, limits.kv_blocks), (1024, 4 * 64));
+        assert_eq!(limits.vocab_len, 500, "padding of the embedding is no token");
+        assert_eq!(limits.batch_tokens, 4, "a row for every running sequence");
+    }
+
+    #[test]
+    fn little_memory_shortens_the_context_and_none_is_an_error() {
+        let config = hearth_models::tiny::config();
+        // 2 layers * 16 tokens * 64 * 2 (K and V) * 2 bytes
+        assert_eq!(block_bytes(&config, KvDType::F16), 8192);
+        let free = RESERVE_BYTES + (10 * 8192 * 4) / 3 + 8;
+        let limits = plan(&config, &options(), 512, 0, free).unwrap();
+        assert_eq!((limits.context_len, limits.kv_blocks), (160, 10));
+        let asked = PlanOptions { ctx_size: Some(161), ..options() };
+        assert!(matches!(
+            plan(&config, &asked, 512, 0, free),
+            Err(PlanError::NoMemory { context_len: 161, .. })
+        ));
+        assert!(plan(&config, &options(), 512, 0, RESERVE_BYTES).is_err());
+    }
+
+    #[test]
+    fn more_than_the_model_was_made_for_is_refused() {
+        let config = hearth_models::tiny::config();
+        let asked = PlanOptions { ctx_size: Some(2000), ..options() };
+        let error = plan(&config, &asked, 512, 0, 8 << 30).unwrap_err();
+        assert_eq!(error, PlanError::BeyondModel { asked: 2000, max: 1024 });
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(free_bytes() > 1 << 20);
+    }
+}

@@ -1,0 +1,290 @@
+//! What the next step computes: a pure value.
+//!
+//! `schedule()` picks rows, `update()` takes what they gave, `finish()` frees a sequence. No model,
+//! no clock, no thread: everything here is tested with numbers alone. Every sequence is the same
+//! thing in a different place: `computed` of its `tokens` have their KV in `blocks`, the rest is
+//! still to do. A new prompt has much to do, a running answer one token, a preempted sequence all
+//! of it again.
+//!
+//! Policy, in this order: rows that yield a token of a running answer; then the rest of prompts
+//! already begun, oldest first; then new ones, first come first served, while blocks last. When
+//! blocks run out the youngest sequence gives its own back and waits again at its old place.
+
+mod batch;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+pub use batch::{Admit, Batch, Entry, Later};
+
+use crate::kv::BlockPool;
+use crate::types::{BlockId, SeqId, TokenId};
+
+/// Bounds. All positive.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerConfig {
+    /// Blocks of the pool.
+    pub block_count: usize,
+    /// Tokens of a block.
+    pub block_len: usize,
+    /// Rows of one batch; at least `running_len`, so that every answer moves in every step.
+    pub batch_tokens: usize,
+    /// Sequences that may hold blocks at once.
+    pub running_len: usize,
+    /// Rows of one sequence in one batch when the logits of all of them are wanted.
+    pub score_chunk: usize,
+}
+
+/// A sequence as it arrives.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    /// Ascending in order of arrival.
+    pub id: SeqId,
+    /// Never empty.
+    pub prompt: Vec<TokenId>,
+    /// Whether a token is wanted at all (prompt scoring wants none).
+    pub samples: bool,
+    /// The logits of every prompt row are wanted.
+    pub score: bool,
+}
+
+/// One sequence.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    id: SeqId,
+    /// Prompt and answer so far.
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    /// Leading tokens whose KV is in `blocks`.
+    computed: usize,
+    /// Leading prompt rows whose logits have been read.
+    scored: usize,
+    blocks: Vec<BlockId>,
+    samples: bool,
+    score: bool,
+}
+
+impl Sequence {
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// Blocks in order of position.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    fn todo(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    fn scoring(&self) -> bool {
+        self.score && self.scored < self.prompt_len
+    }
+}
+
+/// The state machine.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: BlockPool,
+    /// In order of id.
+    waiting: VecDeque<Sequence>,
+    /// In order of id.
+    running: Vec<Sequence>,
+}
+
+impl Scheduler {
+    /// Nothing waits, nothing runs.
+    pub fn new(config: SchedulerConfig) -> Self {
+        assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
+        let pool = BlockPool::new(config.block_count);
+        Self { config, pool, waiting: VecDeque::new(), running: Vec::new() }
+    }
+
+    /// Takes a sequence. It must fit into the pool on its own: the engine refuses others.
+    pub fn add(&mut self, new: NewSequence) {
+        assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
+        self.waiting.push_back(Sequence {
+            id: new.id,
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            computed: 0,
+            scored: 0,
+            blocks: Vec::new(),
+            samples: new.samples,
+            score: new.score,
+        });
+    }
+
+    /// Picks the rows of the next step and gives them their blocks.
+    pub fn schedule(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let answers = |s: &Sequence| s.todo() == 1;
+        self.schedule_running(&mut batch, answers);
+        self.schedule_running(&mut batch, |s| !answers(s));
+        batch.admit = self.admit(&mut batch);
+        batch
+    }
+
+    /// Takes the results of a step: all its rows are computed, some sequences got a token.
+    pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)]) {
+        for entry in &batch.entries {
+            if let Some(seq) = self.running.iter_mut().find(|s| s.id == entry.id) {
+                seq.computed = entry.start + entry.rows;
+                seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
+            }
+        }
+        for &(id, token) in sampled {
+            if let Some(seq) = self.running.iter_mut().find(|s| s.id == id) {
+                seq.tokens.push(token);
+            }
+        }
+    }
+
+    /// Forgets a sequence, wherever it is, and frees its blocks.
+    pub fn finish(&mut self, id: SeqId) {
+        self.waiting.retain(|s| s.id != id);
+        if let Some(place) = self.running.iter().position(|s| s.id == id) {
+            let seq = self.running.remove(place);
+            seq.blocks.into_iter().for_each(|b| self.pool.release(b));
+        }
+    }
+
+    /// A sequence that holds blocks.
+    pub fn running(&self, id: SeqId) -> Option<&Sequence> {
+        self.running.iter().find(|s| s.id == id)
+    }
+
+    /// Sequences without blocks.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Sequences with blocks.
+    pub fn running_count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Blocks that are held.
+    pub fn used_blocks(&self) -> usize {
+        self.pool.block_count() - self.pool.free_count()
+    }
+
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Recomputes everything that is kept twice.
+    pub fn check(&self) -> Result<(), String> {
+        self.pool.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
+        let ids = |s: &Sequence| s.id;
+        if !self.waiting.iter().map(ids).is_sorted() || !self.running.iter().map(ids).is_sorted() {
+            return Err("sequences are not in order of arrival".into());
+        }
+        if self.running.len() > self.config.running_len {
+            return Err(format!("{} sequences run", self.running.len()));
+        }
+        for s in &self.running {
+            let held = s.blocks.len() * self.config.block_len;
+            if s.computed > s.tokens.len() || s.computed > held {
+                return Err(format!("{}: {} computed, {held} held", s.id, s.computed));
+            }
+        }
+        match self.waiting.iter().find(|s| s.computed > 0 || !s.blocks.is_empty()) {
+            Some(s) => Err(format!("{} waits and holds something", s.id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives rows to running sequences that `wanted` picks, oldest first.
+    fn schedule_running(&mut self, batch: &mut Batch, wanted: impl Fn(&Sequence) -> bool) {
+        let ids: Vec<SeqId> = self.running.iter().filter(|s| wanted(s)).map(|s| s.id).collect();
+        for id in ids {
+            let Some(place) = self.running.iter().position(|s| s.id == id) else {
+                continue; // gave its blocks to an older one meanwhile
+            };
+            let rows = self.row_limit(&self.running[place], batch);
+            if rows > 0 && self.grow(place, rows, batch) {
+                let place = self.running.iter().position(|s| s.id == id);
+                let place = place.expect("a sequence that grew still runs; this is a bug");
+                batch.push(&self.running[place], rows);
+            }
+        }
+    }
+
+    /// Lets sequences in from the waiting room until something says no.
+    fn admit(&mut self, batch: &mut Batch) -> Admit {
+        while let Some(next) = self.waiting.front() {
+            if self.running.len() == self.config.running_len {
+                return Admit::Later(Later::RunningFull);
+            }
+            let rows = self.row_limit(next, batch);
+            if rows == 0 {
+                return Admit::Later(Later::BatchFull);
+            }
+            let promised: usize = self.running.iter().map(|s| self.missing_blocks(s)).sum();
+            if promised + self.missing_blocks(next) > self.pool.free_count() {
+                return Admit::Later(Later::NoBlocks);
+            }
+            let next = self.waiting.pop_front().expect("just looked at; this is a bug");
+            // Preempted sequences come back with ids older than some that run.
+            let place = self.running.partition_point(|s| s.id < next.id);
+            self.running.insert(place, next);
+            let grown = self.grow(place, rows, batch);
+            assert!(grown, "the blocks were counted; this is a bug");
+            batch.push(&self.running[place], rows);
+        }
+        Admit::Now
+    }
+
+    /// Rows that this sequence may have in this batch.
+    fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
+        let chunk = if seq.scoring() { self.config.score_chunk } else { usize::MAX };
+        seq.todo().min(self.config.batch_tokens - batch.row_count()).min(chunk)
+    }
+
+    /// Blocks that a sequence still needs for the tokens it has and the next one.
+    fn missing_blocks(&self, seq: &Sequence) -> usize {
+        let tokens = seq.tokens.len() + usize::from(seq.samples);
+        tokens.div_ceil(self.config.block_len).saturating_sub(seq.blocks.len())
+    }
+
+    /// Gives `running[place]` the blocks for `rows` more tokens, taking them from the youngest
+    /// sequence without rows in this batch where it must. False when it had to give up its own.
+    fn grow(&mut self, place: usize, rows: usize, batch: &mut Batch) -> bool {
+        let id = self.running[place].id;
+        let needed = (self.running[place].computed + rows).div_ceil(self.config.block_len);
+        loop {
+            let seq = self.running.iter_mut().find(|s| s.id == id);
+            let seq = seq.expect("checked below; this is a bug");
+            if seq.blocks.len() >= needed {
+                return true;
+            }
+            if let Some(block) = self.pool.allocate() {
+                seq.blocks.push(block);
+                continue;
+            }
+            let idle = |s: &&Sequence| !batch.entries.iter().any(|e| e.id == s.id);
+            let youngest = self.running.iter().rev().find(idle).map(|s| s.id);
+            let victim = youngest.expect("the sequence itself has no rows yet; this is a bug");
+            self.preempt(victim, batch);
+            if victim == id {
+                return false;
+            }
+        }
+    }
+
+    fn preempt(&mut self, id: SeqId, batch: &mut Batch) {
+        let place = self.running.iter().position(|s| s.id == id);
+        let mut seq = self.running.remove(place.expect("it runs; this is a bug"));
+        seq.blocks.drain(..).for_each(|b| self.pool.release(b));
+        seq.computed = 0;
+        let place = self.waiting.partition_point(|s| s.id < id);
+        self.waiting.insert(place, seq);
+        batch.preempted.push(id);
+    }
+}

@@ -1,0 +1,279 @@
+//! What chat and completions have in common: the fields that say how to generate.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::extract::{self, Fields};
+use super::fields;
+use crate::pipeline::{SamplingOverrides, TextRequest};
+use crate::types::TokenId;
+
+/// One call of an endpoint, read and validated.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// Which objects the answer is made of.
+    pub shape: Shape,
+    /// Id of the model, as the client named it.
+    pub model: String,
+    /// One per prompt, never empty, all alike but for the prompt.
+    pub requests: Vec<TextRequest>,
+    /// `None`: one object at the end.
+    pub stream: Option<StreamOptions>,
+}
+
+/// The two families of objects that carry text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// `chat.completion` and `chat.completion.chunk`.
+    Chat,
+    /// `text_completion`.
+    Completion,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StreamOptions {
+    /// End with a chunk that carries the usage.
+    pub include_usage: bool,
+}
+
+/// The fields that mean the same in both bodies.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub model: String,
+    pub n: usize,
+    pub stream: Option<StreamOptions>,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<TokenId>,
+    pub ignore_eos: bool,
+    pub min_tokens: usize,
+    pub sampling: SamplingOverrides,
+}
+
+impl Common {
+    pub(super) fn read(body: &mut Fields, lenient: bool) -> Result<Self, ApiError> {
+        Ok(Self {
+            model: model(body)?,
+            n: body.count("n", 1..=128)?.unwrap_or(1),
+            stream: stream(body, lenient)?,
+            stop: stop(body)?,
+            stop_token_ids: token_list(body, "stop_token_ids")?,
+            ignore_eos: body.bool("ignore_eos")?.unwrap_or(false),
+            min_tokens: body.count("min_tokens", 0..=u32::MAX)?.unwrap_or(0),
+            sampling: sampling(body)?,
+        })
+    }
+
+    /// `min_tokens` must leave room under the limit that is given.
+    pub(super) fn check_min_tokens(&self, max_tokens: Option<usize>) -> Result<(), ApiError> {
+        match max_tokens {
+            Some(max) if self.min_tokens > max => Err(ApiError::invalid(
+                "min_tokens",
+                format!(
+                    "Invalid 'min_tokens': {} is more than the limit of {max}.",
+                    self.min_tokens
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a list of token ids.
+pub(super) fn tokens(name: &str, list: &[Value]) -> Result<Vec<TokenId>, ApiError> {
+    let token = |(i, value): (usize, &Value)| {
+        extract::integer(&format!("{name}[{i}]"), value, 0..=i64::from(u32::MAX))
+    };
+    list.iter().enumerate().map(|item| token(item).map(|id| id as TokenId)).collect()
+}
+
+fn model(body: &mut Fields) -> Result<String, ApiError> {
+    match body.string("model")? {
+        Some(model) if !model.is_empty() => Ok(model),
+        _ => Err(ApiError::missing("model")),
+    }
+}
+
+fn stream(body: &mut Fields, lenient: bool) -> Result<Option<StreamOptions>, ApiError> {
+    let stream = body.bool("stream")?.unwrap_or(false);
+    let options = body.object("stream_options")?;
+    if !stream {
+        return match options {
+            None => Ok(None),
+            Some(_) => Err(ApiError::invalid(
+                "stream_options",
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            )),
+        };
+    }
+    let Some(mut options) = options else { return Ok(Some(StreamOptions::default())) };
+    fields::check(&options, fields::STREAM_OPTIONS, "stream_options.", lenient)?;
+    let include_usage = match options.remove("include_usage") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(include)) => include,
+        Some(other) => {
+            let name = "stream_options.include_usage";
+            return Err(ApiError::wrong_type(name, "a boolean", extract::kind(&other)));
+        }
+    };
+    Ok(Some(StreamOptions { include_usage }))
+}
+
+/// At most this many stop strings, as at OpenAI.
+const STOP_MAX: usize = 4;
+
+fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let list = match body.value("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(one)) => vec![Value::String(one)],
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            let expected = "a string or an array of strings";
+            return Err(ApiError::wrong_type("stop", expected, extract::kind(&other)));
+        }
+    };
+    if list.len() > STOP_MAX {
+        let message =
+            format!("Invalid 'stop': at most {STOP_MAX} strings are allowed, got {}.", list.len());
+        return Err(ApiError::invalid("stop", message));
+    }
+    let text = |(i, value): (usize, Value)| match value {
+        Value::String(text) if !text.is_empty() => Ok(text),
+        Value::String(_) => {
+            Err(ApiError::invalid("stop", "Invalid 'stop': a stop string cannot be empty."))
+        }
+        other => {
+            Err(ApiError::wrong_type(&format!("stop[{i}]"), "a string", extract::kind(&other)))
+        }
+    };
+    list.into_iter().enumerate().map(text).collect()
+}
+
+fn token_list(body: &mut Fields, name: &str) -> Result<Vec<TokenId>, ApiError> {
+    match body.value(name) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => tokens(name, &list),
+        Some(other) => {
+            Err(ApiError::wrong_type(name, "an array of token ids", extract::kind(&other)))
+        }
+    }
+}
+
+fn sampling(body: &mut Fields) -> Result<SamplingOverrides, ApiError> {
+    Ok(SamplingOverrides {
+        temperature: body.number("temperature", 0.0..=2.0)?,
+        top_p: body.number("top_p", 0.0..=1.0)?,
+        // -1 is how some clients say "all", which is 0 here.
+        top_k: body.integer("top_k", -1..=i64::from(u32::MAX))?.map(|k| k.max(0) as usize),
+        min_p: body.number("min_p", 0.0..=1.0)?,
+        repetition_penalty: body.number("repetition_penalty", 0.01..=10.0)?,
+        presence_penalty: body.number("presence_penalty", -2.0..=2.0)?,
+        frequency_penalty: body.number("frequency_penalty", -2.0..=2.0)?,
+        logit_bias: logit_bias(body)?,
+        // Any 64 bits are a key; a negative seed is as good as its two's complement.
+        seed: body.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+    })
+}
+
+fn logit_bias(body: &mut Fields) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let bias = |(key, value): (String, Value)| {
+        let name = format!("logit_bias.{key}");
+        let Ok(id) = key.parse::<TokenId>() else {
+            let message = format!("Invalid key in 'logit_bias': '{key}' is not a token id.");
+            return Err(ApiError::invalid("logit_bias", message));
+        };
+        Ok((id, extract::number(&name, &value, -100.0..=100.0)?))
+    };
+    body.object("logit_bias")?.unwrap_or_default().into_iter().map(bias).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: Value) -> Result<Common, ApiError> {
+        Common::read(&mut Fields::parse(body.to_string().as_bytes())?, false)
+    }
+
+    #[test]
+    fn a_bare_request_overrides_nothing() {
+        let common = read(json!({"model": "m"})).unwrap();
+        assert_eq!((common.n, common.stream, common.min_tokens), (1, None, 0));
+        let s = common.sampling;
+        assert!(s.temperature.is_none() && s.top_p.is_none() && s.seed.is_none());
+        assert!(s.logit_bias.is_empty() && common.stop.is_empty());
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let common = read(json!({
+            "model": "m", "n": 3, "stop": ["a", "b"], "stop_token_ids": [7, 8], "ignore_eos": true,
+            "min_tokens": 4, "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1,
+            "repetition_penalty": 1.1, "presence_penalty": -2, "frequency_penalty": 2,
+            "logit_bias": {"50256": -100, "3": 1.5}, "seed": -1,
+            "stream": true, "stream_options": {"include_usage": true, "include_obfuscation": false},
+        }))
+        .unwrap();
+        assert_eq!(common.n, 3);
+        assert_eq!(common.stop, ["a", "b"]);
+        assert_eq!(common.stop_token_ids, [7, 8]);
+        assert!(common.ignore_eos);
+        assert_eq!(common.stream, Some(StreamOptions { include_usage: true }));
+        let s = common.sampling;
+        assert_eq!((s.temperature, s.top_p, s.top_k), (Some(0.0), Some(0.5), Some(0)));
+        assert_eq!((s.presence_penalty, s.frequency_penalty), (Some(-2.0), Some(2.0)));
+        assert_eq!(s.logit_bias, [(50256, -100.0), (3, 1.5)]);
+        assert_eq!(s.seed, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_single_stop_string_is_a_list_of_one() {
+        assert_eq!(read(json!({"model": "m", "stop": "END"})).unwrap().stop, ["END"]);
+        assert!(read(json!({"model": "m", "stop": []})).unwrap().stop.is_empty());
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        let cases = [
+            (json!({}), "model"),
+            (json!({"model": ""}), "model"),
+            (json!({"model": 3}), "model"),
+            (json!({"model": "m", "n": 0}), "n"),
+            (json!({"model": "m", "n": 129}), "n"),
+            (json!({"model": "m", "temperature": -0.1}), "temperature"),
+            (json!({"model": "m", "temperature": 2.1}), "temperature"),
+            (json!({"model": "m", "temperature": "0"}), "temperature"),
+            (json!({"model": "m", "top_p": 1.01}), "top_p"),
+            (json!({"model": "m", "top_k": -2}), "top_k"),
+            (json!({"model": "m", "min_p": 2}), "min_p"),
+            (json!({"model": "m", "repetition_penalty": 0}), "repetition_penalty"),
+            (json!({"model": "m", "presence_penalty": 2.5}), "presence_penalty"),
+            (json!({"model": "m", "frequency_penalty": -3}), "frequency_penalty"),
+            (json!({"model": "m", "seed": 1.5}), "seed"),
+            (json!({"model": "m", "logit_bias": {"cat": 1}}), "logit_bias"),
+            (json!({"model": "m", "logit_bias": {"5": 101}}), "logit_bias.5"),
+            (json!({"model": "m", "logit_bias": [1]}), "logit_bias"),
+            (json!({"model": "m", "stop": ""}), "stop"),
+            (json!({"model": "m", "stop": ["a", "b", "c", "d", "e"]}), "stop"),
+            (json!({"model": "m", "stop": ["a", 5]}), "stop[1]"),
+            (json!({"model": "m", "stop_token_ids": [1, -1]}), "stop_token_ids[1]"),
+            (json!({"model": "m", "stop_token_ids": "1"}), "stop_token_ids"),
+            (json!({"model": "m", "stream": "yes"}), "stream"),
+            (json!({"model": "m", "stream_options": {}}), "stream_options"),
+            (
+                json!({"model": "m", "stream": true, "stream_options": {"include_usage": 1}}),
+                "stream_options.include_usage",
+            ),
+            (
+                json!({"model": "m", "stream": true, "stream_options": {"usage": true}}),
+                "stream_options.usage",
+            ),
+        ];
+        for (body, param) in cases {
+            let error = read(body.clone()).unwrap_err();
+            assert_eq!(error.status, 400, "{body}");
+            assert_eq!(error.param.as_deref(), Some(param), "{body}");
+        }
+    }
+}

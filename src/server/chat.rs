@@ -1,0 +1,253 @@
+//! `POST /v1/chat/completions`: its body in, and the choices of its objects out.
+
+use serde_json::{Map, Value, json};
+
+use super::call::{Call, Common, Shape};
+use super::error::ApiError;
+use super::extract::Fields;
+use super::{fields, messages};
+use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+
+/// Reads a body.
+///
+/// # Errors
+/// The first field that is unknown, refused, malformed or out of range.
+pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
+    fields::check(body.map(), fields::CHAT, "", lenient)?;
+    let common = Common::read(&mut body, lenient)?;
+    let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
+    common.check_min_tokens(max_tokens)?;
+    let template_kwargs = template_kwargs(&mut body)?;
+    let logprobs = logprobs(&mut body)?;
+    let messages = messages::normalise(body.value("messages"), lenient)?;
+    let request = TextRequest {
+        model: common.model.clone(),
+        prompt: Prompt::Chat { messages, template_kwargs },
+        n: common.n,
+        max_tokens,
+        max_tokens_param,
+        min_tokens: common.min_tokens,
+        stop: common.stop,
+        stop_token_ids: common.stop_token_ids,
+        ignore_eos: common.ignore_eos,
+        logprobs,
+        echo: false,
+        sampling: common.sampling,
+    };
+    let stream = common.stream;
+    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream })
+}
+
+/// `choices[i]` of the first chunk of a choice.
+pub(super) fn first_choice(index: usize) -> Value {
+    let delta = json!({"role": "assistant", "content": "", "refusal": null});
+    json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null})
+}
+
+/// `choices[i]` of a chunk with text.
+pub(super) fn delta_choice(index: usize, text: &str, logprobs: Option<&[TokenLogprob]>) -> Value {
+    json!({
+        "index": index,
+        "delta": {"content": text},
+        "logprobs": logprobs.map(logprobs_object),
+        "finish_reason": null,
+    })
+}
+
+/// `choices[i]` of the last chunk of a choice.
+pub(super) fn last_choice(index: usize, reason: &str) -> Value {
+    json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason})
+}
+
+/// `choices[i]` of the whole object.
+pub(super) fn whole_choice(
+    index: usize,
+    text: &str,
+    logprobs: Option<&[TokenLogprob]>,
+    reason: &str,
+) -> Value {
+    json!({
+        "index": index,
+        "message": {"role": "assistant", "content": text, "refusal": null, "annotations": []},
+        "logprobs": logprobs.map(logprobs_object),
+        "finish_reason": reason,
+    })
+}
+
+/// What stands for the logarithm of zero, which JSON has no word for.
+pub(super) const LOGPROB_MIN: f32 = -9999.0;
+
+fn logprobs_object(tokens: &[TokenLogprob]) -> Value {
+    let entry = |token: &TokenLogprob| {
+        let top = token.top.iter().map(|top| {
+            json!({
+                "token": top.text,
+                "logprob": top.logprob.max(LOGPROB_MIN),
+                "bytes": top.bytes,
+            })
+        });
+        json!({
+            "token": token.text,
+            "logprob": token.logprob.map(|logprob| logprob.max(LOGPROB_MIN)),
+            "bytes": token.bytes,
+            "top_logprobs": top.collect::<Vec<_>>(),
+        })
+    };
+    json!({"content": tokens.iter().map(entry).collect::<Vec<_>>(), "refusal": null})
+}
+
+fn max_tokens(body: &mut Fields) -> Result<(Option<usize>, &'static str), ApiError> {
+    let new = body.count("max_completion_tokens", 1..=u32::MAX)?;
+    let old = body.count("max_tokens", 1..=u32::MAX)?;
+    match (new, old) {
+        (Some(_), Some(_)) => Err(ApiError::invalid(
+            "max_tokens",
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+        )),
+        (None, Some(old)) => Ok((Some(old), "max_tokens")),
+        (new, None) => Ok((new, "max_completion_tokens")),
+    }
+}
+
+fn logprobs(body: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = body.bool("logprobs")?.unwrap_or(false);
+    let top = body.count("top_logprobs", 0..=20)?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::invalid(
+            "top_logprobs",
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+        )),
+    }
+}
+
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
+fn template_kwargs(body: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut kwargs = body.object("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(effort) = body.string("reasoning_effort")? {
+        if !EFFORTS.contains(&effort.as_str()) {
+            let message = format!(
+                "Invalid 'reasoning_effort': supported values are: {}.",
+                EFFORTS.join(", ")
+            );
+            return Err(ApiError::invalid("reasoning_effort", message));
+        }
+        kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
+    }
+    Ok(kwargs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: Value) -> Result<Call, ApiError> {
+        parse(Fields::parse(body.to_string().as_bytes())?, false)
+    }
+
+    /// A body with one more field.
+    fn with(name: &str, value: Value) -> Value {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        body[name] = value;
+        body
+    }
+
+    #[test]
+    fn a_bare_chat_is_one_request_without_limits() {
+        let call = read(with("user", json!("ann"))).unwrap();
+        assert_eq!((call.shape, call.stream), (Shape::Chat, None));
+        let [request] = call.requests.as_slice() else { panic!("one request") };
+        assert_eq!((request.n, request.max_tokens, request.logprobs), (1, None, None));
+        let Prompt::Chat { messages, template_kwargs } = &request.prompt else { panic!("a chat") };
+        assert_eq!(*messages, json!([{"role": "user", "content": "hi"}]));
+        assert!(template_kwargs.is_empty());
+    }
+
+    #[test]
+    fn both_names_of_the_limit_work_and_are_blamed_by_their_own_name() {
+        for name in ["max_tokens", "max_completion_tokens"] {
+            let call = read(with(name, json!(5))).unwrap();
+            let request = &call.requests[0];
+            assert_eq!((request.max_tokens, request.max_tokens_param), (Some(5), name));
+            for bad in [json!(0), json!(-1), json!(1.5), json!("5")] {
+                assert_eq!(read(with(name, bad)).unwrap_err().param.as_deref(), Some(name));
+            }
+        }
+        let mut both = with("max_tokens", json!(5));
+        both["max_completion_tokens"] = json!(5);
+        assert_eq!(read(both).unwrap_err().param.as_deref(), Some("max_tokens"));
+    }
+
+    #[test]
+    fn top_logprobs_need_logprobs() {
+        let mut body = with("top_logprobs", json!(3));
+        assert_eq!(read(body.clone()).unwrap_err().param.as_deref(), Some("top_logprobs"));
+        body["logprobs"] = json!(true);
+        assert_eq!(read(body.clone()).unwrap().requests[0].logprobs, Some(3));
+        body["top_logprobs"] = json!(21);
+        assert_eq!(read(body).unwrap_err().param.as_deref(), Some("top_logprobs"));
+        assert_eq!(read(with("logprobs", json!(true))).unwrap().requests[0].logprobs, Some(0));
+        assert_eq!(read(with("logprobs", json!(false))).unwrap().requests[0].logprobs, None);
+    }
+
+    #[test]
+    fn template_variables_arrive() {
+        let mut body = with("chat_template_kwargs", json!({"enable_thinking": false}));
+        body["reasoning_effort"] = json!("low");
+        let call = read(body).unwrap();
+        let Prompt::Chat { template_kwargs, .. } = &call.requests[0].prompt else { panic!() };
+        let expected = json!({"enable_thinking": false, "reasoning_effort": "low"});
+        assert_eq!(Value::Object(template_kwargs.clone()), expected);
+        let error = read(with("reasoning_effort", json!("huge"))).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("reasoning_effort"));
+    }
+
+    #[test]
+    fn min_tokens_fit_under_the_limit() {
+        let mut body = with("min_tokens", json!(6));
+        assert!(read(body.clone()).is_ok());
+        body["max_tokens"] = json!(5);
+        assert_eq!(read(body).unwrap_err().param.as_deref(), Some("min_tokens"));
+    }
+
+    #[test]
+    fn refused_and_unknown_fields_stop_a_chat() {
+        let error = read(with("tools", json!([{"type": "function"}]))).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("tools"));
+        let error = read(with("foo", json!(1))).unwrap_err();
+        assert_eq!(error.code, Some("unknown_parameter"));
+        for accepted in [
+            ("metadata", json!({"k": "v"})),
+            ("service_tier", json!("auto")),
+            ("prediction", json!({"type": "content", "content": "x"})),
+            ("parallel_tool_calls", json!(true)),
+            ("tools", json!([])),
+            ("response_format", json!({"type": "text"})),
+        ] {
+            assert!(read(with(accepted.0, accepted.1)).is_ok(), "{}", accepted.0);
+        }
+    }
+
+    #[test]
+    fn logprobs_name_tokens_bytes_and_alternatives() {
+        let token = TokenLogprob {
+            id: 7,
+            text: "\u{fffd}".into(),
+            bytes: vec![0xe2, 0x82],
+            logprob: Some(-0.5),
+            top: vec![crate::pipeline::TopLogprob {
+                id: 9,
+                text: "a".into(),
+                bytes: vec![97],
+                logprob: f32::NEG_INFINITY,
+            }],
+        };
+        let expected = json!({"content": [{
+            "token": "\u{fffd}", "logprob": -0.5, "bytes": [0xe2, 0x82],
+            "top_logprobs": [{"token": "a", "logprob": -9999.0, "bytes": [97]}],
+        }], "refusal": null});
+        assert_eq!(logprobs_object(&[token]), expected);
+    }
+}

@@ -1,0 +1,284 @@
+//! Every field of a request body, and what this server does with it. One table per endpoint.
+//!
+//! The tables are the promise of the wire: a field is honoured, or accepted without effect for a
+//! reason that stands here, or refused by name when its value would change the answer. What stands
+//! in no table is refused too, unless the operator chose lenient fields. A test holds the tables
+//! against the list of property names in OpenAI's specification.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// What becomes of a field.
+pub(super) enum Treatment {
+    /// It does what the specification says.
+    Honoured,
+    /// Taken, and changes nothing, because of this.
+    NoEffect(&'static str),
+    /// A 400 naming the field and this reason, unless the value asks for nothing.
+    Refused { harmless: fn(&Value) -> bool, reason: &'static str },
+}
+
+pub(super) struct Field {
+    pub name: &'static str,
+    pub treatment: Treatment,
+}
+
+const fn honoured(name: &'static str) -> Field {
+    Field { name, treatment: Treatment::Honoured }
+}
+
+const fn no_effect(name: &'static str, reason: &'static str) -> Field {
+    Field { name, treatment: Treatment::NoEffect(reason) }
+}
+
+const fn refused(name: &'static str, harmless: fn(&Value) -> bool, reason: &'static str) -> Field {
+    Field { name, treatment: Treatment::Refused { harmless, reason } }
+}
+
+/// `POST /v1/chat/completions`.
+pub(super) const CHAT: &[Field] = &[
+    honoured("messages"),
+    honoured("model"),
+    honoured("max_completion_tokens"),
+    honoured("max_tokens"),
+    honoured("n"),
+    honoured("stop"),
+    honoured("stream"),
+    honoured("stream_options"),
+    honoured("logprobs"),
+    honoured("top_logprobs"),
+    honoured("temperature"),
+    honoured("top_p"),
+    honoured("frequency_penalty"),
+    honoured("presence_penalty"),
+    honoured("logit_bias"),
+    honoured("seed"),
+    // A variable for the chat template, where models that know it read it.
+    honoured("reasoning_effort"),
+    no_effect("metadata", "labels for stored completions, and nothing is stored"),
+    no_effect("parallel_tool_calls", "speaks of tool calls, and there are none"),
+    no_effect("prediction", "a hint for speed, which never changes the text"),
+    no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
+    no_effect("prompt_cache_options", "the prefix cache keeps what fits"),
+    no_effect("prompt_cache_retention", "the prefix cache keeps what fits"),
+    no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
+    no_effect("service_tier", "there is one tier, and the answer says so"),
+    no_effect("user", "for the abuse monitoring of a hosted service"),
+    no_effect("verbosity", "a hint that no served model was trained to follow"),
+    refused("audio", never, "audio output is not supported"),
+    refused("function_call", is_word_none_or_auto, "function calling is not supported yet"),
+    refused("functions", is_empty_list, "function calling is not supported yet"),
+    refused("moderation", never, "moderation inside a completion is not supported"),
+    refused("modalities", is_text_only, "only the modality 'text' is supported"),
+    refused("response_format", is_text_format, "only the type 'text' is supported so far"),
+    refused("store", is_false, "completions are not stored yet; leave it out or send false"),
+    refused("tool_choice", is_word_none_or_auto, "tool calling is not supported yet"),
+    refused("tools", is_empty_list, "tool calling is not supported yet"),
+    refused("web_search_options", never, "web search is not supported"),
+    // Not OpenAI's: extras that clients of local servers send.
+    honoured("chat_template_kwargs"),
+    honoured("ignore_eos"),
+    honoured("min_p"),
+    honoured("min_tokens"),
+    honoured("repetition_penalty"),
+    honoured("stop_token_ids"),
+    honoured("top_k"),
+];
+
+/// `POST /v1/completions`.
+pub(super) const COMPLETIONS: &[Field] = &[
+    honoured("model"),
+    honoured("prompt"),
+    // Honoured where it asks for no more than `n`; the parser refuses the rest.
+    honoured("best_of"),
+    honoured("echo"),
+    honoured("frequency_penalty"),
+    honoured("logit_bias"),
+    honoured("logprobs"),
+    honoured("max_tokens"),
+    honoured("n"),
+    honoured("presence_penalty"),
+    honoured("seed"),
+    honoured("stop"),
+    honoured("stream"),
+    honoured("stream_options"),
+    honoured("temperature"),
+    honoured("top_p"),
+    no_effect("user", "for the abuse monitoring of a hosted service"),
+    refused("suffix", is_empty_string, "filling in the middle is not supported"),
+    // Not OpenAI's: extras that clients of local servers send.
+    honoured("ignore_eos"),
+    honoured("min_p"),
+    honoured("min_tokens"),
+    honoured("repetition_penalty"),
+    honoured("stop_token_ids"),
+    honoured("top_k"),
+];
+
+/// `stream_options` of both.
+pub(super) const STREAM_OPTIONS: &[Field] = &[
+    honoured("include_usage"),
+    no_effect("include_obfuscation", "padding against an eavesdropper that localhost has not"),
+];
+
+/// Holds a body against its table. `path` is the prefix of the names in errors: "", or
+/// "stream_options.".
+///
+/// # Errors
+/// The first field, in the order of the body, that nobody knows or that is refused.
+pub(super) fn check(
+    body: &Map<String, Value>,
+    table: &[Field],
+    path: &str,
+    lenient: bool,
+) -> Result<(), ApiError> {
+    for (name, value) in body {
+        let Some(field) = table.iter().find(|field| field.name == name) else {
+            unknown(&format!("{path}{name}"), lenient)?;
+            continue;
+        };
+        match field.treatment {
+            Treatment::Honoured => {}
+            Treatment::NoEffect(reason) => {
+                tracing::debug!(field = field.name, reason, "a field without effect");
+            }
+            Treatment::Refused { harmless, reason } => {
+                if !value.is_null() && !harmless(value) {
+                    let name = format!("{path}{name}");
+                    let message = format!("Unsupported parameter: '{name}': {reason}.");
+                    return Err(ApiError::unsupported(&name, message));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A field that stands in no table: refused, or passed over with a warning.
+pub(super) fn unknown(name: &str, lenient: bool) -> Result<(), ApiError> {
+    if !lenient {
+        return Err(ApiError::unknown_field(name));
+    }
+    tracing::warn!(field = name, "a request field that nobody knows was passed over");
+    Ok(())
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_empty_list(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+
+fn is_empty_string(value: &Value) -> bool {
+    value == ""
+}
+
+fn is_false(value: &Value) -> bool {
+    value == false
+}
+
+fn is_word_none_or_auto(value: &Value) -> bool {
+    value == "none" || value == "auto"
+}
+
+fn is_text_only(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| list.iter().all(|word| word == "text"))
+}
+
+fn is_text_format(value: &Value) -> bool {
+    value.get("type").is_some_and(|kind| kind == "text")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Property names of `CreateChatCompletionRequest`, its parents included, in OpenAI's
+    /// specification 2.3.0 of 2026-08-21.
+    const OPENAI_CHAT: &str = "metadata top_logprobs temperature top_p user safety_identifier \
+        prompt_cache_key prompt_cache_retention prompt_cache_options messages model service_tier \
+        modalities verbosity reasoning_effort max_completion_tokens frequency_penalty \
+        presence_penalty web_search_options response_format audio store moderation stream stop \
+        logit_bias logprobs max_tokens n prediction seed stream_options tools tool_choice \
+        parallel_tool_calls function_call functions";
+    /// The same of `CreateCompletionRequest`.
+    const OPENAI_COMPLETIONS: &str = "model prompt best_of echo frequency_penalty logit_bias \
+        logprobs max_tokens n presence_penalty seed stop stream stream_options suffix temperature \
+        top_p user";
+    /// The same of `ChatCompletionStreamOptions`.
+    const OPENAI_STREAM_OPTIONS: &str = "include_usage include_obfuscation";
+
+    #[test]
+    fn every_field_of_the_specification_stands_in_its_table_once() {
+        let tables = [
+            (CHAT, OPENAI_CHAT, 37),
+            (COMPLETIONS, OPENAI_COMPLETIONS, 18),
+            (STREAM_OPTIONS, OPENAI_STREAM_OPTIONS, 2),
+        ];
+        for (table, openai, count) in tables {
+            let names: HashSet<_> = table.iter().map(|field| field.name).collect();
+            assert_eq!(names.len(), table.len(), "a name stands twice");
+            assert_eq!(openai.split_whitespace().count(), count);
+            for name in openai.split_whitespace() {
+                assert!(names.contains(name), "{name} is missing");
+            }
+        }
+    }
+
+    fn check_one(table: &[Field], name: &str, value: Value) -> Result<(), ApiError> {
+        let body = Map::from_iter([(name.to_owned(), value)]);
+        check(&body, table, "", false)
+    }
+
+    #[test]
+    fn refused_fields_are_refused_by_name_only_when_they_ask_for_something() {
+        let chat = [
+            ("audio", json!({"voice": "alloy", "format": "mp3"}), vec![json!(null)]),
+            ("function_call", json!({"name": "f"}), vec![json!("none"), json!("auto")]),
+            ("functions", json!([{"name": "f"}]), vec![json!([]), json!(null)]),
+            ("modalities", json!(["text", "audio"]), vec![json!(["text"]), json!(null)]),
+            ("moderation", json!({"model": "omni"}), vec![json!(null)]),
+            ("response_format", json!({"type": "json_object"}), vec![json!({"type": "text"})]),
+            ("store", json!(true), vec![json!(false), json!(null)]),
+            ("tool_choice", json!("required"), vec![json!("none"), json!("auto"), json!(null)]),
+            ("tools", json!([{"type": "function"}]), vec![json!([]), json!(null)]),
+            ("web_search_options", json!({}), vec![json!(null)]),
+        ];
+        let covered: HashSet<_> = chat.iter().map(|case| case.0).collect();
+        for (name, asks, harmless) in chat {
+            let error = check_one(CHAT, name, asks).unwrap_err();
+            assert_eq!(error.code, Some("unsupported_parameter"));
+            assert_eq!(error.param.as_deref(), Some(name));
+            assert!(error.message.contains(name));
+            for value in harmless {
+                assert!(check_one(CHAT, name, value.clone()).is_ok(), "{name}: {value}");
+            }
+        }
+        let refused = |field: &&Field| matches!(field.treatment, Treatment::Refused { .. });
+        for field in CHAT.iter().filter(refused) {
+            assert!(covered.contains(field.name), "{} has no case here", field.name);
+        }
+        assert!(check_one(COMPLETIONS, "suffix", json!("end")).is_err());
+        assert!(check_one(COMPLETIONS, "suffix", json!("")).is_ok());
+        assert!(check_one(COMPLETIONS, "suffix", json!(null)).is_ok());
+    }
+
+    #[test]
+    fn a_field_that_nobody_knows_is_refused_unless_lenient() {
+        let body = Map::from_iter([("tempature".to_owned(), json!(0.5))]);
+        let error = check(&body, CHAT, "", false).unwrap_err();
+        assert_eq!(error.code, Some("unknown_parameter"));
+        assert_eq!(error.param.as_deref(), Some("tempature"));
+        assert_eq!(error.message, "Unrecognized request argument supplied: tempature");
+        assert!(check(&body, CHAT, "", true).is_ok());
+        let error = check(&body, STREAM_OPTIONS, "stream_options.", false).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("stream_options.tempature"));
+    }
+}

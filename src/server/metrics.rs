@@ -1,0 +1,196 @@
+//! `/metrics`: what the engines count, and what the server itself sees of time and statuses.
+//!
+//! Engine numbers are read from their counters at the moment of the scrape, labelled by model, so
+//! they are never copied and never stale. Text format: OpenMetrics, which Prometheus reads.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::pipeline::Pipeline;
+use crate::registry::ServedModel;
+
+/// What goes with [`Metrics::encode`].
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The server's own measurements, and the door to the engines'.
+pub(super) struct Metrics {
+    registry: Registry,
+    first_token_s: Family<ByModel, Histogram, fn() -> Histogram>,
+    inter_token_s: Family<ByModel, Histogram, fn() -> Histogram>,
+    request_s: Family<ByModel, Histogram, fn() -> Histogram>,
+    responses: Family<ByRoute, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByModel {
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByRoute {
+    route: String,
+    status: u16,
+}
+
+/// Upper bounds in seconds: fine enough for fast decoding, long enough for a long prompt on a CPU.
+const FAST_S: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const SLOW_S: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+
+impl Metrics {
+    pub(super) fn new(pipeline: Arc<Pipeline>) -> Self {
+        let fast: fn() -> Histogram = || Histogram::new(FAST_S);
+        let slow: fn() -> Histogram = || Histogram::new(SLOW_S);
+        let first_token_s = Family::new_with_constructor(slow);
+        let inter_token_s = Family::new_with_constructor(fast);
+        let request_s = Family::new_with_constructor(slow);
+        let responses = Family::default();
+        let mut registry = Registry::with_prefix("hearth");
+        registry.register(
+            "time_to_first_token_seconds",
+            "From the arrival of a request to its first text",
+            first_token_s.clone(),
+        );
+        registry.register(
+            "inter_token_seconds",
+            "Between two pieces of text of one choice",
+            inter_token_s.clone(),
+        );
+        registry.register(
+            "request_seconds",
+            "From the arrival of a request for text to the end of its answer",
+            request_s.clone(),
+        );
+        registry.register(
+            "http_responses",
+            "Answers by route and status; 499 is a client that left before one",
+            responses.clone(),
+        );
+        registry.register_collector(Box::new(Engines(pipeline)));
+        Self { registry, first_token_s, inter_token_s, request_s, responses }
+    }
+
+    pub(super) fn first_token(&self, model: &str, wait: Duration) {
+        observe(&self.first_token_s, model, wait);
+    }
+
+    pub(super) fn inter_token(&self, model: &str, gap: Duration) {
+        observe(&self.inter_token_s, model, gap);
+    }
+
+    pub(super) fn request(&self, model: &str, took: Duration) {
+        observe(&self.request_s, model, took);
+    }
+
+    pub(super) fn response(&self, route: &str, status: u16) {
+        self.responses.get_or_create(&ByRoute { route: route.to_owned(), status }).inc();
+    }
+
+    /// Everything, as text.
+    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+fn observe(family: &Family<ByModel, Histogram, fn() -> Histogram>, model: &str, time: Duration) {
+    family.get_or_create(&ByModel { model: model.to_owned() }).observe(time.as_secs_f64());
+}
+
+/// One number of an engine. Counters get their `_total` from the encoder.
+struct EngineMetric {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    read: fn(&ServedModel) -> u64,
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    read: fn(&ServedModel) -> u64,
+) -> EngineMetric {
+    EngineMetric { name, help, kind: MetricType::Gauge, read }
+}
+
+const fn counter(
+    name: &'static str,
+    help: &'static str,
+    read: fn(&ServedModel) -> u64,
+) -> EngineMetric {
+    EngineMetric { name, help, kind: MetricType::Counter, read }
+}
+
+const ENGINE_METRICS: [EngineMetric; 11] = [
+    gauge("requests_running", "Sequences admitted and not finished", |m| {
+        m.engine().stats().running.load(Ordering::Relaxed) as u64
+    }),
+    gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
+        m.engine().stats().waiting.load(Ordering::Relaxed) as u64
+    }),
+    gauge("kv_blocks_used", "KV blocks held by sequences", |m| {
+        m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
+    }),
+    gauge("kv_blocks_total", "KV blocks there are", |m| m.engine().limits().kv_blocks as u64),
+    counter("requests", "Sequences ever submitted", |m| {
+        m.engine().stats().requests.load(Ordering::Relaxed)
+    }),
+    counter("prompt_tokens", "Prompt tokens computed", |m| {
+        m.engine().stats().prompt_tokens.load(Ordering::Relaxed)
+    }),
+    counter("generated_tokens", "Tokens generated", |m| {
+        m.engine().stats().generated_tokens.load(Ordering::Relaxed)
+    }),
+    counter("steps", "Forward passes", |m| m.engine().stats().steps.load(Ordering::Relaxed)),
+    counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
+        m.engine().stats().preemptions.load(Ordering::Relaxed)
+    }),
+    counter("cancelled", "Sequences whose client went away", |m| {
+        m.engine().stats().cancelled.load(Ordering::Relaxed)
+    }),
+    counter("failures", "Batches that failed", |m| {
+        m.engine().stats().failures.load(Ordering::Relaxed)
+    }),
+];
+
+/// Reads every served model's engine at every scrape.
+struct Engines(Arc<Pipeline>);
+
+impl fmt::Debug for Engines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engines")
+    }
+}
+
+impl Collector for Engines {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let models = self.0.registry().models();
+        for metric in &ENGINE_METRICS {
+            let mut family =
+                encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
+            for model in models {
+                let labels = ByModel { model: model.id().to_owned() };
+                let value = (metric.read)(model);
+                let mut one = family.encode_family(&labels)?;
+                match metric.kind {
+                    MetricType::Gauge => one.encode_gauge(&value)?,
+                    _ => one.encode_counter(&value, None::<&Exemplar<ByModel, u64>>)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}

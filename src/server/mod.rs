@@ -1,0 +1,263 @@
+//! The OpenAI API over HTTP. The only room that names axum and the wire.
+//!
+//! A request walks `observe` (id, panic, log) -> [`App::admit`] (drain, key) -> a route below ->
+//! `chat` or `completions` (body to `TextRequest`) -> `answer` (pipeline) -> `objects` (events to
+//! JSON) -> `sse` when it streams. Deliberately absent: binding the socket, signals, and draining
+//! the engines, which are the caller's; CORS and TLS, which are a proxy's.
+
+mod answer;
+mod auth;
+mod call;
+mod chat;
+mod completions;
+mod error;
+mod extract;
+mod fields;
+mod ids;
+mod messages;
+mod metrics;
+mod models;
+mod objects;
+mod observe;
+mod sse;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Extension, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use axum::{Json, Router, middleware};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use self::auth::Keys;
+use self::error::ApiError;
+use self::extract::Fields;
+use self::metrics::Metrics;
+use self::observe::Watch;
+use crate::error::Error;
+use crate::pipeline::Pipeline;
+
+/// How to serve. Validated by whoever makes it.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where whoever binds the listener should.
+    pub host: String,
+    /// The same; 0 lets the system pick.
+    pub port: u16,
+    /// Keys that open `/v1`; none leaves it open.
+    pub api_keys: Vec<String>,
+    /// Longer bodies are refused with a 413.
+    pub body_limit_bytes: usize,
+    /// Pass over fields that nobody knows, with a warning, instead of refusing them.
+    pub lenient_fields: bool,
+    /// Streams are never silent for twice as long as this.
+    pub heartbeat: Duration,
+    /// Answers that still run this long after the shutdown began are cut off.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 8080,
+            api_keys: Vec::new(),
+            body_limit_bytes: 16 << 20,
+            lenient_fields: false,
+            heartbeat: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
+/// `drain_timeout`. The engines are left running: draining them is the caller's.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    config: ServerConfig,
+    pipeline: Arc<Pipeline>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let drain_timeout = config.drain_timeout;
+    let app = Arc::new(App::new(config, pipeline));
+    let router = router(app.clone());
+    let (began, begins) = tokio::sync::oneshot::channel();
+    // Text leaves when it is there, not when a packet is full.
+    let listener = listener.tap_io(|socket| {
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+    });
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+        shutdown.await;
+        app.draining.store(true, Ordering::Release);
+        // Nobody listens when the server is gone already, which is what was asked for.
+        let _ = began.send(());
+    });
+    let overdue = async {
+        match begins.await {
+            Ok(()) => tokio::time::sleep(drain_timeout).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = server.into_future() => result,
+        () = overdue => {
+            tracing::warn!(?drain_timeout, "answers still run after the drain timeout; leaving");
+            Ok(())
+        }
+    }
+}
+
+/// What every request shares.
+struct App {
+    config: ServerConfig,
+    pipeline: Arc<Pipeline>,
+    metrics: Arc<Metrics>,
+    keys: Keys,
+    draining: AtomicBool,
+}
+
+impl App {
+    fn new(config: ServerConfig, pipeline: Arc<Pipeline>) -> Self {
+        let keys = Keys::new(config.api_keys.clone());
+        let metrics = Arc::new(Metrics::new(pipeline.clone()));
+        Self { config, pipeline, metrics, keys, draining: AtomicBool::new(false) }
+    }
+
+    /// Before anything is read: `/v1` wants a key and a server that stays.
+    fn admit(&self, request: &Request) -> Result<(), ApiError> {
+        if !request.uri().path().starts_with("/v1/") {
+            return Ok(());
+        }
+        self.keys.check(request.headers())?;
+        if request.method() == Method::POST && self.is_draining() {
+            return Err(Error::ShuttingDown.into());
+        }
+        Ok(())
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Reads the body of a request.
+    fn body(
+        &self,
+        headers: &HeaderMap,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Fields, ApiError> {
+        if !says_json(headers) {
+            return Err(ApiError::not_json());
+        }
+        let body = body.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(self.config.body_limit_bytes),
+            _ => ApiError::unreadable_body(),
+        })?;
+        Fields::parse(&body)
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(text_completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::get))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(scrape))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(app.config.body_limit_bytes))
+        .layer(middleware::from_fn_with_state(app.clone(), observe::layer))
+        .with_state(app)
+}
+
+async fn chat_completions(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let call = chat::parse(app.body(&headers, body)?, app.config.lenient_fields)?;
+    answer::answer(&app, watch, call).await
+}
+
+async fn text_completions(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let call = completions::parse(app.body(&headers, body)?, app.config.lenient_fields)?;
+    answer::answer(&app, watch, call).await
+}
+
+/// The process lives.
+async fn health() -> Json<serde_json::Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Requests are welcome here.
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    let status = match app.pipeline.registry().models() {
+        _ if app.is_draining() => "draining",
+        [] => "no model",
+        _ => return Json(json!({"status": "ready"})).into_response(),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()
+}
+
+async fn scrape(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.metrics.encode().map_err(|error| Error::Internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::unknown_route(method.as_str(), uri.path())
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::wrong_method(method.as_str(), uri.path())
+}
+
+/// A page in a browser can send anything anywhere without asking, but not with this header; so to
+/// insist on it keeps strange pages from using a server on localhost.
+fn says_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_json_is_json() {
+        let says = |value: &str| {
+            let value = value.parse().unwrap();
+            says_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        };
+        for good in ["application/json", "application/json; charset=utf-8", "Application/JSON"] {
+            assert!(says(good), "{good}");
+        }
+        for bad in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""] {
+            assert!(!says(bad), "{bad}");
+        }
+        assert!(!says_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,270 @@
+//! From the events of a generation to the JSON of its answer: chunk by chunk, or whole.
+//!
+//! Pure: no clock, no socket, no engine. [`Chunks`] writes server-sent events, [`Whole`] collects
+//! one object; both share the [`Envelope`] and the counting of usage.
+
+use serde_json::{Map, Value, json};
+
+use super::call::{Shape, StreamOptions};
+use super::error::ApiError;
+use super::{chat, completions};
+use crate::error::Error;
+use crate::pipeline::{TextEvent, TokenLogprob};
+use crate::types::{FinishReason, Usage};
+
+/// What is the same in every object of one answer.
+#[derive(Clone, Debug)]
+pub(super) struct Envelope {
+    pub shape: Shape,
+    pub id: String,
+    /// Unix time in seconds.
+    pub created_s: u64,
+    pub model: String,
+    pub fingerprint: String,
+    /// Choices of each prompt.
+    pub n: usize,
+    pub prompts: usize,
+    /// Tokens of all prompts together.
+    pub prompt_tokens: usize,
+    /// The client asked for log-probabilities.
+    pub logprobs: bool,
+}
+
+impl Envelope {
+    fn choices(&self) -> usize {
+        self.n * self.prompts
+    }
+
+    fn object(&self, name: &str, choices: Vec<Value>) -> Map<String, Value> {
+        let mut object = Map::new();
+        object.insert("id".to_owned(), json!(self.id));
+        object.insert("object".to_owned(), json!(name));
+        object.insert("created".to_owned(), json!(self.created_s));
+        object.insert("model".to_owned(), json!(self.model));
+        if self.shape == Shape::Chat {
+            object.insert("service_tier".to_owned(), json!("default"));
+        }
+        object.insert("system_fingerprint".to_owned(), json!(self.fingerprint));
+        object.insert("choices".to_owned(), Value::Array(choices));
+        object
+    }
+
+    fn logprobs<'a>(&self, tokens: &'a [TokenLogprob]) -> Option<&'a [TokenLogprob]> {
+        self.logprobs.then_some(tokens)
+    }
+
+    /// The legacy form; `null` unless asked for.
+    fn legacy_logprobs(&self, tokens: &[TokenLogprob], offset: &mut usize) -> Value {
+        self.logprobs(tokens).map_or(Value::Null, |t| completions::logprobs_object(t, offset))
+    }
+}
+
+/// Counts tokens over the choices of an answer: prompts once, completions all.
+#[derive(Debug)]
+struct Tally {
+    prompt: usize,
+    completion: usize,
+    /// By prompt, the least that any choice found in the prefix cache: what was there before.
+    cached: Vec<Option<usize>>,
+}
+
+impl Tally {
+    fn new(envelope: &Envelope) -> Self {
+        let cached = vec![None; envelope.prompts];
+        Self { prompt: envelope.prompt_tokens, completion: 0, cached }
+    }
+
+    fn add(&mut self, prompt: usize, usage: &Usage) {
+        self.completion += usage.completion;
+        let cached = &mut self.cached[prompt];
+        *cached = Some(cached.map_or(usage.cached, |least| least.min(usage.cached)));
+    }
+
+    fn usage(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached.iter().flatten().sum::<usize>(),
+                "audio_tokens": 0,
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        })
+    }
+}
+
+/// The answer was cut short without anybody saying why: some choice never finished.
+fn cut_short() -> ApiError {
+    Error::Internal("The generation ended before it was finished.".to_owned()).into()
+}
+
+/// Writes an answer as server-sent events.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    envelope: Envelope,
+    options: StreamOptions,
+    tally: Tally,
+    /// Choices that have not finished.
+    open: usize,
+    /// By choice: its first chunk is out.
+    begun: Vec<bool>,
+    /// By choice: where its next token begins, in characters.
+    offsets: Vec<usize>,
+}
+
+impl Chunks {
+    pub(super) fn new(envelope: Envelope, options: StreamOptions) -> Self {
+        let (tally, open) = (Tally::new(&envelope), envelope.choices());
+        Self { envelope, options, tally, open, begun: vec![false; open], offsets: vec![0; open] }
+    }
+
+    /// One event, as zero or more chunks at the end of `out`.
+    pub(super) fn event(&mut self, event: TextEvent, out: &mut Vec<u8>) {
+        match event {
+            TextEvent::Delta { choice, text, logprobs } => {
+                self.begin(choice, out);
+                let part = match self.envelope.shape {
+                    Shape::Chat => {
+                        chat::delta_choice(choice, &text, self.envelope.logprobs(&logprobs))
+                    }
+                    Shape::Completion => {
+                        let offset = &mut self.offsets[choice];
+                        let logprobs = self.envelope.legacy_logprobs(&logprobs, offset);
+                        completions::choice(choice, &text, logprobs, None)
+                    }
+                };
+                self.write(vec![part], Value::Null, out);
+            }
+            TextEvent::Finished { choice, reason, usage, .. } => {
+                self.begin(choice, out);
+                self.open -= 1;
+                self.tally.add(choice / self.envelope.n, &usage);
+                let reason = reason.as_str();
+                let part = match self.envelope.shape {
+                    Shape::Chat => chat::last_choice(choice, reason),
+                    Shape::Completion => completions::choice(choice, "", Value::Null, Some(reason)),
+                };
+                self.write(vec![part], Value::Null, out);
+            }
+        }
+    }
+
+    /// The end: usage where it is wanted, then `[DONE]`.
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) {
+        if self.open > 0 {
+            return fail(&cut_short(), out);
+        }
+        if self.options.include_usage {
+            self.write(Vec::new(), self.tally.usage(), out);
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    /// A chat tells the role before the first word.
+    fn begin(&mut self, choice: usize, out: &mut Vec<u8>) {
+        let begun = std::mem::replace(&mut self.begun[choice], true);
+        if !begun && self.envelope.shape == Shape::Chat {
+            self.write(vec![chat::first_choice(choice)], Value::Null, out);
+        }
+    }
+
+    fn write(&self, choices: Vec<Value>, usage: Value, out: &mut Vec<u8>) {
+        let name = match self.envelope.shape {
+            Shape::Chat => "chat.completion.chunk",
+            Shape::Completion => "text_completion",
+        };
+        let mut chunk = self.envelope.object(name, choices);
+        if self.options.include_usage {
+            chunk.insert("usage".to_owned(), usage);
+        }
+        data(&Value::Object(chunk), out);
+    }
+}
+
+/// A failure in the middle of a stream, when the status is long gone.
+pub(super) fn fail(error: &ApiError, out: &mut Vec<u8>) {
+    data(&error.body(), out);
+}
+
+fn data(value: &Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    // JSON has no raw line breaks, so one value is one line.
+    serde_json::to_writer(&mut *out, value)
+        .expect("a JSON value can always be written to memory; this is a bug");
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Collects an answer into one object.
+#[derive(Debug)]
+pub(super) struct Whole {
+    envelope: Envelope,
+    tally: Tally,
+    choices: Vec<Choice>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Choice {
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    reason: Option<FinishReason>,
+}
+
+impl Whole {
+    pub(super) fn new(envelope: Envelope) -> Self {
+        let choices = vec![Choice::default(); envelope.choices()];
+        Self { tally: Tally::new(&envelope), choices, envelope }
+    }
+
+    pub(super) fn event(&mut self, event: TextEvent) {
+        match event {
+            TextEvent::Delta { choice, text, logprobs } => {
+                let choice = &mut self.choices[choice];
+                choice.text.push_str(&text);
+                choice.logprobs.extend(logprobs);
+            }
+            TextEvent::Finished { choice, reason, usage, .. } => {
+                self.choices[choice].reason = Some(reason);
+                self.tally.add(choice / self.envelope.n, &usage);
+            }
+        }
+    }
+
+    /// The object.
+    ///
+    /// # Errors
+    /// Some choice never finished.
+    pub(super) fn end(self) -> Result<Value, ApiError> {
+        let envelope = &self.envelope;
+        let one = |(i, choice): (usize, &Choice)| {
+            let reason = choice.reason.ok_or_else(cut_short)?.as_str();
+            Ok(match envelope.shape {
+                Shape::Chat => {
+                    let logprobs = envelope.logprobs(&choice.logprobs);
+                    chat::whole_choice(i, &choice.text, logprobs, reason)
+                }
+                Shape::Completion => {
+                    let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);
+                    completions::choice(i, &choice.text, logprobs, Some(reason))
+                }
+            })
+        };
+        let choices = self.choices.iter().enumerate().map(one).collect::<Result<_, ApiError>>()?;
+        let name = match envelope.shape {
+            Shape::Chat => "chat.completion",
+            Shape::Completion => "text_completion",
+        };
+        let mut object = envelope.object(name, choices);
+        object.insert("usage".to_owned(), self.tally.usage());
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+#[path = "objects_tests.rs"]
+mod tests;

@@ -1,0 +1,206 @@
+//! Golden answers: the exact bytes of chunk sequences, and whole objects.
+
+use super::*;
+use crate::pipeline::TopLogprob;
+use crate::types::Timings;
+
+fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
+    Envelope {
+        shape,
+        id: "id-1".into(),
+        created_s: 1700000000,
+        model: "m".into(),
+        fingerprint: "fp_1".into(),
+        n,
+        prompts,
+        prompt_tokens: 7,
+        logprobs: false,
+    }
+}
+
+fn delta(choice: usize, text: &str) -> TextEvent {
+    TextEvent::Delta { choice, text: text.into(), logprobs: vec![] }
+}
+
+fn finished(choice: usize, reason: FinishReason, cached: usize, completion: usize) -> TextEvent {
+    let usage = Usage { prompt: 7, cached, completion };
+    TextEvent::Finished { choice, reason, usage, timings: Timings::default() }
+}
+
+fn stream(envelope: Envelope, include_usage: bool, events: Vec<TextEvent>) -> String {
+    let mut chunks = Chunks::new(envelope, StreamOptions { include_usage });
+    let mut out = Vec::new();
+    for event in events {
+        chunks.event(event, &mut out);
+    }
+    chunks.end(&mut out);
+    String::from_utf8(out).unwrap()
+}
+
+const CHAT: &str = r#"data: {"id":"id-1","object":"chat.completion.chunk","created":1700000000,"#;
+const COMPLETION: &str = r#"data: {"id":"id-1","object":"text_completion","created":1700000000,"#;
+
+#[test]
+fn a_chat_stream_is_role_then_text_then_reason_then_done() {
+    let events = vec![delta(0, "Hel"), delta(0, "lo\n"), finished(0, FinishReason::Stop, 0, 3)];
+    let got = stream(envelope(Shape::Chat, 1, 1), false, events);
+    let head = CHAT.to_owned()
+        + r#""model":"m","service_tier":"default","system_fingerprint":"fp_1","choices":"#;
+    let role = r#"[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"#;
+    let rest = r#""logprobs":null,"finish_reason":null}]}"#;
+    let expected = format!(
+        "{head}{role}{rest}\n\n\
+         {head}[{{\"index\":0,\"delta\":{{\"content\":\"Hel\"}},{rest}\n\n\
+         {head}[{{\"index\":0,\"delta\":{{\"content\":\"lo\\n\"}},{rest}\n\n\
+         {head}[{{\"index\":0,\"delta\":{{}},\"logprobs\":null,\"finish_reason\":\"stop\"}}]}}\n\n\
+         data: [DONE]\n\n"
+    );
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn a_completion_stream_repeats_the_whole_object() {
+    let events = vec![delta(0, "a"), finished(0, FinishReason::Length, 0, 1)];
+    let got = stream(envelope(Shape::Completion, 1, 1), false, events);
+    let head = COMPLETION.to_owned() + r#""model":"m","system_fingerprint":"fp_1","choices":"#;
+    let expected = format!(
+        "{head}[{{\"text\":\"a\",\"index\":0,\"logprobs\":null,\"finish_reason\":null}}]}}\n\n\
+         {head}[{{\"text\":\"\",\"index\":0,\"logprobs\":null,\"finish_reason\":\"length\"}}]}}\n\n\
+         data: [DONE]\n\n"
+    );
+    assert_eq!(got, expected);
+}
+
+/// The JSON values of a stream, `[DONE]` checked and taken off.
+fn values(stream: &str) -> Vec<Value> {
+    let mut lines: Vec<_> = stream.split_terminator("\n\n").collect();
+    assert_eq!(lines.pop(), Some("data: [DONE]"));
+    lines.iter().map(|l| serde_json::from_str(l.strip_prefix("data: ").unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn usage_is_null_in_every_chunk_and_told_in_one_more() {
+    let events = vec![delta(0, "a"), finished(0, FinishReason::Stop, 4, 2)];
+    let mut chunks = values(&stream(envelope(Shape::Chat, 1, 1), true, events));
+    let last = chunks.pop().unwrap();
+    assert_eq!(chunks.len(), 3);
+    for chunk in &chunks {
+        assert!(chunk.as_object().unwrap().contains_key("usage") && chunk["usage"].is_null());
+    }
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(
+        last["usage"],
+        json!({
+            "prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0, "audio_tokens": 0,
+                "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+            },
+        })
+    );
+}
+
+#[test]
+fn choices_interleave_and_each_begins_with_its_role() {
+    let events = vec![
+        delta(1, "x"),
+        delta(0, "a"),
+        finished(1, FinishReason::Stop, 4, 1),
+        delta(0, "b"),
+        finished(0, FinishReason::Length, 0, 2),
+    ];
+    let chunks = values(&stream(envelope(Shape::Chat, 1, 2), true, events));
+    let seen: Vec<_> = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"].get(0))
+        .map(|c| (c["index"].as_u64().unwrap(), c["delta"]["role"] == "assistant"))
+        .collect();
+    let expected =
+        [(1, true), (1, false), (0, true), (0, false), (1, false), (0, false), (0, false)];
+    assert_eq!(seen, expected);
+    let usage = &chunks.last().unwrap()["usage"];
+    assert_eq!(usage["prompt_tokens"], 7);
+    assert_eq!(usage["completion_tokens"], 3);
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+#[test]
+fn a_choice_without_text_still_has_its_role() {
+    let events = vec![finished(0, FinishReason::Stop, 0, 1)];
+    let chunks = values(&stream(envelope(Shape::Chat, 1, 1), false, events));
+    assert_eq!(chunks.len(), 2);
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(chunks[1]["choices"][0]["finish_reason"], "stop");
+}
+
+#[test]
+fn a_stream_that_breaks_off_ends_with_an_error_and_is_not_done() {
+    let got = stream(envelope(Shape::Chat, 1, 1), false, vec![delta(0, "a")]);
+    assert!(!got.contains("[DONE]"));
+    let last = got.split_terminator("\n\n").last().unwrap().strip_prefix("data: ").unwrap();
+    let error: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(error["error"]["type"], "server_error");
+    assert!(Whole::new(envelope(Shape::Chat, 1, 1)).end().is_err());
+}
+
+#[test]
+fn a_whole_chat_has_every_required_key() {
+    let mut whole = Whole::new(envelope(Shape::Chat, 1, 1));
+    let events = [delta(0, "Hel"), delta(0, "lo"), finished(0, FinishReason::Stop, 0, 3)];
+    events.into_iter().for_each(|event| whole.event(event));
+    let expected = r#"{"id":"id-1","object":"chat.completion","created":1700000000,"model":"m","#
+        .to_owned()
+        + r#""service_tier":"default","system_fingerprint":"fp_1","choices":[{"index":0,"#
+        + r#""message":{"role":"assistant","content":"Hello","refusal":null,"annotations":[]},"#
+        + r#""logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"#
+        + r#""completion_tokens":3,"total_tokens":10,"prompt_tokens_details":{"cached_tokens":0,"#
+        + r#""audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"#
+        + r#""audio_tokens":0,"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}}"#;
+    assert_eq!(whole.end().unwrap().to_string(), expected);
+}
+
+fn scored(choice: usize, text: &str, logprob: f32) -> TextEvent {
+    let bytes = text.as_bytes().to_vec();
+    let top = vec![TopLogprob { id: 1, text: text.into(), bytes: bytes.clone(), logprob }];
+    let token = TokenLogprob { id: 1, text: text.into(), bytes, logprob: Some(logprob), top };
+    TextEvent::Delta { choice, text: text.into(), logprobs: vec![token] }
+}
+
+#[test]
+fn streamed_logprobs_are_the_whole_ones_in_pieces() {
+    let events =
+        || vec![scored(0, "ab", -0.5), scored(0, "c", -1.0), finished(0, FinishReason::Stop, 0, 2)];
+    for shape in [Shape::Chat, Shape::Completion] {
+        let mut envelope = envelope(shape, 1, 1);
+        envelope.logprobs = true;
+        let mut whole = Whole::new(envelope.clone());
+        events().into_iter().for_each(|event| whole.event(event));
+        let whole = whole.end().unwrap();
+        let whole = whole["choices"][0]["logprobs"].as_object().unwrap();
+        let chunks = values(&stream(envelope, false, events()));
+        for (key, list) in whole.iter().filter(|(_, value)| value.is_array()) {
+            let pieces = chunks.iter().filter_map(|c| c["choices"][0]["logprobs"][key].as_array());
+            assert_eq!(Value::Array(pieces.flatten().cloned().collect()), *list, "{key}");
+            assert_eq!(list.as_array().unwrap().len(), 2);
+        }
+        if shape == Shape::Completion {
+            assert_eq!(whole["text_offset"], json!([0, 2]));
+        }
+    }
+}
+
+#[test]
+fn prompts_of_one_completion_are_counted_each_and_ordered() {
+    let mut whole = Whole::new(envelope(Shape::Completion, 2, 2));
+    for choice in [3, 1, 0, 2] {
+        whole.event(delta(choice, &choice.to_string()));
+        // The first prompt's choices found 1 and 2 cached tokens, the second's 3 and 4.
+        whole.event(finished(choice, FinishReason::Length, choice + 1, 5));
+    }
+    let whole = whole.end().unwrap();
+    let texts: Vec<_> = whole["choices"].as_array().unwrap().iter().map(|c| &c["text"]).collect();
+    assert_eq!(texts, ["0", "1", "2", "3"]);
+    assert_eq!(whole["usage"]["completion_tokens"], 20);
+    assert_eq!(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 1 + 3);
+}

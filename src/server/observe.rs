@@ -1,0 +1,219 @@
+//! One request as the operator sees it: its id, its headers, its times, one line in the log.
+//!
+//! A [`Watch`] is born with the request and shared by everybody who works on it; the line is
+//! written when the last of them lets go, whether that is the end of the answer, an error, or a
+//! client that went away. Never in the log: what was asked and what was answered.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+
+use super::App;
+use super::error::{ApiError, Refusal};
+use super::ids;
+use super::metrics::Metrics;
+use crate::error::Error;
+use crate::pipeline::TextEvent;
+use crate::types::{FinishReason, Timings, Usage};
+
+/// The outermost layer: watches, lets pass or refuses, and survives a panic.
+pub(super) async fn layer(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let watch = Arc::new(Watch::new(app.metrics.clone(), &request));
+    request.extensions_mut().insert(watch.clone());
+    let mut response = match app.admit(&request) {
+        Err(error) => error.into_response(),
+        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            let error = Error::Internal("The server failed on this request.".to_owned());
+            ApiError::from(error).into_response()
+        }),
+    };
+    watch.answered(&response);
+    let headers = response.headers_mut();
+    let id = HeaderValue::from_str(&watch.request_id)
+        .expect("ids are hexadecimal digits; this is a bug");
+    headers.insert("x-request-id", id);
+    headers.insert("openai-processing-ms", (watch.started.elapsed().as_millis() as u64).into());
+    headers.insert("openai-version", HeaderValue::from_static("2020-10-01"));
+    response
+}
+
+/// What is known of one request so far.
+pub(super) struct Watch {
+    metrics: Arc<Metrics>,
+    pub request_id: String,
+    client_request_id: Option<String>,
+    method: String,
+    route: String,
+    started: Instant,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Default)]
+struct Facts {
+    status: Option<u16>,
+    refusal: Option<Refusal>,
+    model: Option<String>,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    /// The longest of all choices.
+    timings: Timings,
+    finish: Vec<FinishReason>,
+    /// What went wrong, when it was the server's fault.
+    failure: Option<String>,
+    streaming: bool,
+    /// When the last text of each choice came.
+    last_text: Vec<Option<Instant>>,
+    choices: usize,
+}
+
+/// Longer client ids are cut in the log.
+const CLIENT_ID_LEN_MAX: usize = 512;
+
+impl Watch {
+    fn new(metrics: Arc<Metrics>, request: &Request) -> Self {
+        let route = request.extensions().get::<MatchedPath>();
+        let client_id = request.headers().get("x-client-request-id");
+        let cut = |id: &str| id.chars().take(CLIENT_ID_LEN_MAX).collect();
+        Self {
+            metrics,
+            request_id: ids::random("req_"),
+            client_request_id: client_id.and_then(|id| id.to_str().ok()).map(cut),
+            method: request.method().to_string(),
+            // A path that no route knows is the client's invention and would flood the labels.
+            route: route.map_or("unmatched", MatchedPath::as_str).to_owned(),
+            started: Instant::now(),
+            facts: Mutex::default(),
+        }
+    }
+
+    /// The request is for text of this model.
+    pub(super) fn generating(&self, model: &str, prompt_tokens: usize, choices: usize) {
+        let mut facts = self.facts();
+        facts.model = Some(model.to_owned());
+        facts.prompt_tokens = prompt_tokens;
+        facts.last_text = vec![None; choices];
+        facts.choices = choices;
+    }
+
+    /// The answer is a stream, whose end is not the end of the handler.
+    pub(super) fn streaming(&self) {
+        self.facts().streaming = true;
+    }
+
+    /// Sees every event on its way to the client.
+    pub(super) fn event(&self, event: &Result<TextEvent, Error>) {
+        let mut facts = self.facts();
+        match event {
+            Err(error) => facts.failure = Some(error.to_string()),
+            Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
+            Ok(TextEvent::Finished { reason, usage, timings, .. }) => {
+                facts.finished(*reason, usage, timings);
+            }
+        }
+    }
+
+    fn text(&self, facts: &mut Facts, choice: usize) {
+        let now = Instant::now();
+        let first = facts.last_text.iter().all(Option::is_none);
+        let before = facts.last_text[choice].replace(now);
+        let model = facts.model.as_deref().unwrap_or_default();
+        if first {
+            self.metrics.first_token(model, now - self.started);
+        }
+        if let Some(before) = before {
+            self.metrics.inter_token(model, now - before);
+        }
+    }
+
+    fn answered(&self, response: &Response) {
+        let mut facts = self.facts();
+        facts.status = Some(response.status().as_u16());
+        facts.refusal = response.extensions().get::<Refusal>().cloned();
+        let failure = facts.refusal.as_mut().and_then(|refusal| refusal.failure.take());
+        facts.failure = facts.failure.take().or(failure);
+    }
+
+    /// The facts are plain numbers: whoever panicked beside them left them whole.
+    fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Facts {
+    fn finished(&mut self, reason: FinishReason, usage: &Usage, timings: &Timings) {
+        self.finish.push(reason);
+        self.completion_tokens += usage.completion;
+        self.timings.queue_ms = self.timings.queue_ms.max(timings.queue_ms);
+        self.timings.prefill_ms = self.timings.prefill_ms.max(timings.prefill_ms);
+        self.timings.decode_ms = self.timings.decode_ms.max(timings.decode_ms);
+    }
+
+    /// How it ended, in a word.
+    fn outcome(&self) -> &'static str {
+        match self.status {
+            _ if self.failure.is_some() => "failed",
+            None => "disconnected",
+            Some(200..300) if self.streaming && self.finish.len() < self.choices => "disconnected",
+            Some(200..300) => "done",
+            Some(_) => "refused",
+        }
+    }
+}
+
+/// What nginx calls a client that closed its connection before there was a status.
+const CLIENT_CLOSED: u16 = 499;
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let facts = std::mem::take(&mut *self.facts());
+        let status = facts.status.unwrap_or(CLIENT_CLOSED);
+        let took = self.started.elapsed();
+        self.metrics.response(&self.route, status);
+        if let Some(model) = &facts.model {
+            self.metrics.request(model, took);
+        }
+        // Probes come every few seconds and say nothing.
+        if !self.route.starts_with("/v1/") && status < 400 {
+            tracing::debug!(route = self.route, status, "request");
+            return;
+        }
+        if let Some(failure) = &facts.failure {
+            tracing::error!(request_id = self.request_id, failure, "request failed");
+        }
+        let finish: Vec<_> = facts.finish.iter().map(|reason| reason.as_str()).collect();
+        tracing::info!(
+            request_id = self.request_id,
+            client_request_id = self.client_request_id,
+            method = self.method,
+            route = self.route,
+            status,
+            outcome = facts.outcome(),
+            code = facts.refusal.as_ref().map(|refusal| refusal.code),
+            param = facts.refusal.as_ref().and_then(|refusal| refusal.param.as_deref()),
+            model = facts.model,
+            prompt_tokens = facts.prompt_tokens,
+            completion_tokens = facts.completion_tokens,
+            queue_ms = tenths(facts.timings.queue_ms),
+            prefill_ms = tenths(facts.timings.prefill_ms),
+            decode_ms = tenths(facts.timings.decode_ms),
+            total_ms = tenths(took.as_secs_f64() * 1e3),
+            finish = finish.join(","),
+            "request"
+        );
+    }
+}
+
+/// Rounded for reading.
+fn tenths(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
+}

@@ -1,0 +1,64 @@
+//! Names that every room shares. A leaf: imports nothing of ours.
+//!
+//! A token id stays a plain `u32` because tokenizers, kernels and models all speak in slices of
+//! them; everything that is easily taken for something else is a newtype.
+
+use std::fmt;
+
+/// Index of a token in the model's vocabulary.
+pub type TokenId = u32;
+
+/// One sequence inside one engine. Never reused while the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeqId(pub u64);
+
+/// One block of KV storage (a fixed number of consecutive tokens of one sequence).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u32);
+
+impl fmt::Display for SeqId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seq-{}", self.0)
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+impl FinishReason {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// Tokens that a request used. All counts are tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens of the prompt whose KV came out of the prefix cache.
+    pub cached: usize,
+    /// Tokens generated, the stop token included.
+    pub completion: usize,
+}
+
+/// Where the time of a request went, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// From submission to the first step that computed a token of it.
+    pub queue_ms: f64,
+    /// From there to the first generated token.
+    pub prefill_ms: f64,
+    /// From there to the last one.
+    pub decode_ms: f64,
+}
