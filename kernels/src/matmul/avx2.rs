@@ -23,7 +23,7 @@ use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use float::{BF16, F16, F32, floats};
 
 /// Distance of prefetches, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Float sums of the 16 columns of a row.
 type Sums = [__m256; 2];
@@ -288,15 +288,15 @@ unsafe fn dot<const LO: usize, const HI: usize>(
     let mut dot = _mm256_setzero_si256();
     for first in groups.clone().step_by(run) {
         let mut short = _mm256_setzero_si256();
-        for g in first..groups.end.min(first + run) {
+        for (i, &w) in w[first..groups.end.min(first + run)].iter().enumerate() {
             // SAFETY: four codes within the 32.
-            let four = unsafe { q.cast::<i32>().add(g).read_unaligned() };
+            let four = unsafe { q.cast::<i32>().add(first + i).read_unaligned() };
             let four = _mm256_set1_epi32(four);
             let products = if LO == 8 {
-                let signed = _mm256_xor_si256(w[g], _mm256_set1_epi8(-128));
+                let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(four, signed))
             } else {
-                _mm256_maddubs_epi16(w[g], four)
+                _mm256_maddubs_epi16(w, four)
             };
             short = _mm256_add_epi16(short, products);
         }
@@ -333,7 +333,7 @@ unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i;
     w
 }
 
-/// Asks for the cache line that follows `p` by [`AHEAD`] bytes. A tile is followed by the next tile.
+/// Asks for the cache line [`AHEAD`] bytes after `p`. A tile is followed by the next tile.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn prefetch(p: *const u8) {
