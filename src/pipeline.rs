@@ -253,7 +253,9 @@ fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
             let message = format!("Token id {id} is not in the vocabulary.");
             Error::invalid(request.prompt_param(), message)
         }
-        SubmitError::QueueFull { waiting, retry_after } => Error::QueueFull { waiting, retry_after },
+        SubmitError::QueueFull { waiting, retry_after } => {
+            Error::QueueFull { waiting, retry_after }
+        }
         SubmitError::ShuttingDown => Error::ShuttingDown,
     }
 }

@@ -66,12 +66,8 @@ fn load(
         bar.set_length(total);
         bar.set_position(done);
     };
-    let options = LoadOptions {
-        alias,
-        compute: compute.clone(),
-        plan: config.plan,
-        progress: &mut progress,
-    };
+    let options =
+        LoadOptions { alias, compute: compute.clone(), plan: config.plan, progress: &mut progress };
     let model = registry::load(path, options);
     bar.finish_and_clear();
     Ok(model?)

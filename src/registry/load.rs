@@ -75,8 +75,7 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
     let text = text_parts(&file)?;
     let total = file.weights().tensor_bytes();
     let vocab_len = text.tokenizer.vocab_len();
-    let limits =
-        plan::plan(file.config(), &options.plan, vocab_len, total, plan::free_bytes())?;
+    let limits = plan::plan(file.config(), &options.plan, vocab_len, total, plan::free_bytes())?;
     let (mut done, progress) = (0, options.progress);
     let mut report = |bytes: usize| {
         done += bytes as u64;
@@ -192,7 +191,10 @@ fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Erro
         if !meta.has(&name) {
             return Ok(None);
         }
-        meta.get_array::<&str>(&name)?.map(|t| t.map(str::to_owned)).collect::<Result<_, _>>().map(Some)
+        meta.get_array::<&str>(&name)?
+            .map(|t| t.map(str::to_owned))
+            .collect::<Result<_, _>>()
+            .map(Some)
     };
     let optional = |name: &str| meta.has(&key(name)).then(|| key(name));
     let scores = optional("scores").map(|k| meta.get_array::<f32>(&k)?.collect()).transpose()?;
