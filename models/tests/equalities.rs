@@ -178,10 +178,7 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
                 original_context_len: 32.0,
             }),
         ),
-        (
-            "divisors",
-            rope(RopeScaling::Divisors((0..16).map(|i| 1.0 + i as f32 / 4.0).collect())),
-        ),
+        ("divisors", rope(RopeScaling::Divisors((0..16).map(|i| 1.0 + i as f32 / 4.0).collect()))),
         (
             "biases, qk_norm, window, untied, one query a key, heads of 64",
             with(&|c| {
@@ -222,8 +219,8 @@ fn plain_equals_fused_with_every_weight_and_kv_type() {
         let want = Bench::new(model(&config, weights, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
         for kv in KV {
-            let got = Bench::new(model(&config, weights, &fused), kv)
-                .prefill_and_decode(&sequence, 37);
+            let got =
+                Bench::new(model(&config, weights, &fused), kv).prefill_and_decode(&sequence, 37);
             let (error, limit) = (relative_error(&got, &want), tolerance(weights, kv));
             println!("{weights:<5} {kv:?}: {error:.1e} of {limit:.0e}");
             if error.is_nan() || error > limit {
