@@ -26,8 +26,11 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
     let compute = compute(config)?;
     let mut served: Vec<ServedModel> = Vec::new();
     for (index, name) in config.models.iter().enumerate() {
-        let alias = config.aliases.get(index).cloned();
-        let model = load(&path_of(name)?, alias, &compute, config)?;
+        let source = ModelSource::parse(name)?;
+        // A folder of the hub's cache is named after a commit: nobody would ask for that.
+        let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
+        let alias = config.aliases.get(index).cloned().or(hub_name);
+        let model = load(&path_of(source)?, alias, &compute, config)?;
         if served.iter().any(|m| m.id() == model.id()) {
             let id = model.id();
             return Err(format!("two models would be served as `{id}`; use --alias").into());
@@ -44,13 +47,18 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 }
 
 /// Where a model lies; fetches it first when it is a hub id.
-pub(super) fn path_of(name: &str) -> Result<PathBuf, Failure> {
-    match ModelSource::parse(name)? {
+pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
+    match source {
         ModelSource::Path(path) => Ok(path),
         ModelSource::Hub(id) => {
             Ok(hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?)
         }
     }
+}
+
+/// [`path_of`] what the operator wrote.
+pub(super) fn named_path(name: &str) -> Result<PathBuf, Failure> {
+    path_of(ModelSource::parse(name)?)
 }
 
 fn load(

@@ -99,8 +99,12 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
 
 /// The file's or folder's name, without the ending of a weight file.
 fn name_of(path: &Path) -> String {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    // `.` and the like have no name; a link keeps its own.
+    let named = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => fs::canonicalize(path).unwrap_or_default(),
+    };
+    let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
     stem.unwrap_or(&name).to_owned()
 }
