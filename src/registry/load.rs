@@ -24,6 +24,8 @@ pub struct LoadOptions<'a> {
     pub compute: Compute,
     /// Bounds asked for.
     pub plan: PlanOptions,
+    /// Memory that this model may take, weights and KV together.
+    pub free_bytes: u64,
     /// Told bytes loaded and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -75,7 +77,9 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
     let text = text_parts(&file)?;
     let total = file.weights().tensor_bytes();
     let vocab_len = text.tokenizer.vocab_len();
-    let limits = plan::plan(file.config(), &options.plan, vocab_len, total, plan::free_bytes())?;
+    let limits = plan::plan(file.config(), &options.plan, vocab_len, total, options.free_bytes)?;
+    let block_bytes = plan::block_bytes(file.config(), options.plan.kv_dtype);
+    let kv_bytes = limits.kv_blocks as u64 * block_bytes;
     let (mut done, progress) = (0, options.progress);
     let mut report = |bytes: usize| {
         done += bytes as u64;
@@ -88,6 +92,7 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
         id: options.alias.unwrap_or_else(|| name_of(path)),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         fingerprint: fingerprint(&file),
+        kv_bytes,
         engine,
         thread: Mutex::new(Some(thread)),
         tokenizer: text.tokenizer,
