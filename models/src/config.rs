@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::KvGeometry;
 use crate::families::{self, Family};
+use crate::kv_store::KvGeometry;
 use crate::weights::{Array, Metadata, safetensors};
 use crate::{Error, KvDType, Result};
 
