@@ -153,8 +153,11 @@ impl RawConfig {
 
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
-        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value {
-            Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
+        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value
+        {
+            Some(n) if n == 0 || n > max => {
+                wrong(option, format!("{n} is not between 1 and {max}"))
+            }
             other => Ok(other.unwrap_or(default)),
         };
         let host = self.host.as_deref().unwrap_or("127.0.0.1");
@@ -235,10 +238,13 @@ impl Config {
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
-            ("api-key", match self.api_keys.len() {
-                0 => "none, open to whoever reaches the port".to_owned(),
-                n => format!("{n} set"),
-            }),
+            (
+                "api-key",
+                match self.api_keys.len() {
+                    0 => "none, open to whoever reaches the port".to_owned(),
+                    n => format!("{n} set"),
+                },
+            ),
             ("lenient-fields", self.lenient_fields.to_string()),
             ("data-dir", self.data_dir.display().to_string()),
         ];

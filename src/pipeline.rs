@@ -152,7 +152,7 @@ impl Pipeline {
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
         let model = self.registry.get(&request.model);
         let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let prompt = encode(&model, &request)?;
+        let (prompt, request) = encode_aside(&model, request).await?;
         let template = generate_request(&model, &request, prompt)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(request.n);
@@ -165,6 +165,18 @@ impl Pipeline {
         }
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
     }
+}
+
+/// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams.
+async fn encode_aside(
+    model: &Arc<ServedModel>,
+    request: TextRequest,
+) -> Result<(Vec<TokenId>, TextRequest), Error> {
+    let model = Arc::clone(model);
+    let encoding = tokio::task::spawn_blocking(move || {
+        encode(&model, &request).map(|prompt| (prompt, request))
+    });
+    encoding.await.unwrap_or_else(|e| Err(Error::Internal(format!("encoding failed: {e}"))))
 }
 
 /// Renders and encodes. A text that already begins with the beginning-of-text token (a template
@@ -253,7 +265,9 @@ fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
             let message = format!("Token id {id} is not in the vocabulary.");
             Error::invalid(request.prompt_param(), message)
         }
-        SubmitError::QueueFull { waiting, retry_after } => Error::QueueFull { waiting, retry_after },
+        SubmitError::QueueFull { waiting, retry_after } => {
+            Error::QueueFull { waiting, retry_after }
+        }
         SubmitError::ShuttingDown => Error::ShuttingDown,
     }
 }

@@ -73,7 +73,8 @@ pub struct TensorKv {
 impl TensorKv {
     pub(crate) fn new(shape: KvGeometry, dtype: DType, device: &Device) -> Result<Self> {
         let size = (shape.block_count * shape.block_len, shape.kv_head_count * shape.head_dim);
-        let layer = |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
+        let layer =
+            |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, block_len: shape.block_len })
     }

@@ -88,10 +88,8 @@ pub(super) fn chat(args: ChatArgs) -> Result<(), Failure> {
             continue;
         }
         messages.push(json!({"role": "user", "content": line}));
-        let prompt = Prompt::Chat {
-            messages: Value::Array(messages.clone()),
-            template_kwargs: Map::new(),
-        };
+        let prompt =
+            Prompt::Chat { messages: Value::Array(messages.clone()), template_kwargs: Map::new() };
         match session.print(args.sampling.request(&session.model, prompt), terminal) {
             Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
             Err(error) if terminal => {

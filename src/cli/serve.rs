@@ -57,22 +57,24 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> 
 
 /// Ctrl-C, or what a service manager sends.
 async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = interrupt => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+    // Where a signal cannot be waited for, only the end of the process stops the server.
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
         }
-    }
-    // Without a handler there is nothing to wait for but the end of the process.
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
     #[cfg(not(unix))]
-    if interrupt.await.is_err() {
-        std::future::pending::<()>().await;
+    let terminate = std::future::pending();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
     }
 }
 

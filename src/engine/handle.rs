@@ -191,10 +191,7 @@ impl Generation {
     }
 
     /// The same, polled.
-    pub fn poll_next(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Event>> {
+    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Event>> {
         self.events.poll_recv(cx)
     }
 }
@@ -272,7 +269,8 @@ impl EngineHandle {
         let room = |n| (n < self.limits.queue_len).then_some(n + 1);
         waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).map(drop).map_err(|n| {
             let interval_ms = self.stats.finish_interval_ms.load(Ordering::Relaxed).max(100);
-            let retry_after = Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
+            let retry_after =
+                Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
             SubmitError::QueueFull { waiting: n, retry_after }
         })
     }

@@ -29,11 +29,7 @@ pub(super) struct Sampled {
 }
 
 impl Live {
-    pub fn new(
-        request: GenerateRequest,
-        events: UnboundedSender<Event>,
-        arrived: Instant,
-    ) -> Self {
+    pub fn new(request: GenerateRequest, events: UnboundedSender<Event>, arrived: Instant) -> Self {
         let history = History::new(&request);
         Self {
             request,
@@ -109,8 +105,7 @@ impl Live {
         let begun = self.begun.unwrap_or(now);
         let answered = self.answered.unwrap_or(now);
         let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
-        let usage =
-            Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
+        let usage = Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
         let timings = Timings {
             queue_ms: ms(self.arrived, begun),
             prefill_ms: ms(begun, answered),

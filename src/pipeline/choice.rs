@@ -129,8 +129,7 @@ impl Choice {
     fn stopped(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        let usage =
-            Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
+        let usage = Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
         let timings = Timings {
             queue_ms: 0.0,
             prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,

@@ -24,8 +24,7 @@ fn show(batch: &Batch) -> String {
 fn step(scheduler: &mut Scheduler) -> String {
     let batch = scheduler.schedule();
     scheduler.check().unwrap();
-    let sampled: Vec<_> =
-        batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
+    let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
     scheduler.update(&batch, &sampled);
     scheduler.check().unwrap();
     show(&batch)
@@ -63,10 +62,10 @@ fn waiting_says_why() {
     s.add(sequence(2, 1));
     s.add(sequence(3, 1));
     let batch = s.schedule();
-    assert_eq!((show(&batch).as_str(), batch.admit), (
-        "1:0+5! 2:0+1!",
-        Admit::Later(Later::RunningFull)
-    ));
+    assert_eq!(
+        (show(&batch).as_str(), batch.admit),
+        ("1:0+5! 2:0+1!", Admit::Later(Later::RunningFull))
+    );
     let mut s = scheduler(100, 4, 2);
     s.add(sequence(0, 9));
     s.add(sequence(1, 1));
@@ -81,7 +80,10 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     assert_eq!(step(&mut s), "0:0+7! 1:0+7!");
     assert_eq!(step(&mut s), "0:7+1! 1:7+1!"); // both hold two full blocks
     let batch = s.schedule(); // 0 needs a third
-    assert_eq!((show(&batch).as_str(), batch.preempted.as_slice()), ("0:8+1!", [SeqId(1)].as_slice()));
+    assert_eq!(
+        (show(&batch).as_str(), batch.preempted.as_slice()),
+        ("0:8+1!", [SeqId(1)].as_slice())
+    );
     s.update(&batch, &[(SeqId(0), 9)]);
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (1, 1, 3));
@@ -144,7 +146,7 @@ fn random_traces_keep_every_promise() {
             s.check().unwrap();
             assert!(batch.row_count() <= batch_tokens);
             assert!(batch.row_count() > 0 || live.is_empty(), "seed {seed}: no progress");
-            batch.preempted.iter().for_each(|id| drop(written.remove(id)));
+            written.retain(|id, _| !batch.preempted.contains(id));
             let mut sampled = Vec::new();
             for entry in &batch.entries {
                 let done = written.entry(entry.id).or_default();

@@ -71,7 +71,12 @@ impl Plain {
 
     /// Keys (or values) of a sequence: what the store holds of earlier rows, then the new ones.
     /// New rows are not read back, so gradients flow through them.
-    fn context(stored: Option<&Tensor>, new: &Tensor, seq: &Sequence, len: usize) -> Result<Tensor> {
+    fn context(
+        stored: Option<&Tensor>,
+        new: &Tensor,
+        seq: &Sequence,
+        len: usize,
+    ) -> Result<Tensor> {
         let earlier = seq.context_len - seq.rows.len();
         let Some(stored) = stored.filter(|_| earlier > 0) else {
             return Ok(new.clone());

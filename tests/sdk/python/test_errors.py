@@ -85,7 +85,7 @@ def test_an_overlong_prompt_names_both_lengths(client, model, endpoint):
     error = caught.value
     assert error.code == "context_length_exceeded"
     assert error.param == {"chat": "messages", "completions": "prompt"}[endpoint]
-    limit, prompt = (int(number) for number in re.findall(r"\d+", error.message)[:2])
+    limit, prompt = (int(number) for number in re.findall(r"\d+", error.body["message"])[:2])
     assert 0 < limit < prompt and prompt > 10_000
     # The limit that it names is the true one: a request for all of it but the prompt is fine.
     client.completions.create(model=model, prompt="One", max_tokens=1)
