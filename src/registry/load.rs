@@ -184,7 +184,16 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
         ChatTemplate::new(source, bos.map(String::as_str), eos.map(String::as_str))
     });
     let template = template.transpose().map_err(text_error)?;
-    let defaults = SamplingOverrides::default();
+    let number = |name: &str| meta.get_opt::<f32>(&format!("general.sampling.{name}"));
+    let top_k = meta.get_opt::<i32>("general.sampling.top_k").map_err(model_error)?;
+    let defaults = SamplingOverrides {
+        temperature: number("temp").map_err(model_error)?,
+        top_p: number("top_p").map_err(model_error)?,
+        top_k: top_k.and_then(|k| usize::try_from(k).ok()),
+        min_p: number("min_p").map_err(model_error)?,
+        repetition_penalty: number("penalty_repeat").map_err(model_error)?,
+        ..SamplingOverrides::default()
+    };
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 
