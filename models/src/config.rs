@@ -290,8 +290,14 @@ fn rope_config(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
     let base = raw.rope_theta.or(number("rope_theta")).unwrap_or(10_000.0);
     let partial = raw.partial_rotary_factor.or(number("partial_rotary_factor")).unwrap_or(1.0);
     let dim = (head_dim as f64 * partial) as usize;
-    if !(base.is_finite() && base > 0.0) || dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
-        return Err(Error::config("rope_theta", format!("base {base} and width {dim} do not fit")));
+    if !(base.is_finite() && base > 0.0) {
+        return Err(Error::config("rope_theta", format!("{base} is not a positive number")));
+    }
+    if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+        return Err(Error::config(
+            "partial_rotary_factor",
+            format!("{partial} of head_dim {head_dim} is not an even width inside a head"),
+        ));
     }
     let scaling = match (&raw.rope_divisors, scaling) {
         (Some(divisors), _) => RopeScaling::Divisors(check_divisors(divisors, dim)?),

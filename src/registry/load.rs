@@ -10,11 +10,10 @@ use hearth_models::{Compute, ModelFile};
 use serde_json::Value;
 
 use super::ServedModel;
-use super::plan::{self, PlanError, PlanOptions};
-use crate::engine;
-use crate::pipeline::SamplingOverrides;
+use super::plan::{self, PlanError};
+use crate::config::PlanOptions;
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
-use crate::types::TokenId;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// How to load.
 pub struct LoadOptions<'a> {
@@ -86,7 +85,7 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
         progress(done, total);
     };
     let model = file.load(&options.compute, &mut report).map_err(model_error)?;
-    let spawned = engine::spawn(model, options.plan.kv_dtype, limits);
+    let spawned = crate::engine::spawn(model, options.plan.kv_dtype, limits);
     let (engine, thread) = spawned.map_err(model_error)?;
     Ok(ServedModel {
         id: options.alias.unwrap_or_else(|| name_of(path)),
