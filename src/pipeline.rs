@@ -137,7 +137,7 @@ impl Pipeline {
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
         let model = self.registry.get(&request.model);
         let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let prompt = encode(&model, &request)?;
+        let (prompt, request) = encode_aside(&model, request).await?;
         let template = generate_request(&model, &request, prompt)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(request.n);
@@ -150,6 +150,18 @@ impl Pipeline {
         }
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
     }
+}
+
+/// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams.
+async fn encode_aside(
+    model: &Arc<ServedModel>,
+    request: TextRequest,
+) -> Result<(Vec<TokenId>, TextRequest), Error> {
+    let model = Arc::clone(model);
+    let encoding = tokio::task::spawn_blocking(move || {
+        encode(&model, &request).map(|prompt| (prompt, request))
+    });
+    encoding.await.unwrap_or_else(|e| Err(Error::Internal(format!("encoding failed: {e}"))))
 }
 
 /// Renders and encodes. A text that already begins with the beginning-of-text token (a template

@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::KvGeometry;
 use crate::families::{self, Family};
+use crate::kv_store::KvGeometry;
 use crate::weights::{Array, Metadata, safetensors};
 use crate::{Error, KvDType, Result};
 
@@ -395,11 +395,16 @@ fn raw_from_gguf(
         raw.partial_rotary_factor = Some(dim as f64 / head_dim as f64);
     }
     if let Some(kind) = meta.get_opt::<&str>(&format!("{arch}.rope.scaling.type"))? {
+        let factor = f64_of("rope.scaling.factor")?;
+        // GGUF's factor multiplies YaRN's own temperature, that of `config.json` replaces it.
+        let temperature = 0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0;
         raw.rope_scaling = Some(serde_json::json!({
             "rope_type": kind,
-            "factor": f64_of("rope.scaling.factor")?,
+            "factor": factor,
             "original_max_position_embeddings": usize_of("rope.scaling.original_context_length")?,
-            "attention_factor": f64_of("rope.scaling.attn_factor")?,
+            "attention_factor": f64_of("rope.scaling.attn_factor")?.map(|f| f * temperature),
+            "beta_fast": f64_of("rope.scaling.yarn_beta_fast")?,
+            "beta_slow": f64_of("rope.scaling.yarn_beta_slow")?,
         }));
     }
     Ok(raw)

@@ -56,7 +56,7 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
         return Err("--repeat and --decode are at least 1".into());
     }
     let compute = open::compute(&config)?;
-    let file = hearth_models::open(&open::path_of(name)?)?;
+    let file = hearth_models::open(&open::named_path(name)?)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;
     if !args.json {

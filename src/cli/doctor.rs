@@ -22,7 +22,7 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     println!("device      {}", compute.describe());
     println!("free memory {} MB", plan::free_bytes() >> 20);
     for name in &config.models {
-        let path = open::path_of(name)?;
+        let path = open::named_path(name)?;
         let file = hearth_models::open(&path)?;
         let (model, weights) = (file.config(), file.weights().tensor_bytes());
         println!("\nmodel       {}", path.display());

@@ -6,9 +6,18 @@ use clap::Subcommand;
 use hearth_models::weights::Value;
 
 use super::{Failure, open};
+use crate::registry::hub::{self, Bars, HubOptions};
+use crate::registry::source::HubId;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ModelsCommand {
+    /// Download a model from the hub into the cache; what is there already stays.
+    Pull {
+        /// `org/name`, `org/name:Q4_K_M`, `org/name:file.gguf`, `org/name@revision`.
+        model: String,
+    },
+    /// Show what the cache has.
+    List,
     /// Show what is inside a model: configuration, metadata, tensors. Loads no weight.
     Inspect {
         /// A file, a folder or a hub id.
@@ -21,7 +30,29 @@ pub(super) enum ModelsCommand {
 
 pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
     match command {
-        ModelsCommand::Inspect { model, tensors } => inspect(&open::path_of(&model)?, tensors),
+        ModelsCommand::Pull { model } => {
+            let id = HubId::parse(&model)?;
+            let path = hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?;
+            println!("{}", path.display());
+            Ok(())
+        }
+        ModelsCommand::List => {
+            list();
+            Ok(())
+        }
+        ModelsCommand::Inspect { model, tensors } => inspect(&open::named_path(&model)?, tensors),
+    }
+}
+
+fn list() {
+    let cache = HubOptions::from_env().cache;
+    let models = hub::list(&cache);
+    println!("{} models in {}", models.len(), cache.display());
+    for model in models {
+        println!("{}", model.repo);
+        for (name, bytes) in model.weights {
+            println!("  {name:<50} {:>8} MB", bytes.div_ceil(1 << 20));
+        }
     }
 }
 

@@ -153,6 +153,7 @@ impl Engine {
             if let Some(live) = self.live.get_mut(&entry.id)
                 && live.begin(now)
             {
+                self.stats.running.fetch_add(1, Ordering::AcqRel);
                 self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
                 let prompt = live.prompt_len() as u64;
                 self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
@@ -237,8 +238,10 @@ impl Engine {
 
     fn remove(&mut self, id: SeqId) {
         self.scheduler.finish(id);
-        if self.live.remove(&id).is_some_and(|live| !live.has_begun()) {
-            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
+        if let Some(live) = self.live.remove(&id) {
+            let place = if live.has_begun() { &self.stats.running } else { &self.stats.waiting };
+            place.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -255,8 +258,6 @@ impl Engine {
 
     fn publish(&self, batch: &Batch) {
         let stats = &self.stats;
-        let begun = self.live.values().filter(|l| l.has_begun()).count();
-        stats.running.store(begun, Ordering::Relaxed);
         stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
         stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
         if !batch.entries.is_empty() {

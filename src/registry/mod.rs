@@ -23,6 +23,7 @@ pub struct ServedModel {
     id: String,
     created_s: u64,
     fingerprint: String,
+    kv_bytes: u64,
     engine: EngineHandle,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Tokenizer,
@@ -75,6 +76,11 @@ impl ServedModel {
     /// Changes when weights, format or program change.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Memory that its keys and values may come to take.
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv_bytes
     }
 
     /// Its engine.

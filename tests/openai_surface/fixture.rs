@@ -155,6 +155,7 @@ fn model(options: &Options) -> ServedModel {
             batch_tokens: 64,
             kv_dtype: KvDType::F32,
         },
+        free_bytes: 2 << 30,
         progress: &mut |_, _| {},
     };
     load(folder.path(), options).expect("the fixture loads")
