@@ -68,7 +68,7 @@ impl<T: Pod> Drop for HugeBuf<T> {
 impl<T: Pod> Deref for HugeBuf<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` elements from `start` are ours, and zeros or what a T was written over them.
+        // SAFETY: `len` elements from `start` are ours: zeros, or a T written over them.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

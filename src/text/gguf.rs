@@ -1,9 +1,9 @@
 //! A tokenizer from GGUF metadata (`tokenizer.ggml.*`).
 //!
 //! Five kinds of vocabulary: byte-level BPE (`gpt2`), SentencePiece BPE by scores (`llama`) and by
-//! merges (`gemma4`), WordPiece (`bert`) and unigram (`t5`). Tokens of type control and unknown become special tokens, user
-//! defined ones added tokens. Reading the file is not done here: the registry fills
-//! [`GgufVocab`].
+//! merges (`gemma4`), WordPiece (`bert`) and unigram (`t5`). Tokens of type control and unknown
+//! become special tokens, user defined ones added tokens. Reading the file is not done
+//! here: the registry fills [`GgufVocab`].
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ impl GgufVocab {
             "bert" => Ok(VocabKind::WordPiece),
             "t5" => Ok(VocabKind::Unigram),
             other => Err(bad(format!(
-                "tokenizer.ggml.model is `{other}`; this build knows gpt2, llama, gemma4, bert and t5"
+                "tokenizer.ggml.model is `{other}`; this build knows gpt2, llama, gemma4, bert, t5"
             ))),
         }
     }

@@ -20,7 +20,8 @@ fn passes(check: fn(&[Source]) -> Vec<String>, path: &str, text: &str) {
 
 #[test]
 fn paths_are_spelled_out() {
-    let text = "use crate::{a::{b, c as d}, e};\nmod t { use super::*; }\nfn f() -> impl X + use<> { self::g::h() }\n\
+    let text = "use crate::{a::{b, c as d}, e};\nmod t { use super::*; }\n\
+                fn f() -> impl X + use<> { self::g::h() }\n\
                 fn k(x: ::candle_core::Tensor) { x.iter::<u8>(); 0..std::mem::size_of::<T>() }";
     let paths = source("src/room/part.rs", text)[0].paths();
     let paths: Vec<(String, usize)> =
@@ -39,7 +40,8 @@ fn paths_are_spelled_out() {
 
 #[test]
 fn comments_texts_and_characters_are_no_code() {
-    let text = "// unsafe\n/* unsafe */ 'u' '\\'' '\"' \"unsafe \\\" unsafe\" r#\"unsafe \" unsafe\"#\n\
+    let text = "// unsafe\n/* unsafe */ 'u' '\\'' '\"' \"unsafe \\\" unsafe\"\n\
+                r#\"unsafe \" unsafe\"# \
                 b\"unsafe\" fn f<'a>(x: &'a str) { '{' }";
     let words: Vec<String> =
         source("a.rs", text)[0].tokens.iter().map(|t| t.text.clone()).collect();
@@ -114,8 +116,8 @@ fn unsafe_away_from_home_is_found() {
 
 #[test]
 fn functions_are_measured() {
-    let text = "fn a() {\n    fn b() { }\n}\nfn c();\ntype F = fn(u8);\nfn d<T>(x: [u8; 3])\nwhere\n\
-                    T: X,\n{\n}";
+    let text = "fn a() {\n    fn b() { }\n}\nfn c();\ntype F = fn(u8);\n\
+                fn d<T>(x: [u8; 3])\nwhere\n    T: X,\n{\n}";
     let want = [("a", 3), ("b", 1), ("d", 5)];
     let want = want.map(|(name, lines)| Function { name: name.to_owned(), lines });
     assert_eq!(source("a.rs", text)[0].functions(), want);

@@ -53,7 +53,7 @@ impl Packed {
         let per_task = ((1 << 20) / tile_bytes.max(1)).max(1);
         pool.run(tiles.div_ceil(per_task), &|task| {
             for tile in task * per_task..((task + 1) * per_task).min(tiles) {
-                // SAFETY: a tile lies in `data`, which outlives the run, and is written by one task.
+                // SAFETY: a tile lies in `data`, which outlives the run; one task writes it.
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
                 };

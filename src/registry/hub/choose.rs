@@ -20,7 +20,7 @@ const COMPANIONS: [&str; 6] = [
 /// The files to have, and what to open.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// Open the folder. With [`SHARD_INDEX`] among `files`, the shards that it lists are needed too.
+    /// Open the folder. With [`SHARD_INDEX`] among `files`, the shards it lists are needed too.
     Folder { files: Vec<String> },
     /// Open the first; the others are its later parts.
     Gguf { files: Vec<String> },

@@ -1,0 +1,365 @@
+//! The binary as an operator meets it: flags, files, exit codes, one request, one signal.
+//!
+//! Models are the committed goldens: random weights, real files. Everything else is read from the
+//! command line, so each run begins with an environment that holds no `HEARTH_*` variable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+fn hearth(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("HEARTH_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    hearth(args).output().unwrap()
+}
+
+/// What a command that must succeed prints.
+fn stdout_of(args: &[&str]) -> String {
+    let output = run(args);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{args:?}: {text}{}", stderr(&output));
+    text
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_mentions(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "`{text}` does not mention `{word}`");
+    }
+}
+
+/// The command fails as a program should: not by a panic, and its last words are of use.
+fn assert_fails(args: &[&str], words: &[&str]) {
+    let output = run(args);
+    let text = stderr(&output);
+    let code = output.status.code();
+    assert!(code == Some(1) || code == Some(2), "{args:?}: {code:?} {text}");
+    assert!(!text.contains("panicked") && !text.contains("RUST_BACKTRACE"), "{args:?}: {text}");
+    let (_, error) = text.rsplit_once("error: ").unwrap_or_else(|| panic!("no error in {text}"));
+    assert_mentions(error, words);
+}
+
+#[test]
+fn help_lists_commands_and_flags() {
+    let commands = ["serve", "chat", "complete", "models", "bench", "doctor"];
+    assert_mentions(&stdout_of(&["--help"]), &commands);
+    assert_mentions(&stdout_of(&["serve", "--help"]), &["--model", "--port", "--ctx-size"]);
+    assert_mentions(&stdout_of(&["--version"]), &[env!("CARGO_PKG_VERSION")]);
+    for command in commands {
+        assert!(!stdout_of(&[command, "--help"]).is_empty());
+    }
+}
+
+#[test]
+fn without_a_model_it_says_how_to_name_one() {
+    assert_fails(&["serve"], &["--model", ".gguf"]);
+    assert_fails(&["complete", "text"], &["--model", ".gguf"]);
+    assert_fails(&["bench"], &["--model"]);
+    assert_eq!(run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    assert_fails(&["serve", "--prot", "1"], &["--prot"]);
+    assert_fails(&["serve", "--port", "66000"], &["--port", "66000"]);
+    assert_fails(&["serve", "--threads", "0"], &["--threads", "0"]);
+    assert_fails(&["serve", "--kv-dtype", "f8"], &["--kv-dtype", "f8", "bf16"]);
+    assert_fails(&["serve", "--host", "nowhere"], &["--host", "nowhere"]);
+    assert_fails(&["doctor", "--device", "abacus"], &["abacus"]);
+    assert_fails(&["bench", "-m", "x.gguf", "-n", "0"], &["--decode"]);
+    let model = golden("llama.gguf");
+    let model = model.to_str().unwrap();
+    assert_fails(&["serve", "-m", model, "--ctx-size", "257"], &["--ctx-size", "257", "256"]);
+    assert_fails(&["serve", "-m", model, "-m", model], &["llama", "--alias"]);
+}
+
+#[test]
+fn wrong_config_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hearth.toml");
+    let path = file.to_str().unwrap();
+    assert_fails(&["doctor", "--config", path], &[path]);
+    fs::write(&file, "prot = 1\n").unwrap();
+    assert_fails(&["doctor", "--config", path], &[path, "prot", "port"]);
+    fs::write(&file, "port = \n").unwrap();
+    assert_fails(&["doctor", "--config", path], &[path, "line 1"]);
+    fs::write(&file, "threads = 0\n").unwrap();
+    assert_fails(&["doctor", "--config", path], &["--threads"]);
+    // A flag wins over the file, and the file over the default.
+    fs::write(&file, "threads = 2\ndevice = \"abacus\"\n").unwrap();
+    let text = stdout_of(&["doctor", "--config", path, "--device", "plain"]);
+    assert_mentions(&text, &["threads     2", "candle"]);
+}
+
+#[test]
+fn environment_is_read_and_flags_win() {
+    let doctor = |args: &[&str]| {
+        let mut command = hearth(args);
+        let output = command.env("HEARTH_THREADS", "3").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_mentions(&doctor(&["doctor"]), &["threads     3"]);
+    assert_mentions(&doctor(&["doctor", "--threads", "1"]), &["threads     1"]);
+}
+
+#[test]
+fn doctor_describes_machine_and_model() {
+    let text = stdout_of(&["doctor", "-m", golden("llama.gguf").to_str().unwrap()]);
+    assert_mentions(&text, &["processor", "threads", "device", "free memory"]);
+    assert_mentions(&text, &["family      llama, 2 layers", "context     256 tokens of 256"]);
+}
+
+#[test]
+fn inspect_shows_what_is_inside() {
+    let path = golden("llama.gguf");
+    let path = path.to_str().unwrap();
+    let brief = stdout_of(&["models", "inspect", path]);
+    assert_mentions(&brief, &["general.architecture", "llama.block_count", "tensors of F32"]);
+    assert_mentions(&brief, &["hidden_len: 48"]);
+    let tensor = "blk.1.ffn_down.weight [48, 36] F32";
+    assert!(!brief.contains(tensor));
+    assert_mentions(&stdout_of(&["models", "inspect", path, "--tensors"]), &[tensor]);
+
+    let folder = stdout_of(&["models", "inspect", golden("qwen3").to_str().unwrap()]);
+    assert_mentions(&folder, &["SafeTensors", "qk_norm: true"]);
+}
+
+#[test]
+fn greedy_completion_is_deterministic() {
+    let model = golden("llama.gguf");
+    let complete = |extra: &[&str]| {
+        let mut args = vec!["complete", "-m", model.to_str().unwrap(), "-n", "24"];
+        args.extend(extra);
+        args.push("Once upon a time");
+        let output = run(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        output.stdout
+    };
+    let greedy = complete(&["--temperature", "0"]);
+    assert!(greedy.len() > 8, "{greedy:?}");
+    assert_eq!(complete(&["--temperature", "0"]), greedy);
+    assert_eq!(complete(&["--temperature", "0", "--threads", "1"]), greedy);
+    let seeded = complete(&["--temperature", "2", "--seed", "5"]);
+    assert_eq!(complete(&["--temperature", "2", "--seed", "5"]), seeded);
+    assert_ne!(complete(&["--temperature", "2", "--seed", "6"]), seeded);
+}
+
+#[test]
+fn bench_writes_json_lines() {
+    let model = golden("llama-q8_0.gguf");
+    let model = model.to_str().unwrap();
+    let text = stdout_of(&[
+        "bench", "--json", "-m", model, "-p", "8,16", "-b", "1,2", "-d", "0,5", "-n", "3", "-r",
+        "2",
+    ]);
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |test: &str| rows.iter().filter(|r| r["test"] == test).count();
+    assert_eq!((of("prefill"), of("decode"), rows.len()), (2, 4, 6));
+    for row in &rows {
+        let speed = |key: &str| row[key].as_f64().unwrap();
+        let (low, mid) = (speed("tokens_per_s_min"), speed("tokens_per_s"));
+        assert!(0.0 < low && low <= mid && mid <= speed("tokens_per_s_max"), "{row}");
+    }
+}
+
+#[test]
+fn files_that_are_not_models_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let whole = fs::read(golden("llama.gguf")).unwrap();
+    fs::write(path("half.gguf"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(path("head.gguf"), &whole[..100]).unwrap();
+    fs::write(path("text.gguf"), "not a model").unwrap();
+    fs::write(path("empty.gguf"), "").unwrap();
+    fs::create_dir(path("folder")).unwrap();
+    for command in ["serve", "complete", "bench", "doctor"] {
+        let fails = |name: &str, words: &[&str]| {
+            let path = path(name);
+            let mut args = vec![command, "-m", &path];
+            args.extend((command == "complete").then_some("text"));
+            assert_fails(&args, &[&[path.as_str()], words].concat());
+        };
+        fails("half.gguf", &["token_embd.weight", "bytes"]);
+        fails("head.gguf", &["byte"]);
+        fails("text.gguf", &[]);
+        fails("empty.gguf", &[]);
+        fails("missing.gguf", &[]);
+        fails("folder", &[".safetensors"]);
+    }
+    assert_fails(&["models", "inspect", &path("half.gguf")], &["half.gguf", "bytes"]);
+    assert_fails(&["models", "inspect", &path("missing.gguf")], &["missing.gguf"]);
+    // Weights without a tokenizer are a model that nobody can talk to.
+    let folder = golden("llama");
+    assert_fails(&["complete", "-m", folder.to_str().unwrap(), "text"], &["tokenizer.json"]);
+}
+
+#[cfg(unix)]
+mod serve {
+    //! `hearth serve` from its first line to its exit code.
+
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpStream;
+    use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+    use std::time::{Duration, Instant};
+
+    use serde_json::{Value, json};
+
+    use super::{golden, hearth};
+
+    /// A server on a port of its own; killed when the test gives up.
+    struct Server {
+        child: Child,
+        address: String,
+        _stdout: BufReader<ChildStdout>,
+    }
+
+    impl Server {
+        fn start(extra: &[&str]) -> Self {
+            let model = golden("llama.gguf");
+            let mut args = vec!["serve", "--port", "0", "-m", model.to_str().unwrap()];
+            args.extend(extra);
+            let mut command = hearth(&args);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut stdout = BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let address = line.trim().strip_prefix("listening on http://");
+            let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+            Self { child, address, _stdout: stdout }
+        }
+
+        fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+            let mut stream = TcpStream::connect(&self.address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            write!(
+                stream,
+                "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+                 content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                self.address,
+                body.len()
+            )
+            .unwrap();
+            stream
+        }
+
+        /// Status and body.
+        fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+            read_answer(self.send(method, path, body))
+        }
+
+        fn terminate(&self) {
+            let pid = self.child.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        }
+
+        fn wait(&mut self, patience: Duration) -> ExitStatus {
+            let started = Instant::now();
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    return status;
+                }
+                assert!(started.elapsed() < patience, "still running after {patience:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            // It has usually left already.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn read_answer(mut stream: TcpStream) -> (u16, String) {
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    fn completion(max_tokens: usize, stream: bool) -> String {
+        json!({
+            "model": "llama", "prompt": "Once upon", "max_tokens": max_tokens, "temperature": 0,
+            "stream": stream, "ignore_eos": true,
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn answers_and_leaves_on_sigterm() {
+        let mut server = Server::start(&[]);
+        assert_eq!(server.ask("GET", "/health", "").0, 200);
+        let (status, models) = server.ask("GET", "/v1/models", "");
+        assert_eq!((status, models.contains("\"llama\"")), (200, true), "{models}");
+        let (status, body) = server.ask("POST", "/v1/completions", &completion(8, false));
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["usage"]["completion_tokens"], 8, "{body}");
+        assert!(answer["choices"][0]["text"].is_string(), "{body}");
+        let (_, again) = server.ask("POST", "/v1/completions", &completion(8, false));
+        let again: Value = serde_json::from_str(&again).unwrap();
+        assert_eq!(again["choices"][0]["text"], answer["choices"][0]["text"]);
+
+        server.terminate();
+        assert_eq!(server.wait(Duration::from_secs(20)).code(), Some(0));
+        assert!(TcpStream::connect(&server.address).is_err(), "the port is still open");
+    }
+
+    /// An answer that has begun is finished, down to its last event.
+    #[test]
+    fn a_running_stream_is_finished_before_the_end() {
+        // Eight answers on the slow path outlast the signal.
+        let mut server = Server::start(&["--device", "plain"]);
+        let mut request: Value = serde_json::from_str(&completion(240, true)).unwrap();
+        request["n"] = json!(8);
+        let mut stream = server.send("POST", "/v1/completions", &request.to_string());
+        stream.read_exact(&mut [0; 16]).unwrap();
+        server.terminate();
+        let signalled = Instant::now();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        let left = signalled.elapsed();
+        println!("{left:?} from the signal to the end of the stream");
+        assert!(left > Duration::from_millis(50), "the answers were over before the signal");
+        assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 8, "{rest}");
+        assert!(rest.contains("data: [DONE]"), "{rest}");
+        assert_eq!(server.wait(Duration::from_secs(20)).code(), Some(0));
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let server = Server::start(&[]);
+        let port = server.address.rsplit_once(':').unwrap().1;
+        let model = golden("llama.gguf");
+        super::assert_fails(&["serve", "--port", port, "-m", model.to_str().unwrap()], &[port]);
+    }
+
+    #[test]
+    fn keys_from_the_command_line_are_asked_for() {
+        let server = Server::start(&["--api-key", "sk-test"]);
+        assert_eq!(server.ask("GET", "/v1/models", "").0, 401);
+        assert_eq!(server.ask("GET", "/health", "").0, 200);
+    }
+}
