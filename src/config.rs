@@ -43,7 +43,8 @@ pub struct RawConfig {
     /// Threads that compute (default: physical cores that this process may use).
     #[arg(long, short = 't', env = "HEARTH_THREADS")]
     pub threads: Option<usize>,
-    /// cpu, cuda, cuda:N, metal, plain (candle on the CPU, the reference) or auto.
+    /// Where to compute: auto, cpu, cuda, cuda:N, metal or plain (candle on the CPU, the reference)
+    /// (default: auto).
     #[arg(long, env = "HEARTH_DEVICE")]
     pub device: Option<String>,
     /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).

@@ -112,8 +112,11 @@ pub struct TokenLogprob {
     pub id: TokenId,
     /// Its text (U+FFFD where its bytes are not text on their own).
     pub text: String,
-    /// Its exact bytes.
+    /// Its exact bytes, as in the middle of a text.
     pub bytes: Vec<u8>,
+    /// Characters of the choice's text that begin in it: 0 for a special token, and one less than
+    /// its own where the text drops the space before its first word.
+    pub chars: usize,
     /// `None` for the first token of a prompt.
     pub logprob: Option<f32>,
     /// Alternatives, best first.

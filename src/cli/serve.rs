@@ -37,13 +37,18 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     if !registry.drain(drain_timeout) {
         tracing::warn!("some answers did not finish in time");
     }
+    // Prompts that are still being encoded are nobody's any more.
+    runtime.shutdown_background();
     Ok(())
 }
 
 async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> {
     let listener =
         TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
-    println!("listening on http://{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    let key = if config.api_keys.is_empty() { "any key" } else { "one of its keys" };
+    eprintln!("  OpenAI clients  base_url http://{address}/v1 with {key}");
+    println!("listening on http://{address}");
     let server = ServerConfig {
         host: config.host.to_string(),
         port: config.port,
@@ -52,6 +57,7 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> 
         lenient_fields: config.lenient_fields,
         heartbeat: HEARTBEAT,
         drain_timeout: config.drain_timeout,
+        ..ServerConfig::default()
     };
     Ok(server::serve(server, pipeline, listener, stop_signal()).await?)
 }

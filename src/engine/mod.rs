@@ -97,7 +97,7 @@ impl Engine {
 
     /// One step of every sequence that has rows.
     fn step(&mut self) {
-        self.drop_cancelled();
+        self.drop_closed();
         let batch = self.scheduler.schedule();
         self.begin(&batch);
         match self.compute(&batch) {
@@ -127,21 +127,25 @@ impl Engine {
     }
 
     fn add(&mut self, submission: Submission) {
-        let Submission { id, request, events, arrived } = submission;
+        let (id, request) = (submission.id, &submission.request);
         self.scheduler.add(NewSequence {
             id,
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
         });
-        self.live.insert(id, Live::new(request, events, arrived));
+        self.live.insert(id, Live::new(submission));
     }
 
-    fn drop_cancelled(&mut self) {
-        let gone: Vec<SeqId> =
-            self.live.iter().filter(|(_, l)| l.is_cancelled()).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
+    /// Sequences that nobody reads any more give their blocks back.
+    fn drop_closed(&mut self) {
+        let closed = self.live.iter().filter(|(_, live)| live.is_closed());
+        let closed: Vec<_> = closed.map(|(id, live)| (*id, live.is_stopped())).collect();
+        for (id, stopped) in closed {
+            match stopped {
+                true => self.note_finish(),
+                false => drop(self.stats.cancelled.fetch_add(1, Ordering::Relaxed)),
+            }
             self.remove(id);
         }
     }

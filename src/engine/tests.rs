@@ -249,6 +249,19 @@ fn a_client_that_leaves_frees_its_blocks() {
 }
 
 #[test]
+fn a_stopped_generation_is_a_finish_not_a_cancellation() {
+    let (handle, _thread) = engine(limits());
+    let mut generation = handle.submit(greedy(&[3; 40], 200)).unwrap();
+    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    generation.stop();
+    wait_until_idle(&handle);
+    let stats = handle.stats();
+    assert_eq!(stats.cancelled.load(Ordering::Relaxed), 0);
+    assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+    assert!(stats.generated_tokens.load(Ordering::Relaxed) < 200);
+}
+
+#[test]
 fn a_panic_fails_its_batch_and_nothing_else() {
     let (handle, _thread) = spawn(Box::new(Faulty(model())), KvDType::F16, limits()).unwrap();
     let answer = ask(&handle, greedy(&[1, PANIC], 5));
