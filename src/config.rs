@@ -11,8 +11,6 @@ use clap::Args;
 use hearth_models::KvDType;
 use serde::{Deserialize, Deserializer};
 
-use crate::registry::plan::PlanOptions;
-
 /// What the operator says, flag by flag.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -118,6 +116,21 @@ pub struct Config {
     pub log_json: bool,
     /// A running answer is waited for this long at shutdown.
     pub drain_timeout: Duration,
+}
+
+/// What the operator asked of the memory; `registry::plan` divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Tokens of one request; `None` is as many as the model was made for and the memory holds.
+    pub ctx_size: Option<usize>,
+    /// Sequences that may run at once.
+    pub running_len: usize,
+    /// Requests that may wait.
+    pub queue_len: usize,
+    /// Rows of one forward pass.
+    pub batch_tokens: usize,
+    /// Element type of KV.
+    pub kv_dtype: KvDType,
 }
 
 /// What is wrong, and where.

@@ -19,7 +19,7 @@ use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::Special;
-use crate::types::{FinishReason, Timings, TokenId, Usage};
+use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -88,21 +88,6 @@ pub struct TextRequest {
     pub echo: bool,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
-}
-
-/// Sampling fields as a client gives them.
-#[derive(Clone, Debug, Default)]
-#[allow(missing_docs, reason = "the fields of `SamplingParams`, optional")]
-pub struct SamplingOverrides {
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_k: Option<usize>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub logit_bias: Vec<(TokenId, f32)>,
-    pub seed: Option<u64>,
 }
 
 /// A token as text, with its log-probability.

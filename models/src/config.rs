@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::KvGeometry;
 use crate::families::{self, Family};
+use crate::kv_store::KvGeometry;
 use crate::weights::{Array, Metadata, safetensors};
 use crate::{Error, KvDType, Result};
 
@@ -290,8 +290,14 @@ fn rope_config(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
     let base = raw.rope_theta.or(number("rope_theta")).unwrap_or(10_000.0);
     let partial = raw.partial_rotary_factor.or(number("partial_rotary_factor")).unwrap_or(1.0);
     let dim = (head_dim as f64 * partial) as usize;
-    if !(base.is_finite() && base > 0.0) || dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
-        return Err(Error::config("rope_theta", format!("base {base} and width {dim} do not fit")));
+    if !(base.is_finite() && base > 0.0) {
+        return Err(Error::config("rope_theta", format!("{base} is not a positive number")));
+    }
+    if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+        return Err(Error::config(
+            "partial_rotary_factor",
+            format!("{partial} of head_dim {head_dim} is not an even width inside a head"),
+        ));
     }
     let scaling = match (&raw.rope_divisors, scaling) {
         (Some(divisors), _) => RopeScaling::Divisors(check_divisors(divisors, dim)?),
@@ -389,11 +395,16 @@ fn raw_from_gguf(
         raw.partial_rotary_factor = Some(dim as f64 / head_dim as f64);
     }
     if let Some(kind) = meta.get_opt::<&str>(&format!("{arch}.rope.scaling.type"))? {
+        let factor = f64_of("rope.scaling.factor")?;
+        // GGUF's factor multiplies YaRN's own temperature, that of `config.json` replaces it.
+        let temperature = 0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0;
         raw.rope_scaling = Some(serde_json::json!({
             "rope_type": kind,
-            "factor": f64_of("rope.scaling.factor")?,
+            "factor": factor,
             "original_max_position_embeddings": usize_of("rope.scaling.original_context_length")?,
-            "attention_factor": f64_of("rope.scaling.attn_factor")?,
+            "attention_factor": f64_of("rope.scaling.attn_factor")?.map(|f| f * temperature),
+            "beta_fast": f64_of("rope.scaling.yarn_beta_fast")?,
+            "beta_slow": f64_of("rope.scaling.yarn_beta_slow")?,
         }));
     }
     Ok(raw)

@@ -3,10 +3,10 @@
 //! Reads like the paper. What differs between families is in [`ModelConfig`]; what differs between
 //! devices is in the backend. Deliberately absent: KV bookkeeping, sampling, any device `match`.
 
-use crate::backend::{AttentionParams, Backend, KvGeometry};
+use crate::backend::{AttentionParams, Backend};
 use crate::batch::ForwardBatch;
 use crate::config::{Knobs, ModelConfig};
-use crate::kv_store::KvStore;
+use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
 use crate::layers::linear::Linear;
 use crate::layers::mlp::Mlp;

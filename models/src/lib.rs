@@ -18,10 +18,9 @@ mod open;
 pub mod tiny;
 pub mod weights;
 
-pub use backend::KvGeometry;
 pub use batch::ForwardBatch;
 pub use config::ModelConfig;
-pub use kv_store::{KvDType, KvStore};
+pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{Compute, ModelFile, open};
 
 /// A causal language model.

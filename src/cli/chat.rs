@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Common, Failure, open};
-use crate::pipeline::{Pipeline, Prompt, SamplingOverrides, TextEvent, TextRequest};
+use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{Timings, Usage};
+use crate::types::{SamplingOverrides, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {

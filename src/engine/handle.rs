@@ -272,7 +272,9 @@ impl EngineHandle {
         if prompt.saturating_add(request.max_tokens) > max || prompt > max {
             return Err(SubmitError::TooLong { prompt, max_tokens: request.max_tokens, max });
         }
-        match request.prompt.iter().find(|&&id| id as usize >= self.limits.vocab_len) {
+        let biased = request.logit_bias.iter().map(|(id, _)| id);
+        let mut named = request.prompt.iter().chain(biased).chain(request.stop_ids.iter());
+        match named.find(|&&id| id as usize >= self.limits.vocab_len) {
             Some(&id) => Err(SubmitError::UnknownToken(id)),
             None => Ok(()),
         }

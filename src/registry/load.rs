@@ -10,11 +10,10 @@ use hearth_models::{Compute, ModelFile};
 use serde_json::Value;
 
 use super::ServedModel;
-use super::plan::{self, PlanError, PlanOptions};
-use crate::engine;
-use crate::pipeline::SamplingOverrides;
+use super::plan::{self, PlanError};
+use crate::config::PlanOptions;
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
-use crate::types::TokenId;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// How to load.
 pub struct LoadOptions<'a> {
@@ -86,7 +85,7 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
         progress(done, total);
     };
     let model = file.load(&options.compute, &mut report).map_err(model_error)?;
-    let spawned = engine::spawn(model, options.plan.kv_dtype, limits);
+    let spawned = crate::engine::spawn(model, options.plan.kv_dtype, limits);
     let (engine, thread) = spawned.map_err(model_error)?;
     Ok(ServedModel {
         id: options.alias.unwrap_or_else(|| name_of(path)),
@@ -184,7 +183,16 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
         ChatTemplate::new(source, bos.map(String::as_str), eos.map(String::as_str))
     });
     let template = template.transpose().map_err(text_error)?;
-    let defaults = SamplingOverrides::default();
+    let number = |name: &str| meta.get_opt::<f32>(&format!("general.sampling.{name}"));
+    let top_k = meta.get_opt::<i32>("general.sampling.top_k").map_err(model_error)?;
+    let defaults = SamplingOverrides {
+        temperature: number("temp").map_err(model_error)?,
+        top_p: number("top_p").map_err(model_error)?,
+        top_k: top_k.and_then(|k| usize::try_from(k).ok()),
+        min_p: number("min_p").map_err(model_error)?,
+        repetition_penalty: number("penalty_repeat").map_err(model_error)?,
+        ..SamplingOverrides::default()
+    };
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 

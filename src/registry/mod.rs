@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 pub use load::{LoadError, LoadOptions, load};
 
 use crate::engine::handle::EngineHandle;
-use crate::pipeline::SamplingOverrides;
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::TokenId;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers.
 pub struct ServedModel {

@@ -107,6 +107,34 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
 }
 
 #[test]
+fn scored_rows_are_bounded_over_the_batch_and_not_scored_again() {
+    let mut s = scheduler(4, 16, 4);
+    let scored = |id, prompt| NewSequence { score: true, ..sequence(id, prompt) };
+    s.add(sequence(0, 4));
+    s.add(scored(1, 6));
+    assert_eq!(step(&mut s), "0:0+4! 1:0+3");
+    s.add(scored(2, 3));
+    assert_eq!(step(&mut s), "0:4+1! 1:3+3!", "no score row is left for 2");
+    step(&mut s);
+    step(&mut s);
+    let batch = s.schedule(); // 1 needs a third block and is the youngest
+    assert_eq!(batch.preempted, [SeqId(1)]);
+    s.finish(SeqId(0));
+    let batch = s.schedule();
+    assert_eq!(show(&batch), "1:0+9! 2:0+3!");
+    assert_eq!((batch.entries[0].score.len(), batch.entries[1].score.len()), (0, 3));
+}
+
+#[test]
+fn ids_that_overtake_each_other_are_put_in_order() {
+    let mut s = scheduler(10, 16, 4);
+    s.add(sequence(1, 2));
+    s.add(sequence(0, 2));
+    s.check().unwrap();
+    assert_eq!(step(&mut s), "0:0+2! 1:0+2!");
+}
+
+#[test]
 fn a_finished_sequence_leaves_nothing() {
     let mut s = scheduler(10, 16, 4);
     s.add(sequence(0, 7));
@@ -135,7 +163,7 @@ fn random_traces_keep_every_promise() {
                 let prompt = 1 + random.below(30);
                 let id = SeqId(next_id);
                 next_id += 1;
-                s.add(sequence(id.0, prompt));
+                s.add(NewSequence { score: random.below(4) == 0, ..sequence(id.0, prompt) });
                 live.push((id, prompt + 1 + random.below(48 - prompt)));
             }
             if random.below(10) == 0 && !live.is_empty() {
@@ -144,7 +172,10 @@ fn random_traces_keep_every_promise() {
             }
             let batch = s.schedule();
             s.check().unwrap();
-            assert!(batch.row_count() <= batch_tokens);
+            assert!(batch.row_count() <= batch_tokens && batch.score_count() <= 3);
+            let oldest_preempted = batch.preempted.iter().min();
+            let youngest_chosen = batch.entries.iter().map(|e| e.id).max();
+            assert!(oldest_preempted.is_none_or(|id| Some(*id) > youngest_chosen), "seed {seed}");
             assert!(batch.row_count() > 0 || live.is_empty(), "seed {seed}: no progress");
             written.retain(|id, _| !batch.preempted.contains(id));
             let mut sampled = Vec::new();

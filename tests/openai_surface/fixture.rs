@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth::config::PlanOptions;
 use hearth::pipeline::Pipeline;
-use hearth::registry::plan::PlanOptions;
 use hearth::registry::{LoadOptions, Registry, ServedModel, load};
 use hearth::server::{ServerConfig, serve};
 use hearth_kernels::Pool;

@@ -7,9 +7,9 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend, KvGeometry};
+use super::{AttentionParams, Backend};
 use crate::batch::{ForwardBatch, Sequence};
-use crate::kv_store::{KvStore, TensorKv};
+use crate::kv_store::{KvGeometry, KvStore, TensorKv};
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
 use crate::{KvDType, Result};
