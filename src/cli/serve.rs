@@ -31,6 +31,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
+        // They encode prompts; more than the cores only share the time and hold the memory.
+        .max_blocking_threads(8)
         .enable_all()
         .build()?;
     runtime.block_on(listen(config, pipeline))?;
