@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: text, requests, scheduling. Block ids are only numbers here.
 
+#![deny(unsafe_code)]
+
 pub mod backend;
 pub mod batch;
 pub mod config;
