@@ -176,7 +176,8 @@ impl Pipeline {
         let mut choices = Vec::with_capacity(request.n);
         for index in 0..request.n {
             let mut generate = template.clone();
-            generate.seed = seed.wrapping_add(index as u64);
+            // Far apart, so that choice 1 of a seed is not choice 0 of the next.
+            generate.seed = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let generation = model.engine().submit(generate);
             let generation = generation.map_err(|e| submit_error(e, &request))?;
             choices.push(Choice::new(index, generation, &model, &request, &template));
@@ -225,7 +226,7 @@ fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Er
         }
     };
     let encoded = model.tokenizer().encode(&text, Special::PROMPT);
-    encoded.map_err(|e| Error::invalid("prompt", e.to_string()))
+    encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))
 }
 
 /// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
@@ -247,8 +248,16 @@ fn generate_request(
         );
         return Err(Error::invalid("logit_bias", message));
     }
-    let mut stop_ids = model.stop_ids().to_vec();
-    stop_ids.extend(&request.stop_token_ids);
+    let own = if request.ignore_eos { &[] } else { model.stop_ids() };
+    let mut stop_ids = [own, &request.stop_token_ids].concat();
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    if let Some(id) = stop_ids.iter().find(|&&id| id as usize >= vocab_len) {
+        let message = format!(
+            "Invalid 'stop_token_ids': {id} is not in the vocabulary of {vocab_len} tokens."
+        );
+        return Err(Error::invalid("stop_token_ids", message));
+    }
     Ok(GenerateRequest {
         prompt,
         sampling: sampling(model.defaults(), &request.sampling),
@@ -257,7 +266,6 @@ fn generate_request(
         max_tokens: request.max_tokens.unwrap_or(room),
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
-        ignore_eos: request.ignore_eos,
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
     })

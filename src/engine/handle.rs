@@ -31,8 +31,6 @@ pub struct GenerateRequest {
     pub min_tokens: usize,
     /// Tokens that end the generation.
     pub stop_ids: Arc<[TokenId]>,
-    /// Go on after a stop token.
-    pub ignore_eos: bool,
     /// Log-probability of each generated token, with this many alternatives.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.

@@ -101,7 +101,7 @@ impl Live {
         self.answered.get_or_insert(now);
         self.generated += 1;
         self.history.push(token.id);
-        let stops = !self.request.ignore_eos && self.request.stop_ids.contains(&token.id);
+        let stops = self.request.stop_ids.contains(&token.id);
         self.send(Event::Token { id: token.id, logprobs: token.logprobs });
         if stops {
             Some(FinishReason::Stop)

@@ -91,7 +91,9 @@ enum Outcome {
 impl Engine {
     fn run(mut self) {
         while self.wait_for_work() {
-            self.step();
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.step())) {
+                self.start_over(&panic_message(&*panic));
+            }
         }
     }
 
@@ -115,7 +117,11 @@ impl Engine {
     fn wait_for_work(&mut self) -> bool {
         loop {
             let command = match self.live.is_empty() && !self.draining {
-                true => self.commands.recv().map_err(|_| true),
+                true => {
+                    let woken = self.commands.recv().map_err(|_| true);
+                    self.last_finish = Instant::now(); // the pace of work has no idle time in it
+                    woken
+                }
                 false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
             };
             match command {
@@ -237,6 +243,19 @@ impl Engine {
                 live.fail(message);
             }
             self.remove(entry.id);
+        }
+    }
+
+    /// After a panic outside the forward pass nothing that is counted can be trusted: everybody is
+    /// told, and the engine begins again with an empty scheduler.
+    fn start_over(&mut self, message: &str) {
+        tracing::error!(message, sequences = self.live.len(), "a step failed; starting over");
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        self.scheduler = self.scheduler.emptied();
+        let ids: Vec<SeqId> = self.live.keys().copied().collect();
+        for id in ids {
+            self.live[&id].fail(message);
+            self.remove(id);
         }
     }
 

@@ -25,7 +25,6 @@ pub(super) struct Choice {
     stop: StopMatcher,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
-    ignore_eos: bool,
     /// Tokens whose text is not out yet, with the bytes of text before each.
     held: VecDeque<(usize, TokenLogprob)>,
     /// Bytes of text decoded, and of those sent.
@@ -53,7 +52,6 @@ impl Choice {
             stop: StopMatcher::new(request.stop.clone()),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
-            ignore_eos: generate.ignore_eos,
             held: VecDeque::new(),
             decoded: 0,
             sent: 0,
@@ -114,7 +112,7 @@ impl Choice {
     fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
         self.generated += 1;
         self.first_token.get_or_insert_with(Instant::now);
-        if !self.ignore_eos && self.stop_ids.contains(&id) {
+        if self.stop_ids.contains(&id) {
             return; // the end of the text, not a part of it
         }
         let text = self.decoder.push(id).unwrap_or_default();
