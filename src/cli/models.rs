@@ -1,5 +1,6 @@
 //! `hearth models`: fetch, list, inspect.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Subcommand;
@@ -29,42 +30,43 @@ pub(super) enum ModelsCommand {
 }
 
 pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
+    let out = &mut io::stdout().lock();
     match command {
         ModelsCommand::Pull { model } => {
             let id = HubId::parse(&model)?;
             let path = hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?;
-            println!("{}", path.display());
+            writeln!(out, "{}", path.display())?;
             Ok(())
         }
-        ModelsCommand::List => {
-            list();
-            Ok(())
+        ModelsCommand::List => list(out),
+        ModelsCommand::Inspect { model, tensors } => {
+            inspect(out, &open::named_path(&model)?, tensors)
         }
-        ModelsCommand::Inspect { model, tensors } => inspect(&open::named_path(&model)?, tensors),
     }
 }
 
-fn list() {
+fn list(out: &mut impl Write) -> Result<(), Failure> {
     let cache = HubOptions::from_env().cache;
     let models = hub::list(&cache);
-    println!("{} models in {}", models.len(), cache.display());
+    writeln!(out, "{} models in {}", models.len(), cache.display())?;
     for model in models {
-        println!("{}", model.repo);
+        writeln!(out, "{}", model.repo)?;
         for (name, bytes) in model.weights {
-            println!("  {name:<50} {:>8} MB", bytes.div_ceil(1 << 20));
+            writeln!(out, "  {name:<50} {:>8} MB", bytes.div_ceil(1 << 20))?;
         }
     }
+    Ok(())
 }
 
-fn inspect(path: &Path, every_tensor: bool) -> Result<(), Failure> {
+fn inspect(out: &mut impl Write, path: &Path, every_tensor: bool) -> Result<(), Failure> {
     let weights = hearth_models::weights::Weights::open(path)?;
-    println!("{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes());
+    writeln!(out, "{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes())?;
     for file in weights.files() {
-        println!("  file {}", file.display());
+        writeln!(out, "  file {}", file.display())?;
     }
     if let Some(meta) = weights.metadata() {
         for key in meta.keys() {
-            println!("  {key} = {}", show(meta.value(key)?));
+            writeln!(out, "  {key} = {}", show(meta.value(key)?))?;
         }
     }
     let mut counts = std::collections::BTreeMap::<&str, (usize, usize)>::new();
@@ -72,15 +74,15 @@ fn inspect(path: &Path, every_tensor: bool) -> Result<(), Failure> {
         let count = counts.entry(info.ty.name()).or_default();
         *count = (count.0 + 1, count.1 + info.len_bytes());
         if every_tensor {
-            println!("  {name} {:?} {}", info.shape, info.ty.name());
+            writeln!(out, "  {name} {:?} {}", info.shape, info.ty.name())?;
         }
     }
     for (ty, (count, bytes)) in counts {
-        println!("  {count} tensors of {ty}, {bytes} bytes");
+        writeln!(out, "  {count} tensors of {ty}, {bytes} bytes")?;
     }
     match hearth_models::open(path) {
-        Ok(file) => println!("{:#?}", file.config()),
-        Err(error) => println!("cannot be run: {error}"),
+        Ok(file) => writeln!(out, "{:#?}", file.config())?,
+        Err(error) => writeln!(out, "cannot be run: {error}")?,
     }
     Ok(())
 }

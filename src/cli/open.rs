@@ -20,9 +20,7 @@ const NO_MODEL: &str = "no model to run; name one:\n  \
 
 /// Loads every model of the configuration.
 pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    if config.models.is_empty() {
-        return Err(NO_MODEL.into());
-    }
+    check_models(config)?;
     let compute = compute(config)?;
     let mut served: Vec<ServedModel> = Vec::new();
     for (index, name) in config.models.iter().enumerate() {
@@ -43,6 +41,14 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
         served.push(model);
     }
     Ok(Registry::new(served))
+}
+
+/// That there is something to load.
+pub(super) fn check_models(config: &Config) -> Result<(), Failure> {
+    match config.models.is_empty() {
+        true => Err(NO_MODEL.into()),
+        false => Ok(()),
+    }
 }
 
 /// Threads and device.

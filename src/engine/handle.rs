@@ -5,7 +5,7 @@
 //! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,6 @@ pub struct GenerateRequest {
     pub min_tokens: usize,
     /// Tokens that end the generation.
     pub stop_ids: Arc<[TokenId]>,
-    /// Go on after a stop token.
-    pub ignore_eos: bool,
     /// Log-probability of each generated token, with this many alternatives.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
@@ -160,6 +158,8 @@ pub(super) struct Submission {
     pub id: SeqId,
     pub request: GenerateRequest,
     pub events: mpsc::UnboundedSender<Event>,
+    /// Set by [`Generation::stop`].
+    pub stopped: Arc<AtomicBool>,
     pub arrived: Instant,
 }
 
@@ -177,9 +177,15 @@ pub struct Generation {
     /// The engine's name for it.
     pub id: SeqId,
     events: mpsc::UnboundedReceiver<Event>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Generation {
+    /// Ends it because it said enough, such as a stop string: no cancellation, but a finish.
+    pub fn stop(self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     /// The next event; `None` only after `Finished` or `Failed`, or when the engine is gone.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
@@ -223,13 +229,20 @@ impl EngineHandle {
         self.enter_queue()?;
         let (events, receiver) = mpsc::unbounded_channel();
         let id = SeqId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let submission = Submission { id, request, events, arrived: Instant::now() };
+        let stopped = Arc::new(AtomicBool::new(false));
+        let submission = Submission {
+            id,
+            request,
+            events,
+            stopped: Arc::clone(&stopped),
+            arrived: Instant::now(),
+        };
         self.stats.requests.fetch_add(1, Ordering::Relaxed);
         if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::ShuttingDown);
         }
-        Ok(Generation { id, events: receiver })
+        Ok(Generation { id, events: receiver, stopped })
     }
 
     /// Lets the engine finish what it has and stop.

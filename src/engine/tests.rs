@@ -11,9 +11,11 @@ use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams
 use super::*;
 use crate::types::Usage;
 
-/// A prompt token that makes [`Faulty`] panic, and one that makes its logits NaN.
+/// A prompt token that makes [`Faulty`] panic, one that makes its logits NaN,
 const PANIC: TokenId = 500;
 const NOT_A_NUMBER: TokenId = 501;
+/// and one for which it gives too few, on which the engine itself panics.
+const TOO_FEW: TokenId = 502;
 
 /// A model that fails on demand.
 struct Faulty(Box<dyn Model>);
@@ -34,6 +36,9 @@ impl Model for Faulty {
     ) -> Result<Vec<f32>, Error> {
         assert!(!batch.tokens.contains(&PANIC), "asked to");
         let mut logits = self.0.forward(batch, kv)?;
+        if batch.tokens.contains(&TOO_FEW) {
+            logits.truncate(1);
+        }
         if batch.tokens.contains(&NOT_A_NUMBER) {
             logits.fill(f32::NAN);
         }
@@ -154,7 +159,7 @@ fn usage_counts_what_was_asked_and_given() {
 }
 
 #[test]
-fn stop_tokens_stop_unless_ignored_or_too_early() {
+fn stop_tokens_stop_unless_too_early() {
     let (handle, _thread) = engine(limits());
     let free = ask(&handle, greedy(&[5, 6, 7], 24)).tokens;
     let stop = free[3];
@@ -163,8 +168,6 @@ fn stop_tokens_stop_unless_ignored_or_too_early() {
     let answer = ask(&handle, stopping.clone());
     assert_eq!(answer.tokens, free[..first]);
     assert_eq!(answer.end.unwrap().0, FinishReason::Stop);
-    let ignoring = GenerateRequest { ignore_eos: true, ..stopping.clone() };
-    assert_eq!(ask(&handle, ignoring).tokens, free);
     let patient = ask(&handle, GenerateRequest { min_tokens: 10, ..stopping }).tokens;
     assert!(patient.len() >= 10 && !patient[..10].contains(&stop));
 }
@@ -249,12 +252,27 @@ fn a_client_that_leaves_frees_its_blocks() {
 }
 
 #[test]
+fn a_stopped_generation_is_a_finish_not_a_cancellation() {
+    let (handle, _thread) = engine(limits());
+    let mut generation = handle.submit(greedy(&[3; 40], 200)).unwrap();
+    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    generation.stop();
+    wait_until_idle(&handle);
+    let stats = handle.stats();
+    assert_eq!(stats.cancelled.load(Ordering::Relaxed), 0);
+    assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+    assert!(stats.generated_tokens.load(Ordering::Relaxed) < 200);
+}
+
+#[test]
 fn a_panic_fails_its_batch_and_nothing_else() {
     let (handle, _thread) = spawn(Box::new(Faulty(model())), KvDType::F16, limits()).unwrap();
     let answer = ask(&handle, greedy(&[1, PANIC], 5));
     assert!(answer.failed.unwrap().contains("asked to"));
     let answer = ask(&handle, greedy(&[1, NOT_A_NUMBER], 5));
     assert!(answer.failed.unwrap().contains("no token to choose"));
+    let answer = ask(&handle, greedy(&[1, TOO_FEW], 5));
+    assert!(answer.failed.unwrap().contains("out of range"));
     wait_until_idle(&handle);
     assert_eq!(handle.stats().kv_blocks_used.load(Ordering::Relaxed), 0);
     assert_eq!(ask(&handle, greedy(&[1, 2], 5)).tokens.len(), 5, "the engine goes on");

@@ -100,6 +100,11 @@ impl Scheduler {
         Self { config, pool, waiting: VecDeque::new(), running: Vec::new() }
     }
 
+    /// The same bounds, with nothing in it.
+    pub fn emptied(&self) -> Self {
+        Self::new(self.config)
+    }
+
     /// Takes a sequence. It must fit into the pool on its own: the engine refuses others.
     pub fn add(&mut self, new: NewSequence) {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
