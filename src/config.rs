@@ -62,11 +62,18 @@ pub struct RawConfig {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
-    /// Largest request body in MB (default: 16).
+    /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
     /// Warn about request fields that nobody knows instead of refusing them.
-    #[arg(long, env = "HEARTH_LENIENT_FIELDS", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(
+        long,
+        env = "HEARTH_LENIENT_FIELDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     pub lenient_fields: Option<bool>,
     /// Log as text or json (default: text).
     #[arg(long, env = "HEARTH_LOG_FORMAT")]
@@ -98,8 +105,8 @@ pub struct Config {
     pub host: IpAddr,
     /// Port; 0 picks one.
     pub port: u16,
-    /// Folder for what must outlive the process.
-    pub data_dir: PathBuf,
+    /// Folder for what must outlive the process; `None` where there is no home to put it in.
+    pub data_dir: Option<PathBuf>,
     /// Threads that compute.
     pub threads: usize,
     /// Name of the device.
@@ -163,8 +170,9 @@ impl RawConfig {
             if a.is_empty() { b } else { a }
         }
         Self {
+            // Ids belong to the models that stand with them.
+            alias: if self.model.is_empty() { list(self.alias, file.alias) } else { self.alias },
             model: list(self.model, file.model),
-            alias: list(self.alias, file.alias),
             host: self.host.or(file.host),
             port: self.port.or(file.port),
             data_dir: self.data_dir.or(file.data_dir),
@@ -220,16 +228,12 @@ impl RawConfig {
             return wrong("--api-key", "must not be empty");
         }
         let ctx_size = self.ctx_size.map(|n| in_range("--ctx-size", Some(n), n, 1 << 24));
-        let data_dir = match self.data_dir.or_else(default_data_dir) {
-            Some(dir) => dir,
-            None => return wrong("--data-dir", "is needed: there is no home directory"),
-        };
         Ok(Config {
             models: self.model,
             aliases: self.alias,
             host,
             port: self.port.unwrap_or(8080),
-            data_dir,
+            data_dir: self.data_dir.or_else(default_data_dir),
             threads: in_range(
                 "--threads",
                 self.threads,
@@ -237,7 +241,7 @@ impl RawConfig {
                 1024,
             )?,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
-            api_keys: self.api_key,
+            api_keys: self.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             plan: PlanOptions {
                 ctx_size: ctx_size.transpose()?,
                 running_len: in_range("--max-running", self.max_running, 32, 4096)?,
@@ -245,7 +249,7 @@ impl RawConfig {
                 batch_tokens: in_range("--batch-tokens", self.batch_tokens, 512, 1 << 16)?,
                 kv_dtype,
             },
-            body_limit_bytes: in_range("--body-limit-mb", self.body_limit_mb, 16, 4096)? << 20,
+            body_limit_bytes: in_range("--body-limit-mb", self.body_limit_mb, 4, 4096)? << 20,
             lenient_fields: self.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),
@@ -288,7 +292,7 @@ impl Config {
                 },
             ),
             ("lenient-fields", self.lenient_fields.to_string()),
-            ("data-dir", self.data_dir.display().to_string()),
+            ("data-dir", self.data_dir.as_ref().map_or("none".into(), |d| d.display().to_string())),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
     }
@@ -309,6 +313,14 @@ mod tests {
         let config = flags.or(file).validate().unwrap();
         assert_eq!((config.port, config.threads, config.plan.queue_len), (1, 3, 256));
         assert_eq!(config.models, ["a.gguf"]);
+    }
+
+    #[test]
+    fn ids_of_the_file_do_not_name_models_of_the_flags() {
+        let file = toml("model = \"a.gguf\"\nalias = \"llama\"");
+        let flags = RawConfig { model: vec!["b.gguf".into()], ..RawConfig::default() };
+        let config = flags.or(file).validate().unwrap();
+        assert_eq!((config.models, config.aliases), (vec!["b.gguf".to_owned()], vec![]));
     }
 
     #[test]

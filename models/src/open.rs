@@ -56,6 +56,17 @@ impl Compute {
         }
     }
 
+    /// Memory that a model's weights take on it: as packed, or widened to one float type.
+    pub fn weight_bytes(&self, file: &ModelFile) -> u64 {
+        match self {
+            Self::Fused(_) => file.weights.tensor_bytes(),
+            Self::Plain(_, dtype) => {
+                let elements = file.weights.infos().map(|(_, info)| info.elements() as u64);
+                elements.sum::<u64>() * dtype.size_in_bytes() as u64
+            }
+        }
+    }
+
     /// Loads a decoder onto it.
     pub fn load(&self, config: ModelConfig, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         Ok(match self {

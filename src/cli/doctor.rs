@@ -23,18 +23,20 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     writeln!(out, "kernels     {} (available: {isas})", Isa::best().name())?;
     writeln!(out, "threads     {} (default {})", config.threads, pool::default_threads())?;
     writeln!(out, "device      {}", compute.describe())?;
-    writeln!(out, "free memory {} MB", plan::free_bytes() >> 20)?;
-    for name in &config.models {
-        let path = open::named_path(name)?;
-        let file = hearth_models::open(&path)?;
-        let (model, weights) = (file.config(), file.weights().tensor_bytes());
-        writeln!(out, "\nmodel       {}", path.display())?;
-        writeln!(out, "family      {}, {} layers", model.family, model.layer_count)?;
+    let free = plan::free_bytes();
+    let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
+    writeln!(out, "free memory {told}")?;
+    if config.models.is_empty() {
+        return Ok(());
+    }
+    for (model, limits) in open::open(&config, &compute)?.iter() {
+        let (file, weights) = (model.file(), compute.weight_bytes(model.file()));
+        let numbers = file.config();
+        let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
+        writeln!(out, "\nmodel       {}", file.path().display())?;
+        writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
         writeln!(out, "weights     {} MB", weights >> 20)?;
-        let free = plan::free_bytes();
-        let limits = plan::plan(model, &config.plan, model.vocab_len, weights, free)?;
-        let kv = limits.kv_blocks as u64 * plan::block_bytes(model, config.plan.kv_dtype);
-        writeln!(out, "context     {} tokens of {}", limits.context_len, model.context_len)?;
+        writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! From a configuration to loaded models, with progress on the terminal.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_kernels::Pool;
@@ -9,36 +9,56 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use crate::config::Config;
+use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
-use crate::registry::{self, LoadOptions, Registry, ServedModel, plan};
+use crate::registry::{self, LoadOptions, OpenModel, Registry, ServedModel, plan};
 
 const NO_MODEL: &str = "no model to run; name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";
 
-/// Loads every model of the configuration.
-pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    check_models(config)?;
-    let compute = compute(config)?;
-    let mut served: Vec<ServedModel> = Vec::new();
+/// Models of the configuration, opened, with the ids under which they will be served.
+pub(super) struct Opened {
+    models: Vec<(Option<String>, OpenModel)>,
+    limits: Vec<Limits>,
+}
+
+/// Opens every model and divides the memory among them; loads nothing.
+pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure> {
+    let mut models = Vec::new();
     for (index, name) in config.models.iter().enumerate() {
         let source = ModelSource::parse(name)?;
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let alias = config.aliases.get(index).cloned().or(hub_name);
-        // KV of earlier models is promised, and free memory until it is used; what is left is
-        // divided evenly among the models still to come.
-        let promised: u64 = served.iter().map(ServedModel::kv_bytes).sum();
-        let left = (config.models.len() - index) as u64;
-        let free_bytes = plan::free_bytes().saturating_sub(promised) / left;
-        let model = load(&path_of(source)?, alias, &compute, config, free_bytes)?;
-        if served.iter().any(|m| m.id() == model.id()) {
-            let id = model.id();
+        models.push((alias, registry::open(&path_of(source)?)?));
+    }
+    let demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
+    let limits = plan::plan(&demands, &config.plan, plan::free_bytes())?;
+    Ok(Opened { models, limits })
+}
+
+impl Opened {
+    /// What was opened, with its bounds.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&OpenModel, &Limits)> {
+        self.models.iter().map(|(_, model)| model).zip(&self.limits)
+    }
+}
+
+/// Loads every model of the configuration.
+pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
+    check_models(config)?;
+    let compute = compute(config)?;
+    let opened = open(config, &compute)?;
+    let mut served: Vec<ServedModel> = Vec::new();
+    for ((alias, model), limits) in opened.models.into_iter().zip(opened.limits) {
+        let id = alias.unwrap_or_else(|| model.name());
+        if served.iter().any(|m| m.id() == id) {
             return Err(format!("two models would be served as `{id}`; use --alias").into());
         }
-        served.push(model);
+        served.push(load(model, id, limits, &compute, config)?);
     }
     Ok(Registry::new(served))
 }
@@ -73,11 +93,11 @@ pub(super) fn named_path(name: &str) -> Result<PathBuf, Failure> {
 }
 
 fn load(
-    path: &Path,
-    alias: Option<String>,
+    model: OpenModel,
+    id: String,
+    limits: Limits,
     compute: &Compute,
     config: &Config,
-    free_bytes: u64,
 ) -> Result<ServedModel, Failure> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("  loading {bar:32} {bytes}/{total_bytes} {eta}");
@@ -87,13 +107,13 @@ fn load(
         bar.set_position(done);
     };
     let options = LoadOptions {
-        alias,
+        id,
         compute: compute.clone(),
-        plan: config.plan,
-        free_bytes,
+        limits,
+        kv_dtype: config.plan.kv_dtype,
         progress: &mut progress,
     };
-    let model = registry::load(path, options);
+    let model = model.load(options);
     bar.finish_and_clear();
     Ok(model?)
 }

@@ -35,8 +35,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    runtime.block_on(listen(config, pipeline))?;
-    if !registry.drain(drain_timeout) {
+    let stopped = runtime.block_on(listen(config, pipeline))?;
+    if !registry.drain(drain_timeout.saturating_sub(stopped.elapsed())) {
         tracing::warn!("some answers did not finish in time");
     }
     // Prompts that are still being encoded are nobody's any more.
@@ -44,7 +44,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> {
+/// Answers until a signal comes and answers are finished; returns when the signal came.
+async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Failure> {
     let listener =
         TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
     let address = listener.local_addr()?;
@@ -61,7 +62,17 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> 
         drain_timeout: config.drain_timeout,
         ..ServerConfig::default()
     };
-    Ok(server::serve(server, pipeline, listener, stop_signal()).await?)
+    let (told, tells) = tokio::sync::oneshot::channel();
+    let shutdown = async move {
+        stop_signal().await;
+        let _ = told.send(Instant::now()); // nobody asks when the listener failed
+        tokio::spawn(async {
+            stop_signal().await;
+            std::process::exit(130); // asked twice: now
+        });
+    };
+    server::serve(server, pipeline, listener, shutdown).await?;
+    Ok(tells.await.unwrap_or_else(|_| Instant::now()))
 }
 
 /// Before a model is loaded, which may take minutes: whether its port can be had at all.

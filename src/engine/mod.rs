@@ -29,7 +29,7 @@ use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
 use crate::types::{FinishReason, SeqId, TokenId};
 
 /// Rows whose logits are read at once when a prompt is scored.
-const SCORE_CHUNK: usize = 64;
+pub const SCORE_CHUNK: usize = 64;
 
 /// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
 pub fn spawn(
@@ -221,15 +221,18 @@ impl Engine {
                 }
                 Outcome::PromptDone => Some(FinishReason::Length),
                 Outcome::Stuck => {
-                    live.fail("the model's output leaves no token to choose");
-                    self.remove(id);
+                    if let Some(live) = self.remove(id) {
+                        live.fail("the model's output leaves no token to choose");
+                    }
                     continue;
                 }
             };
             if let Some(reason) = end {
-                live.finish(reason);
+                // Told last: whoever hears of it finds the blocks free.
                 self.note_finish();
-                self.remove(id);
+                if let Some(live) = self.remove(id) {
+                    live.finish(reason);
+                }
             }
         }
     }
@@ -239,10 +242,9 @@ impl Engine {
         tracing::error!(message, sequences = batch.entries.len(), "a batch failed");
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
         for entry in &batch.entries {
-            if let Some(live) = self.live.get(&entry.id) {
+            if let Some(live) = self.remove(entry.id) {
                 live.fail(message);
             }
-            self.remove(entry.id);
         }
     }
 
@@ -254,18 +256,20 @@ impl Engine {
         self.scheduler = self.scheduler.emptied();
         let ids: Vec<SeqId> = self.live.keys().copied().collect();
         for id in ids {
-            self.live[&id].fail(message);
-            self.remove(id);
+            if let Some(live) = self.remove(id) {
+                live.fail(message);
+            }
         }
     }
 
-    fn remove(&mut self, id: SeqId) {
+    /// Frees what a sequence holds, and its place in the counts.
+    fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
-        if let Some(live) = self.live.remove(&id) {
-            let place = if live.has_begun() { &self.stats.running } else { &self.stats.waiting };
-            place.fetch_sub(1, Ordering::AcqRel);
-        }
+        let live = self.live.remove(&id)?;
+        let place = if live.has_begun() { &self.stats.running } else { &self.stats.waiting };
+        place.fetch_sub(1, Ordering::AcqRel);
+        Some(live)
     }
 
     /// A running mean of the time between two finished requests.

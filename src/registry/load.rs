@@ -6,27 +6,33 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
-use hearth_models::{Compute, ModelFile};
+use hearth_models::{Compute, KvDType, ModelFile};
 use serde_json::Value;
 
 use super::ServedModel;
-use super::plan::{self, PlanError};
-use crate::config::PlanOptions;
+use super::plan::Demand;
+use crate::engine::handle::Limits;
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// How to load.
 pub struct LoadOptions<'a> {
-    /// The id that requests name; `None` is the file's or folder's name.
-    pub alias: Option<String>,
+    /// The id that requests name.
+    pub id: String,
     /// Where to compute.
     pub compute: Compute,
-    /// Bounds asked for.
-    pub plan: PlanOptions,
-    /// Memory that this model may take, weights and KV together.
-    pub free_bytes: u64,
+    /// Bounds, from [`plan::plan`].
+    pub limits: Limits,
+    /// Element type of keys and values.
+    pub kv_dtype: KvDType,
     /// Told bytes loaded and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
+}
+
+/// A model that is opened and understood, and not loaded yet.
+pub struct OpenModel {
+    file: ModelFile,
+    text: TextParts,
 }
 
 /// Why a model is not served.
@@ -56,9 +62,6 @@ pub enum LoadError {
         /// What is wrong.
         what: String,
     },
-    /// Memory.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
 }
 
 /// Tokenizer, template and defaults of a model.
@@ -69,51 +72,72 @@ struct TextParts {
     defaults: SamplingOverrides,
 }
 
-/// Loads what lies at `path` and starts its engine.
-pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
-    let model_error = |source| LoadError::Model { path: path.to_owned(), source };
-    let file = hearth_models::open(path).map_err(model_error)?;
+/// Opens what lies at `path` and checks all that can be checked without reading a weight.
+pub fn open(path: &Path) -> Result<OpenModel, LoadError> {
+    let opened = hearth_models::open(path);
+    let file = opened.map_err(|source| LoadError::Model { path: path.to_owned(), source })?;
     let text = text_parts(&file)?;
-    let total = file.weights().tensor_bytes();
-    let vocab_len = text.tokenizer.vocab_len();
-    let limits = plan::plan(file.config(), &options.plan, vocab_len, total, options.free_bytes)?;
-    let block_bytes = plan::block_bytes(file.config(), options.plan.kv_dtype);
-    let kv_bytes = limits.kv_blocks as u64 * block_bytes;
-    let (mut done, progress) = (0, options.progress);
-    let mut report = |bytes: usize| {
-        done += bytes as u64;
-        progress(done, total);
-    };
-    let model = file.load(&options.compute, &mut report).map_err(model_error)?;
-    let spawned = crate::engine::spawn(model, options.plan.kv_dtype, limits);
-    let (engine, thread) = spawned.map_err(model_error)?;
-    Ok(ServedModel {
-        id: options.alias.unwrap_or_else(|| name_of(path)),
-        created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        fingerprint: fingerprint(&file),
-        kv_bytes,
-        engine,
-        thread: Mutex::new(Some(thread)),
-        tokenizer: text.tokenizer,
-        template: text.template,
-        stop_ids: text.stop_ids,
-        defaults: text.defaults,
-    })
+    Ok(OpenModel { file, text })
 }
 
-/// The file's or folder's name, without the ending of a weight file.
-fn name_of(path: &Path) -> String {
-    // `.` and the like have no name; a link keeps its own.
-    let named = match path.file_name() {
-        Some(_) => path.to_owned(),
-        None => fs::canonicalize(path).unwrap_or_default(),
-    };
-    let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
-    stem.unwrap_or(&name).to_owned()
+impl OpenModel {
+    /// What it asks of the memory.
+    pub fn demand(&self, compute: &Compute) -> Demand<'_> {
+        Demand {
+            config: self.file.config(),
+            vocab_len: self.text.tokenizer.vocab_len(),
+            weight_bytes: compute.weight_bytes(&self.file),
+        }
+    }
+
+    /// The file's or folder's name, without the ending of a weight file.
+    pub fn name(&self) -> String {
+        let path = self.file.path();
+        // `.` and the like have no name; a link keeps its own.
+        let named = match path.file_name() {
+            Some(_) => path.to_owned(),
+            None => fs::canonicalize(path).unwrap_or_default(),
+        };
+        let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
+        stem.unwrap_or(&name).to_owned()
+    }
+
+    /// The file behind it.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// Loads the weights and starts the engine.
+    pub fn load(self, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
+        let Self { file, mut text } = self;
+        let LoadOptions { id, compute, limits, kv_dtype, progress } = options;
+        let model_error = |source| LoadError::Model { path: file.path().to_owned(), source };
+        let (mut done, total) = (0, file.weights().tensor_bytes());
+        let mut report = |bytes: usize| {
+            done += bytes as u64;
+            progress(done, total);
+        };
+        let model = file.load(&compute, &mut report).map_err(model_error)?;
+        text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
+        let spawned = crate::engine::spawn(model, kv_dtype, limits);
+        let (engine, thread) = spawned.map_err(model_error)?;
+        Ok(ServedModel {
+            id,
+            created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            fingerprint: fingerprint(&file),
+            engine,
+            thread: Mutex::new(Some(thread)),
+            tokenizer: text.tokenizer,
+            template: text.template,
+            stop_ids: text.stop_ids,
+            defaults: text.defaults,
+        })
+    }
 }
 
-/// Program version, size and shape of the weights: enough to see that something changed.
+/// Program version, and of every tensor its name, type, size and first bytes: two models of one
+/// shape differ too.
 fn fingerprint(file: &ModelFile) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut mix = |bytes: &[u8]| {
@@ -126,6 +150,9 @@ fn fingerprint(file: &ModelFile) -> String {
         mix(name.as_bytes());
         mix(info.ty.name().as_bytes());
         mix(&(info.len_bytes() as u64).to_le_bytes());
+        if let Ok(view) = file.weights().tensor(name) {
+            mix(&view.bytes[..view.bytes.len().min(32)]);
+        }
     }
     format!("fp_{:012x}", hash >> 16)
 }
@@ -158,7 +185,9 @@ fn from_folder(path: &Path) -> Result<TextParts, LoadError> {
     let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json")).map_err(text_error)?;
     let tokenizer =
         tokenizer.with_bos_eos(word("bos_token").as_deref(), word("eos_token").as_deref());
-    let jinja = fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let jinja = optional(&folder.join("chat_template.jinja"))?.map(|bytes| {
+        String::from_utf8_lossy(&bytes).into_owned() // a template is text, or refused below
+    });
     let template =
         ChatTemplate::from_tokenizer_config(&config, jinja.as_deref()).map_err(text_error)?;
     let generation = json(&folder.join("generation_config.json"))?.unwrap_or_default();
@@ -166,7 +195,8 @@ fn from_folder(path: &Path) -> Result<TextParts, LoadError> {
         Value::Array(ids) => ids.iter().filter_map(token_id).collect(),
         id => token_id(id).into_iter().collect(),
     };
-    Ok(TextParts { tokenizer, template, stop_ids, defaults: defaults(&generation) })
+    let defaults = checked(defaults(&generation), folder)?;
+    Ok(TextParts { tokenizer, template, stop_ids, defaults })
 }
 
 fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
@@ -193,6 +223,7 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
         repetition_penalty: number("penalty_repeat").map_err(model_error)?,
         ..SamplingOverrides::default()
     };
+    let defaults = checked(defaults, path)?;
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 
@@ -258,16 +289,44 @@ fn defaults(config: &Value) -> SamplingOverrides {
     }
 }
 
+/// What a model brings is held to the ranges that clients are held to.
+fn checked(defaults: SamplingOverrides, path: &Path) -> Result<SamplingOverrides, LoadError> {
+    let wrong = |what: &str, value: f32| LoadError::File {
+        path: path.to_owned(),
+        what: format!("its generation defaults have {what} {value}"),
+    };
+    let ranges = [
+        ("temperature", defaults.temperature, 0.0..=100.0),
+        ("top_p", defaults.top_p, 0.0..=1.0),
+        ("min_p", defaults.min_p, 0.0..=1.0),
+        ("repetition_penalty", defaults.repetition_penalty, 1e-3..=1e3),
+    ];
+    for (name, value, range) in ranges {
+        if let Some(value) = value.filter(|value| !range.contains(value)) {
+            return Err(wrong(name, value));
+        }
+    }
+    Ok(defaults)
+}
+
 fn token_id(value: &Value) -> Option<TokenId> {
     value.as_u64().and_then(|id| TokenId::try_from(id).ok())
 }
 
 /// A JSON file that may be absent.
 fn json(path: &Path) -> Result<Option<Value>, LoadError> {
-    let error = |what: String| LoadError::File { path: path.to_owned(), what };
+    let parse = |bytes: Vec<u8>| {
+        serde_json::from_slice(&bytes)
+            .map_err(|e| LoadError::File { path: path.to_owned(), what: e.to_string() })
+    };
+    optional(path)?.map(parse).transpose()
+}
+
+/// A file that may be absent.
+fn optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| error(e.to_string())),
+        Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(error(e.to_string())),
+        Err(e) => Err(LoadError::File { path: path.to_owned(), what: e.to_string() }),
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use load::{LoadError, LoadOptions, load};
+pub use load::{LoadError, LoadOptions, OpenModel, open};
 
 use crate::engine::handle::EngineHandle;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -23,7 +23,6 @@ pub struct ServedModel {
     id: String,
     created_s: u64,
     fingerprint: String,
-    kv_bytes: u64,
     engine: EngineHandle,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Tokenizer,
@@ -78,11 +77,6 @@ impl ServedModel {
         &self.fingerprint
     }
 
-    /// Memory that its keys and values may come to take.
-    pub fn kv_bytes(&self) -> u64 {
-        self.kv_bytes
-    }
-
     /// Its engine.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
@@ -111,6 +105,12 @@ impl ServedModel {
     /// Sampling as the model's own generation config has it.
     pub fn defaults(&self) -> &SamplingOverrides {
         &self.defaults
+    }
+
+    /// Its engine's thread runs.
+    pub fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     fn wait(&self, deadline: Instant) -> bool {

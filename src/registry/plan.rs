@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use hearth_models::{KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
+use crate::engine::SCORE_CHUNK;
 use crate::engine::handle::Limits;
 
 /// Tokens of a KV block.
@@ -17,6 +19,8 @@ pub const BLOCK_LEN: usize = 16;
 const KV_SHARE: f64 = 0.75;
 /// Left alone in any case.
 const RESERVE_BYTES: u64 = 256 << 20;
+/// For KV of all models, where the system does not say how much memory there is.
+const KV_BYTES_UNKNOWN: u64 = 2 << 30;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -44,22 +48,41 @@ pub enum PlanError {
     },
 }
 
-/// Bounds for a model of which `weight_bytes` are still to be loaded, on a machine with
-/// `free_bytes`.
+/// A model as the plan sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand<'a> {
+    /// Its numbers.
+    pub config: &'a ModelConfig,
+    /// Ids of its tokenizer.
+    pub vocab_len: usize,
+    /// What its weights will take, as they will be stored.
+    pub weight_bytes: u64,
+}
+
+/// Bounds of every model on a machine with `free_bytes`, none of them loaded yet. Weights and
+/// working memory of all come first; what is left is divided evenly among them for KV.
 pub fn plan(
-    config: &ModelConfig,
+    models: &[Demand<'_>],
     options: &PlanOptions,
-    vocab_len: usize,
-    weight_bytes: u64,
-    free_bytes: u64,
-) -> Result<Limits, PlanError> {
+    free_bytes: Option<u64>,
+) -> Result<Vec<Limits>, PlanError> {
+    let taken = |m: &Demand<'_>| m.weight_bytes + working_bytes(m.config, options);
+    let taken = models.iter().map(taken).sum::<u64>() + RESERVE_BYTES;
+    let budget = match free_bytes {
+        Some(free) => (free.saturating_sub(taken) as f64 * KV_SHARE) as u64,
+        None => KV_BYTES_UNKNOWN,
+    };
+    models.iter().map(|model| limits(model, options, budget / models.len() as u64)).collect()
+}
+
+/// Bounds of one model that may take `budget` bytes for KV.
+fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limits, PlanError> {
+    let config = model.config;
     let max = config.context_len;
     if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
     let block_bytes = block_bytes(config, options.kv_dtype);
-    let left = free_bytes.saturating_sub(weight_bytes).saturating_sub(RESERVE_BYTES);
-    let budget = (left as f64 * KV_SHARE) as u64;
     let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
     let fits = affordable.saturating_mul(BLOCK_LEN);
     let context_len = options.ctx_size.unwrap_or(max.min(fits));
@@ -72,7 +95,7 @@ pub fn plan(
     let useful = options.running_len * context_len.div_ceil(BLOCK_LEN);
     Ok(Limits {
         context_len,
-        vocab_len: vocab_len.min(config.vocab_len),
+        vocab_len: model.vocab_len.min(config.vocab_len),
         queue_len: options.queue_len,
         running_len: options.running_len,
         batch_tokens: options.batch_tokens.max(options.running_len),
@@ -81,15 +104,31 @@ pub fn plan(
     })
 }
 
+/// Activations of one forward pass and the logits that it may yield, twice over.
+fn working_bytes(config: &ModelConfig, options: &PlanOptions) -> u64 {
+    let widths =
+        4 * config.hidden_len + 2 * config.ffn_len + 2 * config.q_len() + 4 * config.kv_len();
+    let rows = options.batch_tokens.max(options.running_len) * widths;
+    let logits = 2 * (options.running_len + SCORE_CHUNK) * config.vocab_len;
+    4 * (rows + logits) as u64
+}
+
 /// Bytes of one block over all layers, K and V.
 pub fn block_bytes(config: &ModelConfig, dtype: KvDType) -> u64 {
     config.kv_geometry(1, BLOCK_LEN, dtype).bytes() as u64
 }
 
 /// Memory that this process may still take: the machine's, or less where a control group says so.
-pub fn free_bytes() -> u64 {
-    let machine = meminfo("MemAvailable:").unwrap_or(4 << 30);
-    machine.min(cgroup_free().unwrap_or(u64::MAX))
+/// `None` where the system does not tell.
+pub fn free_bytes() -> Option<u64> {
+    let machine = meminfo("MemAvailable:").or_else(half_of_physical);
+    machine.map(|free| free.min(cgroup_free().unwrap_or(u64::MAX)))
+}
+
+/// macOS says how much memory there is, not how much of it can be had.
+fn half_of_physical() -> Option<u64> {
+    let told = Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+    Some(String::from_utf8(told.stdout).ok()?.trim().parse::<u64>().ok()? / 2)
 }
 
 fn meminfo(key: &str) -> Option<u64> {
@@ -98,7 +137,7 @@ fn meminfo(key: &str) -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
 }
 
-/// Limit less use of the innermost group that has a limit; page cache counts as free.
+/// Limit less use, the least of all groups around this process; page cache counts as free.
 fn cgroup_free() -> Option<u64> {
     let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -143,10 +182,14 @@ mod tests {
         }
     }
 
+    fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
+        let config = hearth_models::tiny::config();
+        limits(&Demand { config: &config, vocab_len, weight_bytes: 0 }, &options, kv_budget)
+    }
+
     #[test]
     fn plenty_of_memory_gives_every_sequence_the_whole_context() {
-        let config = hearth_models::tiny::config();
-        let limits = plan(&config, &options(), 500, 1 << 20, 8 << 30).unwrap();
+        let limits = alone(options(), 500, 1 << 30).unwrap();
         assert_eq!((limits.context_len, limits.kv_blocks), (1024, 4 * 64));
         assert_eq!(limits.vocab_len, 500, "padding of the embedding is no token");
         assert_eq!(limits.batch_tokens, 4, "a row for every running sequence");
@@ -154,30 +197,39 @@ mod tests {
 
     #[test]
     fn little_memory_shortens_the_context_and_none_is_an_error() {
-        let config = hearth_models::tiny::config();
         // 2 layers * 16 tokens * 64 * 2 (K and V) * 2 bytes
-        assert_eq!(block_bytes(&config, KvDType::F16), 8192);
-        let free = RESERVE_BYTES + (10 * 8192 * 4) / 3 + 8;
-        let limits = plan(&config, &options(), 512, 0, free).unwrap();
+        assert_eq!(block_bytes(&hearth_models::tiny::config(), KvDType::F16), 8192);
+        let limits = alone(options(), 512, 10 * 8192 + 5).unwrap();
         assert_eq!((limits.context_len, limits.kv_blocks), (160, 10));
         let asked = PlanOptions { ctx_size: Some(161), ..options() };
-        assert!(matches!(
-            plan(&config, &asked, 512, 0, free),
-            Err(PlanError::NoMemory { context_len: 161, .. })
-        ));
-        assert!(plan(&config, &options(), 512, 0, RESERVE_BYTES).is_err());
+        let error = alone(asked, 512, 10 * 8192).unwrap_err();
+        assert!(matches!(error, PlanError::NoMemory { context_len: 161, .. }));
+        assert!(alone(options(), 512, 0).is_err());
     }
 
     #[test]
     fn more_than_the_model_was_made_for_is_refused() {
-        let config = hearth_models::tiny::config();
         let asked = PlanOptions { ctx_size: Some(2000), ..options() };
-        let error = plan(&config, &asked, 512, 0, 8 << 30).unwrap_err();
+        let error = alone(asked, 512, 8 << 30).unwrap_err();
         assert_eq!(error, PlanError::BeyondModel { asked: 2000, max: 1024 });
     }
 
     #[test]
+    fn weights_of_all_models_come_before_keys_and_values_of_any() {
+        let config = hearth_models::tiny::config();
+        let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
+        let free = (4 << 30) + RESERVE_BYTES + 2 * working_bytes(&config, &options()) + 30_000_000;
+        for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
+            let limits = plan(&models, &options(), Some(free)).unwrap();
+            // A little rounding in the share of 75 %.
+            assert!(limits.iter().all(|l| l.kv_blocks == 256 && l.context_len == 1024));
+            assert!(plan(&models, &options(), Some(free - 30_000_000)).is_err());
+        }
+        assert!(plan(&[demand(1 << 40)], &options(), None).is_ok(), "nothing is known");
+    }
+
+    #[test]
     fn this_machine_has_memory() {
-        assert!(free_bytes() > 1 << 20);
+        assert!(free_bytes().is_none_or(|free| free > 1 << 20));
     }
 }

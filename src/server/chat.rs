@@ -124,8 +124,16 @@ fn logprobs(body: &mut Fields) -> Result<Option<usize>, ApiError> {
 
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
+/// Variables of a template that its caller may not replace.
+const RESERVED: [&str; 3] = ["messages", "tools", "documents"];
+
 fn template_kwargs(body: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let mut kwargs = body.object("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(name) = RESERVED.iter().find(|name| kwargs.contains_key(**name)) {
+        let param = format!("chat_template_kwargs.{name}");
+        let message = format!("Invalid '{param}': `{name}` is a field of the request itself.");
+        return Err(crate::error::Error::invalid(param, message).into());
+    }
     if let Some(effort) = body.string("reasoning_effort")? {
         if !EFFORTS.contains(&effort.as_str()) {
             let message = format!(

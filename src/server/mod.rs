@@ -231,7 +231,7 @@ async fn health() -> Json<serde_json::Value> {
 async fn ready(State(app): State<Arc<App>>) -> Response {
     let status = match app.pipeline.registry().models() {
         _ if app.is_draining() => "draining",
-        [] => "no model",
+        models if models.iter().any(|model| !model.is_alive()) => "an engine has stopped",
         _ => return Json(json!({"status": "ready"})).into_response(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hearth::config::PlanOptions;
 use hearth::pipeline::Pipeline;
-use hearth::registry::{LoadOptions, Registry, ServedModel, load};
+use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
 use hearth::server::{ServerConfig, serve};
 use hearth_kernels::Pool;
 use hearth_models::{Compute, KvDType};
@@ -145,20 +145,24 @@ fn model(options: &Options) -> ServedModel {
     put("tokenizer_config.json", &json!({"eos_token": "<|263|>", "chat_template": TEMPLATE}));
     let weights = "model.safetensors";
     fs::copy(golden.join(weights), folder.path().join(weights)).expect("the golden's weights");
+    let compute = Compute::Fused(Arc::new(Pool::new(1)));
+    let bounds = PlanOptions {
+        ctx_size: None,
+        running_len: options.running_len,
+        queue_len: options.queue_len,
+        batch_tokens: 64,
+        kv_dtype: KvDType::F32,
+    };
+    let model = registry::open(folder.path()).expect("the fixture opens");
+    let limits = plan::plan(&[model.demand(&compute)], &bounds, None).expect("it fits").remove(0);
     let options = LoadOptions {
-        alias: Some(MODEL.to_owned()),
-        compute: Compute::Fused(Arc::new(Pool::new(1))),
-        plan: PlanOptions {
-            ctx_size: None,
-            running_len: options.running_len,
-            queue_len: options.queue_len,
-            batch_tokens: 64,
-            kv_dtype: KvDType::F32,
-        },
-        free_bytes: 2 << 30,
+        id: MODEL.to_owned(),
+        compute,
+        limits,
+        kv_dtype: bounds.kv_dtype,
         progress: &mut |_, _| {},
     };
-    load(folder.path(), options).expect("the fixture loads")
+    model.load(options).expect("the fixture loads")
 }
 
 /// Ids 0 to 255 are the bytes, spelled as byte-level vocabularies spell them; the rest is special.
