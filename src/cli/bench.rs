@@ -1,5 +1,6 @@
 //! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -68,23 +69,9 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
             "test", "batch", "depth", "tokens", "tokens/s"
         )?;
     }
-    let mut show = |row: Row| -> Result<(), Failure> {
-        if args.json {
-            writeln!(out, "{}", serde_json::to_string(&row)?)?;
-        } else {
-            writeln!(
-                out,
-                "{:<8} {:>6} {:>7} {:>7} {:>10.1}  [{:.1}, {:.1}]",
-                row.test,
-                row.batch,
-                row.depth,
-                row.tokens,
-                row.tokens_per_s,
-                row.tokens_per_s_min,
-                row.tokens_per_s_max
-            )?;
-        }
-        Ok(())
+    let mut show = |row: Row| match args.json {
+        true => Ok(writeln!(out, "{}", serde_json::to_string(&row)?)?),
+        false => Ok::<(), Failure>(writeln!(out, "{row}")?),
     };
     let measure = |test, batch, depth, tokens| -> Result<Row, Failure> {
         let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
@@ -122,6 +109,17 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model: _, test, batch, tokens, depth, tokens_per_s: median, .. } = self;
+        let (min, max) = (self.tokens_per_s_min, self.tokens_per_s_max);
+        write!(
+            f,
+            "{test:<8} {batch:>6} {depth:>7} {tokens:>7} {median:>10.1}  [{min:.1}, {max:.1}]"
+        )
+    }
 }
 
 impl BenchArgs {

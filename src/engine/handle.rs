@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 
 use crate::types::{FinishReason, SeqId, Timings, TokenId, Usage};
 
+/// Rows of one step whose logits are read for the scoring of prompts.
+pub const SCORE_CHUNK: usize = 64;
+
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateRequest {
