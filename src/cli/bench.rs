@@ -50,6 +50,19 @@ struct Row {
     tokens_per_s_max: f64,
 }
 
+impl Row {
+    /// One line.
+    fn write(&self, out: &mut impl Write, json: bool) -> Result<(), Failure> {
+        if json {
+            return Ok(writeln!(out, "{}", serde_json::to_string(self)?)?);
+        }
+        let Self { test, batch, depth, tokens, tokens_per_s, .. } = self;
+        let (min, max) = (self.tokens_per_s_min, self.tokens_per_s_max);
+        write!(out, "{test:<8} {batch:>6} {depth:>7} {tokens:>7} {tokens_per_s:>10.1}")?;
+        Ok(writeln!(out, "  [{min:.1}, {max:.1}]")?)
+    }
+}
+
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate()?;
     let name = config.models.first().ok_or("bench needs --model")?;
@@ -68,24 +81,6 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
             "test", "batch", "depth", "tokens", "tokens/s"
         )?;
     }
-    let mut show = |row: Row| -> Result<(), Failure> {
-        if args.json {
-            writeln!(out, "{}", serde_json::to_string(&row)?)?;
-        } else {
-            writeln!(
-                out,
-                "{:<8} {:>6} {:>7} {:>7} {:>10.1}  [{:.1}, {:.1}]",
-                row.test,
-                row.batch,
-                row.depth,
-                row.tokens,
-                row.tokens_per_s,
-                row.tokens_per_s_min,
-                row.tokens_per_s_max
-            )?;
-        }
-        Ok(())
-    };
     let measure = |test, batch, depth, tokens| -> Result<Row, Failure> {
         let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
         case.prefill(depth)?;
@@ -114,11 +109,11 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
         })
     };
     for &tokens in &args.prefill {
-        show(measure("prefill", 1, 0, tokens)?)?;
+        measure("prefill", 1, 0, tokens)?.write(out, args.json)?;
     }
     for &depth in &args.depth {
         for &batch in &args.batch {
-            show(measure("decode", batch, depth, args.decode)?)?;
+            measure("decode", batch, depth, args.decode)?.write(out, args.json)?;
         }
     }
     Ok(())

@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 
 use crate::types::{FinishReason, SeqId, Timings, TokenId, Usage};
 
+/// Rows whose logits are read at once when a prompt is scored.
+pub const SCORE_CHUNK: usize = 64;
+
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateRequest {

@@ -21,15 +21,12 @@ use std::time::Instant;
 
 use hearth_models::{KvDType, Model};
 
-use self::handle::{Command, EngineHandle, Limits, Stats, Submission};
+use self::handle::{Command, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
 use self::live::{Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
 use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
 use crate::types::{FinishReason, SeqId, TokenId};
-
-/// Rows whose logits are read at once when a prompt is scored.
-pub const SCORE_CHUNK: usize = 64;
 
 /// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
 pub fn spawn(

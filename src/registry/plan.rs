@@ -9,8 +9,7 @@ use std::process::Command;
 use hearth_models::{KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
-use crate::engine::SCORE_CHUNK;
-use crate::engine::handle::Limits;
+use crate::engine::handle::{Limits, SCORE_CHUNK};
 
 /// Tokens of a KV block.
 pub const BLOCK_LEN: usize = 16;

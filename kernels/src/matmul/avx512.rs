@@ -21,7 +21,8 @@ use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use float::{BF16, F16, F32, floats};
 
 /// Distance of prefetches, in bytes. They take a third off the time of eight rows. A single row
-/// reads so steadily that the hardware does better alone (10 to 20 %), unless the codes have two parts.
+/// reads so steadily that the hardware does better alone (10 to 20 %), unless the codes have two
+/// parts.
 const AHEAD: usize = 4096;
 
 /// Rows whose integer sums are in flight together: a chain of `vpdpbusd` has a latency of four or
