@@ -84,9 +84,9 @@ fn wrong_flags_are_named() {
     assert_fails(&["serve", "--kv-dtype", "f8"], &["--kv-dtype", "f8", "bf16"]);
     assert_fails(&["serve", "--host", "nowhere"], &["--host", "nowhere"]);
     assert_fails(&["doctor", "--device", "abacus"], &["abacus"]);
-    assert_fails(&["bench", "-m", "x.gguf", "-n", "0"], &["--decode"]);
     let model = golden("llama.gguf");
     let model = model.to_str().unwrap();
+    assert_fails(&["bench", "-m", model, "-n", "0"], &["--decode"]);
     assert_fails(&["serve", "-m", model, "--ctx-size", "257"], &["--ctx-size", "257", "256"]);
     assert_fails(&["serve", "-m", model, "-m", model], &["llama", "--alias"]);
 }

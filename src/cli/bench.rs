@@ -1,6 +1,5 @@
 //! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
 
-use std::fmt;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -51,13 +50,27 @@ struct Row {
     tokens_per_s_max: f64,
 }
 
+impl Row {
+    /// One line.
+    fn write(&self, out: &mut impl Write, json: bool) -> Result<(), Failure> {
+        if json {
+            return Ok(writeln!(out, "{}", serde_json::to_string(self)?)?);
+        }
+        let Self { test, batch, depth, tokens, tokens_per_s, .. } = self;
+        let (min, max) = (self.tokens_per_s_min, self.tokens_per_s_max);
+        write!(out, "{test:<8} {batch:>6} {depth:>7} {tokens:>7} {tokens_per_s:>10.1}")?;
+        Ok(writeln!(out, "  [{min:.1}, {max:.1}]")?)
+    }
+}
+
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate()?;
+    args.check_counts()?;
     let name = config.models.first().ok_or("bench needs --model")?;
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
     let file = hearth_models::open(&open::named_path(name)?)?;
-    args.check(file.config().context_len)?;
+    args.check_lengths(file.config().context_len)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;
     if !args.json {
@@ -69,10 +82,6 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
             "test", "batch", "depth", "tokens", "tokens/s"
         )?;
     }
-    let mut show = |row: Row| match args.json {
-        true => Ok(writeln!(out, "{}", serde_json::to_string(&row)?)?),
-        false => Ok::<(), Failure>(writeln!(out, "{row}")?),
-    };
     let measure = |test, batch, depth, tokens| -> Result<Row, Failure> {
         let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
         case.prefill(depth)?;
@@ -101,39 +110,33 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
         })
     };
     for &tokens in &args.prefill {
-        show(measure("prefill", 1, 0, tokens)?)?;
+        measure("prefill", 1, 0, tokens)?.write(out, args.json)?;
     }
     for &depth in &args.depth {
         for &batch in &args.batch {
-            show(measure("decode", batch, depth, args.decode)?)?;
+            measure("decode", batch, depth, args.decode)?.write(out, args.json)?;
         }
     }
     Ok(())
 }
 
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model: _, test, batch, tokens, depth, tokens_per_s: median, .. } = self;
-        let (min, max) = (self.tokens_per_s_min, self.tokens_per_s_max);
-        write!(
-            f,
-            "{test:<8} {batch:>6} {depth:>7} {tokens:>7} {median:>10.1}  [{min:.1}, {max:.1}]"
-        )
-    }
-}
-
 impl BenchArgs {
-    /// Counts are at least 1, and what is measured fits into a context of `context_len` tokens.
-    fn check(&self, context_len: usize) -> Result<(), Failure> {
+    /// Counts are at least 1.
+    fn check_counts(&self) -> Result<(), Failure> {
         let counts = [
             ("--prefill", &*self.prefill),
             ("--batch", &*self.batch),
             ("--decode", &[self.decode]),
             ("--repeat", &[self.repeat]),
         ];
-        if let Some((flag, _)) = counts.into_iter().find(|(_, counts)| counts.contains(&0)) {
-            return Err(format!("{flag} is at least 1").into());
+        match counts.into_iter().find(|(_, counts)| counts.contains(&0)) {
+            Some((flag, _)) => Err(format!("{flag} is at least 1").into()),
+            None => Ok(()),
         }
+    }
+
+    /// What is measured fits into a context of `context_len` tokens.
+    fn check_lengths(&self, context_len: usize) -> Result<(), Failure> {
         let depth = self.depth.iter().max().copied().unwrap_or(0);
         let decoded = depth.saturating_add(self.decode);
         let longest = self.prefill.iter().copied().chain([decoded]).max().unwrap_or(decoded);

@@ -156,6 +156,7 @@ impl Engine {
     /// Sequences that appear for the first time leave the waiting room.
     fn begin(&mut self, batch: &Batch) {
         let now = Instant::now();
+        self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         for entry in &batch.entries {
             if let Some(live) = self.live.get_mut(&entry.id)
                 && live.begin(now)

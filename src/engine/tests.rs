@@ -46,6 +46,14 @@ impl Model for Faulty {
     }
 }
 
+/// Tokens of an answer that takes seconds, so that its client is always faster.
+const ENDLESS: usize = 30_000;
+
+/// Room for [`ENDLESS`].
+fn roomy() -> Limits {
+    Limits { context_len: ENDLESS + 64, kv_blocks: ENDLESS / 16 + 8, ..limits() }
+}
+
 fn limits() -> Limits {
     Limits {
         context_len: 256,
@@ -240,28 +248,28 @@ fn a_full_queue_refuses_and_recovers() {
 
 #[test]
 fn a_client_that_leaves_frees_its_blocks() {
-    let (handle, _thread) = engine(limits());
-    let mut generation = handle.submit(greedy(&[3; 40], 200)).unwrap();
+    let (handle, _thread) = engine(roomy());
+    let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
     assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
     drop(generation);
     wait_until_idle(&handle);
     let stats = handle.stats();
     assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
     assert_eq!(stats.cancelled.load(Ordering::Relaxed), 1);
-    assert!(stats.generated_tokens.load(Ordering::Relaxed) < 200);
+    assert!(stats.generated_tokens.load(Ordering::Relaxed) < ENDLESS as u64);
 }
 
 #[test]
 fn a_stopped_generation_is_a_finish_not_a_cancellation() {
-    let (handle, _thread) = engine(limits());
-    let mut generation = handle.submit(greedy(&[3; 40], 200)).unwrap();
+    let (handle, _thread) = engine(roomy());
+    let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
     assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
     generation.stop();
     wait_until_idle(&handle);
     let stats = handle.stats();
     assert_eq!(stats.cancelled.load(Ordering::Relaxed), 0);
     assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
-    assert!(stats.generated_tokens.load(Ordering::Relaxed) < 200);
+    assert!(stats.generated_tokens.load(Ordering::Relaxed) < ENDLESS as u64);
 }
 
 #[test]
