@@ -205,19 +205,19 @@ mod tests {
 
     #[test]
     fn what_cannot_be_measured_is_refused() {
-        assert!(args().check(512).is_ok());
-        let error = args().check(511).unwrap_err().to_string();
+        assert!(args().check_lengths(512).is_ok());
+        let error = args().check_lengths(511).unwrap_err().to_string();
         assert!(error.contains("512 tokens") && error.contains("511"), "{error}");
         let deep = BenchArgs { depth: vec![0, 480], ..args() };
-        assert!(deep.check(512).unwrap_err().to_string().contains("544"));
-        assert!(BenchArgs { depth: vec![usize::MAX], ..args() }.check(512).is_err());
+        assert!(deep.check_lengths(512).unwrap_err().to_string().contains("544"));
+        assert!(BenchArgs { depth: vec![usize::MAX], ..args() }.check_lengths(512).is_err());
         for (bad, flag) in [
             (BenchArgs { batch: vec![1, 0], ..args() }, "--batch"),
             (BenchArgs { prefill: vec![0], ..args() }, "--prefill"),
             (BenchArgs { decode: 0, ..args() }, "--decode"),
             (BenchArgs { repeat: 0, ..args() }, "--repeat"),
         ] {
-            assert!(bad.check(512).unwrap_err().to_string().starts_with(flag));
+            assert!(bad.check_counts().unwrap_err().to_string().starts_with(flag));
         }
     }
 }
