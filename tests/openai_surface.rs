@@ -344,6 +344,15 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_does_not_come_closes_its_connection() {
+    let config = ServerConfig { head_timeout: Duration::from_millis(50), ..Default::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let half = http::send_raw(server.address, b"GET /health HTTP/1.1\r\nHost:").await;
+    half.closed().await;
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_does_not_wait_for_half_a_request() {
     let mut server = start(Options::default()).await;
     let half = http::send_raw(server.address, b"POST /v1/completions HTTP/1.1\r\nHost:").await;

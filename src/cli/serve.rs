@@ -53,8 +53,6 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Fail
     eprintln!("  OpenAI clients  base_url http://{address}/v1 with {key}");
     println!("listening on http://{address}");
     let server = ServerConfig {
-        host: config.host.to_string(),
-        port: config.port,
         api_keys: config.api_keys,
         body_limit_bytes: config.body_limit_bytes,
         lenient_fields: config.lenient_fields,
@@ -71,7 +69,7 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Fail
             std::process::exit(130); // asked twice: now
         });
     };
-    server::serve(server, pipeline, listener, shutdown).await?;
+    server::serve(server, pipeline, listener, shutdown).await;
     Ok(tells.await.unwrap_or_else(|_| Instant::now()))
 }
 

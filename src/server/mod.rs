@@ -14,6 +14,7 @@ mod error;
 mod extract;
 mod fields;
 mod ids;
+mod listen;
 mod messages;
 mod metrics;
 mod models;
@@ -22,7 +23,6 @@ mod observe;
 mod sse;
 
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,7 +32,6 @@ use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -48,14 +47,12 @@ use crate::pipeline::Pipeline;
 /// How to serve. Validated by whoever makes it.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where whoever binds the listener should.
-    pub host: String,
-    /// The same; 0 lets the system pick.
-    pub port: u16,
     /// Keys that open `/v1`; none leaves it open.
     pub api_keys: Vec<String>,
     /// Longer bodies are refused with a 413.
     pub body_limit_bytes: usize,
+    /// A connection on which no whole head of a request comes in this time is closed.
+    pub head_timeout: Duration,
     /// A body that is not there after this time is refused with a 408.
     pub body_timeout: Duration,
     /// Pass over fields that nobody knows, with a warning, instead of refusing them.
@@ -69,10 +66,9 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            host: "127.0.0.1".to_owned(),
-            port: 8080,
             api_keys: Vec::new(),
-            body_limit_bytes: 16 << 20,
+            body_limit_bytes: 4 << 20,
+            head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
             lenient_fields: false,
             heartbeat: Duration::from_secs(5),
@@ -83,45 +79,23 @@ impl Default for ServerConfig {
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
 /// `drain_timeout`. The engines are left running: draining them is the caller's.
-///
-/// # Errors
-/// The listener failed.
 pub async fn serve(
     config: ServerConfig,
     pipeline: Arc<Pipeline>,
     listener: TcpListener,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let drain_timeout = config.drain_timeout;
+    shutdown: impl Future<Output = ()>,
+) {
+    let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
     let app = Arc::new(App::new(config, pipeline));
-    let router = router(Arc::clone(&app));
-    let (began, begins) = tokio::sync::oneshot::channel();
-    // Text leaves when it is there, not when a packet is full.
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
-    let draining = Arc::clone(&app);
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let stop = async {
         shutdown.await;
-        draining.draining.store(true, Ordering::Release);
-        // Nobody listens when the server is gone already, which is what was asked for.
-        let _ = began.send(());
-    });
-    let leave = async {
-        match begins.await {
-            Ok(()) => tokio::time::timeout(drain_timeout, app.idle()).await,
-            Err(_) => std::future::pending().await,
-        }
+        app.draining.store(true, Ordering::Release);
     };
+    let closed = listen::until(stop, listener, router(Arc::clone(&app)), head_timeout).await;
     tokio::select! {
-        result = server.into_future() => result,
-        left = leave => {
-            if left.is_err() {
-                tracing::warn!(?drain_timeout, "answers still run after the drain timeout");
-            }
-            Ok(())
+        () = closed => {}
+        left = tokio::time::timeout(drain_timeout, app.idle()) => if left.is_err() {
+            tracing::warn!(?drain_timeout, "answers still run after the drain timeout");
         }
     }
 }

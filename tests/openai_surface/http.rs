@@ -81,6 +81,12 @@ pub(crate) async fn send(
 }
 
 impl Pending {
+    /// Waits until the server has closed the connection, whatever it says before.
+    pub(crate) async fn closed(mut self) {
+        let rest = timeout(PATIENCE, self.socket.read_to_end(&mut self.received)).await;
+        rest.expect("it closes in time").expect("it closes in order");
+    }
+
     /// Reads until `text` has come.
     pub(crate) async fn wait_for(&mut self, text: &str) {
         let contains = |bytes: &[u8]| bytes.windows(text.len()).any(|w| w == text.as_bytes());
