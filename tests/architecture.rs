@@ -69,6 +69,8 @@ const LEAVES: [&str; 3] = ["types", "error", "config"];
 /// Foreign crate -> the only places that name it.
 const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["src/server/"]),
+    ("hyper", &["src/server/"]),
+    ("hyper_util", &["src/server/"]),
     ("tower", &["src/server/"]),
     ("bytes", &["src/server/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),

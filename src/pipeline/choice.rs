@@ -62,7 +62,11 @@ impl Choice {
         };
         // With log-probabilities the prompt comes back when the engine has scored it.
         if request.echo && generate.prompt_logprobs.is_none() {
-            choice.delta(choice.prompt_text(), Vec::new());
+            let text = match &request.prompt {
+                Prompt::Text(text) => text.clone(),
+                Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
+            };
+            choice.delta(text, Vec::new());
         }
         choice
     }

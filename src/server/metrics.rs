@@ -134,7 +134,7 @@ const fn counter(
     EngineMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [EngineMetric; 11] = [
+const ENGINE_METRICS: [EngineMetric; 12] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -148,8 +148,11 @@ const ENGINE_METRICS: [EngineMetric; 11] = [
     counter("requests", "Sequences ever submitted", |m| {
         m.engine().stats().requests.load(Ordering::Relaxed)
     }),
-    counter("prompt_tokens", "Prompt tokens computed", |m| {
+    counter("prompt_tokens", "Tokens of the prompts admitted", |m| {
         m.engine().stats().prompt_tokens.load(Ordering::Relaxed)
+    }),
+    counter("computed_tokens", "Rows of all forward passes", |m| {
+        m.engine().stats().computed_tokens.load(Ordering::Relaxed)
     }),
     counter("generated_tokens", "Tokens generated", |m| {
         m.engine().stats().generated_tokens.load(Ordering::Relaxed)
