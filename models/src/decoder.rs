@@ -46,7 +46,7 @@ impl<B: Backend> Decoder<B> {
             .map(|layer| Layer::load(c, layer, loader, &ops))
             .collect::<Result<_>>()?;
         let norm = ops.vector(loader.vector(Role::Norm, c.hidden_len)?)?;
-        let head = match c.tied || !loader.has(Role::Head) {
+        let head = match c.tied {
             true => None,
             false => {
                 Some(Linear::load(loader, &ops, Role::Head, c.vocab_len, c.hidden_len, false)?)

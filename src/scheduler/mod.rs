@@ -105,16 +105,19 @@ impl Scheduler {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
         // Threads that submit at once may hand over their ids in another order.
         let place = self.waiting.partition_point(|s| s.id < new.id);
-        self.waiting.insert(place, Sequence {
-            id: new.id,
-            prompt_len: new.prompt.len(),
-            tokens: new.prompt,
-            computed: 0,
-            scored: 0,
-            blocks: Vec::new(),
-            samples: new.samples,
-            score: new.score,
-        });
+        self.waiting.insert(
+            place,
+            Sequence {
+                id: new.id,
+                prompt_len: new.prompt.len(),
+                tokens: new.prompt,
+                computed: 0,
+                scored: 0,
+                blocks: Vec::new(),
+                samples: new.samples,
+                score: new.score,
+            },
+        );
     }
 
     /// Picks the rows of the next step and gives them their blocks.

@@ -127,11 +127,6 @@ impl<'a> Loader<'a> {
         Self { weights, interleaved, used: HashSet::new(), progress }
     }
 
-    /// Whether the file has this weight.
-    pub fn has(&self, role: Role) -> bool {
-        self.weights.has(&self.name(role, "weight"))
-    }
-
     /// Gives the matrix to `take` and then lets its pages go.
     pub fn matrix<T>(
         &mut self,
