@@ -89,7 +89,7 @@ impl<B: Backend> Model for Decoder<B> {
                 logits
             }
         };
-        ops.read(&logits)
+        ops.read(logits)
     }
 }
 
