@@ -91,6 +91,7 @@ pub fn open(path: &Path) -> Result<ModelFile> {
             ModelConfig::from_json(&text)?
         }
     };
+    Loader::new(&weights, &config, &mut |_| {}).check()?;
     Ok(ModelFile { weights, config, path: path.to_owned() })
 }
 

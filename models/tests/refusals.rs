@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor, safetensors};
 use hearth_kernels::Pool;
 use hearth_models::weights::gguf_writer::GgufWriter;
 use hearth_models::weights::{Value as GgufValue, Weights};
-use hearth_models::{Compute, Model, Result};
+use hearth_models::{Compute, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,18 +21,15 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name)
 }
 
-/// Opens and loads on both paths, which must agree on the refusal.
-fn load(path: &Path) -> Result<Box<dyn Model>> {
-    let on = |compute: Compute| {
-        hearth_models::open(path).and_then(|file| file.load(&compute, &mut |_| {}))
-    };
-    let plain = on(Compute::Plain(Device::Cpu, candle_core::DType::F32));
-    let fused = on(Compute::Fused(Pool::new(1).into()));
-    match (&plain, &fused) {
-        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
-        _ => assert_eq!(plain.is_ok(), fused.is_ok()),
+/// Opens, which refuses all that is ever refused, and loads on both paths.
+fn load(path: &Path) -> Result<()> {
+    let file = hearth_models::open(path)?;
+    for compute in
+        [Compute::Plain(Device::Cpu, candle_core::DType::F32), Compute::Fused(Pool::new(1).into())]
+    {
+        file.load(&compute, &mut |_| {}).expect("it was opened");
     }
-    plain
+    Ok(())
 }
 
 /// The refusal mentions every one of `words`.
