@@ -159,7 +159,6 @@ impl Backend for Fused {
             n_heads: params.head_count,
             scale: params.scale,
             window: params.window,
-            softcap: None,
         };
         attention::attention(
             &self.pool,
