@@ -20,7 +20,8 @@
 //!
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1].
 //!
-//! Deliberately absent: masks other than causal and window, a cap on scores, dropout, ALiBi, attention sinks.
+//! Deliberately absent: masks other than causal and window, a cap on scores, dropout, ALiBi,
+//! attention sinks.
 
 mod chunk;
 pub mod scalar;

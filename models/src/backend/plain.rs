@@ -1,8 +1,9 @@
 //! The plain path: candle operations that carry gradients, on any device.
 //!
 //! Slow and obvious on purpose. Weights become floats of one dtype; nothing is fused; each
-//! sequence attends on its own, scores and their softmax in f32 at least. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim` drop
-//! gradients without a word, so only the spelled-out forms appear here.
+//! sequence attends on its own, scores and their softmax in f32 at least. `candle_nn`'s fast
+//! `rope`, `rms_norm` and `softmax_last_dim` drop gradients without a word, so only the spelled-out
+//! forms appear here.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops;

@@ -110,7 +110,7 @@ fn divisors(weights: &Weights, dim: usize) -> Result<Option<Vec<f32>>> {
     }
 }
 
-/// How the file stretches frequencies. A factor without a type is linear, and a factor of 0 is none.
+/// How the file stretches frequencies: a factor without a type is linear, a factor of 0 is none.
 fn scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
     const TYPE: &str = "rope.scaling.type";
     const FACTOR: &str = "rope.scaling.factor";
