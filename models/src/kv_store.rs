@@ -130,3 +130,30 @@ impl LayerKv<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the fused path's slab does with numbers that its type cannot hold.
+    #[test]
+    fn tensors_narrow_as_slabs_do() {
+        let row = [1e9f32, -1e9, f32::MAX, f32::NAN, f32::INFINITY, 0.1, -0.0, 65_504.0];
+        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: row.len() };
+        let types =
+            [(KvDType::F32, DType::F32), (KvDType::F16, DType::F16), (KvDType::BF16, DType::BF16)];
+        for (ours, candles) in types {
+            let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
+            let mut slab = KvSlab::new(shape, ours);
+            slab.write(&row, &row, &[3]);
+            slab.read(3, &mut k, &mut v);
+            let stored = Tensor::zeros((16, row.len()), candles, &Device::Cpu).unwrap();
+            let store = LayerKv { k: &stored, v: &stored, block_len: 16 };
+            let rows = Tensor::new(&[row], &Device::Cpu).unwrap();
+            let got = store.narrow(&rows).unwrap().to_dtype(DType::F32).unwrap();
+            let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let same = got.iter().zip(&k).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
+            assert!(same, "{ours:?}: {got:?}, the slab has {k:?}");
+        }
+    }
+}
