@@ -1,8 +1,8 @@
 //! SafeTensors: one file, or shards with an index.
 //!
 //! A file is 8 bytes of header length (little-endian), a JSON header, and the data. It is read here
-//! and not by the `safetensors` crate, whose errors do not say which tensor or where. Tensors with an
-//! empty dimension are legal in this format and are kept.
+//! and not by the `safetensors` crate, whose errors do not say which tensor or where. Tensors with
+//! an empty dimension are legal in this format and are kept.
 
 use super::DType;
 use super::cursor::Cursor;
