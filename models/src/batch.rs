@@ -78,6 +78,11 @@ impl ForwardBatch {
     pub fn check(&self, vocab_len: usize, block_len: usize, block_count: usize) -> Result<()> {
         let rows = self.row_count();
         let wrong = |what: &str| Err(Error::Batch(what.to_owned()));
+        let slots =
+            block_count.checked_mul(block_len).filter(|&slots| u32::try_from(slots).is_ok());
+        if block_len == 0 || slots.is_none() {
+            return wrong("the store has more slots than a u32 counts, or blocks of nothing");
+        }
         if self.positions.len() != rows || self.slot_mapping.len() != rows {
             return wrong("positions or slots do not match the tokens");
         }
@@ -97,6 +102,9 @@ impl ForwardBatch {
         }
         for sequence in self.sequences() {
             let new = sequence.rows.len();
+            if new == 0 {
+                return wrong("a sequence brings no rows");
+            }
             if new > sequence.context_len
                 || sequence.blocks.len() < sequence.context_len.div_ceil(block_len)
                 || sequence.blocks.iter().any(|&b| b as usize >= block_count)
@@ -125,4 +133,37 @@ pub struct Sequence<'a> {
     pub context_len: usize,
     /// Its blocks.
     pub blocks: &'a [u32],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_contradict_each_other_are_refused() {
+        let mut sound = ForwardBatch::whole(&[1, 2, 3], 0, 2);
+        sound.push(&[4], 4, vec![2, 3, 4], 2);
+        sound.check(8, 2, 5).unwrap();
+        let refused = |word: &str, change: fn(&mut ForwardBatch)| {
+            let mut batch = sound.clone();
+            change(&mut batch);
+            let error = batch.check(8, 2, 5).expect_err(word).to_string();
+            assert!(error.contains(word), "`{error}` does not mention `{word}`");
+        };
+        refused("no rows", |b| b.push(&[], 1, vec![0], 2));
+        refused("vocabulary", |b| b.tokens[1] = 8);
+        refused("cu_q", |b| b.cu_q[1] = 5);
+        refused("logit row", |b| b.logit_rows.push(4));
+        refused("block table", |b| b.block_tables[1][2] = 5);
+        refused("slot", |b| b.slot_mapping[0] = 1);
+    }
+
+    #[test]
+    fn slots_are_counted_in_u32() {
+        let batch = ForwardBatch::whole(&[1], 0, 16);
+        batch.check(8, 16, (1 << 28) - 1).unwrap();
+        for (block_len, block_count) in [(16, 1 << 28), (16, usize::MAX), (0, 1)] {
+            assert!(batch.check(8, block_len, block_count).is_err(), "{block_len} {block_count}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use crate::backend::{AttentionParams, Backend};
 use crate::batch::ForwardBatch;
-use crate::config::{Knobs, ModelConfig};
+use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
 use crate::layers::linear::Linear;
@@ -39,20 +39,16 @@ impl<B: Backend> Decoder<B> {
     /// Takes every weight out of the file, once. A tensor that the architecture has no use for is
     /// an error: a model that is not understood is not loaded.
     pub fn load(config: ModelConfig, loader: &mut Loader<'_>, ops: B) -> Result<Self> {
-        let c = &config;
-        let embedding =
-            loader.matrix(Role::Embedding, c.vocab_len, c.hidden_len, |w| ops.matrix(w))?;
-        let layers = (0..c.layer_count)
-            .map(|layer| Layer::load(c, layer, loader, &ops))
+        loader.check()?;
+        let embedding = loader.matrix(Role::Embedding, |source| ops.matrix(source))?;
+        let layers = (0..config.layer_count)
+            .map(|layer| Layer::load(&config, layer, loader, &ops))
             .collect::<Result<_>>()?;
-        let norm = ops.vector(loader.vector(Role::Norm, c.hidden_len)?)?;
-        let head = match c.tied || !loader.has(Role::Head) {
+        let norm = ops.vector(loader.vector(Role::Norm)?)?;
+        let head = match config.tied {
             true => None,
-            false => {
-                Some(Linear::load(loader, &ops, Role::Head, c.vocab_len, c.hidden_len, false)?)
-            }
+            false => Some(Linear::load(loader, &ops, Role::Head)?),
         };
-        loader.finish()?;
         let rotary = Rotary::new(&config.rope);
         Ok(Self { rotary, embedding, layers, norm, head, config, ops })
     }
@@ -89,21 +85,19 @@ impl<B: Backend> Model for Decoder<B> {
                 logits
             }
         };
-        ops.read(&logits)
+        ops.read(logits)
     }
 }
 
 impl<B: Backend> Layer<B> {
     fn load(c: &ModelConfig, layer: usize, loader: &mut Loader<'_>, ops: &B) -> Result<Self> {
         use Role::*;
-        let (hidden, q, kv, ffn) = (c.hidden_len, c.q_len(), c.kv_len(), c.ffn_len);
-        let Knobs { qkv_bias, out_bias, mlp_bias, qk_norm, .. } = c.knobs;
-        let mut linear = |role, n, k, bias| Linear::load(loader, ops, role, n, k, bias);
+        let mut linear = |role| Linear::load(loader, ops, role);
         let attention = Attention {
-            q: linear(Q(layer), q, hidden, qkv_bias)?,
-            k: linear(K(layer), kv, hidden, qkv_bias)?,
-            v: linear(V(layer), kv, hidden, qkv_bias)?,
-            out: linear(Out(layer), hidden, q, out_bias)?,
+            q: linear(Q(layer))?,
+            k: linear(K(layer))?,
+            v: linear(V(layer))?,
+            out: linear(Out(layer))?,
             qk_norm: None,
             norm_eps: c.norm_eps,
             params: AttentionParams {
@@ -115,20 +109,17 @@ impl<B: Backend> Layer<B> {
                 window: c.windows[layer],
             },
         };
-        let mlp = Mlp {
-            gate: linear(Gate(layer), ffn, hidden, mlp_bias)?,
-            up: linear(Up(layer), ffn, hidden, mlp_bias)?,
-            down: linear(Down(layer), hidden, ffn, mlp_bias)?,
-        };
-        let mut vector = |role, n| ops.vector(loader.vector(role, n)?);
-        let qk_norm = match qk_norm {
-            true => Some((vector(QNorm(layer), c.head_dim)?, vector(KNorm(layer), c.head_dim)?)),
+        let mlp =
+            Mlp { gate: linear(Gate(layer))?, up: linear(Up(layer))?, down: linear(Down(layer))? };
+        let mut vector = |role| ops.vector(loader.vector(role)?);
+        let qk_norm = match c.knobs.qk_norm {
+            true => Some((vector(QNorm(layer))?, vector(KNorm(layer))?)),
             false => None,
         };
         Ok(Self {
-            attention_norm: vector(AttentionNorm(layer), hidden)?,
+            attention_norm: vector(AttentionNorm(layer))?,
             attention: Attention { qk_norm, ..attention },
-            mlp_norm: vector(MlpNorm(layer), hidden)?,
+            mlp_norm: vector(MlpNorm(layer))?,
             mlp,
         })
     }

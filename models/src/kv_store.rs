@@ -3,41 +3,13 @@
 //! Who owns a block, who shares it and when it is free is the runtime's business.
 
 use candle_core::{DType, Device, Tensor};
-use hearth_kernels::kv::{KvShape, KvSlab, KvType};
+use half::{bf16, f16};
+use hearth_kernels::kv::{KvShape, KvSlab};
 
 use crate::{Error, Result};
 
 /// Element type of stored keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvDType {
-    /// Reference tests.
-    F32,
-    /// Default: half the memory, 11 bits of precision.
-    #[default]
-    F16,
-    /// Half the memory, the range of f32.
-    BF16,
-}
-
-impl KvDType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
-
-impl From<KvDType> for KvType {
-    fn from(dtype: KvDType) -> Self {
-        match dtype {
-            KvDType::F32 => Self::F32,
-            KvDType::F16 => Self::F16,
-            KvDType::BF16 => Self::BF16,
-        }
-    }
-}
+pub use hearth_kernels::kv::KvType as KvDType;
 
 /// How much KV to store, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +31,7 @@ pub struct KvGeometry {
 impl KvGeometry {
     /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
     pub fn bytes(&self) -> usize {
-        self.layer_count * self.slab_shape().bytes(self.dtype.into())
+        self.layer_count * self.slab_shape().bytes(self.dtype)
     }
 
     /// One layer of it.
@@ -131,16 +103,57 @@ pub(crate) struct LayerKv<'a> {
 }
 
 impl LayerKv<'_> {
-    /// Writes rows to their slots, run by run of neighbouring slots.
+    /// Rows in the dtype of the store, as the fused path narrows them: finite numbers stay finite.
+    pub(crate) fn narrow(&self, rows: &Tensor) -> Result<Tensor> {
+        let dtype = self.k.dtype();
+        let largest = match dtype {
+            DType::F16 => f16::MAX.to_f32(),
+            DType::BF16 => bf16::MAX.to_f32(),
+            _ => return Ok(rows.detach().to_dtype(dtype)?),
+        };
+        let rows = rows.detach().to_dtype(DType::F32)?;
+        let finite = rows.abs()?.le(f32::MAX)?;
+        let within = rows.clamp(-largest, largest)?;
+        Ok(finite.where_cond(&within, &rows)?.to_dtype(dtype)?)
+    }
+
+    /// Writes narrowed rows to their slots, run by run of neighbouring slots.
     pub(crate) fn write(&mut self, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
         let mut row = 0;
         for run in slots.chunk_by(|a, b| a + 1 == *b) {
             for (stored, new) in [(self.k, k), (self.v, v)] {
-                let new = new.narrow(0, row, run.len())?.detach().to_dtype(stored.dtype())?;
+                let new = new.narrow(0, row, run.len())?;
                 stored.slice_set(&new.contiguous()?, 0, run[0] as usize)?;
             }
             row += run.len();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the fused path's slab does with numbers that its type cannot hold.
+    #[test]
+    fn tensors_narrow_as_slabs_do() {
+        let row = [1e9f32, -1e9, f32::MAX, f32::NAN, f32::INFINITY, 0.1, -0.0, 65_504.0];
+        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: row.len() };
+        let types =
+            [(KvDType::F32, DType::F32), (KvDType::F16, DType::F16), (KvDType::BF16, DType::BF16)];
+        for (ours, candles) in types {
+            let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
+            let mut slab = KvSlab::new(shape, ours);
+            slab.write(&row, &row, &[3]);
+            slab.read(3, &mut k, &mut v);
+            let stored = Tensor::zeros((16, row.len()), candles, &Device::Cpu).unwrap();
+            let store = LayerKv { k: &stored, v: &stored, block_len: 16 };
+            let rows = Tensor::new(&[row], &Device::Cpu).unwrap();
+            let got = store.narrow(&rows).unwrap().to_dtype(DType::F32).unwrap();
+            let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let same = got.iter().zip(&k).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
+            assert!(same, "{ours:?}: {got:?}, the slab has {k:?}");
+        }
     }
 }

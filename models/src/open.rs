@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use hearth_kernels::{Pool, quant};
+use hearth_kernels::Pool;
 
 use crate::backend::{Fused, Plain};
 use crate::config::ModelConfig;
@@ -92,19 +92,7 @@ pub struct ModelFile {
 pub fn open(path: &Path) -> Result<ModelFile> {
     let weights = Weights::open(path)?;
     let config = match weights.metadata() {
-        Some(meta) => {
-            let name = "rope_freqs.weight";
-            let divisors = match weights.has(name) {
-                true => {
-                    let view = weights.tensor(name)?;
-                    let mut values = vec![0.0; view.shape.iter().product()];
-                    quant::dequantize(view.dtype, view.bytes, &mut values);
-                    Some(values)
-                }
-                false => None,
-            };
-            ModelConfig::from_gguf(meta, divisors)?
-        }
+        Some(_) => ModelConfig::from_gguf(&weights)?,
         None => {
             let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
             let file = folder.join("config.json");
@@ -114,6 +102,7 @@ pub fn open(path: &Path) -> Result<ModelFile> {
             ModelConfig::from_json(&text)?
         }
     };
+    Loader::new(&weights, &config, &mut |_| {}).check()?;
     Ok(ModelFile { weights, config, path: path.to_owned() })
 }
 

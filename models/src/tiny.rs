@@ -10,7 +10,7 @@ use hearth_kernels::quant::{self, DType};
 use crate::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
 use crate::open::Compute;
 use crate::weights::gguf_writer::GgufWriter;
-use crate::weights::{Loader, Weights};
+use crate::weights::{Loader, Role, Weights};
 use crate::{Error, Model, Result};
 
 /// A small Llama with grouped heads: two layers, 8 query heads, 2 key heads, 512 tokens.
@@ -75,38 +75,14 @@ fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Names and shapes of all tensors.
-fn shapes(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let mut all = vec![
-        ("token_embd.weight".to_owned(), vec![c.vocab_len, c.hidden_len]),
-        ("output_norm.weight".to_owned(), vec![c.hidden_len]),
-    ];
-    if !c.tied {
-        all.push(("output.weight".to_owned(), vec![c.vocab_len, c.hidden_len]));
-    }
-    for layer in 0..c.layer_count {
-        let mut add = |name: &str, shape: &[usize]| {
-            all.push((format!("blk.{layer}.{name}"), shape.to_vec()));
-        };
-        let mut linear = |name: &str, n: usize, k: usize, bias: bool| {
-            add(&format!("{name}.weight"), &[n, k]);
-            if bias {
-                add(&format!("{name}.bias"), &[n]);
-            }
-        };
-        let knobs = &c.knobs;
-        linear("attn_q", c.q_len(), c.hidden_len, knobs.qkv_bias);
-        linear("attn_k", c.kv_len(), c.hidden_len, knobs.qkv_bias);
-        linear("attn_v", c.kv_len(), c.hidden_len, knobs.qkv_bias);
-        linear("attn_output", c.hidden_len, c.q_len(), knobs.out_bias);
-        linear("ffn_gate", c.ffn_len, c.hidden_len, knobs.mlp_bias);
-        linear("ffn_up", c.ffn_len, c.hidden_len, knobs.mlp_bias);
-        linear("ffn_down", c.hidden_len, c.ffn_len, knobs.mlp_bias);
-        add("attn_norm.weight", &[c.hidden_len]);
-        add("ffn_norm.weight", &[c.hidden_len]);
-        if knobs.qk_norm {
-            add("attn_q_norm.weight", &[c.head_dim]);
-            add("attn_k_norm.weight", &[c.head_dim]);
+fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut all = Vec::new();
+    for role in Role::all(config) {
+        let shape = role.shape(config);
+        if role.needs_bias(config) {
+            all.push((role.name(true, "bias"), shape[..1].to_vec()));
         }
+        all.push((role.name(true, "weight"), shape));
     }
     all
 }

@@ -295,6 +295,23 @@ fn chunked_equals_whole() {
     }
 }
 
+/// The plain path too sees every key and value as the store keeps it, so cutting a prompt changes
+/// no more than the order of sums, and the few roundings that this turns over. The limits are a
+/// fifth of the error that unrounded new rows would leave.
+#[test]
+fn plain_path_chunked_equals_whole() {
+    let sequence = Sequence::new(tokens(45, 8), 2);
+    for (kv, limit) in KV.into_iter().zip([3e-6, 5e-5, 4e-4]) {
+        let bench = || Bench::new(model(&tiny::config(), DType::F32, &plain()), kv);
+        let whole = bench().rows(&sequence, 0..45);
+        for chunk in [1, 17] {
+            let error = relative_error(&bench().chunked(&sequence, chunk), &whole);
+            println!("{kv:?} by {chunk}: {error:.1e}");
+            assert!(error < limit, "{kv:?} by {chunk}: {error}");
+        }
+    }
+}
+
 #[test]
 fn paged_equals_contiguous() {
     let fused = fused(2);

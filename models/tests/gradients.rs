@@ -96,7 +96,7 @@ impl Backend for Training {
         self.plain.select(x, rows)
     }
 
-    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+    fn read(&self, x: Tensor) -> Result<Vec<f32>> {
         *self.tape.logits.lock().unwrap() = Some(x.clone());
         self.plain.read(x)
     }

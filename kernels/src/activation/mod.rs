@@ -44,38 +44,6 @@ pub fn gate_mul(isa: Isa, pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out
     });
 }
 
-/// `out[r] = activation(gate_up[r][..inter]) * gate_up[r][inter..]`.
-///
-/// `gate_up` is `[rows, 2 * inter]`, gate before up; `out` is `[rows, inter]`.
-pub fn gate_up(pool: &Pool, kind: Gate, gate_up: &[f32], inter: usize, out: &mut [f32]) {
-    gate_up_with(Isa::best(), pool, kind, gate_up, inter, out);
-}
-
-/// [`gate_up`] with a chosen instruction set.
-pub fn gate_up_with(
-    isa: Isa,
-    pool: &Pool,
-    kind: Gate,
-    gate_up: &[f32],
-    inter: usize,
-    out: &mut [f32],
-) {
-    let rows = out.len() / inter.max(1);
-    assert_eq!(out.len(), rows * inter, "out is [rows, inter]");
-    assert_eq!(gate_up.len(), rows * 2 * inter, "gate_up is [rows, 2 * inter]");
-    let parts = Parts::new(out);
-    let one = |row: usize, within: Range<usize>| {
-        let (gate, up) = gate_up[row * 2 * inter..(row + 1) * 2 * inter].split_at(inter);
-        // SAFETY: a task visits its own rows, or its own piece of the single row.
-        let out = unsafe { parts.take(row * inter + within.start..row * inter + within.end) };
-        run(isa, GateMul { kind, gate: &gate[within.clone()], up: &up[within], out });
-    };
-    if rows == 1 {
-        return run_pieces(pool, inter, &|piece| one(0, piece));
-    }
-    run_rows(pool, rows, inter, &|range| range.for_each(|row| one(row, 0..inter)));
-}
-
 /// `x += y`, element by element.
 pub fn add(pool: &Pool, x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len(), "x and y have one shape");
@@ -207,25 +175,6 @@ mod tests {
                 gate_mul(*isa, &pool, kind, &gate, &up, &mut out);
                 assert!(out.iter().all(|x| x.is_finite()), "{kind:?} {out:?}");
                 assert_eq!(out[4], 100.0);
-            }
-        }
-    }
-
-    #[test]
-    fn fused_rows_are_the_two_halves() {
-        let pool = Pool::new(2);
-        for (rows, inter) in [(0, 8), (1, 1), (1, 40_000), (2, 172), (40, 4864)] {
-            let packed = cases::randoms(rows * 2 * inter, 12);
-            let half = |which: usize| -> Vec<f32> {
-                let rows = packed.chunks_exact(2 * inter);
-                rows.flat_map(|r| r[which * inter..(which + 1) * inter].to_vec()).collect()
-            };
-            let mut expected = vec![0.0; rows * inter];
-            silu_mul(&pool, &half(0), &half(1), &mut expected);
-            for isa in Isa::available() {
-                let mut out = vec![9.0; rows * inter];
-                gate_up_with(*isa, &pool, Gate::Silu, &packed, inter, &mut out);
-                cases::assert_same_bits(&expected, &out, isa.name());
             }
         }
     }

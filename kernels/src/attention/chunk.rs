@@ -8,7 +8,7 @@ use super::CHUNK;
 use super::tile::LINES;
 use crate::LANES;
 use crate::kv::Number;
-use crate::simd::{Simd, exp, sum, tanh};
+use crate::simd::{Simd, exp, sum};
 use std::ops::Range;
 
 /// Memory that a thread uses again.
@@ -42,7 +42,6 @@ pub(super) struct Chunk<'a, E> {
     /// Keys that each line sees.
     pub(super) visible: &'a [Range<usize>],
     pub(super) head_dim: usize,
-    pub(super) softcap: Option<f32>,
 }
 
 impl<E: Number> Chunk<'_, E> {
@@ -181,10 +180,6 @@ fn softmax<S: Simd, E: Number>(
     for (i, vector) in vectors.iter_mut().enumerate() {
         let key = first_key + i * LANES;
         let mut x = simd.load(vector);
-        if let Some(cap) = chunk.softcap {
-            let cap = simd.splat(cap);
-            x = simd.mul(cap, tanh(simd, simd.div(x, cap)));
-        }
         if key < visible.start || key + LANES > visible.end {
             let keys = simd.add(simd.splat(key as f32), simd.load(&LANE_NUMBERS));
             x = simd.if_less(keys, simd.splat(visible.end as f32), x, nothing);

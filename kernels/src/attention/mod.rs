@@ -20,7 +20,8 @@
 //!
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1].
 //!
-//! Deliberately absent: masks other than causal and window, dropout, ALiBi, attention sinks.
+//! Deliberately absent: masks other than causal and window, a cap on scores, dropout, ALiBi,
+//! attention sinks.
 
 mod chunk;
 pub mod scalar;
@@ -57,8 +58,6 @@ pub struct AttentionParams {
     pub scale: f32,
     /// A row sees at most this many keys, itself included.
     pub window: Option<usize>,
-    /// Scores become `softcap * tanh(score / softcap)`.
-    pub softcap: Option<f32>,
 }
 
 /// `out = softmax(scale * q k^T) v` for every row and head; `q` and `out` are

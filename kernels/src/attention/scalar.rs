@@ -42,8 +42,7 @@ pub fn attention(
 
 fn score(q: &[f32], k: &[f32], params: &AttentionParams) -> f64 {
     let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-    let score = dot * f64::from(params.scale);
-    params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+    dot * f64::from(params.scale)
 }
 
 /// K and V of one sequence, both `[context, n_kv_heads, head_dim]`.

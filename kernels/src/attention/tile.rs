@@ -268,7 +268,6 @@ fn partials_of_chunk<S: Simd, E: Number>(
         keys,
         visible: &visible_keys[..tile.lines.len()],
         head_dim: shape.head_dim,
-        softcap: call.params.softcap,
     };
     chunk::partials(simd, &chunk, queries, weights, out);
 }

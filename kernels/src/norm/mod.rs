@@ -24,20 +24,6 @@ pub fn rms_norm(
     rms_norm_with(Isa::best(), pool, x, weight, eps, rows, dim, out);
 }
 
-/// `residual += x`, then `out = rms_norm(residual) * weight`; all `[rows, dim]`.
-pub fn add_rms_norm(
-    pool: &Pool,
-    residual: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
-    eps: f32,
-    rows: usize,
-    dim: usize,
-    out: &mut [f32],
-) {
-    add_rms_norm_with(Isa::best(), pool, residual, x, weight, eps, rows, dim, out);
-}
-
 /// [`rms_norm`] with a chosen instruction set.
 pub fn rms_norm_with(
     isa: Isa,
@@ -59,37 +45,6 @@ pub fn rms_norm_with(
             // SAFETY: every row is visited by one task only.
             let out = unsafe { out.take(numbers.clone()) };
             run(isa, RmsNorm { x: &x[numbers], weight, eps, out });
-        }
-    });
-}
-
-/// [`add_rms_norm`] with a chosen instruction set.
-pub fn add_rms_norm_with(
-    isa: Isa,
-    pool: &Pool,
-    residual: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
-    eps: f32,
-    rows: usize,
-    dim: usize,
-    out: &mut [f32],
-) {
-    assert_eq!(x.len(), rows * dim, "x is [rows, dim]");
-    assert_eq!(residual.len(), rows * dim, "residual is [rows, dim]");
-    assert_eq!(out.len(), rows * dim, "out is [rows, dim]");
-    assert_eq!(weight.len(), dim, "weight is [dim]");
-    let (residual, out) = (Parts::new(residual), Parts::new(out));
-    run_rows(pool, rows, dim, &|range| {
-        for row in range {
-            let numbers = row * dim..(row + 1) * dim;
-            // SAFETY: every row is visited by one task only.
-            let (residual, out) =
-                unsafe { (residual.take(numbers.clone()), out.take(numbers.clone())) };
-            for (r, x) in residual.iter_mut().zip(&x[numbers]) {
-                *r += x;
-            }
-            run(isa, RmsNorm { x: residual, weight, eps, out });
         }
     });
 }
@@ -162,34 +117,6 @@ mod tests {
                 let mut out = vec![9.0; rows * dim];
                 rms_norm_with(*isa, &pool, &x, &weight, 1e-5, rows, dim, &mut out);
                 cases::assert_same_bits(&scalar, &out, isa.name());
-            }
-        }
-    }
-
-    #[test]
-    fn add_then_norm_is_the_two_steps() {
-        let pool = Pool::new(2);
-        for (rows, dim) in [(1, 8), (3, 172), (70, 896)] {
-            let (x, weight) = (cases::randoms(rows * dim, 5), cases::randoms(dim, 6));
-            let before = cases::randoms(rows * dim, 7);
-            let sum: Vec<f32> = before.iter().zip(&x).map(|(a, b)| a + b).collect();
-            let mut expected = vec![0.0; rows * dim];
-            rms_norm(&pool, &sum, &weight, 1e-6, rows, dim, &mut expected);
-            for isa in Isa::available() {
-                let (mut residual, mut out) = (before.clone(), vec![0.0; rows * dim]);
-                add_rms_norm_with(
-                    *isa,
-                    &pool,
-                    &mut residual,
-                    &x,
-                    &weight,
-                    1e-6,
-                    rows,
-                    dim,
-                    &mut out,
-                );
-                cases::assert_same_bits(&sum, &residual, "residual");
-                cases::assert_same_bits(&expected, &out, isa.name());
             }
         }
     }

@@ -43,14 +43,6 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
     simd.div(one, simd.add(one, e))
 }
 
-/// tanh x, absolute error below 3e-7.
-#[inline(always)]
-pub(crate) fn tanh<S: Simd>(simd: S, x: S::V) -> S::V {
-    let e = exp(simd, simd.add(x, x));
-    let one = simd.splat(1.0);
-    simd.sub(one, simd.div(simd.splat(2.0), simd.add(e, one)))
-}
-
 /// The sum of the lanes, as a fixed tree: halves are added to each other.
 #[inline(always)]
 pub(crate) fn sum<S: Simd>(simd: S, v: S::V) -> f32 {

@@ -23,7 +23,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub(crate) use math::{exp, sigmoid, sum, tanh};
+pub(crate) use math::{exp, sigmoid, sum};
 
 use crate::{Isa, LANES};
 use half::{bf16, f16};

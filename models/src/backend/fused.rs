@@ -31,7 +31,7 @@ impl Fused {
 
     /// A buffer with whatever was in it before: the caller writes every element.
     fn rows(&self, count: usize, width: usize) -> Rows {
-        let mut data = self.arena.take();
+        let mut data = self.arena.take(count * width);
         data.resize(count * width, 0.0);
         Rows { data, count, width, arena: Arc::clone(&self.arena) }
     }
@@ -51,17 +51,28 @@ impl Drop for Rows {
     }
 }
 
-/// Buffers between two uses, so that a forward pass asks the system for no memory once it is warm.
+/// Buffers between two uses: a forward pass no larger than one before asks for little more than
+/// its logits, which leave with the caller.
 #[derive(Default)]
 struct Arena(Mutex<Vec<Vec<f32>>>);
 
 impl Arena {
-    fn take(&self) -> Vec<f32> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    /// The smallest buffer that holds `len` numbers, else the largest, which will grow.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that fit come first, small ones before large ones; then the others, large first.
+        let rank = |buffer: &Vec<f32>| match buffer.capacity() {
+            room if room >= len => (false, room),
+            room => (true, usize::MAX - room),
+        };
+        let best = (0..free.len()).min_by_key(|&i| rank(&free[i]));
+        best.map(|i| free.swap_remove(i)).unwrap_or_default()
     }
 
     fn give(&self, buffer: Vec<f32>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        if buffer.capacity() > 0 {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        }
     }
 }
 
@@ -79,7 +90,7 @@ impl Backend for Fused {
     }
 
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore> {
-        let slab = |_| KvSlab::new(geometry.slab_shape(), geometry.dtype.into());
+        let slab = |_| KvSlab::new(geometry.slab_shape(), geometry.dtype);
         Ok(KvStore::Slabs((0..geometry.layer_count).map(slab).collect()))
     }
 
@@ -148,7 +159,6 @@ impl Backend for Fused {
             n_heads: params.head_count,
             scale: params.scale,
             window: params.window,
-            softcap: None,
         };
         attention::attention(
             &self.pool,
@@ -182,7 +192,43 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn read(&self, x: &Rows) -> Result<Vec<f32>> {
-        Ok(x.data.clone())
+    fn read(&self, mut x: Rows) -> Result<Vec<f32>> {
+        Ok(std::mem::take(&mut x.data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capacities(arena: &Arena) -> Vec<usize> {
+        let mut all: Vec<usize> = arena.0.lock().unwrap().iter().map(Vec::capacity).collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn arena_gives_the_smallest_buffer_that_fits() {
+        let arena = Arena::default();
+        assert_eq!(arena.take(10).capacity(), 0);
+        for room in [100, 10, 1000] {
+            arena.give(Vec::with_capacity(room));
+        }
+        assert_eq!(arena.take(11).capacity(), 100);
+        assert_eq!(arena.take(5000).capacity(), 1000, "nothing fits: the largest grows");
+        assert_eq!(arena.take(0).capacity(), 10);
+        arena.give(Vec::new());
+        assert_eq!(capacities(&arena), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_read_leaves_the_arena() {
+        let fused = Fused::new(Arc::new(Pool::new(1)));
+        for _ in 0..3 {
+            let (small, large) = (fused.rows(2, 8), fused.rows(2, 500));
+            assert_eq!(fused.read(large).unwrap().len(), 1000);
+            drop(small);
+        }
+        assert!(capacities(&fused.arena).iter().all(|room| *room < 1000));
     }
 }

@@ -74,7 +74,7 @@ pub trait Backend: Send + Sized {
     fn select(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows>;
 
     /// The numbers themselves. `[T * width]`
-    fn read(&self, x: &Self::Rows) -> Result<Vec<f32>>;
+    fn read(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }
 
 /// Attention of one layer.

@@ -1,8 +1,9 @@
 //! The plain path: candle operations that carry gradients, on any device.
 //!
 //! Slow and obvious on purpose. Weights become floats of one dtype; nothing is fused; each
-//! sequence attends on its own. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim` drop
-//! gradients without a word, so only the spelled-out forms appear here.
+//! sequence attends on its own, scores and their softmax in f32 at least. `candle_nn`'s fast
+//! `rope`, `rms_norm` and `softmax_last_dim` drop gradients without a word, so only the spelled-out
+//! forms appear here.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops;
@@ -49,10 +50,12 @@ impl Plain {
         let q = q.reshape((kv, group * n, dim))?;
         let k = k.reshape((context, kv, dim))?.permute((1, 2, 0))?.contiguous()?;
         let v = v.reshape((context, kv, dim))?.transpose(0, 1)?.contiguous()?;
-        let scores = (q.matmul(&k)? * f64::from(params.scale))?;
-        let scores = scores.reshape((kv, group, n, context))?;
-        let scores = scores.broadcast_add(&self.mask(n, context, params.window)?)?;
-        let weights = ops::softmax(&scores, D::Minus1)?.reshape((kv, group * n, context))?;
+        let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let scores = q.to_dtype(wide)?.matmul(&k.to_dtype(wide)?)?;
+        let scores = (scores * f64::from(params.scale))?.reshape((kv, group, n, context))?;
+        let mask = self.mask(n, context, params.window)?.to_dtype(wide)?;
+        let weights = ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
+        let weights = weights.reshape((kv, group * n, context))?.to_dtype(self.dtype)?;
         let out = weights.matmul(&v)?.reshape((kv, group, n, dim))?;
         Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((n, kv * group * dim))?)
     }
@@ -61,16 +64,16 @@ impl Plain {
     fn mask(&self, n: usize, context: usize, window: Option<usize>) -> Result<Tensor> {
         let visible = |row: usize, key: usize| {
             let position = context - n + row;
-            key <= position && window.is_none_or(|w| key + w > position)
+            key <= position && window.is_none_or(|w| position - key < w)
         };
         let values: Vec<f32> = (0..n * context)
             .map(|i| if visible(i / context, i % context) { 0.0 } else { f32::NEG_INFINITY })
             .collect();
-        Ok(Tensor::from_vec(values, (n, context), &self.device)?.to_dtype(self.dtype)?)
+        Ok(Tensor::from_vec(values, (n, context), &self.device)?)
     }
 
-    /// Keys (or values) of a sequence: what the store holds of earlier rows, then the new ones.
-    /// New rows are not read back, so gradients flow through them.
+    /// Keys (or values) of a sequence, in the dtype of the store where there is one: what it holds
+    /// of earlier rows, then the new ones.
     fn context(
         stored: Option<&Tensor>,
         new: &Tensor,
@@ -84,7 +87,7 @@ impl Plain {
         let slot = |p: usize| seq.blocks[p / len] * len as u32 + (p % len) as u32;
         let slots: Vec<u32> = (0..earlier).map(slot).collect();
         let slots = Tensor::from_vec(slots, earlier, stored.device())?;
-        let cached = stored.index_select(&slots, 0)?.to_dtype(new.dtype())?;
+        let cached = stored.index_select(&slots, 0)?;
         Ok(Tensor::cat(&[&cached, new], 0)?)
     }
 }
@@ -171,11 +174,16 @@ impl Backend for Plain {
         let mut rows = Vec::with_capacity(batch.sequence_count());
         for seq in batch.sequences() {
             let new = |x: &Tensor| x.narrow(0, seq.rows.start, seq.rows.len());
-            let (new_k, new_v) = (new(k)?, new(v)?);
+            // A row is seen as a later one will see it, rounded; without a store it is exact and
+            // carries its gradient.
+            let (new_k, new_v) = match &store {
+                Some(store) => (store.narrow(&new(k)?)?, store.narrow(&new(v)?)?),
+                None => (new(k)?, new(v)?),
+            };
             let block_len = store.as_ref().map_or(1, |s| s.block_len);
             let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
-            let keys = Self::context(old_k, &new_k, &seq, block_len)?;
-            let values = Self::context(old_v, &new_v, &seq, block_len)?;
+            let keys = Self::context(old_k, &new_k, &seq, block_len)?.to_dtype(self.dtype)?;
+            let values = Self::context(old_v, &new_v, &seq, block_len)?.to_dtype(self.dtype)?;
             rows.push(self.attend(&new(q)?, &keys, &values, params)?);
             if let Some(store) = &mut store {
                 store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
@@ -196,7 +204,49 @@ impl Backend for Plain {
         Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
     }
 
-    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+    fn read(&self, x: Tensor) -> Result<Vec<f32>> {
         Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARAMS: AttentionParams = AttentionParams {
+        layer: 0,
+        head_count: 1,
+        kv_head_count: 1,
+        head_dim: 16,
+        scale: 0.25,
+        window: None,
+    };
+
+    /// 16 products of 100 * 100 are beyond f16; a key a little larger than the others stands out
+    /// only where scores keep their digits.
+    #[test]
+    fn scores_have_the_range_and_the_digits_of_f32() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let plain = Plain::new(Device::Cpu, dtype);
+            let tensor = |values: Vec<f32>| {
+                let n = values.len() / 16;
+                Tensor::from_vec(values, (n, 16), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+            };
+            let q = tensor(vec![100.0; 16]);
+            let mut keys = vec![100.0; 32];
+            keys[16] = 100.5;
+            let values = [vec![0.0; 16], vec![1.0; 16]].concat();
+            let out = plain.attend(&q, &tensor(keys), &tensor(values), &PARAMS).unwrap();
+            let got = plain.read(out).unwrap()[0];
+            // The second score is larger by 100 * 0.5 / 4.
+            assert!((got - 1.0).abs() < 1e-3, "{dtype:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn no_window_is_too_wide() {
+        let mask = Plain::reference().mask(2, 3, Some(usize::MAX)).unwrap();
+        let want = [[0.0, 0.0, f32::NEG_INFINITY], [0.0, 0.0, 0.0]];
+        assert_eq!(mask.to_vec2::<f32>().unwrap(), want);
     }
 }

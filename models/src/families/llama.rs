@@ -1,6 +1,8 @@
 //! Llama 2, 3, 3.1, 3.2 and everything that kept the shape (TinyLlama, SmolLM2, llama2.c models).
 //!
-//! Touvron et al. 2023. GGUF calls Mistral v0.1-v0.3 `llama` too; those files carry the window.
+//! Touvron et al. 2023. GGUF calls Mistral v0.1-v0.3 `llama` too, and files of v0.1 carry its
+//! window: it is kept where the key is present, though llama.cpp attends to everything. In a
+//! `config.json` of this family a `sliding_window` is left over from elsewhere and means nothing.
 
 use super::Family;
 use crate::config::{Knobs, RawConfig};
@@ -11,11 +13,12 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["llama"],
     gguf_interleaved_qk: true,
     tied_by_default: false,
+    kv_heads_by_default: None,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias == Some(true),
         out_bias: raw.attention_bias == Some(true),
         mlp_bias: raw.mlp_bias == Some(true),
         ..Knobs::default()
     },
-    windows: |raw, layers| vec![raw.sliding_window; layers],
+    windows: |raw, layers| vec![raw.sliding_window.flatten().filter(|_| raw.is_gguf()); layers],
 };

@@ -2,7 +2,7 @@
 //!
 //! Jiang et al. 2023. GGUF files of this family say `llama`.
 
-use super::Family;
+use super::{Family, WINDOW_BY_DEFAULT};
 use crate::config::{Knobs, RawConfig};
 
 pub(super) const FAMILY: Family = Family {
@@ -11,6 +11,7 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &[],
     gguf_interleaved_qk: true,
     tied_by_default: false,
+    kv_heads_by_default: Some(8),
     knobs: |_: &RawConfig| Knobs::default(),
-    windows: |raw, layers| vec![raw.sliding_window; layers],
+    windows: |raw, layers| vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers],
 };

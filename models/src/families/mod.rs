@@ -19,6 +19,8 @@ pub(crate) struct Family {
     pub gguf_interleaved_qk: bool,
     /// What an absent `tie_word_embeddings` means.
     pub tied_by_default: bool,
+    /// What an absent `num_key_value_heads` means; `None` is all heads.
+    pub kv_heads_by_default: Option<usize>,
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.
@@ -42,15 +44,19 @@ pub(crate) fn known() -> String {
     FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }
 
+/// Window of a `config.json` that switches it on and does not say how wide it is.
+const WINDOW_BY_DEFAULT: usize = 4096;
+
 /// Qwen: a window only when it is switched on, and then where `layer_types` says, or in the layers
-/// from `max_window_layers` on.
+/// from `max_window_layers` on (28 where the file does not say).
 fn qwen_windows(raw: &RawConfig, layers: usize) -> Vec<Option<usize>> {
     if raw.use_sliding_window != Some(true) {
         return vec![None; layers];
     }
+    let window = raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT));
     let slides = |layer: usize| match &raw.layer_types {
         Some(types) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
-        None => layer >= raw.max_window_layers.unwrap_or(0),
+        None => layer >= raw.max_window_layers.unwrap_or(28),
     };
-    (0..layers).map(|layer| raw.sliding_window.filter(|_| slides(layer))).collect()
+    (0..layers).map(|layer| window.filter(|_| slides(layer))).collect()
 }

@@ -13,17 +13,10 @@ pub struct Linear<B: Backend> {
 }
 
 impl<B: Backend> Linear<B> {
-    /// Takes `[n, k]`, and the bias where the file has one. `bias` says that it must.
-    pub fn load(
-        loader: &mut Loader<'_>,
-        ops: &B,
-        role: Role,
-        n: usize,
-        k: usize,
-        bias: bool,
-    ) -> Result<Self> {
-        let weight = loader.matrix(role, n, k, |source| ops.matrix(source))?;
-        let bias = loader.bias(role, n, bias)?.map(|values| ops.vector(values)).transpose()?;
+    /// Takes the weight, and the bias where the file has one.
+    pub fn load(loader: &mut Loader<'_>, ops: &B, role: Role) -> Result<Self> {
+        let weight = loader.matrix(role, |source| ops.matrix(source))?;
+        let bias = loader.bias(role)?.map(|values| ops.vector(values)).transpose()?;
         Ok(Self { weight, bias })
     }
 

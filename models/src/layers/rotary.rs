@@ -2,7 +2,7 @@
 //!
 //! Angles are computed in f64 from the position, so a row's table depends on its position alone.
 
-use crate::config::{RopeConfig, RopeScaling};
+use crate::config::{RopeConfig, RopeScaling, yarn_temperature};
 
 /// Frequencies of one model.
 #[derive(Clone, Debug)]
@@ -58,11 +58,7 @@ impl Rotary {
                 attention_factor,
                 truncate,
             } => {
-                scale = attention_factor.unwrap_or(if factor > 1.0 {
-                    0.1 * factor.ln() + 1.0
-                } else {
-                    1.0
-                });
+                scale = attention_factor.unwrap_or(yarn_temperature(factor, 1.0));
                 // The dimension that makes this many rotations over the original context.
                 let dimension = |rotations: f64| {
                     let wave = original_context_len / (rotations * std::f64::consts::TAU);

@@ -1,4 +1,4 @@
-//! From a role in the architecture to numbers: names, shapes, row order, page release.
+//! From a role in the architecture to numbers: checks, row order, page release.
 //!
 //! Every tensor is read once, in the order the decoder asks, and its pages are let go as soon as
 //! the backend has taken them, so resident memory stays at one copy of the weights.
@@ -7,64 +7,9 @@ use std::collections::HashSet;
 
 use hearth_kernels::quant::{self, DType};
 
-use super::{Format, TensorView, Weights};
+use super::{Format, Role, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
-
-/// What a tensor is for. The number is the layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named after the part of the decoder they belong to")]
-pub enum Role {
-    Embedding,
-    Norm,
-    Head,
-    AttentionNorm(usize),
-    Q(usize),
-    K(usize),
-    V(usize),
-    Out(usize),
-    QNorm(usize),
-    KNorm(usize),
-    MlpNorm(usize),
-    Gate(usize),
-    Up(usize),
-    Down(usize),
-}
-
-impl Role {
-    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer.
-    fn stems(self) -> (Option<usize>, &'static str, &'static str) {
-        match self {
-            Self::Embedding => (None, "model.embed_tokens", "token_embd"),
-            Self::Norm => (None, "model.norm", "output_norm"),
-            Self::Head => (None, "lm_head", "output"),
-            Self::AttentionNorm(l) => {
-                (Some(l), "model.layers.{}.input_layernorm", "blk.{}.attn_norm")
-            }
-            Self::Q(l) => (Some(l), "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q"),
-            Self::K(l) => (Some(l), "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k"),
-            Self::V(l) => (Some(l), "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v"),
-            Self::Out(l) => (Some(l), "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output"),
-            Self::QNorm(l) => (Some(l), "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"),
-            Self::KNorm(l) => (Some(l), "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
-            Self::MlpNorm(l) => {
-                (Some(l), "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
-            }
-            Self::Gate(l) => (Some(l), "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
-            Self::Up(l) => (Some(l), "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
-            Self::Down(l) => (Some(l), "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down"),
-        }
-    }
-
-    fn name(self, gguf: bool, suffix: &str) -> String {
-        let (layer, hf, ggml) = self.stems();
-        let stem = if gguf { ggml } else { hf };
-        match layer {
-            Some(layer) => format!("{}.{suffix}", stem.replace("{}", &layer.to_string())),
-            None => format!("{stem}.{suffix}"),
-        }
-    }
-}
 
 /// A matrix on its way from a file to a backend. `W [n, k]`, `y = x W^T`.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +56,9 @@ impl<'a> MatrixSource<'a> {
 /// Hands out the tensors of one model.
 pub struct Loader<'a> {
     weights: &'a Weights,
-    interleaved: Option<usize>,
-    used: HashSet<String>,
+    config: &'a ModelConfig,
+    /// Roles still to come, if they are asked for in their order.
+    order: std::vec::IntoIter<Role>,
     progress: &'a mut dyn FnMut(usize),
 }
 
@@ -120,78 +66,100 @@ impl<'a> Loader<'a> {
     /// `progress` is told the bytes of every tensor as it is taken.
     pub fn new(
         weights: &'a Weights,
-        config: &ModelConfig,
+        config: &'a ModelConfig,
         progress: &'a mut dyn FnMut(usize),
     ) -> Self {
-        let interleaved = config.knobs.interleaved_qk.then_some(config.head_dim);
-        Self { weights, interleaved, used: HashSet::new(), progress }
+        Self { weights, config, order: Role::all(config).into_iter(), progress }
     }
 
-    /// Whether the file has this weight.
-    pub fn has(&self, role: Role) -> bool {
-        self.weights.has(&self.name(role, "weight"))
-    }
-
-    /// Gives the matrix to `take` and then lets its pages go.
-    pub fn matrix<T>(
-        &mut self,
-        role: Role,
-        n: usize,
-        k: usize,
-        take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let name = self.name(role, "weight");
-        let view = self.view(&name, &[n, k])?;
-        let interleaved = self.rotated(role);
-        let source = MatrixSource { dtype: view.dtype, n, k, bytes: view.bytes, interleaved };
-        let taken = take(&source)?;
-        self.weights.release(&name);
-        Ok(taken)
-    }
-
-    /// A norm.
-    pub fn vector(&mut self, role: Role, n: usize) -> Result<Vec<f32>> {
-        let name = self.name(role, "weight");
-        let view = self.view(&name, &[n])?;
-        Ok(to_f32(&view, n))
-    }
-
-    /// The bias of a projection; absent is an error only when `required`.
-    pub fn bias(&mut self, role: Role, n: usize, required: bool) -> Result<Option<Vec<f32>>> {
-        let name = self.name(role, "bias");
-        if !required && !self.weights.has(&name) {
-            return Ok(None);
+    /// Holds names, types and shapes of all tensors against the configuration, and reads none: a
+    /// tensor that is missing, strange or of no use is refused before the first is packed.
+    pub fn check(&self) -> Result<()> {
+        let mut used = HashSet::new();
+        for role in Role::all(self.config) {
+            let (name, shape) = (self.name(role, "weight"), role.shape(self.config));
+            self.check_tensor(&name, &shape)?;
+            used.insert(name);
+            let bias = self.name(role, "bias");
+            if role.needs_bias(self.config) || role.may_have_bias() && self.weights.has(&bias) {
+                if self.check_tensor(&bias, &shape[..1])?.block_len() > 1 {
+                    let what = "a bias cannot be quantised".into();
+                    return Err(Error::Tensor { name: bias, what });
+                }
+                used.insert(bias);
+            }
         }
-        let view = self.view(&name, &[n])?;
-        if view.dtype.block_len() > 1 {
-            return Err(Error::Tensor { name, what: "a bias cannot be quantised".into() });
-        }
-        let interleaved = self.rotated(role);
-        let source = MatrixSource { dtype: view.dtype, n, k: 1, bytes: view.bytes, interleaved };
-        Ok(Some(source.to_f32()))
-    }
-
-    /// Fails when the file holds a tensor that nothing asked for.
-    pub fn finish(&self) -> Result<()> {
         let ignored = |name: &str| {
             // Recomputed from the configuration, read with it, or the second copy of a tied head.
             name.ends_with("rotary_emb.inv_freq")
                 || name == "rope_freqs.weight"
                 || name == "lm_head.weight"
         };
-        let unknown = |name: &&str| !self.used.contains(*name) && !ignored(name);
-        let left: Vec<&str> = self.weights.names().filter(unknown).collect();
-        match left.first() {
+        let stray = |name: &&str| !used.contains(*name) && !ignored(name);
+        let strays: Vec<&str> = self.weights.names().filter(stray).collect();
+        match strays.first() {
             None => Ok(()),
             Some(first) => Err(Error::Tensor {
                 name: (*first).to_owned(),
                 what: format!(
                     "has no place in this architecture ({} such tensors); \
                      the model would not be what it claims",
-                    left.len()
+                    strays.len()
                 ),
             }),
         }
+    }
+
+    fn check_tensor(&self, name: &str, shape: &[usize]) -> Result<DType> {
+        let dtype = self.weights.readable(name)?;
+        let found = self.weights.info(name).map(|info| info.shape.as_slice());
+        if found != Some(shape) {
+            let found = found.unwrap_or_default();
+            let what = format!("has shape {found:?}, the configuration says {shape:?}");
+            return Err(Error::Tensor { name: name.to_owned(), what });
+        }
+        Ok(dtype)
+    }
+
+    /// Gives the matrix to `take` and then lets its pages go.
+    pub fn matrix<T>(
+        &mut self,
+        role: Role,
+        take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let name = self.name(role, "weight");
+        self.read_ahead(role);
+        let view = self.view(&name)?;
+        let &[n, k] = view.shape else {
+            return Err(Error::Tensor { name, what: "is not a matrix".into() });
+        };
+        let interleaved = self.rotated(role);
+        let taken =
+            take(&MatrixSource { dtype: view.dtype, n, k, bytes: view.bytes, interleaved })?;
+        self.weights.release(&name);
+        Ok(taken)
+    }
+
+    /// A norm.
+    pub fn vector(&mut self, role: Role) -> Result<Vec<f32>> {
+        let name = self.name(role, "weight");
+        self.read_ahead(role);
+        let view = self.view(&name)?;
+        let mut out = vec![0.0; view.shape.iter().product()];
+        quant::dequantize(view.dtype, view.bytes, &mut out);
+        Ok(out)
+    }
+
+    /// The bias of a projection, where the file has one.
+    pub fn bias(&mut self, role: Role) -> Result<Option<Vec<f32>>> {
+        let name = self.name(role, "bias");
+        if !self.weights.has(&name) {
+            return Ok(None);
+        }
+        let view = self.view(&name)?;
+        let (n, interleaved) = (view.shape[0], self.rotated(role));
+        let source = MatrixSource { dtype: view.dtype, n, k: 1, bytes: view.bytes, interleaved };
+        Ok(Some(source.to_f32()))
     }
 
     fn name(&self, role: Role, suffix: &str) -> String {
@@ -199,28 +167,24 @@ impl<'a> Loader<'a> {
     }
 
     fn rotated(&self, role: Role) -> Option<usize> {
-        self.interleaved.filter(|_| matches!(role, Role::Q(_) | Role::K(_)))
+        let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.config.knobs.interleaved_qk;
+        rotates.then_some(self.config.head_dim)
     }
 
-    fn view<'n>(&mut self, name: &'n str, shape: &[usize]) -> Result<TensorView<'n>>
+    /// Lets the disk work on the next tensor while this one is packed.
+    fn read_ahead(&mut self, role: Role) {
+        self.order.by_ref().find(|next| *next == role);
+        if let Some(next) = self.order.as_slice().first() {
+            self.weights.will_need(&self.name(*next, "weight"));
+        }
+    }
+
+    fn view<'n>(&mut self, name: &'n str) -> Result<TensorView<'n>>
     where
         'a: 'n,
     {
         let view = self.weights.tensor(name)?;
-        if view.shape != shape {
-            return Err(Error::Tensor {
-                name: name.to_owned(),
-                what: format!("has shape {:?}, the configuration says {shape:?}", view.shape),
-            });
-        }
         (self.progress)(view.bytes.len());
-        self.used.insert(name.to_owned());
         Ok(view)
     }
-}
-
-fn to_f32(view: &TensorView<'_>, n: usize) -> Vec<f32> {
-    let mut out = vec![0.0; n];
-    quant::dequantize(view.dtype, view.bytes, &mut out);
-    out
 }

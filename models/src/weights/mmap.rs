@@ -62,14 +62,6 @@ impl MappedFile {
         }
     }
 
-    /// Says that the file will be read from front to back, once. Advice only: never fails.
-    pub fn will_read_in_order(&self) {
-        #[cfg(unix)]
-        if let Backing::Map(map) = &self.backing {
-            let _ = map.advise(memmap2::Advice::Sequential);
-        }
-    }
-
     /// Starts reading `range` ahead of its use. Advice only: never fails.
     pub fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]

@@ -1,0 +1,111 @@
+//! What the weights of a decoder are for: their names in both formats, their shapes, their order.
+//!
+//! The only place that knows which tensors a configuration asks for. Deliberately absent: bytes.
+
+use crate::config::ModelConfig;
+
+/// What a tensor is for. The number is the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named after the part of the decoder they belong to")]
+pub enum Role {
+    Embedding,
+    Norm,
+    Head,
+    AttentionNorm(usize),
+    Q(usize),
+    K(usize),
+    V(usize),
+    Out(usize),
+    QNorm(usize),
+    KNorm(usize),
+    MlpNorm(usize),
+    Gate(usize),
+    Up(usize),
+    Down(usize),
+}
+
+impl Role {
+    /// Every weight that `config` asks for, in the order in which the decoder takes them.
+    pub fn all(config: &ModelConfig) -> Vec<Self> {
+        let mut all = vec![Self::Embedding];
+        for l in 0..config.layer_count {
+            all.extend([Self::Q(l), Self::K(l), Self::V(l), Self::Out(l)]);
+            all.extend([Self::Gate(l), Self::Up(l), Self::Down(l)]);
+            if config.knobs.qk_norm {
+                all.extend([Self::QNorm(l), Self::KNorm(l)]);
+            }
+            all.extend([Self::AttentionNorm(l), Self::MlpNorm(l)]);
+        }
+        all.push(Self::Norm);
+        all.extend((!config.tied).then_some(Self::Head));
+        all
+    }
+
+    /// `[n]` of a norm, `[n, k]` of a matrix with n outputs and k inputs.
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+        let (hidden, ffn) = (config.hidden_len, config.ffn_len);
+        match self {
+            Self::Embedding | Self::Head => vec![config.vocab_len, hidden],
+            Self::Q(_) => vec![config.q_len(), hidden],
+            Self::K(_) | Self::V(_) => vec![config.kv_len(), hidden],
+            Self::Out(_) => vec![hidden, config.q_len()],
+            Self::Gate(_) | Self::Up(_) => vec![ffn, hidden],
+            Self::Down(_) => vec![hidden, ffn],
+            Self::Norm | Self::AttentionNorm(_) | Self::MlpNorm(_) => vec![hidden],
+            Self::QNorm(_) | Self::KNorm(_) => vec![config.head_dim],
+        }
+    }
+
+    /// Whether it may stand beside a bias of its own, which is then as long as its outputs.
+    pub(super) fn may_have_bias(self) -> bool {
+        match self {
+            Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) | Self::Head => true,
+            Self::Gate(_) | Self::Up(_) | Self::Down(_) => true,
+            Self::Embedding | Self::Norm | Self::AttentionNorm(_) | Self::MlpNorm(_) => false,
+            Self::QNorm(_) | Self::KNorm(_) => false,
+        }
+    }
+
+    /// Whether the family has a bias here that must not be missing.
+    pub fn needs_bias(self, config: &ModelConfig) -> bool {
+        match self {
+            Self::Q(_) | Self::K(_) | Self::V(_) => config.knobs.qkv_bias,
+            Self::Out(_) => config.knobs.out_bias,
+            Self::Gate(_) | Self::Up(_) | Self::Down(_) => config.knobs.mlp_bias,
+            _ => false,
+        }
+    }
+
+    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer.
+    fn stems(self) -> (Option<usize>, &'static str, &'static str) {
+        match self {
+            Self::Embedding => (None, "model.embed_tokens", "token_embd"),
+            Self::Norm => (None, "model.norm", "output_norm"),
+            Self::Head => (None, "lm_head", "output"),
+            Self::AttentionNorm(l) => {
+                (Some(l), "model.layers.{}.input_layernorm", "blk.{}.attn_norm")
+            }
+            Self::Q(l) => (Some(l), "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q"),
+            Self::K(l) => (Some(l), "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k"),
+            Self::V(l) => (Some(l), "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v"),
+            Self::Out(l) => (Some(l), "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output"),
+            Self::QNorm(l) => (Some(l), "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"),
+            Self::KNorm(l) => (Some(l), "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
+            Self::MlpNorm(l) => {
+                (Some(l), "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
+            }
+            Self::Gate(l) => (Some(l), "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
+            Self::Up(l) => (Some(l), "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
+            Self::Down(l) => (Some(l), "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down"),
+        }
+    }
+
+    pub(crate) fn name(self, gguf: bool, suffix: &str) -> String {
+        let (layer, hf, ggml) = self.stems();
+        let stem = if gguf { ggml } else { hf };
+        match layer {
+            Some(layer) => format!("{}.{suffix}", stem.replace("{}", &layer.to_string())),
+            None => format!("{stem}.{suffix}"),
+        }
+    }
+}
