@@ -1,5 +1,6 @@
 //! From a path to a model: which files, which device, which path.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,6 +49,14 @@ impl Compute {
         }
     }
 
+    /// The plain path on the same device, for training: f32, candle variables as weights.
+    pub fn trainable(&self) -> Plain {
+        match self {
+            Self::Fused(_) => Plain::reference().trainable(),
+            Self::Plain(device, _) => Plain::new(device.clone(), DType::F32).trainable(),
+        }
+    }
+
     /// For logs and `doctor`.
     pub fn describe(&self) -> String {
         match self {
@@ -81,19 +90,7 @@ pub struct ModelFile {
 pub fn open(path: &Path) -> Result<ModelFile> {
     let weights = Weights::open(path)?;
     let config = match weights.metadata() {
-        Some(meta) => {
-            let name = "rope_freqs.weight";
-            let divisors = match weights.has(name) {
-                true => {
-                    let view = weights.tensor(name)?;
-                    let mut values = vec![0.0; view.shape.iter().product()];
-                    quant::dequantize(view.dtype, view.bytes, &mut values);
-                    Some(values)
-                }
-                false => None,
-            };
-            ModelConfig::from_gguf(meta, divisors)?
-        }
+        Some(_) => gguf_config(&weights)?,
         None => {
             let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
             let file = folder.join("config.json");
@@ -104,6 +101,30 @@ pub fn open(path: &Path) -> Result<ModelFile> {
         }
     };
     Ok(ModelFile { weights, config, path: path.to_owned() })
+}
+
+/// Opens a GGUF file that is already in memory; `name` stands for its path.
+pub fn open_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<ModelFile> {
+    let weights = Weights::from_bytes(name, bytes)?;
+    let config = gguf_config(&weights)?;
+    Ok(ModelFile { weights, config, path: PathBuf::from(name) })
+}
+
+fn gguf_config(weights: &Weights) -> Result<ModelConfig> {
+    let Some(meta) = weights.metadata() else {
+        return Err(Error::config("general.architecture", "is missing: this is no GGUF file"));
+    };
+    let name = "rope_freqs.weight";
+    let divisors = match weights.has(name) {
+        true => {
+            let view = weights.tensor(name)?;
+            let mut values = vec![0.0; view.shape.iter().product()];
+            quant::dequantize(view.dtype, view.bytes, &mut values);
+            Some(values)
+        }
+        false => None,
+    };
+    ModelConfig::from_gguf(meta, divisors)
 }
 
 impl ModelFile {

@@ -69,8 +69,8 @@ fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
     body.finish()
 }
 
-/// Names and shapes of all tensors.
-fn shapes(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+/// Names and shapes of all tensors, as a GGUF file has them.
+pub(crate) fn shapes(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut all = vec![
         ("token_embd.weight".to_owned(), vec![c.vocab_len, c.hidden_len]),
         ("output_norm.weight".to_owned(), vec![c.hidden_len]),

@@ -180,7 +180,8 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 
-fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Error> {
+/// The vocabulary that a GGUF file carries.
+pub fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| meta.get_opt::<u32>(&key(name));
     let flag = |name: &str| meta.get_opt::<bool>(&key(name));

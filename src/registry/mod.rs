@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use load::{LoadError, LoadOptions, load};
+pub use load::{LoadError, LoadOptions, gguf_vocab, load};
 
 use crate::engine::handle::EngineHandle;
 use crate::pipeline::SamplingOverrides;

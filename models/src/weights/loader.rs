@@ -54,7 +54,8 @@ impl Role {
         }
     }
 
-    fn name(self, gguf: bool, suffix: &str) -> String {
+    /// The tensor's name in a SafeTensors folder or in a GGUF file; `suffix` is `weight` or `bias`.
+    pub fn name(self, gguf: bool, suffix: &str) -> String {
         let (layer, hf, ggml) = self.stems();
         let stem = if gguf { ggml } else { hf };
         match layer {

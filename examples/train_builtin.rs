@@ -1,0 +1,175 @@
+//! Trains `hearth-tiny` from the generated corpus.
+//!
+//! `cargo run --release --example train_builtin -- --minutes 30` starts from nothing;
+//! `--from models/builtin/hearth-tiny.gguf` goes on from the shipped weights with a fresh
+//! optimiser. On a processor, `RAYON_NUM_THREADS=1` leaves the threads to `--threads`, which is
+//! twice as fast as one pass with threaded operations.
+
+#[path = "builtin/mod.rs"]
+mod builtin;
+
+use std::cell::Cell;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use hearth::registry::gguf_vocab;
+use hearth::text::{GgufVocab, Tokenizer};
+use hearth_kernels::Pool;
+use hearth_models::Compute;
+use hearth_models::train::{AdamWOptions, Batch, DataLoader, Example, Rng, Schedule, Trainer};
+use hearth_models::weights::Weights;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use builtin::corpus::{self, Conversation, Lang, Task};
+use builtin::{Encoder, config, file, vocabulary};
+
+/// Train the built-in model.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How long.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// Learning rate between warm-up and decay.
+    #[arg(long, default_value_t = 2e-3)]
+    rate: f64,
+    /// Tokens of a step, padding included.
+    #[arg(long, default_value_t = 3072)]
+    batch_tokens: usize,
+    /// Parts of a batch that are computed at once.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Weights to go on from.
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// Where the model is written, every few minutes and at the end.
+    #[arg(long, default_value = "target/builtin/hearth-tiny.gguf")]
+    out: PathBuf,
+    /// Another seed, another corpus.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Between two writings of the file.
+const SAVE_EVERY: Duration = Duration::from_secs(180);
+/// Weight of the prompt's tokens at the beginning; it falls to 0 over the first third.
+const PROMPT_WEIGHT: f64 = 0.1;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    if let Some(folder) = args.out.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let (vocab, weights) = start(&args)?;
+    let config = config(vocab.tokens.len());
+    let pool = Arc::new(Pool::new(1));
+    let compute = Compute::parse(&args.device, &pool)?;
+    let mut trainer = Trainer::new(config, &weights, &compute, AdamWOptions::default())?;
+    let parameters: usize = trainer.tensors().iter().map(|t| t.tensor.elem_count()).sum();
+    eprintln!("{parameters} parameters, {} tokens, {}", vocab.tokens.len(), compute.describe());
+    let encoder = Encoder::new(Tokenizer::from_gguf(&vocab)?)?;
+    let held_out = held_out(&encoder)?;
+    learn(&args, &mut trainer, &encoder, &held_out, &vocab)?;
+    save(&args.out, &trainer, &vocab)
+}
+
+/// Vocabulary and weights to start from.
+fn start(args: &Args) -> Result<(GgufVocab, Weights), Box<dyn Error>> {
+    let Some(path) = &args.from else {
+        let vocab = vocabulary::train(args.seed).map_err(|e| e.to_string())?;
+        let bytes = hearth_models::train::random(&config(vocab.tokens.len()), args.seed)?;
+        return Ok((vocab, Weights::from_bytes("random", bytes)?));
+    };
+    let weights = Weights::open(path)?;
+    let meta = weights.metadata().ok_or("the weights to go on from are not a GGUF file")?;
+    Ok((gguf_vocab(meta)?, weights))
+}
+
+/// The steps, until the time is over.
+fn learn(
+    args: &Args,
+    trainer: &mut Trainer,
+    encoder: &Encoder,
+    held_out: &[Batch],
+    vocab: &GgufVocab,
+) -> Result<(), Box<dyn Error>> {
+    let begin = Instant::now();
+    let share = || begin.elapsed().as_secs_f64() / (args.minutes * 60.0);
+    let schedule = Schedule { peak: args.rate, warmup_steps: 60.0, decay_share: 0.25 };
+    let done = Cell::new(0.0);
+    let resumed = args.from.is_some();
+    let mut data = DataLoader::new(examples(args.seed, encoder, &done, resumed), args.batch_tokens, 256);
+    let mut rng = Rng::new(args.seed ^ 0x5eed);
+    let bar = ProgressBar::new(1000);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} {msg}")?);
+    let (mut saved, mut tokens, mut loss) = (Instant::now(), 0usize, f64::NAN);
+    for step in 0.. {
+        done.set(share());
+        if done.get() >= 1.0 {
+            break;
+        }
+        let Some(batch) = data.next(args.threads, rng.unit()) else { break };
+        let report = trainer.step(&batch, schedule.rate(step, done.get()))?;
+        tokens += batch.iter().map(|b| b.forward.row_count()).sum::<usize>();
+        loss = if loss.is_nan() { report.loss } else { 0.98 * loss + 0.02 * report.loss };
+        let speed = tokens as f64 / begin.elapsed().as_secs_f64();
+        bar.set_position((done.get() * 1000.0) as u64);
+        bar.set_message(format!("step {step} loss {loss:.3} {speed:.0} tokens/s"));
+        if step % 100 == 0 {
+            let measured = trainer.loss(held_out)?;
+            let norm = report.gradient_norm;
+            eprintln!(
+                "{:.0} s, step {step}, {tokens} tokens, {speed:.0} tokens/s, loss {loss:.3}, \
+                 held out {measured:.3}, gradient {norm:.2}",
+                begin.elapsed().as_secs_f64()
+            );
+        }
+        if saved.elapsed() > SAVE_EVERY {
+            save(&args.out, trainer, vocab)?;
+            saved = Instant::now();
+        }
+    }
+    bar.finish_and_clear();
+    let measured = trainer.loss(held_out)?;
+    eprintln!("{tokens} tokens in all, loss {loss:.3}, held out {measured:.3}");
+    Ok(())
+}
+
+/// Conversations without end, easy ones first when the model knows nothing yet.
+fn examples<'a>(
+    seed: u64,
+    encoder: &'a Encoder,
+    done: &'a Cell<f64>,
+    resumed: bool,
+) -> impl Iterator<Item = Example> + 'a {
+    let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
+    std::iter::from_fn(move || {
+        let early = if resumed { 0.0 } else { (1.0 - done.get() * 3.0).max(0.0) };
+        let conversation = corpus::training(&mut rng, 1.0 - early);
+        encoder.example(&conversation, (PROMPT_WEIGHT * early) as f32).ok()
+    })
+}
+
+/// A few conversations of every measured task.
+fn held_out(encoder: &Encoder) -> Result<Vec<Batch>, Box<dyn Error>> {
+    let mut rng = Rng::new(7);
+    let mut batches = Vec::new();
+    for lang in Lang::ALL {
+        for task in Task::SCORED {
+            let conversations: Vec<Conversation> =
+                (0..4).map(|_| corpus::evaluation(&mut rng, lang, task)).collect();
+            let examples = conversations.iter().map(|c| encoder.example(c, 0.0));
+            batches.push(Batch::new(&examples.collect::<Result<Vec<_>, _>>()?));
+        }
+    }
+    Ok(batches)
+}
+
+fn save(path: &Path, trainer: &Trainer, vocab: &GgufVocab) -> Result<(), Box<dyn Error>> {
+    file::write(path, trainer.config(), vocab, &trainer.tensors())
+}
