@@ -36,7 +36,7 @@ struct Args {
     #[arg(long, default_value_t = 2e-3)]
     rate: f64,
     /// Tokens of a step, padding included.
-    #[arg(long, default_value_t = 3072)]
+    #[arg(long, default_value_t = 2560)]
     batch_tokens: usize,
     /// Parts of a batch that are computed at once.
     #[arg(long, default_value_t = 2)]
@@ -50,6 +50,9 @@ struct Args {
     /// Where the model is written, every few minutes and at the end.
     #[arg(long, default_value = "target/builtin/hearth-tiny.gguf")]
     out: PathBuf,
+    /// Print this many conversations of the corpus instead.
+    #[arg(long)]
+    show: Option<usize>,
     /// Another seed, another corpus.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -66,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::fs::create_dir_all(folder)?;
     }
     let (vocab, weights) = start(&args)?;
+    eprintln!("a vocabulary of {} tokens", vocab.tokens.len());
     let config = config(vocab.tokens.len());
     let pool = Arc::new(Pool::new(1));
     let compute = Compute::parse(&args.device, &pool)?;
@@ -73,6 +77,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let parameters: usize = trainer.tensors().iter().map(|t| t.tensor.elem_count()).sum();
     eprintln!("{parameters} parameters, {} tokens, {}", vocab.tokens.len(), compute.describe());
     let encoder = Encoder::new(Tokenizer::from_gguf(&vocab)?)?;
+    if let Some(count) = args.show {
+        return show(count, args.seed, &encoder);
+    }
     let held_out = held_out(&encoder)?;
     learn(&args, &mut trainer, &encoder, &held_out, &vocab)?;
     save(&args.out, &trainer, &vocab)
@@ -168,6 +175,19 @@ fn held_out(encoder: &Encoder) -> Result<Vec<Batch>, Box<dyn Error>> {
         }
     }
     Ok(batches)
+}
+
+/// What the corpus looks like, and how long its conversations are.
+fn show(count: usize, seed: u64, encoder: &Encoder) -> Result<(), Box<dyn Error>> {
+    let mut rng = Rng::new(seed);
+    for _ in 0..count {
+        let conversation = corpus::training(&mut rng, 1.0);
+        let example = encoder.example(&conversation, 0.0)?;
+        let learned = example.weights.iter().filter(|&&w| w > 0.0).count();
+        let (text, all) = (encoder.text(&conversation)?, example.tokens.len());
+        println!("--- {:?}: {learned} of {all} tokens\n{text}", conversation.task);
+    }
+    Ok(())
 }
 
 fn save(path: &Path, trainer: &Trainer, vocab: &GgufVocab) -> Result<(), Box<dyn Error>> {

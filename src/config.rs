@@ -3,15 +3,13 @@
 //!
 //! Flags win over `HEARTH_*` variables, those over the file, that over the defaults.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use hearth_models::KvDType;
-use serde::Deserialize;
-
-use crate::registry::plan::PlanOptions;
+use serde::{Deserialize, Deserializer};
 
 /// What the operator says, flag by flag.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
@@ -20,10 +18,12 @@ pub struct RawConfig {
     /// Model to serve: a .gguf file, a .safetensors file, a folder, or a hub id such as
     /// `org/name`, `org/name:Q4_K_M`, `org/name@revision`. Repeat for several models.
     #[arg(long, short = 'm', env = "HEARTH_MODEL", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
     pub model: Vec<String>,
     /// Id under which a model is served, in the order of --model (default: the file's or folder's
     /// name).
     #[arg(long, env = "HEARTH_ALIAS", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
     pub alias: Vec<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
@@ -41,7 +41,8 @@ pub struct RawConfig {
     /// Threads that compute (default: physical cores that this process may use).
     #[arg(long, short = 't', env = "HEARTH_THREADS")]
     pub threads: Option<usize>,
-    /// cpu, cuda, cuda:N, metal, plain (candle on the CPU, the reference) or auto.
+    /// Where to compute: auto, cpu, cuda, cuda:N, metal or plain (candle on the CPU, the reference)
+    /// (default: auto).
     #[arg(long, env = "HEARTH_DEVICE")]
     pub device: Option<String>,
     /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
@@ -50,6 +51,7 @@ pub struct RawConfig {
     /// Key that clients must send; repeat for several. Without one, anyone who reaches the port
     /// may ask.
     #[arg(long, env = "HEARTH_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    #[serde(deserialize_with = "one_or_many")]
     pub api_key: Vec<String>,
     /// Requests that run at once (default: 32).
     #[arg(long, env = "HEARTH_MAX_RUNNING")]
@@ -69,6 +71,20 @@ pub struct RawConfig {
     /// Log as text or json (default: text).
     #[arg(long, env = "HEARTH_LOG_FORMAT")]
     pub log_format: Option<String>,
+}
+
+/// A list in the file, or its only value.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or a list of strings")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    })
 }
 
 /// What holds.
@@ -100,6 +116,21 @@ pub struct Config {
     pub log_json: bool,
     /// A running answer is waited for this long at shutdown.
     pub drain_timeout: Duration,
+}
+
+/// What the operator asked of the memory; `registry::plan` divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Tokens of one request; `None` is as many as the model was made for and the memory holds.
+    pub ctx_size: Option<usize>,
+    /// Sequences that may run at once.
+    pub running_len: usize,
+    /// Requests that may wait.
+    pub queue_len: usize,
+    /// Rows of one forward pass.
+    pub batch_tokens: usize,
+    /// Element type of KV.
+    pub kv_dtype: KvDType,
 }
 
 /// What is wrong, and where.
@@ -153,8 +184,11 @@ impl RawConfig {
 
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
-        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value {
-            Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
+        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value
+        {
+            Some(n) if n == 0 || n > max => {
+                wrong(option, format!("{n} is not between 1 and {max}"))
+            }
             other => Ok(other.unwrap_or(default)),
         };
         let host = self.host.as_deref().unwrap_or("127.0.0.1");
@@ -175,6 +209,12 @@ impl RawConfig {
         };
         if self.alias.len() > self.model.len() {
             return wrong("--alias", "there are more of them than of --model");
+        }
+        if self.model.iter().any(|m| m.trim().is_empty()) {
+            return wrong("--model", "must not be empty");
+        }
+        if self.alias.iter().any(|a| a.trim().is_empty()) {
+            return wrong("--alias", "must not be empty");
         }
         if self.api_key.iter().any(|k| k.trim().is_empty()) {
             return wrong("--api-key", "must not be empty");
@@ -220,13 +260,18 @@ fn default_data_dir() -> Option<PathBuf> {
 }
 
 impl Config {
+    /// Where to listen; port 0 until the system has picked one.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+
     /// One line for each value, keys hidden.
     pub fn describe(&self) -> String {
         let plan = &self.plan;
         let ctx = plan.ctx_size.map_or("what fits".to_owned(), |n| n.to_string());
         let lines = [
             ("models", self.models.join(", ")),
-            ("listen", format!("{}:{}", self.host, self.port)),
+            ("listen", self.address().to_string()),
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
@@ -235,10 +280,13 @@ impl Config {
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
-            ("api-key", match self.api_keys.len() {
-                0 => "none, open to whoever reaches the port".to_owned(),
-                n => format!("{n} set"),
-            }),
+            (
+                "api-key",
+                match self.api_keys.len() {
+                    0 => "none, open to whoever reaches the port".to_owned(),
+                    n => format!("{n} set"),
+                },
+            ),
             ("lenient-fields", self.lenient_fields.to_string()),
             ("data-dir", self.data_dir.display().to_string()),
         ];
@@ -277,12 +325,31 @@ mod tests {
             (RawConfig { kv_dtype: Some("f8".into()), ..Default::default() }, "--kv-dtype"),
             (RawConfig { alias: vec!["a".into()], ..Default::default() }, "--alias"),
             (RawConfig { api_key: vec![" ".into()], ..Default::default() }, "--api-key"),
+            (RawConfig { model: vec!["".into()], ..Default::default() }, "--model"),
+            (
+                RawConfig { model: vec!["m".into()], alias: vec!["".into()], ..Default::default() },
+                "--alias",
+            ),
             (RawConfig { ctx_size: Some(0), ..Default::default() }, "--ctx-size"),
             (RawConfig { log_format: Some("xml".into()), ..Default::default() }, "--log-format"),
         ];
         for (raw, flag) in cases {
             assert_eq!(raw.validate().unwrap_err().option, flag);
         }
+    }
+
+    #[test]
+    fn an_address_of_version_6_is_told_from_its_port() {
+        let raw = RawConfig { host: Some("::1".into()), port: Some(80), ..Default::default() };
+        assert!(raw.validate().unwrap().describe().contains("[::1]:80"));
+    }
+
+    #[test]
+    fn one_value_is_a_list_of_one() {
+        let one = toml("model = \"a.gguf\"\napi-key = \"k\"");
+        let list = toml("model = [\"a.gguf\"]\napi-key = [\"k\"]");
+        assert_eq!(one, list);
+        assert!(toml::from_str::<RawConfig>("model = 3").is_err());
     }
 
     #[test]

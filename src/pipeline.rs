@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use self::choice::Choice;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::Special;
-use crate::types::{FinishReason, Timings, TokenId, Usage};
+use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -34,6 +35,29 @@ pub enum Prompt {
     Text(String),
     /// Token ids, taken as they are.
     Tokens(Vec<TokenId>),
+}
+
+impl Prompt {
+    /// About how much text there is to encode: in a chat, every string and a little for each value.
+    fn len_bytes(&self) -> usize {
+        fn weigh(value: &Value) -> usize {
+            const MARKUP: usize = 16;
+            MARKUP
+                + match value {
+                    Value::String(text) => text.len(),
+                    Value::Array(list) => list.iter().map(weigh).sum(),
+                    Value::Object(map) => map.values().map(weigh).sum(),
+                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+                }
+        }
+        match self {
+            Self::Chat { messages, template_kwargs } => {
+                weigh(messages) + template_kwargs.values().map(weigh).sum::<usize>()
+            }
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
 }
 
 /// A request for text. `None` means: what the model's own generation config says, else OpenAI's
@@ -66,21 +90,6 @@ pub struct TextRequest {
     pub sampling: SamplingOverrides,
 }
 
-/// Sampling fields as a client gives them.
-#[derive(Clone, Debug, Default)]
-#[allow(missing_docs, reason = "the fields of `SamplingParams`, optional")]
-pub struct SamplingOverrides {
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_k: Option<usize>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub logit_bias: Vec<(TokenId, f32)>,
-    pub seed: Option<u64>,
-}
-
 /// A token as text, with its log-probability.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
@@ -88,8 +97,11 @@ pub struct TokenLogprob {
     pub id: TokenId,
     /// Its text (U+FFFD where its bytes are not text on their own).
     pub text: String,
-    /// Its exact bytes.
+    /// Its exact bytes, as in the middle of a text.
     pub bytes: Vec<u8>,
+    /// Characters of the choice's text that begin in it: 0 for a special token, and one less than
+    /// its own where the text drops the space before its first word.
+    pub chars: usize,
     /// `None` for the first token of a prompt.
     pub logprob: Option<f32>,
     /// Alternatives, best first.
@@ -135,12 +147,18 @@ pub enum TextEvent {
 #[derive(Clone)]
 pub struct Pipeline {
     registry: Arc<Registry>,
+    /// Places for [`LONG_PROMPT_BYTES`] and more, which take seconds and hundreds of MB to encode.
+    long_prompts: Arc<Semaphore>,
 }
+
+/// Prompts from this length on are encoded [`LONG_PROMPTS`] at a time.
+const LONG_PROMPT_BYTES: usize = 64 << 10;
+const LONG_PROMPTS: usize = 2;
 
 impl Pipeline {
     /// Over what the registry serves.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+        Self { registry, long_prompts: Arc::new(Semaphore::new(LONG_PROMPTS)) }
     }
 
     /// What can be asked for.
@@ -152,18 +170,42 @@ impl Pipeline {
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
         let model = self.registry.get(&request.model);
         let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let prompt = encode(&model, &request)?;
+        let (prompt, request) = self.encode_aside(&model, request).await?;
         let template = generate_request(&model, &request, prompt)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(request.n);
         for index in 0..request.n {
             let mut generate = template.clone();
-            generate.seed = seed.wrapping_add(index as u64);
+            // Far apart, so that choice 1 of a seed is not choice 0 of the next.
+            generate.seed = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let generation = model.engine().submit(generate);
             let generation = generation.map_err(|e| submit_error(e, &request))?;
             choices.push(Choice::new(index, generation, &model, &request, &template));
         }
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+    }
+
+    /// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams,
+    /// and many of them must not take all the memory.
+    async fn encode_aside(
+        &self,
+        model: &Arc<ServedModel>,
+        request: TextRequest,
+    ) -> Result<(Vec<TokenId>, TextRequest), Error> {
+        let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
+        let place = match request.prompt.len_bytes() >= LONG_PROMPT_BYTES {
+            true => {
+                let place = Arc::clone(&self.long_prompts).acquire_owned().await;
+                Some(place.map_err(|e| failed(e.to_string()))?)
+            }
+            false => None,
+        };
+        let model = Arc::clone(model);
+        let encoding = tokio::task::spawn_blocking(move || {
+            let _place = place; // kept to the end even when the client goes away before
+            encode(&model, &request).map(|prompt| (prompt, request))
+        });
+        encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
     }
 }
 
@@ -184,7 +226,7 @@ fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Er
         }
     };
     let encoded = model.tokenizer().encode(&text, Special::PROMPT);
-    encoded.map_err(|e| Error::invalid("prompt", e.to_string()))
+    encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))
 }
 
 /// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
@@ -201,11 +243,21 @@ fn generate_request(
     }
     let vocab_len = model.engine().limits().vocab_len;
     if let Some((id, _)) = request.sampling.logit_bias.iter().find(|b| b.0 as usize >= vocab_len) {
-        let message = format!("token id {id} is not in the vocabulary of {vocab_len} tokens");
+        let message = format!(
+            "Invalid 'logit_bias': token id {id} is not in the vocabulary of {vocab_len} tokens."
+        );
         return Err(Error::invalid("logit_bias", message));
     }
-    let mut stop_ids = model.stop_ids().to_vec();
-    stop_ids.extend(&request.stop_token_ids);
+    let own = if request.ignore_eos { &[] } else { model.stop_ids() };
+    let mut stop_ids = [own, &request.stop_token_ids].concat();
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    if let Some(id) = stop_ids.iter().find(|&&id| id as usize >= vocab_len) {
+        let message = format!(
+            "Invalid 'stop_token_ids': {id} is not in the vocabulary of {vocab_len} tokens."
+        );
+        return Err(Error::invalid("stop_token_ids", message));
+    }
     Ok(GenerateRequest {
         prompt,
         sampling: sampling(model.defaults(), &request.sampling),
@@ -214,7 +266,6 @@ fn generate_request(
         max_tokens: request.max_tokens.unwrap_or(room),
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
-        ignore_eos: request.ignore_eos,
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
     })
@@ -253,7 +304,9 @@ fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
             let message = format!("Token id {id} is not in the vocabulary.");
             Error::invalid(request.prompt_param(), message)
         }
-        SubmitError::QueueFull { waiting, retry_after } => Error::QueueFull { waiting, retry_after },
+        SubmitError::QueueFull { waiting, retry_after } => {
+            Error::QueueFull { waiting, retry_after }
+        }
         SubmitError::ShuttingDown => Error::ShuttingDown,
     }
 }

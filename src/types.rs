@@ -41,6 +41,21 @@ impl FinishReason {
     }
 }
 
+/// Sampling fields as a client, or a model's generation config, gives them.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs, reason = "the fields of the sampler's parameters, optional")]
+pub struct SamplingOverrides {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub logit_bias: Vec<(TokenId, f32)>,
+    pub seed: Option<u64>,
+}
+
 /// Tokens that a request used. All counts are tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

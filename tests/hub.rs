@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hearth::registry::hub::{HubError, HubOptions, Progress, resolve};
+use hearth::registry::hub::{HubError, HubOptions, Progress, list, resolve};
 use hearth::registry::source::HubId;
 use serde_json::json;
 
@@ -580,4 +580,20 @@ fn the_environment_is_read_as_the_other_tools_read_it() {
     let home = home.path().to_str().unwrap();
     assert_eq!(from(&[("HF_HOME", home)]).token.as_deref(), Some("from-file"));
     assert_eq!(from(&[("HF_HOME", home), ("HF_TOKEN", "t")]).token.as_deref(), Some("t"));
+}
+
+#[test]
+fn the_cache_lists_what_it_has() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::new(&sharded());
+    let options = server.options(cache.path());
+    assert!(list(cache.path()).is_empty());
+    let path = pull("org/name", &options).unwrap();
+    let listed = list(cache.path());
+    assert_eq!((listed.len(), listed[0].repo.as_str()), (1, "org/name"));
+    assert_eq!(listed[0].path, path);
+    assert!(listed[0].weights.len() >= 2);
+    for (name, bytes) in &listed[0].weights {
+        assert_eq!(*bytes, fs::metadata(path.join(name)).unwrap().len());
+    }
 }

@@ -122,6 +122,32 @@ async fn prompts_come_in_four_forms_and_choices_in_prompt_major_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn text_offsets_point_into_the_text() {
+    let server = start(Options::default()).await;
+    // A special token, which the text does not show, then "Hé".
+    let prompt = json!([260, b'H', 0xc3, 0xa9]);
+    let fields = json!({"prompt": prompt, "max_tokens": 0, "echo": true, "logprobs": 0});
+    let choice = &server.complete(fields).await.json()["choices"][0];
+    assert_eq!(choice["text"], "Hé");
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 0, 1, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_prompts_take_turns_and_all_are_answered() {
+    let server = start(Options::default()).await;
+    let long = "word ".repeat(40_000);
+    let fields = json!({"prompt": long, "max_tokens": 1});
+    let answers = (0..6).map(|_| server.complete(fields.clone()));
+    for answer in futures_util::future::join_all(answers).await {
+        assert_eq!(
+            (answer.status, &answer.error()["code"]),
+            (400, &json!("context_length_exceeded"))
+        );
+    }
+    assert_eq!(server.complete(json!({"prompt": "short", "max_tokens": 1})).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_can_be_scored_without_generating() {
     let server = start(Options::default()).await;
     let fields = json!({"prompt": "Once upon", "max_tokens": 0, "echo": true, "logprobs": 3});
@@ -305,6 +331,28 @@ async fn a_shutdown_lets_running_streams_finish() {
     let chunks = running.answer().await.chunks();
     assert_eq!(chunks.last().expect("chunks")["choices"][0]["finish_reason"], "length");
     server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let config = ServerConfig { body_timeout: Duration::from_millis(50), ..Default::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                 Connection: close\r\nContent-Length: 1000\r\n\r\n{\"model\"";
+    let refused = http::send_raw(server.address, half).await.answer().await;
+    assert_eq!((refused.status, &refused.error()["code"]), (408, &json!("request_timeout")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_half_a_request() {
+    let mut server = start(Options::default()).await;
+    let half = http::send_raw(server.address, b"POST /v1/completions HTTP/1.1\r\nHost:").await;
+    assert_eq!(server.get("/health").await.status, 200);
+    let began = std::time::Instant::now();
+    server.stop();
+    server.stopped().await;
+    assert!(began.elapsed() < ServerConfig::default().drain_timeout / 2);
+    drop(half);
 }
 
 #[tokio::test(flavor = "multi_thread")]

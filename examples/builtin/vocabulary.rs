@@ -18,7 +18,7 @@ pub const END_OF_TURN: &str = "<|im_end|>";
 /// Tokens in all.
 const SIZE: usize = 2048;
 /// Conversations to learn the vocabulary from.
-const SAMPLE: usize = 30_000;
+const SAMPLE: usize = 15_000;
 /// Qwen2's words: digits stand alone, letters of any script stay together.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// With their types in GGUF: 3 is control, 4 is user defined (shown as text).

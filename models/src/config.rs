@@ -7,9 +7,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::KvGeometry;
 use crate::families::{self, Family};
-use crate::weights::{Array, Metadata};
+use crate::kv_store::KvGeometry;
+use crate::weights::{Array, Metadata, safetensors};
 use crate::{Error, KvDType, Result};
 
 /// A decoder, validated. Lengths count elements.
@@ -141,7 +141,6 @@ pub struct RawConfig {
     pub use_sliding_window: Option<bool>,
     pub max_window_layers: Option<usize>,
     pub layer_types: Option<Vec<String>>,
-    pub quantization_config: Option<Value>,
     pub bos_token_id: Option<Value>,
     pub eos_token_id: Option<Value>,
     #[serde(skip)]
@@ -151,22 +150,20 @@ pub struct RawConfig {
 impl ModelConfig {
     /// From the text of `config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
-        let raw: RawConfig = serde_json::from_str(text)
-            .map_err(|e| Error::config("config.json", format!("cannot be read: {e}")))?;
-        let model_type = raw.model_type.clone().unwrap_or_default();
-        let family = families::by_model_type(&model_type).ok_or_else(|| {
+        let unreadable = |e| Error::config("config.json", format!("cannot be read: {e}"));
+        let json: Value = serde_json::from_str(text).map_err(unreadable)?;
+        if let Some(method) = safetensors::unreadable_quantization(&json) {
+            let what = format!("`{method}` cannot be read by this build");
+            return Err(Error::config("quantization_config", what));
+        }
+        let raw: RawConfig = serde_json::from_value(json).map_err(unreadable)?;
+        let model_type = raw.model_type.as_deref().unwrap_or_default();
+        let family = families::by_model_type(model_type).ok_or_else(|| {
             Error::config(
                 "model_type",
                 format!("`{model_type}` is not supported; known: {}", families::known()),
             )
         })?;
-        if let Some(quantization) = &raw.quantization_config {
-            let method = quantization.get("quant_method").and_then(Value::as_str);
-            return Err(Error::config(
-                "quantization_config",
-                format!("method `{}` cannot be read by this build", method.unwrap_or("unnamed")),
-            ));
-        }
         Self::new(family, &raw, false)
     }
 
@@ -239,7 +236,10 @@ impl ModelConfig {
             ));
         }
         if self.layer_count > 4096 {
-            return Err(Error::config("num_hidden_layers", format!("{} is absurd", self.layer_count)));
+            return Err(Error::config(
+                "num_hidden_layers",
+                format!("{} is absurd", self.layer_count),
+            ));
         }
         if self.windows.len() != self.layer_count || self.windows.contains(&Some(0)) {
             return Err(Error::config("sliding_window", "does not fit the layers"));
@@ -290,8 +290,14 @@ fn rope_config(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
     let base = raw.rope_theta.or(number("rope_theta")).unwrap_or(10_000.0);
     let partial = raw.partial_rotary_factor.or(number("partial_rotary_factor")).unwrap_or(1.0);
     let dim = (head_dim as f64 * partial) as usize;
-    if !(base.is_finite() && base > 0.0) || dim == 0 || dim > head_dim || dim % 2 != 0 {
-        return Err(Error::config("rope_theta", format!("base {base} and width {dim} do not fit")));
+    if !(base.is_finite() && base > 0.0) {
+        return Err(Error::config("rope_theta", format!("{base} is not a positive number")));
+    }
+    if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+        return Err(Error::config(
+            "partial_rotary_factor",
+            format!("{partial} of head_dim {head_dim} is not an even width inside a head"),
+        ));
     }
     let scaling = match (&raw.rope_divisors, scaling) {
         (Some(divisors), _) => RopeScaling::Divisors(check_divisors(divisors, dim)?),
@@ -389,11 +395,16 @@ fn raw_from_gguf(
         raw.partial_rotary_factor = Some(dim as f64 / head_dim as f64);
     }
     if let Some(kind) = meta.get_opt::<&str>(&format!("{arch}.rope.scaling.type"))? {
+        let factor = f64_of("rope.scaling.factor")?;
+        // GGUF's factor multiplies YaRN's own temperature, that of `config.json` replaces it.
+        let temperature = 0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0;
         raw.rope_scaling = Some(serde_json::json!({
             "rope_type": kind,
-            "factor": f64_of("rope.scaling.factor")?,
+            "factor": factor,
             "original_max_position_embeddings": usize_of("rope.scaling.original_context_length")?,
-            "attention_factor": f64_of("rope.scaling.attn_factor")?,
+            "attention_factor": f64_of("rope.scaling.attn_factor")?.map(|f| f * temperature),
+            "beta_fast": f64_of("rope.scaling.yarn_beta_fast")?,
+            "beta_slow": f64_of("rope.scaling.yarn_beta_slow")?,
         }));
     }
     Ok(raw)

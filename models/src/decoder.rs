@@ -5,10 +5,10 @@
 
 use candle_core::Tensor;
 
-use crate::backend::{AttentionParams, Backend, KvGeometry, Plain};
+use crate::backend::{AttentionParams, Backend, Plain};
 use crate::batch::ForwardBatch;
 use crate::config::{Knobs, ModelConfig};
-use crate::kv_store::KvStore;
+use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
 use crate::layers::linear::Linear;
 use crate::layers::mlp::Mlp;

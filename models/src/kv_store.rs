@@ -3,9 +3,8 @@
 //! Who owns a block, who shares it and when it is free is the runtime's business.
 
 use candle_core::{DType, Device, Tensor};
-use hearth_kernels::kv::KvSlab;
+use hearth_kernels::kv::{KvShape, KvSlab, KvType};
 
-use crate::backend::KvGeometry;
 use crate::{Error, Result};
 
 /// Element type of stored keys and values.
@@ -26,6 +25,50 @@ impl KvDType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+impl From<KvDType> for KvType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::F16 => Self::F16,
+            KvDType::BF16 => Self::BF16,
+        }
+    }
+}
+
+/// How much KV to store, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvGeometry {
+    /// Layers.
+    pub layer_count: usize,
+    /// Blocks of each layer.
+    pub block_count: usize,
+    /// Tokens of a block.
+    pub block_len: usize,
+    /// Key and value heads.
+    pub kv_head_count: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Element type.
+    pub dtype: KvDType,
+}
+
+impl KvGeometry {
+    /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
+    pub fn bytes(&self) -> usize {
+        self.layer_count * self.slab_shape().bytes(self.dtype.into())
+    }
+
+    /// One layer of it.
+    pub(crate) fn slab_shape(&self) -> KvShape {
+        KvShape {
+            n_blocks: self.block_count,
+            block_len: self.block_len,
+            n_kv_heads: self.kv_head_count,
+            head_dim: self.head_dim,
         }
     }
 }
@@ -73,7 +116,8 @@ pub struct TensorKv {
 impl TensorKv {
     pub(crate) fn new(shape: KvGeometry, dtype: DType, device: &Device) -> Result<Self> {
         let size = (shape.block_count * shape.block_len, shape.kv_head_count * shape.head_dim);
-        let layer = |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
+        let layer =
+            |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, block_len: shape.block_len })
     }

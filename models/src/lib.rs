@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: text, requests, scheduling. Block ids are only numbers here.
 
+#![deny(unsafe_code)]
+
 pub mod backend;
 pub mod batch;
 pub mod config;
@@ -19,10 +21,9 @@ pub mod tiny;
 pub mod train;
 pub mod weights;
 
-pub use backend::KvGeometry;
 pub use batch::ForwardBatch;
 pub use config::ModelConfig;
-pub use kv_store::{KvDType, KvStore};
+pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{Compute, ModelFile, open, open_bytes};
 
 /// A causal language model.

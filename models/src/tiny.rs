@@ -42,11 +42,16 @@ pub fn load(
     seed: u64,
     compute: &Compute,
 ) -> Result<Box<dyn Model>> {
-    let bytes = gguf(config, dtype, seed).map_err(|e| Error::config("tiny", e.to_string()))?;
-    let weights = Weights::from_bytes("tiny.gguf", bytes)?;
+    let weights = weights(config, dtype, seed)?;
     let mut progress = |_| {};
     let mut loader = Loader::new(&weights, config, &mut progress);
     compute.load(config.clone(), &mut loader)
+}
+
+/// The random weights of [`load`], for who brings a backend of its own.
+pub fn weights(config: &ModelConfig, dtype: DType, seed: u64) -> Result<Weights> {
+    let bytes = gguf(config, dtype, seed).map_err(|e| Error::config("tiny", e.to_string()))?;
+    Ok(Weights::from_bytes("tiny.gguf", bytes)?)
 }
 
 /// A GGUF file with every tensor that `config` asks for and no metadata.

@@ -64,7 +64,8 @@ impl Limit {
             Self::Largest(limit) => errors.fold(0.0, f32::max) / limit,
             Self::Relative(limit) => {
                 let square = |sum: f32, x: f32| sum + x * x;
-                let (error, size) = (errors.fold(0.0, square), want.iter().copied().fold(0.0, square));
+                let (error, size) =
+                    (errors.fold(0.0, square), want.iter().copied().fold(0.0, square));
                 (error / size).sqrt() / limit
             }
         }
@@ -124,9 +125,8 @@ fn read_golden(path: &Path) -> Golden {
     let ids = |name: &str| -> Vec<u32> {
         tensors[name].to_vec1::<i32>().unwrap().into_iter().map(|id| id as u32).collect()
     };
-    let logits = |name: &str| -> Vec<f32> {
-        tensors[name].flatten_all().unwrap().to_vec1().unwrap()
-    };
+    let logits =
+        |name: &str| -> Vec<f32> { tensors[name].flatten_all().unwrap().to_vec1().unwrap() };
     let prompt = ids("prompt_ids");
     let prompt_len = prompt.len();
     Golden {

@@ -1,5 +1,6 @@
 //! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
 
+use std::io::{self, Write};
 use std::time::Instant;
 
 use hearth_models::{ForwardBatch, KvStore, Model};
@@ -52,23 +53,27 @@ struct Row {
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate()?;
     let name = config.models.first().ok_or("bench needs --model")?;
-    if args.repeat == 0 || args.decode == 0 {
-        return Err("--repeat and --decode are at least 1".into());
-    }
+    let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
-    let file = hearth_models::open(&open::path_of(name)?)?;
+    let file = hearth_models::open(&open::named_path(name)?)?;
+    args.check(file.config().context_len)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;
     if !args.json {
         let load_s = started.elapsed().as_secs_f64();
-        println!("{name}, {}, loaded in {load_s:.2} s", compute.describe());
-        println!("{:<8} {:>6} {:>7} {:>7} {:>10}", "test", "batch", "depth", "tokens", "tokens/s");
+        writeln!(out, "{name}, {}, loaded in {load_s:.2} s", compute.describe())?;
+        writeln!(
+            out,
+            "{:<8} {:>6} {:>7} {:>7} {:>10}",
+            "test", "batch", "depth", "tokens", "tokens/s"
+        )?;
     }
-    let show = |row: Row| -> Result<(), Failure> {
+    let mut show = |row: Row| -> Result<(), Failure> {
         if args.json {
-            println!("{}", serde_json::to_string(&row)?);
+            writeln!(out, "{}", serde_json::to_string(&row)?)?;
         } else {
-            println!(
+            writeln!(
+                out,
                 "{:<8} {:>6} {:>7} {:>7} {:>10.1}  [{:.1}, {:.1}]",
                 row.test,
                 row.batch,
@@ -77,7 +82,7 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
                 row.tokens_per_s,
                 row.tokens_per_s_min,
                 row.tokens_per_s_max
-            );
+            )?;
         }
         Ok(())
     };
@@ -119,6 +124,32 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+impl BenchArgs {
+    /// Counts are at least 1, and what is measured fits into a context of `context_len` tokens.
+    fn check(&self, context_len: usize) -> Result<(), Failure> {
+        let counts = [
+            ("--prefill", &*self.prefill),
+            ("--batch", &*self.batch),
+            ("--decode", &[self.decode]),
+            ("--repeat", &[self.repeat]),
+        ];
+        if let Some((flag, _)) = counts.into_iter().find(|(_, counts)| counts.contains(&0)) {
+            return Err(format!("{flag} is at least 1").into());
+        }
+        let depth = self.depth.iter().max().copied().unwrap_or(0);
+        let decoded = depth.saturating_add(self.decode);
+        let longest = self.prefill.iter().copied().chain([decoded]).max().unwrap_or(decoded);
+        if longest > context_len {
+            return Err(format!(
+                "a sequence of {longest} tokens is longer than the {context_len} that this model \
+                 was made for; lower --prefill, --depth or --decode"
+            )
+            .into());
+        }
+        Ok(())
+    }
+}
+
 /// Sequences of one length side by side, each with its own blocks.
 struct Case<'a> {
     model: &'a dyn Model,
@@ -158,5 +189,34 @@ impl<'a> Case<'a> {
         }
         self.model.forward(&batch, &mut self.kv)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> BenchArgs {
+        use clap::{Args, FromArgMatches};
+        let command = BenchArgs::augment_args(clap::Command::new("bench"));
+        BenchArgs::from_arg_matches(&command.get_matches_from(["bench"])).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        assert!(args().check(512).is_ok());
+        let error = args().check(511).unwrap_err().to_string();
+        assert!(error.contains("512 tokens") && error.contains("511"), "{error}");
+        let deep = BenchArgs { depth: vec![0, 480], ..args() };
+        assert!(deep.check(512).unwrap_err().to_string().contains("544"));
+        assert!(BenchArgs { depth: vec![usize::MAX], ..args() }.check(512).is_err());
+        for (bad, flag) in [
+            (BenchArgs { batch: vec![1, 0], ..args() }, "--batch"),
+            (BenchArgs { prefill: vec![0], ..args() }, "--prefill"),
+            (BenchArgs { decode: 0, ..args() }, "--decode"),
+            (BenchArgs { repeat: 0, ..args() }, "--repeat"),
+        ] {
+            assert!(bad.check(512).unwrap_err().to_string().starts_with(flag));
+        }
     }
 }

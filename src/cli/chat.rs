@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Common, Failure, open};
-use crate::pipeline::{Pipeline, Prompt, SamplingOverrides, TextEvent, TextRequest};
+use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{Timings, Usage};
+use crate::types::{SamplingOverrides, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -37,11 +37,11 @@ struct SamplingArgs {
     /// Tokens of the answer at most.
     #[arg(long, short = 'n')]
     max_tokens: Option<usize>,
-    /// 0 is greedy.
-    #[arg(long)]
+    /// 0 is greedy (0 to 2).
+    #[arg(long, allow_negative_numbers = true, value_parser = super::within::<0, 2>)]
     temperature: Option<f32>,
-    /// Keep the smallest set of tokens with at least this probability.
-    #[arg(long)]
+    /// Keep the smallest set of tokens with at least this probability (0 to 1).
+    #[arg(long, allow_negative_numbers = true, value_parser = super::within::<0, 1>)]
     top_p: Option<f32>,
     /// Keep this many tokens.
     #[arg(long)]
@@ -79,6 +79,10 @@ impl SamplingArgs {
 /// A conversation, line by line, until the end of input.
 pub(super) fn chat(args: ChatArgs) -> Result<(), Failure> {
     let session = Session::open(args.common)?;
+    if session.registry.models()[0].template().is_none() {
+        let model = &session.model;
+        return Err(format!("{model} has no chat template; `hearth complete` runs it").into());
+    }
     let mut messages: Vec<Value> = Vec::new();
     messages.extend(args.system.map(|text| json!({"role": "system", "content": text})));
     let terminal = io::stdin().is_terminal();
@@ -88,10 +92,8 @@ pub(super) fn chat(args: ChatArgs) -> Result<(), Failure> {
             continue;
         }
         messages.push(json!({"role": "user", "content": line}));
-        let prompt = Prompt::Chat {
-            messages: Value::Array(messages.clone()),
-            template_kwargs: Map::new(),
-        };
+        let prompt =
+            Prompt::Chat { messages: Value::Array(messages.clone()), template_kwargs: Map::new() };
         match session.print(args.sampling.request(&session.model, prompt), terminal) {
             Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
             Err(error) if terminal => {
@@ -152,7 +154,7 @@ impl Session {
             while let Some(event) = stream.next().await {
                 match event? {
                     TextEvent::Delta { text, .. } => {
-                        print!("{text}");
+                        write!(io::stdout(), "{text}")?;
                         io::stdout().flush()?;
                         answer.push_str(&text);
                     }
@@ -161,15 +163,20 @@ impl Session {
             }
             Ok::<(Usage, Timings), Failure>(end)
         })?;
-        println!();
+        writeln!(io::stdout())?;
         if show_speed {
-            let speed = usage.completion.saturating_sub(1) as f64 / timings.decode_ms * 1e3;
-            eprintln!(
-                "[{} prompt tokens in {:.0} ms, {} tokens at {speed:.1}/s]",
-                usage.prompt, timings.prefill_ms, usage.completion
-            );
+            eprintln!("{}", speed(usage, timings));
         }
         Ok(answer)
+    }
+}
+
+/// The first token belongs to the prefill, so one alone has no speed.
+fn speed(usage: Usage, timings: Timings) -> String {
+    let prompt = format!("{} prompt tokens in {:.0} ms", usage.prompt, timings.prefill_ms);
+    match usage.completion {
+        0 | 1 => format!("[{prompt}, {} token]", usage.completion),
+        n => format!("[{prompt}, {n} tokens at {:.1}/s]", (n - 1) as f64 / timings.decode_ms * 1e3),
     }
 }
 

@@ -7,6 +7,7 @@ mod models;
 mod open;
 mod serve;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -71,9 +72,54 @@ pub fn run() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if nobody_reads(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `hearth models list | head`: the reader had enough, which is no failure.
+fn nobody_reads(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Reads a number between two bounds, both allowed.
+fn within<const LOW: i32, const HIGH: i32>(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if (LOW as f32..=HIGH as f32).contains(&number) => Ok(number),
+        _ => Err(format!("expected a number between {LOW} and {HIGH}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        assert_eq!(within::<0, 2>("0"), Ok(0.0));
+        assert_eq!(within::<0, 2>("2"), Ok(2.0));
+        for bad in ["-0.1", "2.01", "nan", "inf", "", "warm"] {
+            assert!(within::<0, 2>(bad).is_err(), "{bad}");
+        }
+        let parse = |value: &str| Cli::try_parse_from(["hearth", "chat", "--temperature", value]);
+        assert!(parse("0.7").is_ok());
+        let error = parse("-1").unwrap_err().to_string();
+        assert!(error.contains("between 0 and 2"), "{error}");
+    }
+
+    #[test]
+    fn a_reader_that_had_enough_is_no_failure() {
+        let pipe: Failure = io::Error::from(io::ErrorKind::BrokenPipe).into();
+        let disk: Failure = io::Error::from(io::ErrorKind::StorageFull).into();
+        assert!(nobody_reads(&*pipe) && !nobody_reads(&*disk));
     }
 }

@@ -1,14 +1,24 @@
 //! `hearth models`: fetch, list, inspect.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Subcommand;
 use hearth_models::weights::Value;
 
 use super::{Failure, open};
+use crate::registry::hub::{self, Bars, HubOptions};
+use crate::registry::source::HubId;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ModelsCommand {
+    /// Download a model from the hub into the cache; what is there already stays.
+    Pull {
+        /// `org/name`, `org/name:Q4_K_M`, `org/name:file.gguf`, `org/name@revision`.
+        model: String,
+    },
+    /// Show what the cache has.
+    List,
     /// Show what is inside a model: configuration, metadata, tensors. Loads no weight.
     Inspect {
         /// A file, a folder or a hub id.
@@ -20,20 +30,43 @@ pub(super) enum ModelsCommand {
 }
 
 pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
+    let out = &mut io::stdout().lock();
     match command {
-        ModelsCommand::Inspect { model, tensors } => inspect(&open::path_of(&model)?, tensors),
+        ModelsCommand::Pull { model } => {
+            let id = HubId::parse(&model)?;
+            let path = hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?;
+            writeln!(out, "{}", path.display())?;
+            Ok(())
+        }
+        ModelsCommand::List => list(out),
+        ModelsCommand::Inspect { model, tensors } => {
+            inspect(out, &open::named_path(&model)?, tensors)
+        }
     }
 }
 
-fn inspect(path: &Path, every_tensor: bool) -> Result<(), Failure> {
+fn list(out: &mut impl Write) -> Result<(), Failure> {
+    let cache = HubOptions::from_env().cache;
+    let models = hub::list(&cache);
+    writeln!(out, "{} models in {}", models.len(), cache.display())?;
+    for model in models {
+        writeln!(out, "{}", model.repo)?;
+        for (name, bytes) in model.weights {
+            writeln!(out, "  {name:<50} {:>8} MB", bytes.div_ceil(1 << 20))?;
+        }
+    }
+    Ok(())
+}
+
+fn inspect(out: &mut impl Write, path: &Path, every_tensor: bool) -> Result<(), Failure> {
     let weights = hearth_models::weights::Weights::open(path)?;
-    println!("{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes());
+    writeln!(out, "{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes())?;
     for file in weights.files() {
-        println!("  file {}", file.display());
+        writeln!(out, "  file {}", file.display())?;
     }
     if let Some(meta) = weights.metadata() {
         for key in meta.keys() {
-            println!("  {key} = {}", show(meta.value(key)?));
+            writeln!(out, "  {key} = {}", show(meta.value(key)?))?;
         }
     }
     let mut counts = std::collections::BTreeMap::<&str, (usize, usize)>::new();
@@ -41,15 +74,15 @@ fn inspect(path: &Path, every_tensor: bool) -> Result<(), Failure> {
         let count = counts.entry(info.ty.name()).or_default();
         *count = (count.0 + 1, count.1 + info.len_bytes());
         if every_tensor {
-            println!("  {name} {:?} {}", info.shape, info.ty.name());
+            writeln!(out, "  {name} {:?} {}", info.shape, info.ty.name())?;
         }
     }
     for (ty, (count, bytes)) in counts {
-        println!("  {count} tensors of {ty}, {bytes} bytes");
+        writeln!(out, "  {count} tensors of {ty}, {bytes} bytes")?;
     }
     match hearth_models::open(path) {
-        Ok(file) => println!("{:#?}", file.config()),
-        Err(error) => println!("cannot be run: {error}"),
+        Ok(file) => writeln!(out, "{:#?}", file.config())?,
+        Err(error) => writeln!(out, "cannot be run: {error}")?,
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::Failure;
 use crate::config::Config;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
-use crate::registry::{self, LoadOptions, Registry, ServedModel};
+use crate::registry::{self, LoadOptions, Registry, ServedModel, plan};
 
 const NO_MODEL: &str = "no model to run; name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
@@ -20,14 +20,20 @@ const NO_MODEL: &str = "no model to run; name one:\n  \
 
 /// Loads every model of the configuration.
 pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    if config.models.is_empty() {
-        return Err(NO_MODEL.into());
-    }
+    check_models(config)?;
     let compute = compute(config)?;
     let mut served: Vec<ServedModel> = Vec::new();
     for (index, name) in config.models.iter().enumerate() {
-        let alias = config.aliases.get(index).cloned();
-        let model = load(&path_of(name)?, alias, &compute, config)?;
+        let source = ModelSource::parse(name)?;
+        // A folder of the hub's cache is named after a commit: nobody would ask for that.
+        let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
+        let alias = config.aliases.get(index).cloned().or(hub_name);
+        // KV of earlier models is promised, and free memory until it is used; what is left is
+        // divided evenly among the models still to come.
+        let promised: u64 = served.iter().map(ServedModel::kv_bytes).sum();
+        let left = (config.models.len() - index) as u64;
+        let free_bytes = plan::free_bytes().saturating_sub(promised) / left;
+        let model = load(&path_of(source)?, alias, &compute, config, free_bytes)?;
         if served.iter().any(|m| m.id() == model.id()) {
             let id = model.id();
             return Err(format!("two models would be served as `{id}`; use --alias").into());
@@ -37,6 +43,14 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
     Ok(Registry::new(served))
 }
 
+/// That there is something to load.
+pub(super) fn check_models(config: &Config) -> Result<(), Failure> {
+    match config.models.is_empty() {
+        true => Err(NO_MODEL.into()),
+        false => Ok(()),
+    }
+}
+
 /// Threads and device.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
@@ -44,8 +58,8 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 }
 
 /// Where a model lies; fetches it first when it is a hub id.
-pub(super) fn path_of(name: &str) -> Result<PathBuf, Failure> {
-    match ModelSource::parse(name)? {
+pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
+    match source {
         ModelSource::Path(path) => Ok(path),
         ModelSource::Hub(id) => {
             Ok(hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?)
@@ -53,11 +67,17 @@ pub(super) fn path_of(name: &str) -> Result<PathBuf, Failure> {
     }
 }
 
+/// [`path_of`] what the operator wrote.
+pub(super) fn named_path(name: &str) -> Result<PathBuf, Failure> {
+    path_of(ModelSource::parse(name)?)
+}
+
 fn load(
     path: &Path,
     alias: Option<String>,
     compute: &Compute,
     config: &Config,
+    free_bytes: u64,
 ) -> Result<ServedModel, Failure> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("  loading {bar:32} {bytes}/{total_bytes} {eta}");
@@ -70,6 +90,7 @@ fn load(
         alias,
         compute: compute.clone(),
         plan: config.plan,
+        free_bytes,
         progress: &mut progress,
     };
     let model = registry::load(path, options);

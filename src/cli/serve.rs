@@ -1,5 +1,6 @@
 //! `hearth serve`: load, listen, answer, drain.
 
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(common: Common) -> Result<(), Failure> {
     let config = common.validate()?;
+    open::check_models(&config)?;
+    check_port(&config)?;
     start_log(&config);
     eprintln!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe());
     let started = Instant::now();
@@ -28,21 +31,26 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
+        // They encode prompts; more than the cores only share the time and hold the memory.
+        .max_blocking_threads(8)
         .enable_all()
         .build()?;
     runtime.block_on(listen(config, pipeline))?;
     if !registry.drain(drain_timeout) {
         tracing::warn!("some answers did not finish in time");
     }
+    // Prompts that are still being encoded are nobody's any more.
+    runtime.shutdown_background();
     Ok(())
 }
 
 async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> {
-    let address = (config.host, config.port);
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|e| format!("cannot listen on {}:{}: {e}", config.host, config.port))?;
-    println!("listening on http://{}", listener.local_addr()?);
+    let listener =
+        TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
+    let address = listener.local_addr()?;
+    let key = if config.api_keys.is_empty() { "any key" } else { "one of its keys" };
+    eprintln!("  OpenAI clients  base_url http://{address}/v1 with {key}");
+    println!("listening on http://{address}");
     let server = ServerConfig {
         host: config.host.to_string(),
         port: config.port,
@@ -51,28 +59,48 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<(), Failure> 
         lenient_fields: config.lenient_fields,
         heartbeat: HEARTBEAT,
         drain_timeout: config.drain_timeout,
+        ..ServerConfig::default()
     };
     Ok(server::serve(server, pipeline, listener, stop_signal()).await?)
 }
 
+/// Before a model is loaded, which may take minutes: whether its port can be had at all.
+fn check_port(config: &Config) -> Result<(), Failure> {
+    let bound = std::net::TcpListener::bind(config.address());
+    bound.map(drop).map_err(|e| cannot_listen(config, &e).into())
+}
+
+fn cannot_listen(config: &Config, error: &io::Error) -> String {
+    let address = config.address();
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "; choose another --port, or 0 for any that is free",
+        io::ErrorKind::PermissionDenied => "; choose a --port above 1023",
+        io::ErrorKind::AddrNotAvailable => "; --host must be an address of this machine",
+        _ => "",
+    };
+    format!("cannot listen on {address}: {error}{hint}")
+}
+
 /// Ctrl-C, or what a service manager sends.
 async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = interrupt => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+    // Where a signal cannot be waited for, only the end of the process stops the server.
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
         }
-    }
-    // Without a handler there is nothing to wait for but the end of the process.
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
     #[cfg(not(unix))]
-    if interrupt.await.is_err() {
-        std::future::pending::<()>().await;
+    let terminate = std::future::pending();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
     }
 }
 
@@ -91,7 +119,12 @@ fn describe(model: &ServedModel) -> String {
 fn start_log(config: &Config) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: none in a file or a journal.
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours);
     match config.log_json {
         true => log.json().init(),
         false => log.init(),

@@ -5,7 +5,7 @@
 //! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,6 @@ pub struct GenerateRequest {
     pub min_tokens: usize,
     /// Tokens that end the generation.
     pub stop_ids: Arc<[TokenId]>,
-    /// Go on after a stop token.
-    pub ignore_eos: bool,
     /// Log-probability of each generated token, with this many alternatives.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
@@ -160,6 +158,8 @@ pub(super) struct Submission {
     pub id: SeqId,
     pub request: GenerateRequest,
     pub events: mpsc::UnboundedSender<Event>,
+    /// Set by [`Generation::stop`].
+    pub stopped: Arc<AtomicBool>,
     pub arrived: Instant,
 }
 
@@ -177,9 +177,15 @@ pub struct Generation {
     /// The engine's name for it.
     pub id: SeqId,
     events: mpsc::UnboundedReceiver<Event>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Generation {
+    /// Ends it because it said enough, such as a stop string: no cancellation, but a finish.
+    pub fn stop(self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     /// The next event; `None` only after `Finished` or `Failed`, or when the engine is gone.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
@@ -191,10 +197,7 @@ impl Generation {
     }
 
     /// The same, polled.
-    pub fn poll_next(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Event>> {
+    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Event>> {
         self.events.poll_recv(cx)
     }
 }
@@ -226,13 +229,20 @@ impl EngineHandle {
         self.enter_queue()?;
         let (events, receiver) = mpsc::unbounded_channel();
         let id = SeqId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let submission = Submission { id, request, events, arrived: Instant::now() };
+        let stopped = Arc::new(AtomicBool::new(false));
+        let submission = Submission {
+            id,
+            request,
+            events,
+            stopped: Arc::clone(&stopped),
+            arrived: Instant::now(),
+        };
         self.stats.requests.fetch_add(1, Ordering::Relaxed);
         if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::ShuttingDown);
         }
-        Ok(Generation { id, events: receiver })
+        Ok(Generation { id, events: receiver, stopped })
     }
 
     /// Lets the engine finish what it has and stop.
@@ -260,7 +270,9 @@ impl EngineHandle {
         if prompt.saturating_add(request.max_tokens) > max || prompt > max {
             return Err(SubmitError::TooLong { prompt, max_tokens: request.max_tokens, max });
         }
-        match request.prompt.iter().find(|&&id| id as usize >= self.limits.vocab_len) {
+        let biased = request.logit_bias.iter().map(|(id, _)| id);
+        let mut named = request.prompt.iter().chain(biased).chain(request.stop_ids.iter());
+        match named.find(|&&id| id as usize >= self.limits.vocab_len) {
             Some(&id) => Err(SubmitError::UnknownToken(id)),
             None => Ok(()),
         }
@@ -272,7 +284,8 @@ impl EngineHandle {
         let room = |n| (n < self.limits.queue_len).then_some(n + 1);
         waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).map(drop).map_err(|n| {
             let interval_ms = self.stats.finish_interval_ms.load(Ordering::Relaxed).max(100);
-            let retry_after = Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
+            let retry_after =
+                Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
             SubmitError::QueueFull { waiting: n, retry_after }
         })
     }

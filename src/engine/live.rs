@@ -1,10 +1,12 @@
 //! One sequence between submission and end: its client, its clock, its counters.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::handle::{Event, GenerateRequest, Logprobs};
+use super::handle::{Event, GenerateRequest, Logprobs, Submission};
 use super::sampler::{History, Sampler};
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
@@ -12,6 +14,7 @@ use crate::types::{FinishReason, Timings, TokenId, Usage};
 pub(super) struct Live {
     request: GenerateRequest,
     events: UnboundedSender<Event>,
+    stopped: Arc<AtomicBool>,
     history: History,
     generated: usize,
     prompt_logprobs: Vec<Logprobs>,
@@ -29,15 +32,13 @@ pub(super) struct Sampled {
 }
 
 impl Live {
-    pub fn new(
-        request: GenerateRequest,
-        events: UnboundedSender<Event>,
-        arrived: Instant,
-    ) -> Self {
+    pub fn new(submission: Submission) -> Self {
+        let Submission { id: _, request, events, stopped, arrived } = submission;
         let history = History::new(&request);
         Self {
             request,
             events,
+            stopped,
             history,
             generated: 0,
             prompt_logprobs: Vec::new(),
@@ -47,8 +48,13 @@ impl Live {
         }
     }
 
-    /// The client is gone.
-    pub fn is_cancelled(&self) -> bool {
+    /// The reader has all that it wants: a stop string.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Nobody reads any more.
+    pub fn is_closed(&self) -> bool {
         self.events.is_closed()
     }
 
@@ -95,7 +101,7 @@ impl Live {
         self.answered.get_or_insert(now);
         self.generated += 1;
         self.history.push(token.id);
-        let stops = !self.request.ignore_eos && self.request.stop_ids.contains(&token.id);
+        let stops = self.request.stop_ids.contains(&token.id);
         self.send(Event::Token { id: token.id, logprobs: token.logprobs });
         if stops {
             Some(FinishReason::Stop)
@@ -109,8 +115,7 @@ impl Live {
         let begun = self.begun.unwrap_or(now);
         let answered = self.answered.unwrap_or(now);
         let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
-        let usage =
-            Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
+        let usage = Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
         let timings = Timings {
             queue_ms: ms(self.arrived, begun),
             prefill_ms: ms(begun, answered),

@@ -91,13 +91,15 @@ enum Outcome {
 impl Engine {
     fn run(mut self) {
         while self.wait_for_work() {
-            self.step();
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.step())) {
+                self.start_over(&panic_message(&*panic));
+            }
         }
     }
 
     /// One step of every sequence that has rows.
     fn step(&mut self) {
-        self.drop_cancelled();
+        self.drop_closed();
         let batch = self.scheduler.schedule();
         self.begin(&batch);
         match self.compute(&batch) {
@@ -115,7 +117,11 @@ impl Engine {
     fn wait_for_work(&mut self) -> bool {
         loop {
             let command = match self.live.is_empty() && !self.draining {
-                true => self.commands.recv().map_err(|_| true),
+                true => {
+                    let woken = self.commands.recv().map_err(|_| true);
+                    self.last_finish = Instant::now(); // the pace of work has no idle time in it
+                    woken
+                }
                 false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
             };
             match command {
@@ -127,21 +133,25 @@ impl Engine {
     }
 
     fn add(&mut self, submission: Submission) {
-        let Submission { id, request, events, arrived } = submission;
+        let (id, request) = (submission.id, &submission.request);
         self.scheduler.add(NewSequence {
             id,
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
         });
-        self.live.insert(id, Live::new(request, events, arrived));
+        self.live.insert(id, Live::new(submission));
     }
 
-    fn drop_cancelled(&mut self) {
-        let gone: Vec<SeqId> =
-            self.live.iter().filter(|(_, l)| l.is_cancelled()).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
+    /// Sequences that nobody reads any more give their blocks back.
+    fn drop_closed(&mut self) {
+        let closed = self.live.iter().filter(|(_, live)| live.is_closed());
+        let closed: Vec<_> = closed.map(|(id, live)| (*id, live.is_stopped())).collect();
+        for (id, stopped) in closed {
+            match stopped {
+                true => self.note_finish(),
+                false => drop(self.stats.cancelled.fetch_add(1, Ordering::Relaxed)),
+            }
             self.remove(id);
         }
     }
@@ -153,6 +163,7 @@ impl Engine {
             if let Some(live) = self.live.get_mut(&entry.id)
                 && live.begin(now)
             {
+                self.stats.running.fetch_add(1, Ordering::AcqRel);
                 self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
                 let prompt = live.prompt_len() as u64;
                 self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
@@ -235,10 +246,25 @@ impl Engine {
         }
     }
 
+    /// After a panic outside the forward pass nothing that is counted can be trusted: everybody is
+    /// told, and the engine begins again with an empty scheduler.
+    fn start_over(&mut self, message: &str) {
+        tracing::error!(message, sequences = self.live.len(), "a step failed; starting over");
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        self.scheduler = self.scheduler.emptied();
+        let ids: Vec<SeqId> = self.live.keys().copied().collect();
+        for id in ids {
+            self.live[&id].fail(message);
+            self.remove(id);
+        }
+    }
+
     fn remove(&mut self, id: SeqId) {
         self.scheduler.finish(id);
-        if self.live.remove(&id).is_some_and(|live| !live.has_begun()) {
-            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
+        if let Some(live) = self.live.remove(&id) {
+            let place = if live.has_begun() { &self.stats.running } else { &self.stats.waiting };
+            place.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -255,8 +281,6 @@ impl Engine {
 
     fn publish(&self, batch: &Batch) {
         let stats = &self.stats;
-        let begun = self.live.values().filter(|l| l.has_begun()).count();
-        stats.running.store(begun, Ordering::Relaxed);
         stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
         stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
         if !batch.entries.is_empty() {

@@ -76,7 +76,8 @@ impl Runner {
             forward.push(&seq.tokens()[entry.start..end], entry.start, table, self.block_len);
             let logits = &mut forward.logit_rows;
             let first = logits.len();
-            logits.extend(entry.score.clone().map(|position| (base + position - entry.start) as u32));
+            logits
+                .extend(entry.score.clone().map(|position| (base + position - entry.start) as u32));
             let score = first..logits.len();
             let last = (base + entry.rows - 1) as u32;
             let sample = entry.samples.then(|| {

@@ -25,9 +25,8 @@ pub(super) struct History {
 impl History {
     pub fn new(request: &GenerateRequest) -> Self {
         let p = &request.sampling;
-        let wanted = p.repetition_penalty != 1.0
-            || p.presence_penalty != 0.0
-            || p.frequency_penalty != 0.0;
+        let wanted =
+            p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
         let mut history = Self { seen: Vec::new(), place: HashMap::new(), wanted };
         request.prompt.iter().for_each(|&token| history.note(token, 0));
         history

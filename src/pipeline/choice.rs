@@ -2,7 +2,7 @@
 //!
 //! Between the engine's events and the client's stand the incremental decoder (no half character)
 //! and the stop matcher (no beginning of a stop string). A stop string that appears ends the choice
-//! here; the engine learns of it by the dropped generation.
+//! here; the engine learns of it by the stopped generation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +25,6 @@ pub(super) struct Choice {
     stop: StopMatcher,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
-    ignore_eos: bool,
     /// Tokens whose text is not out yet, with the bytes of text before each.
     held: VecDeque<(usize, TokenLogprob)>,
     /// Bytes of text decoded, and of those sent.
@@ -53,7 +52,6 @@ impl Choice {
             stop: StopMatcher::new(request.stop.clone()),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
-            ignore_eos: generate.ignore_eos,
             held: VecDeque::new(),
             decoded: 0,
             sent: 0,
@@ -98,8 +96,13 @@ impl Choice {
     fn prompt(&mut self, logprobs: Vec<Logprobs>) {
         let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
         let tokens = self.prompt.iter().zip(scores);
-        let tokens = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
-        self.delta(self.prompt_text(), tokens);
+        let mut tokens: Vec<_> = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
+        let text = self.prompt_text();
+        let chars: usize = tokens.iter().map(|token| token.chars).sum();
+        if let Some(first) = tokens.iter_mut().find(|token| token.chars > 0) {
+            first.chars = first.chars.saturating_sub(chars.saturating_sub(text.chars().count()));
+        }
+        self.delta(text, tokens);
     }
 
     fn prompt_text(&self) -> String {
@@ -109,14 +112,19 @@ impl Choice {
     fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
         self.generated += 1;
         self.first_token.get_or_insert_with(Instant::now);
-        if !self.ignore_eos && self.stop_ids.contains(&id) {
+        if self.stop_ids.contains(&id) {
             return; // the end of the text, not a part of it
         }
+        let text = self.decoder.push(id).unwrap_or_default();
         if let Some(logprobs) = logprobs {
-            let token = self.token_logprob(id, Some(logprobs));
+            let mut token = self.token_logprob(id, Some(logprobs));
+            let space_dropped = !text.is_empty()
+                && self.decoded == 0
+                && token.bytes.starts_with(b" ")
+                && !text.starts_with(' ');
+            token.chars -= usize::from(space_dropped);
             self.held.push_back((self.decoded, token));
         }
-        let text = self.decoder.push(id).unwrap_or_default();
         self.decoded += text.len();
         let text = self.stop.push(&text);
         self.send(text);
@@ -129,13 +137,15 @@ impl Choice {
     fn stopped(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        let usage =
-            Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
+        let usage = Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
         let timings = Timings {
             queue_ms: 0.0,
             prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
             decode_ms: now.duration_since(first).as_secs_f64() * 1e3,
         };
+        if let Some(generation) = self.generation.take() {
+            generation.stop();
+        }
         self.finished(FinishReason::Stop, usage, timings);
     }
 
@@ -185,7 +195,13 @@ impl Choice {
             let (text, bytes) = self.spell(id);
             TopLogprob { id, text, bytes, logprob }
         });
-        TokenLogprob { id, text, bytes, logprob, top: top.collect() }
+        let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
+        let chars = match self.model.tokenizer().is_special(id) {
+            true => 0,
+            // A character may need the bytes of several tokens; it belongs to the first.
+            false => bytes.iter().filter(begins).count(),
+        };
+        TokenLogprob { id, text, bytes, chars, logprob, top: top.collect() }
     }
 
     fn spell(&self, id: TokenId) -> (String, Vec<u8>) {

@@ -256,6 +256,45 @@ fn cached(
     Ok(opened(cache, &commit, &choice))
 }
 
+/// A repository in the cache, at one commit.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CachedModel {
+    /// `org/name`.
+    pub repo: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Weight files that are complete, with their sizes in bytes; sorted.
+    pub weights: Vec<(String, u64)>,
+}
+
+/// Every commit in the cache that has weights, sorted.
+pub fn list(cache: &Path) -> Vec<CachedModel> {
+    let names = |folder: &Path| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let mut found = Vec::new();
+    for folder in names(cache) {
+        let Some(repo) = folder.strip_prefix("models--") else { continue };
+        let repo = repo.replacen("--", "/", 1);
+        let repo_cache = RepoCache::new(cache, &repo);
+        for commit in names(&cache.join(&folder).join("snapshots")) {
+            let path = repo_cache.snapshot(&commit);
+            let size = |name: &str| std::fs::metadata(path.join(name)).map_or(0, |m| m.len());
+            let is_weight =
+                |name: &String| name.ends_with(".gguf") || name.ends_with(".safetensors");
+            let mut files = repo_cache.files(&commit);
+            files.retain(is_weight);
+            files.sort();
+            let weights: Vec<_> = files.into_iter().map(|n| (n.clone(), size(&n))).collect();
+            if !weights.is_empty() {
+                found.push(CachedModel { repo: repo.clone(), path, weights });
+            }
+        }
+    }
+    found
+}
+
 fn opened(cache: &RepoCache, commit: &str, choice: &Choice) -> PathBuf {
     let folder = cache.snapshot(commit);
     match choice {

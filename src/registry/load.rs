@@ -10,11 +10,10 @@ use hearth_models::{Compute, ModelFile};
 use serde_json::Value;
 
 use super::ServedModel;
-use super::plan::{self, PlanError, PlanOptions};
-use crate::engine;
-use crate::pipeline::SamplingOverrides;
+use super::plan::{self, PlanError};
+use crate::config::PlanOptions;
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
-use crate::types::TokenId;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// How to load.
 pub struct LoadOptions<'a> {
@@ -24,6 +23,8 @@ pub struct LoadOptions<'a> {
     pub compute: Compute,
     /// Bounds asked for.
     pub plan: PlanOptions,
+    /// Memory that this model may take, weights and KV together.
+    pub free_bytes: u64,
     /// Told bytes loaded and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -75,20 +76,22 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
     let text = text_parts(&file)?;
     let total = file.weights().tensor_bytes();
     let vocab_len = text.tokenizer.vocab_len();
-    let limits =
-        plan::plan(file.config(), &options.plan, vocab_len, total, plan::free_bytes())?;
+    let limits = plan::plan(file.config(), &options.plan, vocab_len, total, options.free_bytes)?;
+    let block_bytes = plan::block_bytes(file.config(), options.plan.kv_dtype);
+    let kv_bytes = limits.kv_blocks as u64 * block_bytes;
     let (mut done, progress) = (0, options.progress);
     let mut report = |bytes: usize| {
         done += bytes as u64;
         progress(done, total);
     };
     let model = file.load(&options.compute, &mut report).map_err(model_error)?;
-    let spawned = engine::spawn(model, options.plan.kv_dtype, limits);
+    let spawned = crate::engine::spawn(model, options.plan.kv_dtype, limits);
     let (engine, thread) = spawned.map_err(model_error)?;
     Ok(ServedModel {
         id: options.alias.unwrap_or_else(|| name_of(path)),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         fingerprint: fingerprint(&file),
+        kv_bytes,
         engine,
         thread: Mutex::new(Some(thread)),
         tokenizer: text.tokenizer,
@@ -100,8 +103,12 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
 
 /// The file's or folder's name, without the ending of a weight file.
 fn name_of(path: &Path) -> String {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    // `.` and the like have no name; a link keeps its own.
+    let named = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => fs::canonicalize(path).unwrap_or_default(),
+    };
+    let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
     stem.unwrap_or(&name).to_owned()
 }
@@ -176,7 +183,16 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
         ChatTemplate::new(source, bos.map(String::as_str), eos.map(String::as_str))
     });
     let template = template.transpose().map_err(text_error)?;
-    let defaults = SamplingOverrides::default();
+    let number = |name: &str| meta.get_opt::<f32>(&format!("general.sampling.{name}"));
+    let top_k = meta.get_opt::<i32>("general.sampling.top_k").map_err(model_error)?;
+    let defaults = SamplingOverrides {
+        temperature: number("temp").map_err(model_error)?,
+        top_p: number("top_p").map_err(model_error)?,
+        top_k: top_k.and_then(|k| usize::try_from(k).ok()),
+        min_p: number("min_p").map_err(model_error)?,
+        repetition_penalty: number("penalty_repeat").map_err(model_error)?,
+        ..SamplingOverrides::default()
+    };
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 
@@ -193,7 +209,10 @@ pub fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::
         if !meta.has(&name) {
             return Ok(None);
         }
-        meta.get_array::<&str>(&name)?.map(|t| t.map(str::to_owned)).collect::<Result<_, _>>().map(Some)
+        meta.get_array::<&str>(&name)?
+            .map(|t| t.map(str::to_owned))
+            .collect::<Result<_, _>>()
+            .map(Some)
     };
     let optional = |name: &str| meta.has(&key(name)).then(|| key(name));
     let scores = optional("scores").map(|k| meta.get_array::<f32>(&k)?.collect()).transpose()?;

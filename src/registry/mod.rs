@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 pub use load::{LoadError, LoadOptions, gguf_vocab, load};
 
 use crate::engine::handle::EngineHandle;
-use crate::pipeline::SamplingOverrides;
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::TokenId;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers.
 pub struct ServedModel {
     id: String,
     created_s: u64,
     fingerprint: String,
+    kv_bytes: u64,
     engine: EngineHandle,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Tokenizer,
@@ -76,6 +76,11 @@ impl ServedModel {
     /// Changes when weights, format or program change.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Memory that its keys and values may come to take.
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv_bytes
     }
 
     /// Its engine.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use hearth_models::{KvDType, ModelConfig};
 
+use crate::config::PlanOptions;
 use crate::engine::handle::Limits;
 
 /// Tokens of a KV block.
@@ -16,21 +17,6 @@ pub const BLOCK_LEN: usize = 16;
 const KV_SHARE: f64 = 0.75;
 /// Left alone in any case.
 const RESERVE_BYTES: u64 = 256 << 20;
-
-/// What the operator asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// Tokens of one request; `None` is as many as the model was made for and the memory holds.
-    pub ctx_size: Option<usize>,
-    /// Sequences that may run at once.
-    pub running_len: usize,
-    /// Requests that may wait.
-    pub queue_len: usize,
-    /// Rows of one forward pass.
-    pub batch_tokens: usize,
-    /// Element type of KV.
-    pub kv_dtype: KvDType,
-}
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -58,6 +58,11 @@ impl Batch {
         self.entries.iter().map(|e| e.rows).sum()
     }
 
+    /// Rows whose logits are read for scoring.
+    pub fn score_count(&self) -> usize {
+        self.entries.iter().map(|e| e.score.len()).sum()
+    }
+
     pub(super) fn push(&mut self, seq: &Sequence, rows: usize) {
         let start = seq.computed;
         let end = start + rows;

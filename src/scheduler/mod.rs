@@ -79,10 +79,6 @@ impl Sequence {
     fn todo(&self) -> usize {
         self.tokens.len() - self.computed
     }
-
-    fn scoring(&self) -> bool {
-        self.score && self.scored < self.prompt_len
-    }
 }
 
 /// The state machine.
@@ -104,10 +100,17 @@ impl Scheduler {
         Self { config, pool, waiting: VecDeque::new(), running: Vec::new() }
     }
 
+    /// The same bounds, with nothing in it.
+    pub fn emptied(&self) -> Self {
+        Self::new(self.config)
+    }
+
     /// Takes a sequence. It must fit into the pool on its own: the engine refuses others.
     pub fn add(&mut self, new: NewSequence) {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
-        self.waiting.push_back(Sequence {
+        // Threads that submit at once may hand over their ids in another order.
+        let place = self.waiting.partition_point(|s| s.id < new.id);
+        self.waiting.insert(place, Sequence {
             id: new.id,
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
@@ -204,19 +207,19 @@ impl Scheduler {
     fn schedule_running(&mut self, batch: &mut Batch, wanted: impl Fn(&Sequence) -> bool) {
         let ids: Vec<SeqId> = self.running.iter().filter(|s| wanted(s)).map(|s| s.id).collect();
         for id in ids {
-            let Some(place) = self.running.iter().position(|s| s.id == id) else {
-                continue; // gave its blocks to an older one meanwhile
-            };
-            let rows = self.row_limit(&self.running[place], batch);
-            if rows > 0 && self.grow(place, rows, batch) {
-                let place = self.running.iter().position(|s| s.id == id);
-                let place = place.expect("a sequence that grew still runs; this is a bug");
-                batch.push(&self.running[place], rows);
+            if !self.grow(id, batch) {
+                continue; // gave its blocks to an older one, now or meanwhile
+            }
+            let seq = self.running(id).expect("it holds blocks; this is a bug");
+            let rows = self.row_limit(seq, batch);
+            if rows > 0 {
+                batch.push(seq, rows);
             }
         }
     }
 
-    /// Lets sequences in from the waiting room until something says no.
+    /// Lets sequences in from the waiting room until something says no. A sequence brings the
+    /// blocks of all its tokens and the next one, so that only answers ever need more.
     fn admit(&mut self, batch: &mut Batch) -> Admit {
         while let Some(next) = self.waiting.front() {
             if self.running.len() == self.config.running_len {
@@ -226,65 +229,54 @@ impl Scheduler {
             if rows == 0 {
                 return Admit::Later(Later::BatchFull);
             }
-            let promised: usize = self.running.iter().map(|s| self.missing_blocks(s)).sum();
-            if promised + self.missing_blocks(next) > self.pool.free_count() {
+            let tokens = next.tokens.len() + usize::from(next.samples);
+            let needed = tokens.div_ceil(self.config.block_len);
+            if needed > self.pool.free_count() {
                 return Admit::Later(Later::NoBlocks);
             }
-            let next = self.waiting.pop_front().expect("just looked at; this is a bug");
+            let mut next = self.waiting.pop_front().expect("just looked at; this is a bug");
+            next.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
+            batch.push(&next, rows);
             // Preempted sequences come back with ids older than some that run.
             let place = self.running.partition_point(|s| s.id < next.id);
             self.running.insert(place, next);
-            let grown = self.grow(place, rows, batch);
-            assert!(grown, "the blocks were counted; this is a bug");
-            batch.push(&self.running[place], rows);
         }
         Admit::Now
     }
 
-    /// Rows that this sequence may have in this batch.
+    /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
+    /// the whole batch: each costs a vocabulary of floats.
     fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
-        let chunk = if seq.scoring() { self.config.score_chunk } else { usize::MAX };
-        seq.todo().min(self.config.batch_tokens - batch.row_count()).min(chunk)
+        let rows = seq.todo().min(self.config.batch_tokens - batch.row_count());
+        if !seq.score || seq.scored >= seq.prompt_len {
+            return rows;
+        }
+        let again = seq.scored.saturating_sub(seq.computed);
+        rows.min(again + self.config.score_chunk - batch.score_count())
     }
 
-    /// Blocks that a sequence still needs for the tokens it has and the next one.
-    fn missing_blocks(&self, seq: &Sequence) -> usize {
-        let tokens = seq.tokens.len() + usize::from(seq.samples);
-        tokens.div_ceil(self.config.block_len).saturating_sub(seq.blocks.len())
-    }
-
-    /// Gives `running[place]` the blocks for `rows` more tokens, taking them from the youngest
-    /// sequence without rows in this batch where it must. False when it had to give up its own.
-    fn grow(&mut self, place: usize, rows: usize, batch: &mut Batch) -> bool {
-        let id = self.running[place].id;
-        let needed = (self.running[place].computed + rows).div_ceil(self.config.block_len);
+    /// Makes sure that a running sequence has a block for each of its tokens, taking blocks from
+    /// the youngest sequence where it must. False when the sequence does not run (any more).
+    fn grow(&mut self, id: SeqId, batch: &mut Batch) -> bool {
         loop {
-            let seq = self.running.iter_mut().find(|s| s.id == id);
-            let seq = seq.expect("checked below; this is a bug");
-            if seq.blocks.len() >= needed {
+            let Some(seq) = self.running.iter_mut().find(|s| s.id == id) else { return false };
+            if seq.blocks.len() * self.config.block_len >= seq.tokens.len() {
                 return true;
             }
-            if let Some(block) = self.pool.allocate() {
-                seq.blocks.push(block);
-                continue;
-            }
-            let idle = |s: &&Sequence| !batch.entries.iter().any(|e| e.id == s.id);
-            let youngest = self.running.iter().rev().find(idle).map(|s| s.id);
-            let victim = youngest.expect("the sequence itself has no rows yet; this is a bug");
-            self.preempt(victim, batch);
-            if victim == id {
-                return false;
+            match self.pool.allocate() {
+                Some(block) => seq.blocks.push(block),
+                // Rows go to the oldest first, so the youngest has none in this batch yet.
+                None => self.preempt_youngest(batch),
             }
         }
     }
 
-    fn preempt(&mut self, id: SeqId, batch: &mut Batch) {
-        let place = self.running.iter().position(|s| s.id == id);
-        let mut seq = self.running.remove(place.expect("it runs; this is a bug"));
+    fn preempt_youngest(&mut self, batch: &mut Batch) {
+        let mut seq = self.running.pop().expect("the one that asks runs; this is a bug");
         seq.blocks.drain(..).for_each(|b| self.pool.release(b));
         seq.computed = 0;
-        let place = self.waiting.partition_point(|s| s.id < id);
+        batch.preempted.push(seq.id);
+        let place = self.waiting.partition_point(|s| s.id < seq.id);
         self.waiting.insert(place, seq);
-        batch.preempted.push(id);
     }
 }

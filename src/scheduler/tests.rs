@@ -24,8 +24,7 @@ fn show(batch: &Batch) -> String {
 fn step(scheduler: &mut Scheduler) -> String {
     let batch = scheduler.schedule();
     scheduler.check().unwrap();
-    let sampled: Vec<_> =
-        batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
+    let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
     scheduler.update(&batch, &sampled);
     scheduler.check().unwrap();
     show(&batch)
@@ -63,10 +62,10 @@ fn waiting_says_why() {
     s.add(sequence(2, 1));
     s.add(sequence(3, 1));
     let batch = s.schedule();
-    assert_eq!((show(&batch).as_str(), batch.admit), (
-        "1:0+5! 2:0+1!",
-        Admit::Later(Later::RunningFull)
-    ));
+    assert_eq!(
+        (show(&batch).as_str(), batch.admit),
+        ("1:0+5! 2:0+1!", Admit::Later(Later::RunningFull))
+    );
     let mut s = scheduler(100, 4, 2);
     s.add(sequence(0, 9));
     s.add(sequence(1, 1));
@@ -81,7 +80,10 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     assert_eq!(step(&mut s), "0:0+7! 1:0+7!");
     assert_eq!(step(&mut s), "0:7+1! 1:7+1!"); // both hold two full blocks
     let batch = s.schedule(); // 0 needs a third
-    assert_eq!((show(&batch).as_str(), batch.preempted.as_slice()), ("0:8+1!", [SeqId(1)].as_slice()));
+    assert_eq!(
+        (show(&batch).as_str(), batch.preempted.as_slice()),
+        ("0:8+1!", [SeqId(1)].as_slice())
+    );
     s.update(&batch, &[(SeqId(0), 9)]);
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (1, 1, 3));
@@ -102,6 +104,34 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
     }
     assert_eq!(scored, (0..7).collect::<Vec<_>>());
     assert_eq!(show(&s.schedule()), "", "nothing is left to do");
+}
+
+#[test]
+fn scored_rows_are_bounded_over_the_batch_and_not_scored_again() {
+    let mut s = scheduler(4, 16, 4);
+    let scored = |id, prompt| NewSequence { score: true, ..sequence(id, prompt) };
+    s.add(sequence(0, 4));
+    s.add(scored(1, 6));
+    assert_eq!(step(&mut s), "0:0+4! 1:0+3");
+    s.add(scored(2, 3));
+    assert_eq!(step(&mut s), "0:4+1! 1:3+3!", "no score row is left for 2");
+    step(&mut s);
+    step(&mut s);
+    let batch = s.schedule(); // 1 needs a third block and is the youngest
+    assert_eq!(batch.preempted, [SeqId(1)]);
+    s.finish(SeqId(0));
+    let batch = s.schedule();
+    assert_eq!(show(&batch), "1:0+9! 2:0+3!");
+    assert_eq!((batch.entries[0].score.len(), batch.entries[1].score.len()), (0, 3));
+}
+
+#[test]
+fn ids_that_overtake_each_other_are_put_in_order() {
+    let mut s = scheduler(10, 16, 4);
+    s.add(sequence(1, 2));
+    s.add(sequence(0, 2));
+    s.check().unwrap();
+    assert_eq!(step(&mut s), "0:0+2! 1:0+2!");
 }
 
 #[test]
@@ -133,7 +163,7 @@ fn random_traces_keep_every_promise() {
                 let prompt = 1 + random.below(30);
                 let id = SeqId(next_id);
                 next_id += 1;
-                s.add(sequence(id.0, prompt));
+                s.add(NewSequence { score: random.below(4) == 0, ..sequence(id.0, prompt) });
                 live.push((id, prompt + 1 + random.below(48 - prompt)));
             }
             if random.below(10) == 0 && !live.is_empty() {
@@ -142,9 +172,12 @@ fn random_traces_keep_every_promise() {
             }
             let batch = s.schedule();
             s.check().unwrap();
-            assert!(batch.row_count() <= batch_tokens);
+            assert!(batch.row_count() <= batch_tokens && batch.score_count() <= 3);
+            let oldest_preempted = batch.preempted.iter().min();
+            let youngest_chosen = batch.entries.iter().map(|e| e.id).max();
+            assert!(oldest_preempted.is_none_or(|id| Some(*id) > youngest_chosen), "seed {seed}");
             assert!(batch.row_count() > 0 || live.is_empty(), "seed {seed}: no progress");
-            batch.preempted.iter().for_each(|id| drop(written.remove(id)));
+            written.retain(|id, _| !batch.preempted.contains(id));
             let mut sampled = Vec::new();
             for entry in &batch.entries {
                 let done = written.entry(entry.id).or_default();

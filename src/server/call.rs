@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::extract::{self, Fields};
 use super::fields;
-use crate::pipeline::{SamplingOverrides, TextRequest};
-use crate::types::TokenId;
+use crate::pipeline::TextRequest;
+use crate::types::{SamplingOverrides, TokenId};
 
 /// One call of an endpoint, read and validated.
 #[derive(Debug)]

@@ -236,6 +236,7 @@ mod tests {
             id: 7,
             text: "\u{fffd}".into(),
             bytes: vec![0xe2, 0x82],
+            chars: 1,
             logprob: Some(-0.5),
             top: vec![crate::pipeline::TopLogprob {
                 id: 9,

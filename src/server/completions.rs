@@ -54,8 +54,7 @@ pub(super) fn logprobs_object(tokens: &[TokenLogprob], offset: &mut usize) -> Va
     let mut offsets = Vec::with_capacity(tokens.len());
     for token in tokens {
         offsets.push(*offset);
-        // Characters that begin in this token: a character may need the bytes of several tokens.
-        *offset += token.bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
+        *offset += token.chars;
     }
     json!({
         "tokens": tokens.iter().map(|t| token_name(&t.text, &t.bytes)).collect::<Vec<_>>(),
@@ -226,19 +225,20 @@ mod tests {
 
     #[test]
     fn legacy_logprobs_are_parallel_lists_with_character_offsets() {
-        let token = |text: &str, bytes: &[u8], logprob, top| TokenLogprob {
+        let token = |text: &str, bytes: &[u8], chars, logprob, top| TokenLogprob {
             id: 0,
             text: text.into(),
             bytes: bytes.into(),
+            chars,
             logprob,
             top,
         };
         let b = TopLogprob { id: 1, text: "b".into(), bytes: vec![98], logprob: -1.0 };
         let tokens = [
-            token("é", "é".as_bytes(), None, vec![]),
-            token("a", b"a", Some(-2.0), vec![b]),
-            token("\u{fffd}", &[0xe2, 0x82], Some(-0.5), vec![]),
-            token("\u{fffd}", &[0xac], Some(f32::NEG_INFINITY), vec![]),
+            token("é", "é".as_bytes(), 1, None, vec![]),
+            token("a", b"a", 1, Some(-2.0), vec![b]),
+            token("\u{fffd}", &[0xe2, 0x82], 1, Some(-0.5), vec![]),
+            token("\u{fffd}", &[0xac], 0, Some(f32::NEG_INFINITY), vec![]),
         ];
         let mut offset = 3;
         let expected = json!({

@@ -109,6 +109,12 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message).code("request_too_large")
     }
 
+    /// A body that took too long to come.
+    pub(super) fn body_too_slow(limit: Duration) -> Self {
+        let message = format!("The request body was not complete after {} s.", limit.as_secs_f64());
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, message).code("request_timeout")
+    }
+
     /// A body that could not be read to its end.
     pub(super) fn unreadable_body() -> Self {
         let message = "The request body could not be read.";

@@ -28,8 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Extension, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -57,6 +56,8 @@ pub struct ServerConfig {
     pub api_keys: Vec<String>,
     /// Longer bodies are refused with a 413.
     pub body_limit_bytes: usize,
+    /// A body that is not there after this time is refused with a 408.
+    pub body_timeout: Duration,
     /// Pass over fields that nobody knows, with a warning, instead of refusing them.
     pub lenient_fields: bool,
     /// Streams are never silent for twice as long as this.
@@ -72,6 +73,7 @@ impl Default for ServerConfig {
             port: 8080,
             api_keys: Vec::new(),
             body_limit_bytes: 16 << 20,
+            body_timeout: Duration::from_secs(60),
             lenient_fields: false,
             heartbeat: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
@@ -92,7 +94,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let drain_timeout = config.drain_timeout;
     let app = Arc::new(App::new(config, pipeline));
-    let router = router(app.clone());
+    let router = router(Arc::clone(&app));
     let (began, begins) = tokio::sync::oneshot::channel();
     // Text leaves when it is there, not when a packet is full.
     let listener = listener.tap_io(|socket| {
@@ -100,22 +102,25 @@ pub async fn serve(
             tracing::debug!(%error, "no TCP_NODELAY");
         }
     });
+    let draining = Arc::clone(&app);
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         shutdown.await;
-        app.draining.store(true, Ordering::Release);
+        draining.draining.store(true, Ordering::Release);
         // Nobody listens when the server is gone already, which is what was asked for.
         let _ = began.send(());
     });
-    let overdue = async {
+    let leave = async {
         match begins.await {
-            Ok(()) => tokio::time::sleep(drain_timeout).await,
+            Ok(()) => tokio::time::timeout(drain_timeout, app.idle()).await,
             Err(_) => std::future::pending().await,
         }
     };
     tokio::select! {
         result = server.into_future() => result,
-        () = overdue => {
-            tracing::warn!(?drain_timeout, "answers still run after the drain timeout; leaving");
+        left = leave => {
+            if left.is_err() {
+                tracing::warn!(?drain_timeout, "answers still run after the drain timeout");
+            }
             Ok(())
         }
     }
@@ -128,13 +133,16 @@ struct App {
     metrics: Arc<Metrics>,
     keys: Keys,
     draining: AtomicBool,
+    /// Held once more by every request in work.
+    in_work: Arc<()>,
 }
 
 impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>) -> Self {
         let keys = Keys::new(config.api_keys.clone());
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
-        Self { config, pipeline, metrics, keys, draining: AtomicBool::new(false) }
+        let draining = AtomicBool::new(false);
+        Self { config, pipeline, metrics, keys, draining, in_work: Arc::default() }
     }
 
     /// Before anything is read: `/v1` wants a key and a server that stays.
@@ -153,15 +161,25 @@ impl App {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// Returns when no request has been in work for a second: long enough for the last words to
+    /// leave. Whoever is connected still has not finished asking, and may wait for ever with it.
+    async fn idle(&self) {
+        const LOOK: Duration = Duration::from_millis(100);
+        let mut looks = 0;
+        while looks < 10 {
+            tokio::time::sleep(LOOK).await;
+            looks = if Arc::strong_count(&self.in_work) == 1 { looks + 1 } else { 0 };
+        }
+    }
+
     /// Reads the body of a request.
-    fn body(
-        &self,
-        headers: &HeaderMap,
-        body: Result<Bytes, BytesRejection>,
-    ) -> Result<Fields, ApiError> {
-        if !says_json(headers) {
+    async fn body(&self, request: Request) -> Result<Fields, ApiError> {
+        if !says_json(request.headers()) {
             return Err(ApiError::not_json());
         }
+        let limit = self.config.body_timeout;
+        let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
+        let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
         let body = body.map_err(|error| match error.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(self.config.body_limit_bytes),
             _ => ApiError::unreadable_body(),
@@ -189,20 +207,18 @@ fn router(app: Arc<App>) -> Router {
 async fn chat_completions(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let call = chat::parse(app.body(&headers, body)?, app.config.lenient_fields)?;
+    let call = chat::parse(app.body(request).await?, app.config.lenient_fields)?;
     answer::answer(&app, watch, call).await
 }
 
 async fn text_completions(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let call = completions::parse(app.body(&headers, body)?, app.config.lenient_fields)?;
+    let call = completions::parse(app.body(request).await?, app.config.lenient_fields)?;
     answer::answer(&app, watch, call).await
 }
 

@@ -163,7 +163,8 @@ fn a_whole_chat_has_every_required_key() {
 fn scored(choice: usize, text: &str, logprob: f32) -> TextEvent {
     let bytes = text.as_bytes().to_vec();
     let top = vec![TopLogprob { id: 1, text: text.into(), bytes: bytes.clone(), logprob }];
-    let token = TokenLogprob { id: 1, text: text.into(), bytes, logprob: Some(logprob), top };
+    let (chars, logprob) = (text.chars().count(), Some(logprob));
+    let token = TokenLogprob { id: 1, text: text.into(), bytes, chars, logprob, top };
     TextEvent::Delta { choice, text: text.into(), logprobs: vec![token] }
 }
 

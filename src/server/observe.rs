@@ -28,7 +28,7 @@ pub(super) async fn layer(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let watch = Arc::new(Watch::new(app.metrics.clone(), &request));
+    let watch = Arc::new(Watch::new(&app, &request));
     request.extensions_mut().insert(watch.clone());
     let mut response = match app.admit(&request) {
         Err(error) => error.into_response(),
@@ -50,6 +50,7 @@ pub(super) async fn layer(
 /// What is known of one request so far.
 pub(super) struct Watch {
     metrics: Arc<Metrics>,
+    _in_work: Arc<()>,
     pub request_id: String,
     client_request_id: Option<String>,
     method: String,
@@ -80,12 +81,13 @@ struct Facts {
 const CLIENT_ID_LEN_MAX: usize = 512;
 
 impl Watch {
-    fn new(metrics: Arc<Metrics>, request: &Request) -> Self {
+    fn new(app: &App, request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>();
         let client_id = request.headers().get("x-client-request-id");
         let cut = |id: &str| id.chars().take(CLIENT_ID_LEN_MAX).collect();
         Self {
-            metrics,
+            metrics: Arc::clone(&app.metrics),
+            _in_work: Arc::clone(&app.in_work),
             request_id: ids::random("req_"),
             client_request_id: client_id.and_then(|id| id.to_str().ok()).map(cut),
             method: request.method().to_string(),

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth::config::PlanOptions;
 use hearth::pipeline::Pipeline;
-use hearth::registry::plan::PlanOptions;
 use hearth::registry::{LoadOptions, Registry, ServedModel, load};
 use hearth::server::{ServerConfig, serve};
 use hearth_kernels::Pool;
@@ -155,6 +155,7 @@ fn model(options: &Options) -> ServedModel {
             batch_tokens: 64,
             kv_dtype: KvDType::F32,
         },
+        free_bytes: 2 << 30,
         progress: &mut |_, _| {},
     };
     load(folder.path(), options).expect("the fixture loads")

@@ -53,6 +53,13 @@ pub(crate) struct Pending {
     received: Vec<u8>,
 }
 
+/// Sends some bytes and nothing more.
+pub(crate) async fn send_raw(server: SocketAddr, bytes: &[u8]) -> Pending {
+    let mut socket = TcpStream::connect(server).await.expect("the server listens");
+    socket.write_all(bytes).await.expect("the server reads");
+    Pending { socket, received: Vec::new() }
+}
+
 /// Sends a request. `headers` are added to those that every request has.
 pub(crate) async fn send(
     server: SocketAddr,

@@ -32,13 +32,14 @@ impl Passages {
     /// facts share subject and relation, and values of one relation differ.
     pub fn new(world: &mut World<'_>, count: usize, from: usize, to: usize) -> Self {
         let mut passages: Vec<Vec<Fact>> = Vec::new();
-        for _ in 0..count {
+        while passages.len() < count {
             let kind = if world.rng.chance(0.6) { Kind::Person } else { Kind::Thing };
             let subject_count = 1 + world.rng.below(2);
             let subjects = world.draw_many(kind, subject_count);
             let mut facts: Vec<Fact> = Vec::new();
             let wanted = from + world.rng.below(to - from + 1);
-            while facts.len() < wanted {
+            // A subject or a value that is taken already is drawn anew, but not for ever.
+            for _ in 0..4 * wanted {
                 let subject = subjects[facts.len() % subjects.len()].clone();
                 let fact = Fact::about(world, kind, subject);
                 let clash = |f: &Fact| {
@@ -46,11 +47,14 @@ impl Passages {
                         && (f.subject == fact.subject || f.value == fact.value)
                         || f.value == fact.subject
                 };
-                if !passages.iter().flatten().chain(&facts).any(clash) {
+                let mut known = passages.iter().flatten().chain(&facts);
+                if facts.len() < wanted && !known.any(clash) {
                     facts.push(fact);
                 }
             }
-            passages.push(facts);
+            if !facts.is_empty() {
+                passages.push(facts);
+            }
         }
         Self(passages)
     }

@@ -172,7 +172,7 @@ pub fn tool(world: &mut World<'_>, only: Option<Task>) -> Conversation {
     let mut conversation = Conversation::new(only.unwrap_or(Task::Tool), world.lang);
     let mut order: Vec<usize> = (0..TOOLS.len()).collect();
     world.rng.shuffle(&mut order);
-    order.truncate(2 + world.rng.below(2));
+    order.truncate(if world.rng.chance(0.3) { 3 } else { 2 });
     let offered: Vec<Value> = order.iter().map(|&i| definition(&TOOLS[i])).collect();
     conversation.tools = Some(Value::Array(offered));
     let turns = if only.is_some() { 1 } else { 2 };

@@ -194,7 +194,8 @@ pub fn is_held_out(word: &str) -> bool {
     let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    (hash >> 24) % 8 == 0
+    // The generator mixes what FNV leaves in the low bits of short words.
+    Rng::new(hash).below(8) == 0
 }
 
 fn capitalised(word: &str) -> String {

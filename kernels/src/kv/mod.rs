@@ -13,10 +13,10 @@
 //! Deliberately absent: which block belongs to whom, reference counts, and layers.
 
 use crate::LANES;
+use crate::buffer::HugeBuf;
 use crate::simd::Simd;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 
 /// How a number of K and V is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl KvShape {
 pub struct KvSlab {
     shape: KvShape,
     kv_type: KvType,
-    memory: Box<[CacheLine]>,
+    memory: HugeBuf<u8>,
 }
 
 impl KvSlab {
@@ -100,8 +100,7 @@ impl KvSlab {
             "block_len: multiple of 16"
         );
         assert!(shape.head_dim > 0, "head_dim: at least 1");
-        let lines = shape.bytes(kv_type).div_ceil(size_of::<CacheLine>());
-        KvSlab { shape, kv_type, memory: zeroed_lines(lines) }
+        KvSlab { shape, kv_type, memory: HugeBuf::zeroed(shape.bytes(kv_type)) }
     }
 
     /// Sizes.
@@ -142,7 +141,7 @@ impl KvSlab {
         let len = self.shape.block_numbers() * self.kv_type.size();
         assert!((from.max(to) as usize) < self.shape.n_blocks, "a block outside the slab");
         let (from, to) = (from as usize * len, to as usize * len);
-        self.bytes_mut().copy_within(from..from + len, to);
+        self.memory.copy_within(from..from + len, to);
     }
 
     /// Reads K and V of one token, both `[n_kv_heads, head_dim]`.
@@ -167,22 +166,13 @@ impl KvSlab {
     /// When `E` is not the type of this slab.
     pub(crate) fn numbers<E: Number>(&self) -> &[E] {
         assert_eq!(E::TYPE, self.kv_type, "read as another type than stored");
-        let len = self.bytes() / size_of::<E>();
-        // SAFETY: the memory has at least that many bytes, is aligned for any E, lives as long as
-        // self, and every bit pattern is a number.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.bytes();
-        // SAFETY: the memory has at least that many bytes, and self is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
+        bytemuck::cast_slice(&self.memory)
     }
 
     fn write_as<E: Number>(&mut self, k: &[f32], v: &[f32], slots: &[u32]) {
         let shape = self.shape;
         let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
-        let numbers: &mut [E] = bytemuck::cast_slice_mut(self.bytes_mut());
+        let numbers: &mut [E] = bytemuck::cast_slice_mut(&mut self.memory);
         let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
         for (i, (k, v)) in heads.enumerate() {
             let (row, head) = (i / shape.n_kv_heads, i % shape.n_kv_heads);
@@ -283,26 +273,6 @@ impl Number for bf16 {
     fn load<S: Simd>(simd: S, x: &[bf16; LANES]) -> S::V {
         simd.load_bf16(x)
     }
-}
-
-/// Memory in pieces that start where a cache line does.
-#[repr(C, align(64))]
-struct CacheLine([u8; 64]);
-
-fn zeroed_lines(len: usize) -> Box<[CacheLine]> {
-    let layout = Layout::array::<CacheLine>(len).expect("sizes are bounded by memory at start");
-    let start = if len == 0 {
-        std::ptr::NonNull::<CacheLine>::dangling().as_ptr()
-    } else {
-        // SAFETY: the layout has a size above 0.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
-        }
-        start.cast()
-    };
-    // SAFETY: `start` is `len` zeroed lines from the global allocator with the layout of this box.
-    unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, len)) }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::layout::{COLUMNS, Record, SCALES, STEP, Storage, TAIL};
+use super::layout::{COLUMNS, HEAD, Record, SCALES, STEP, Storage};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use float::{BF16, F16, F32, floats};
 
@@ -81,7 +81,7 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
     let mut acc = sums(count);
     let steps = if OFFSET == 0 { 1 } else { 2 };
     debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
-    let record_bytes = steps * 64 * (LO + HI) + TAIL;
+    let record_bytes = HEAD + steps * 64 * (LO + HI);
     for block in 0..acts.k / STEP {
         let step = block % steps;
         let at = block * acts.m + rows.start;
@@ -90,11 +90,11 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
             // initialised up to `count`.
             unsafe {
                 let record = tile_start.add(block / steps * record_bytes);
-                let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI) + 32 * half));
-                let tail = record.add(record_bytes - TAIL + 16 * half);
-                prefetch(tail);
-                let d = halves(tail.add(32 * step));
-                let m = if OFFSET == 0 { halves(tail.add(32)) } else { _mm256_setzero_ps() };
+                let head = record.add(16 * half);
+                prefetch(record, step, steps, record_bytes);
+                let d = halves(head.add(32 * step));
+                let m = if OFFSET == 0 { halves(head.add(32)) } else { _mm256_setzero_ps() };
+                let w = unpack::<LO, HI>(record.add(HEAD + step * 64 * (LO + HI) + 32 * half));
                 for (r, acc) in acc[..count].iter_mut().enumerate() {
                     let acc = &mut acc.assume_init_mut()[half];
                     let q = acts.codes.as_ptr().add((at + r) * STEP);
@@ -133,7 +133,7 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
     let tile_start = job.w.tile(tile).as_ptr();
     let mut acc = sums(count);
     let mut isum = [const { MaybeUninit::<__m256i>::uninit() }; ROWS_MAX];
-    let record_bytes = 8 * 64 * (LO + HI) + SCALES + TAIL;
+    let record_bytes = HEAD + SCALES + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
         for half in 0..2 {
@@ -144,9 +144,11 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
             // initialised up to `count`.
             unsafe {
                 let record = tile_start.add(block * record_bytes);
-                let scales = record.add(8 * 64 * (LO + HI));
+                let scales = record.add(HEAD);
+                let codes = record.add(HEAD + SCALES);
                 for step in 0..8 {
-                    let w = unpack::<LO, HI>(record.add(step * 64 * (LO + HI) + 32 * half));
+                    prefetch(record, step, 8, record_bytes);
+                    let w = unpack::<LO, HI>(codes.add(step * 64 * (LO + HI) + 32 * half));
                     let pair = scales.add(32 * (step * 16 / SUB) + 16 * half);
                     let scale = step_scales::<OFFSET, SUB>(pair, step);
                     let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
@@ -247,11 +249,8 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
         for (pair, mins) in mins[..pairs].iter_mut().enumerate() {
             *mins = min_pairs::<OFFSET, SUB>(scales.add(16 * half), pair);
         }
-        for line in 0..(SCALES + TAIL) / 64 {
-            prefetch(scales.add(64 * line));
-        }
-        let tail = scales.add(SCALES + 16 * half);
-        let (d, dmin) = (halves(tail), halves(tail.add(32)));
+        let head = scales.sub(HEAD).add(16 * half);
+        let (d, dmin) = (halves(head), halves(head.add(32)));
         let first_sum = if SUB == 32 { 16 } else { 0 };
         for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
             let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[half]);
@@ -288,15 +287,15 @@ unsafe fn dot<const LO: usize, const HI: usize>(
     let mut dot = _mm256_setzero_si256();
     for first in groups.clone().step_by(run) {
         let mut short = _mm256_setzero_si256();
-        for g in first..groups.end.min(first + run) {
+        for (i, &w) in w[first..groups.end.min(first + run)].iter().enumerate() {
             // SAFETY: four codes within the 32.
-            let four = unsafe { q.cast::<i32>().add(g).read_unaligned() };
+            let four = unsafe { q.cast::<i32>().add(first + i).read_unaligned() };
             let four = _mm256_set1_epi32(four);
             let products = if LO == 8 {
-                let signed = _mm256_xor_si256(w[g], _mm256_set1_epi8(-128));
+                let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(four, signed))
             } else {
-                _mm256_maddubs_epi16(w[g], four)
+                _mm256_maddubs_epi16(w, four)
             };
             short = _mm256_add_epi16(short, products);
         }
@@ -314,9 +313,6 @@ unsafe fn dot<const LO: usize, const HI: usize>(
 unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i; 8] {
     // SAFETY: the caller's promise; there are LO + HI planes.
     let plane = |i: usize| unsafe { _mm256_loadu_si256(step.add(64 * i).cast()) };
-    for i in 0..LO + HI {
-        prefetch(step.wrapping_add(64 * i));
-    }
     let low_mask = _mm256_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
     let mut w = [_mm256_setzero_si256(); 8];
     for (g, w) in w.iter_mut().enumerate() {
@@ -333,11 +329,15 @@ unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i;
     w
 }
 
-/// Asks for the cache line that follows `p` by [`AHEAD`] bytes. A tile is followed by the next tile.
+/// Asks for part `step` of the bytes that lie [`AHEAD`] after a record, in order and evenly spread
+/// over its steps. A tile is followed by the next tile.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch(p: *const u8) {
-    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
+fn prefetch(record: *const u8, step: usize, steps: usize, record_bytes: usize) {
+    let lines = record_bytes / 64;
+    for line in step * lines / steps..(step + 1) * lines / steps {
+        _mm_prefetch::<_MM_HINT_T0>(record.wrapping_add(AHEAD + 64 * line).cast());
+    }
 }
 
 /// Shifts 16-bit lanes left (right when negative) by a number known after inlining.

@@ -6,10 +6,12 @@
 //! two blocks of 32:
 //!
 //! ```text
-//! record = steps * [ low planes | high planes ]   codes; a step is 32 weights of 16 columns
+//! record = 64 bytes: f16 d[16] and m[16], or the d[16] of two steps when there is no minimum
 //!        | scale bytes (super-blocks: 256)
-//!        | 64 bytes: f16 d[16] and m[16], or the d[16] of two steps when there is no minimum
+//!        | steps * [ low planes | high planes ]   codes; a step is 32 weights of 16 columns
 //! ```
+//! That is the order of reading: memory is fastest when no load goes backwards.
+//!
 //! Within a step, *group* g (0..8) is the codes 4g..4g+4 of each column: 64 bytes, byte
 //! `4 * column + i`, one 512-bit register and what one `vpdpbusd` eats. Groups share bytes when the
 //! codes are narrow:
@@ -37,8 +39,8 @@ pub(super) const COLUMNS: usize = 16;
 pub(super) const STEP: usize = 32;
 /// Bytes of scales in a record of super-blocks.
 pub(super) const SCALES: usize = 256;
-/// Bytes at the end of every record.
-pub(super) const TAIL: usize = 64;
+/// Bytes of d and m at the start of every record.
+pub(super) const HEAD: usize = 64;
 
 /// How the elements of a tile are stored.
 #[derive(Clone, Copy, Debug)]
@@ -93,21 +95,25 @@ impl Storage {
 impl Record {
     fn new(codes: Codes, steps: usize, scales: usize) -> Record {
         let step_bytes = 64 * (codes.lo + codes.hi) as usize;
-        Record { codes, steps, step_bytes, bytes: steps * step_bytes + scales + TAIL }
+        Record { codes, steps, step_bytes, bytes: HEAD + scales + steps * step_bytes }
     }
 
-    /// Offset of the scale bytes in a record.
-    pub(super) fn scales_at(&self) -> usize {
-        self.steps * self.step_bytes
+    /// The codes of one step of a record.
+    pub(super) fn step<'a>(&self, record: &'a [u8], step: usize) -> &'a [u8] {
+        &record[self.step_at(step)..][..self.step_bytes]
     }
 
-    /// Offset of the d and m of a column of step `step` (0 in super-blocks).
+    pub(super) fn step_at(&self, step: usize) -> usize {
+        self.bytes - (self.steps - step) * self.step_bytes
+    }
+
+    /// Offset of the d of a column of step `step` (0 in super-blocks).
     pub(super) fn d_at(&self, step: usize, column: usize) -> usize {
-        self.bytes - TAIL + 2 * (16 * step + column)
+        2 * (16 * step + column)
     }
 
     pub(super) fn m_at(&self, column: usize) -> usize {
-        self.bytes - 32 + 2 * column
+        HEAD / 2 + 2 * column
     }
 
     /// Writes the codes of one step, given by group.

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::Shared;
-use super::layout::{COLUMNS, Record, STEP, Storage};
+use super::layout::{COLUMNS, HEAD, Record, STEP, Storage};
 use crate::Pool;
 use crate::buffer::HugeBuf;
 use crate::quant::{DType, Parts, decode, dequantize};
@@ -53,7 +53,7 @@ impl Packed {
         let per_task = ((1 << 20) / tile_bytes.max(1)).max(1);
         pool.run(tiles.div_ceil(per_task), &|task| {
             for tile in task * per_task..((task + 1) * per_task).min(tiles) {
-                // SAFETY: a tile is written by one task, and lies in `data`, which outlives the run.
+                // SAFETY: a tile lies in `data`, which outlives the run, and is written by one task.
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
                 };
@@ -195,7 +195,7 @@ fn pack_blocks(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
                 put_half(out, record.m_at(column), parts.m);
             }
         }
-        record.put_codes(&groups, &mut out[step * record.step_bytes..][..record.step_bytes]);
+        record.put_codes(&groups, &mut out[record.step_at(step)..][..record.step_bytes]);
     }
 }
 
@@ -215,7 +215,8 @@ fn pack_supers(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
             put_half(out, record.d_at(0, column), parts.d);
             put_half(out, record.m_at(column), parts.m);
         }
-        for (groups, out) in groups.iter().zip(out.chunks_exact_mut(record.step_bytes)) {
+        let steps = out[record.step_at(0)..].chunks_exact_mut(record.step_bytes);
+        for (groups, out) in groups.iter().zip(steps) {
             record.put_codes(groups, out);
         }
     }
@@ -245,7 +246,7 @@ impl Record {
 
     /// Sub-scale and sub-minimum of a column.
     pub(super) fn scale_min(&self, record: &[u8], sub: usize, column: usize) -> (i8, u8) {
-        let at = self.scales_at() + 32 * (sub / 2) + 2 * column + sub % 2;
+        let at = HEAD + 32 * (sub / 2) + 2 * column + sub % 2;
         match (self.codes.sub, self.codes.has_min) {
             (32, _) => (record[at] as i8, record[at + 128]),
             (_, false) => (record[at] as i8, 0),
@@ -254,7 +255,7 @@ impl Record {
     }
 
     fn put_scale(&self, record: &mut [u8], sub: usize, column: usize, scale: i8, min: u8) {
-        let at = self.scales_at() + 32 * (sub / 2) + 2 * column + sub % 2;
+        let at = HEAD + 32 * (sub / 2) + 2 * column + sub % 2;
         match (self.codes.sub, self.codes.has_min) {
             (32, _) => (record[at], record[at + 128]) = (scale as u8, min),
             (_, false) => record[at] = scale as u8,
@@ -264,7 +265,7 @@ impl Record {
 
     /// Block `step` of a record of blocks of 32.
     fn block(&self, record: &[u8], step: usize, column: usize, parts: &mut Parts) {
-        let codes = &record[step * self.step_bytes..][..self.step_bytes];
+        let codes = self.step(record, step);
         for (i, code) in parts.codes[..STEP].iter_mut().enumerate() {
             *code = self.code(codes, column, i);
         }
@@ -274,8 +275,8 @@ impl Record {
 
     /// The block of 256 of one column.
     fn super_block(&self, record: &[u8], column: usize, parts: &mut Parts) {
-        let steps = record.chunks_exact(self.step_bytes);
-        for (codes, step) in parts.codes.chunks_exact_mut(STEP).zip(steps) {
+        for (step, codes) in parts.codes.chunks_exact_mut(STEP).enumerate() {
+            let step = self.step(record, step);
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = self.code(step, column, i);
             }

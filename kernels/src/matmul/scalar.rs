@@ -90,7 +90,7 @@ fn blocks(
     for block in 0..job.acts.k / STEP {
         let bytes = &tile[block / record.steps * record.bytes..][..record.bytes];
         let step = block % record.steps;
-        let groups = record.codes_of(&bytes[step * record.step_bytes..][..record.step_bytes]);
+        let groups = record.codes_of(record.step(bytes, step));
         let d_m: [_; COLUMNS] = std::array::from_fn(|column| record.d_m(bytes, step, column));
         for (row, acc) in rows.clone().zip(&mut *acc) {
             let at = block * job.acts.m + row;
@@ -120,7 +120,7 @@ fn supers(
         let mut msum = [[0_i32; COLUMNS]; ROWS_MAX];
         let per_step = STEP / record.codes.sub; // sub-blocks
         for step in 0..record.steps {
-            let groups = record.codes_of(&bytes[step * record.step_bytes..][..record.step_bytes]);
+            let groups = record.codes_of(record.step(bytes, step));
             for sub in 0..per_step {
                 let groups = &groups[sub * 8 / per_step..(sub + 1) * 8 / per_step];
                 let index = step * per_step + sub;

@@ -152,6 +152,49 @@ fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
     }
 }
 
+#[test]
+fn activations_are_quantised_as_documented() {
+    let pool = Pool::new(2);
+    let (m, k) = (67, 512);
+    let mut x = randoms(m * k, 11);
+    x[..32].fill(0.0);
+    x[32..64].fill(1e-31);
+    // Ties, for blocks of either size: a peak of 127 makes every half a tie.
+    for (i, x) in x[k..2 * k].iter_mut().enumerate() {
+        *x = if i % 32 == 0 { 127.0 } else { (i % 13) as f32 - 6.5 };
+    }
+    x[3 * k + 7] = f32::NAN;
+    for (kind, block) in [(ActivationKind::Block32, 32), (ActivationKind::Block256, 256)] {
+        let acts = Activations::new(&pool, &x, m, k, kind);
+        for (i, x) in x.chunks_exact(block).enumerate() {
+            let (row, at) = (i / (k / block), i % (k / block));
+            let place = at * m + row;
+            let codes = &acts.codes[place * block..(place + 1) * block];
+            let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+            let poisoned = x.iter().any(|x| x.is_nan());
+            let scale = match peak {
+                _ if poisoned => f32::NAN,
+                peak if peak < 1e-30 => 0.0,
+                peak => peak / 127.0,
+            };
+            assert!(acts.scales[place].to_bits() == scale.to_bits(), "{kind:?} block {i}");
+            for (code, x) in codes.iter().zip(x) {
+                let zero = poisoned || peak < 1e-30;
+                let want = if zero { 0.0 } else { (x * (127.0 / peak)).round_ties_even() };
+                assert_eq!(f32::from(*code), want, "{kind:?} block {i}, {x}");
+            }
+            let sum = |codes: &[i8]| codes.iter().map(|&q| i32::from(q)).sum::<i32>();
+            if block == 32 {
+                assert_eq!(acts.sums[place], sum(codes));
+            } else {
+                let sums = &acts.sub_sums[place * 24..place * 24 + 24];
+                let wanted = codes.chunks(16).chain(codes.chunks(32)).map(sum);
+                assert!(sums.iter().map(|&s| i32::from(s)).eq(wanted), "sums of block {i}");
+            }
+        }
+    }
+}
+
 /// Sums of 16 bits are the narrow place of AVX2: the largest codes of both sides and both signs.
 #[test]
 fn extreme_codes_do_not_saturate() {

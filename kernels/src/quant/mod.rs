@@ -96,7 +96,7 @@ impl DType {
 
     /// Bytes of a row of `k` weights; none when `k` is not a whole number of blocks (or too large).
     pub fn row_bytes(self, k: usize) -> Option<usize> {
-        if k % self.block_len() != 0 {
+        if !k.is_multiple_of(self.block_len()) {
             return None;
         }
         (k / self.block_len()).checked_mul(self.block_bytes())

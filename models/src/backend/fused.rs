@@ -10,12 +10,12 @@ use hearth_kernels::kv::KvSlab;
 use hearth_kernels::matmul::{self, Activations, Packed};
 use hearth_kernels::{Isa, Pool, activation, norm, rope};
 
-use super::{AttentionParams, Backend, KvGeometry};
+use super::{AttentionParams, Backend};
+use crate::Result;
 use crate::batch::ForwardBatch;
-use crate::kv_store::KvStore;
+use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
-use crate::Result;
 
 /// Our kernels on one thread pool.
 pub struct Fused {

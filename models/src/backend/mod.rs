@@ -12,13 +12,11 @@ mod plain;
 pub use fused::Fused;
 pub use plain::Plain;
 
-use hearth_kernels::kv::{KvShape, KvType};
-
+use crate::Result;
 use crate::batch::ForwardBatch;
-use crate::kv_store::KvStore;
+use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
-use crate::{KvDType, Result};
 
 /// The operations. `T` is rows of the batch, widths are elements.
 pub trait Backend: Send + Sized {
@@ -94,48 +92,4 @@ pub struct AttentionParams {
     pub scale: f32,
     /// Keys each row sees, itself included; `None` is all.
     pub window: Option<usize>,
-}
-
-/// How much KV to store, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvGeometry {
-    /// Layers.
-    pub layer_count: usize,
-    /// Blocks of each layer.
-    pub block_count: usize,
-    /// Tokens of a block.
-    pub block_len: usize,
-    /// Key and value heads.
-    pub kv_head_count: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Element type.
-    pub dtype: KvDType,
-}
-
-impl KvGeometry {
-    /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
-    pub fn bytes(&self) -> usize {
-        self.layer_count * self.slab_shape().bytes(self.dtype.into())
-    }
-
-    /// One layer of it.
-    pub(crate) fn slab_shape(&self) -> KvShape {
-        KvShape {
-            n_blocks: self.block_count,
-            block_len: self.block_len,
-            n_kv_heads: self.kv_head_count,
-            head_dim: self.head_dim,
-        }
-    }
-}
-
-impl From<KvDType> for KvType {
-    fn from(dtype: KvDType) -> Self {
-        match dtype {
-            KvDType::F32 => Self::F32,
-            KvDType::F16 => Self::F16,
-            KvDType::BF16 => Self::BF16,
-        }
-    }
 }

@@ -7,9 +7,9 @@
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend, KvGeometry};
+use super::{AttentionParams, Backend};
 use crate::batch::{ForwardBatch, Sequence};
-use crate::kv_store::{KvStore, TensorKv};
+use crate::kv_store::{KvGeometry, KvStore, TensorKv};
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
 use crate::{KvDType, Result};
@@ -93,7 +93,12 @@ impl Plain {
 
     /// Keys (or values) of a sequence: what the store holds of earlier rows, then the new ones.
     /// New rows are not read back, so gradients flow through them.
-    fn context(stored: Option<&Tensor>, new: &Tensor, seq: &Sequence, len: usize) -> Result<Tensor> {
+    fn context(
+        stored: Option<&Tensor>,
+        new: &Tensor,
+        seq: &Sequence,
+        len: usize,
+    ) -> Result<Tensor> {
         let earlier = seq.context_len - seq.rows.len();
         let Some(stored) = stored.filter(|_| earlier > 0) else {
             return Ok(new.clone());

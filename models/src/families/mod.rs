@@ -42,7 +42,6 @@ pub(crate) fn known() -> String {
     FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }
 
-
 /// Qwen: a window only when it is switched on, and then where `layer_types` says, or in the layers
 /// from `max_window_layers` on.
 fn qwen_windows(raw: &RawConfig, layers: usize) -> Vec<Option<usize>> {

@@ -28,9 +28,8 @@ impl Rotary {
     /// The frequencies that a configuration asks for.
     pub fn new(config: &RopeConfig) -> Self {
         let half = config.dim / 2;
-        let plain: Vec<f64> = (0..half)
-            .map(|i| config.base.powf(-((2 * i) as f64) / config.dim as f64))
-            .collect();
+        let plain: Vec<f64> =
+            (0..half).map(|i| config.base.powf(-((2 * i) as f64) / config.dim as f64)).collect();
         let mut scale = 1.0;
         let frequencies = match &config.scaling {
             RopeScaling::None => plain,
@@ -59,8 +58,11 @@ impl Rotary {
                 attention_factor,
                 truncate,
             } => {
-                scale = attention_factor
-                    .unwrap_or(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 });
+                scale = attention_factor.unwrap_or(if factor > 1.0 {
+                    0.1 * factor.ln() + 1.0
+                } else {
+                    1.0
+                });
                 // The dimension that makes this many rotations over the original context.
                 let dimension = |rotations: f64| {
                     let wave = original_context_len / (rotations * std::f64::consts::TAU);

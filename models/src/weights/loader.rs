@@ -38,7 +38,9 @@ impl Role {
             Self::Embedding => (None, "model.embed_tokens", "token_embd"),
             Self::Norm => (None, "model.norm", "output_norm"),
             Self::Head => (None, "lm_head", "output"),
-            Self::AttentionNorm(l) => (Some(l), "model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
+            Self::AttentionNorm(l) => {
+                (Some(l), "model.layers.{}.input_layernorm", "blk.{}.attn_norm")
+            }
             Self::Q(l) => (Some(l), "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q"),
             Self::K(l) => (Some(l), "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k"),
             Self::V(l) => (Some(l), "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v"),

@@ -3,6 +3,8 @@
 //! A [`MappedFile`] is the bytes of one weight file: mapped from disk, or held in memory (a model
 //! that is built into the binary, a test). Absent on purpose: writing, and growing.
 
+#![allow(unsafe_code, reason = "a map of a file that another process may change")]
+
 use super::error::{Error, Result};
 use memmap2::Mmap;
 use std::borrow::Cow;

@@ -1,0 +1,182 @@
+//! The plain path carries a gradient to every parameter, and it is the right one: the derivative
+//! of a loss along a random direction of each parameter equals a central finite difference.
+//!
+//! `Training` is the plain path in f64 with every weight as a `Var`; it keeps the logits as a
+//! tensor, because a [`Model`] hands out numbers only.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor, Var};
+use hearth_models::backend::{AttentionParams, Backend, Plain};
+use hearth_models::config::{Knobs, ModelConfig};
+use hearth_models::decoder::Decoder;
+use hearth_models::layers::rotary::RopeTable;
+use hearth_models::weights::{Loader, MatrixSource};
+use hearth_models::{ForwardBatch, KvGeometry, KvStore, Model, Result, tiny};
+
+/// What a test sees of a model that trains.
+#[derive(Clone, Default)]
+struct Tape {
+    vars: Arc<Mutex<Vec<Var>>>,
+    logits: Arc<Mutex<Option<Tensor>>>,
+}
+
+struct Training {
+    plain: Plain,
+    tape: Tape,
+}
+
+impl Training {
+    fn var(&self, tensor: &Tensor) -> Result<Tensor> {
+        let var = Var::from_tensor(tensor)?;
+        let tensor = var.as_tensor().clone();
+        self.tape.vars.lock().unwrap().push(var);
+        Ok(tensor)
+    }
+}
+
+impl Backend for Training {
+    type Rows = Tensor;
+    type Matrix = Tensor;
+    type Vector = Tensor;
+
+    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
+        self.var(&self.plain.matrix(source)?)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
+        self.var(&self.plain.vector(values)?)
+    }
+
+    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
+        self.plain.kv_store(shape)
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        self.plain.embed(table, ids)
+    }
+
+    fn linear<const N: usize>(
+        &self,
+        x: &Tensor,
+        weights: [(&Tensor, Option<&Tensor>); N],
+    ) -> Result<[Tensor; N]> {
+        self.plain.linear(x, weights)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        self.plain.rms_norm(x, weight, eps)
+    }
+
+    fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
+        self.plain.rope(x, table, head_dim)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        self.plain.attention(q, k, v, batch, kv, params)
+    }
+
+    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        self.plain.silu_mul(gate, up)
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        self.plain.add(x, y)
+    }
+
+    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        self.plain.select(x, rows)
+    }
+
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        *self.tape.logits.lock().unwrap() = Some(x.clone());
+        self.plain.read(x)
+    }
+}
+
+/// Every kind of parameter that a decoder can have, small enough for f64 differences.
+fn config(tied: bool) -> ModelConfig {
+    let mut config = tiny::config();
+    config.knobs =
+        Knobs { qkv_bias: true, out_bias: true, mlp_bias: true, qk_norm: true, ..config.knobs };
+    config.tied = tied;
+    (config.hidden_len, config.ffn_len, config.vocab_len) = (16, 24, 32);
+    (config.head_count, config.kv_head_count, config.head_dim, config.rope.dim) = (4, 2, 8, 6);
+    config.windows = vec![Some(3), None];
+    config
+}
+
+/// Numbers between -1 and 1 that depend on `salt` alone.
+fn random(shape: &[usize], salt: u64) -> Tensor {
+    let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// A random linear function of the logits of two packed sequences.
+fn loss(model: &dyn Model, tape: &Tape) -> Tensor {
+    let mut batch = ForwardBatch::whole(&[3, 1, 4, 1, 5, 9, 2], 0, 16);
+    batch.push(&[6, 5, 3, 5, 8], 0, vec![1], 16);
+    batch.logit_rows.extend(7..12);
+    batch.check(model.config().vocab_len, 16, 2).unwrap();
+    model.forward(&batch, &mut KvStore::Nothing).unwrap();
+    let logits = tape.logits.lock().unwrap().take().unwrap();
+    (&logits * random(logits.dims(), 1)).unwrap().sum_all().unwrap()
+}
+
+fn scalar(tensor: &Tensor) -> f64 {
+    tensor.to_scalar().unwrap()
+}
+
+#[test]
+fn every_parameter_has_its_gradient() {
+    check(&config(false));
+}
+
+/// The embedding is read twice, so its gradient is a sum.
+#[test]
+fn tied_embeddings_have_theirs() {
+    check(&config(true));
+}
+
+fn check(config: &ModelConfig) {
+    const STEP: f64 = 1e-5;
+    let tape = Tape::default();
+    let weights = tiny::weights(config, hearth_kernels::quant::DType::F32, 11).unwrap();
+    let ops = Training { plain: Plain::new(Device::Cpu, DType::F64), tape: tape.clone() };
+    let mut progress = |_| {};
+    let mut loader = Loader::new(&weights, config, &mut progress);
+    let model = Decoder::load(config.clone(), &mut loader, ops).unwrap();
+    let vars = tape.vars.lock().unwrap().clone();
+    assert_eq!(vars.len(), weights.len(), "every tensor of the file is a parameter");
+
+    let gradients = loss(&model, &tape).backward().unwrap();
+    for (index, var) in vars.iter().enumerate() {
+        let what = format!("parameter {index} {:?}", var.dims());
+        let gradient = gradients.get(var).unwrap_or_else(|| panic!("{what} has no gradient"));
+        let direction = random(var.dims(), 100 + index as u64);
+        let want = scalar(&(gradient * &direction).unwrap().sum_all().unwrap());
+        let here = var.as_tensor().copy().unwrap();
+        let at = |step: f64| {
+            var.set(&(&here + (&direction * step).unwrap()).unwrap()).unwrap();
+            scalar(&loss(&model, &tape))
+        };
+        let got = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        var.set(&here).unwrap();
+        println!("{what:<28} {want:>12.6} {got:>12.6}");
+        assert!(want.abs() > 1e-4, "{what}: the gradient is nothing");
+        assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0), "{what}: {want} against {got}");
+    }
+}

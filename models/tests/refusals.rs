@@ -1,0 +1,267 @@
+//! What is not understood is not loaded, and the error names the thing: a tensor, a key, a word.
+//!
+//! Every case is a sound model of `tests/goldens` with one change. Files that break their format
+//! are `weights_hostile.rs`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, safetensors};
+use hearth_kernels::Pool;
+use hearth_models::weights::gguf_writer::GgufWriter;
+use hearth_models::weights::{Value as GgufValue, Weights};
+use hearth_models::{Compute, Model, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+type Tensors = HashMap<String, Tensor>;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name)
+}
+
+/// Opens and loads on both paths, which must agree on the refusal.
+fn load(path: &Path) -> Result<Box<dyn Model>> {
+    let on = |compute: Compute| {
+        hearth_models::open(path).and_then(|file| file.load(&compute, &mut |_| {}))
+    };
+    let plain = on(Compute::Plain(Device::Cpu, candle_core::DType::F32));
+    let fused = on(Compute::Fused(Pool::new(1).into()));
+    match (&plain, &fused) {
+        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
+        _ => assert_eq!(plain.is_ok(), fused.is_ok()),
+    }
+    plain
+}
+
+/// The refusal mentions every one of `words`.
+fn assert_refused(path: &Path, words: &[&str]) {
+    let Err(error) = load(path) else { panic!("loaded, although {words:?}") };
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "`{text}` does not mention `{word}`");
+    }
+}
+
+/// A golden folder with another config or other tensors.
+fn folder(
+    name: &str,
+    config: impl FnOnce(&mut Value),
+    tensors: impl FnOnce(&mut Tensors),
+) -> TempDir {
+    let (from, to) = (golden(name), TempDir::new().unwrap());
+    let mut json = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    config(&mut json);
+    fs::write(to.path().join("config.json"), json.to_string()).unwrap();
+    let mut all = safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    tensors(&mut all);
+    safetensors::save(&all, to.path().join("model.safetensors")).unwrap();
+    to
+}
+
+fn assert_config_refused(name: &str, change: impl FnOnce(&mut Value), words: &[&str]) {
+    assert_refused(folder(name, change, |_| {}).path(), words);
+}
+
+fn assert_tensors_refused(name: &str, change: impl FnOnce(&mut Tensors), words: &[&str]) {
+    assert_refused(folder(name, |_| {}, change).path(), words);
+}
+
+#[test]
+fn unchanged_copies_load() {
+    for name in ["llama", "qwen2", "qwen3", "mistral"] {
+        load(folder(name, |_| {}, |_| {}).path()).unwrap();
+    }
+    load(&gguf("llama.gguf", |_, _| Edit::Keep, &[]).1).unwrap();
+}
+
+#[test]
+fn unknown_words_in_the_config() {
+    let set = |key: &'static str, value: Value| move |c: &mut Value| c[key] = value;
+    for (key, value, words) in [
+        ("model_type", json!("mamba"), &["model_type", "mamba", "llama", "qwen3"][..]),
+        ("hidden_act", json!("gelu"), &["hidden_act", "gelu"]),
+        ("rope_scaling", json!({"rope_type": "longrope"}), &["rope", "longrope"]),
+        ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), &["rope", "dynamic"]),
+        ("rope_scaling", json!({"rope_type": "linear"}), &["rope", "factor"]),
+        ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), &["low_freq_factor"]),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": -1.0}), &["factor"]),
+        ("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config", "gptq"]),
+    ] {
+        // `rope_parameters`, the newer name, would win.
+        let change = |c: &mut Value| {
+            c.as_object_mut().unwrap().shift_remove("rope_parameters");
+            set(key, value)(c);
+        };
+        assert_config_refused("llama", change, words);
+    }
+}
+
+#[test]
+fn numbers_that_do_not_fit() {
+    for (key, value, words) in [
+        ("num_key_value_heads", json!(3), &["num_key_value_heads", "3"][..]),
+        ("num_key_value_heads", json!(0), &["num_key_value_heads", "0"]),
+        ("hidden_size", json!(0), &["hidden_size", "0"]),
+        ("head_dim", json!(7), &["head_dim", "7"]),
+        ("vocab_size", json!(null), &["vocab_size", "missing"]),
+        ("num_hidden_layers", json!(100_000), &["num_hidden_layers", "100000"]),
+        ("intermediate_size", json!(1u64 << 40), &["intermediate_size"]),
+        ("hidden_size", json!(-4), &["config.json"]),
+        ("partial_rotary_factor", json!(2.0), &["partial_rotary_factor", "2"]),
+        ("rope_theta", json!(-1.0), &["rope_theta", "-1"]),
+        ("rms_norm_eps", json!(-1.0), &["rms_norm_eps"]),
+        ("sliding_window", json!(0), &["sliding_window"]),
+    ] {
+        assert_config_refused("llama", |c| c[key] = value, words);
+    }
+    let other = |key: &'static str, by: u64| {
+        move |c: &mut Value| c[key] = json!(c[key].as_u64().unwrap() + by)
+    };
+    assert_config_refused("llama", other("vocab_size", 1), &["embed_tokens", "shape"]);
+    assert_config_refused("llama", other("intermediate_size", 32), &["gate_proj", "shape"]);
+    assert_config_refused("llama", other("num_hidden_layers", 1), &["no tensor", "layers."]);
+}
+
+/// A layer that the configuration does not mention is not silently left out.
+#[test]
+fn fewer_layers_than_the_file() {
+    let fewer = |c: &mut Value| {
+        c["num_hidden_layers"] = json!(c["num_hidden_layers"].as_u64().unwrap() - 1);
+        // Qwen lists a kind for each layer; Llama has no such list.
+        c.as_object_mut().unwrap().shift_remove("layer_types");
+    };
+    for name in ["llama", "qwen3"] {
+        assert_config_refused(name, fewer, &["model.layers.", "no place"]);
+    }
+}
+
+#[test]
+fn tensors_that_are_missing_or_strange() {
+    let up = "model.layers.1.mlp.up_proj.weight";
+    assert_tensors_refused("llama", |t| drop(t.remove(up)), &[up, "no tensor"]);
+    let norm = "model.norm.weight";
+    assert_tensors_refused("llama", |t| drop(t.remove(norm)), &[norm, "no tensor"]);
+    let bias = "model.layers.0.self_attn.k_proj.bias";
+    assert_tensors_refused("qwen2", |t| drop(t.remove(bias)), &[bias, "no tensor"]);
+    let head_norm = "model.layers.0.self_attn.q_norm.weight";
+    assert_tensors_refused("qwen3", |t| drop(t.remove(head_norm)), &[head_norm, "no tensor"]);
+
+    let transpose = |name: &'static str| {
+        move |t: &mut Tensors| {
+            let turned = t[name].t().unwrap().contiguous().unwrap();
+            t.insert(name.to_owned(), turned);
+        }
+    };
+    assert_tensors_refused("llama", transpose(up), &[up, "shape"]);
+    let shorten = |t: &mut Tensors| {
+        let short = t[norm].narrow(0, 1, 3).unwrap().contiguous().unwrap();
+        t.insert(norm.to_owned(), short);
+    };
+    assert_tensors_refused("llama", shorten, &[norm, "shape", "[3]"]);
+
+    let stray = "model.layers.0.self_attn.q_norm.weight";
+    let add = |t: &mut Tensors| {
+        t.insert(stray.to_owned(), Tensor::ones(8, candle_core::DType::F32, &Device::Cpu).unwrap());
+    };
+    assert_tensors_refused("llama", add, &[stray, "no place"]);
+    let integers = |t: &mut Tensors| {
+        let zeros = Tensor::zeros(t[up].shape(), candle_core::DType::U32, &Device::Cpu).unwrap();
+        t.insert(up.to_owned(), zeros);
+    };
+    assert_tensors_refused("llama", integers, &[up, "U32"]);
+}
+
+#[test]
+fn config_that_is_not_there_or_not_json() {
+    let copy = folder("llama", |_| {}, |_| {});
+    let config = copy.path().join("config.json");
+    fs::write(&config, "{\"model_type\": ").unwrap();
+    assert_refused(copy.path(), &["config.json"]);
+    fs::remove_file(&config).unwrap();
+    assert_refused(copy.path(), &["config.json"]);
+}
+
+/// What happens to a key or a tensor of a GGUF file on its way into the copy.
+enum Edit {
+    Keep,
+    Drop,
+    /// Metadata only: another value.
+    Set(GgufValue<'static>),
+    /// Tensors only: the first row goes.
+    Shorten,
+}
+
+/// A GGUF golden with changes, and tensors of one f32 each added.
+fn gguf(name: &str, edit: impl Fn(&str, bool) -> Edit, added: &[&str]) -> (TempDir, PathBuf) {
+    let (from, folder) = (Weights::open(&golden(name)).unwrap(), TempDir::new().unwrap());
+    let mut writer = GgufWriter::new();
+    let meta = from.metadata().unwrap();
+    for key in meta.keys() {
+        match edit(key, false) {
+            Edit::Keep => writer.put(key, meta.value(key).unwrap().unwrap()).unwrap(),
+            Edit::Set(value) => writer.put(key, value).unwrap(),
+            Edit::Drop | Edit::Shorten => {}
+        }
+    }
+    let mut bodies = Vec::new();
+    for name in from.names() {
+        let view = from.tensor(name).unwrap();
+        let (mut shape, mut bytes) = (view.shape.to_vec(), view.bytes);
+        match edit(name, true) {
+            Edit::Drop => continue,
+            Edit::Shorten => {
+                bytes = &bytes[bytes.len() / shape[0]..];
+                shape[0] -= 1;
+            }
+            Edit::Keep | Edit::Set(_) => {}
+        }
+        writer.tensor(name, &shape, view.dtype).unwrap();
+        bodies.push(bytes);
+    }
+    for name in added {
+        writer.tensor(name, &[1], hearth_models::weights::DType::F32).unwrap();
+        bodies.push(&[0; 4]);
+    }
+    let mut body = writer.write_header(Vec::new()).unwrap();
+    bodies.iter().for_each(|bytes| body.write_tensor(bytes).unwrap());
+    let path = folder.path().join("changed.gguf");
+    fs::write(&path, body.finish().unwrap()).unwrap();
+    (folder, path)
+}
+
+fn assert_gguf_refused(edit: impl Fn(&str, bool) -> Edit, added: &[&str], words: &[&str]) {
+    let (_folder, path) = gguf("llama.gguf", edit, added);
+    assert_refused(&path, words);
+}
+
+#[test]
+fn gguf_that_is_not_understood() {
+    // A key or a tensor of that name is edited, everything else is kept.
+    let only = |target: &'static str, make: fn() -> Edit| {
+        move |name: &str, _: bool| if name == target { make() } else { Edit::Keep }
+    };
+    let arch = "general.architecture";
+    let set = only(arch, || Edit::Set(GgufValue::Str("falcon")));
+    assert_gguf_refused(set, &[], &[arch, "falcon", "llama"]);
+    assert_gguf_refused(only(arch, || Edit::Drop), &[], &[arch]);
+    let set = only(arch, || Edit::Set(GgufValue::U32(3)));
+    assert_gguf_refused(set, &[], &[arch]);
+
+    let set = only("llama.attention.head_count_kv", || Edit::Set(GgufValue::U32(3)));
+    assert_gguf_refused(set, &[], &["num_key_value_heads", "3"]);
+    let drop = only("llama.embedding_length", || Edit::Drop);
+    assert_gguf_refused(drop, &[], &["hidden_size", "missing"]);
+    let set = only("llama.block_count", || Edit::Set(GgufValue::U32(1)));
+    assert_gguf_refused(set, &[], &["blk.1.", "no place"]);
+    let set = only("llama.feed_forward_length", || Edit::Set(GgufValue::U32(17)));
+    assert_gguf_refused(set, &[], &["ffn_", "shape", "17"]);
+
+    let down = "blk.0.ffn_down.weight";
+    assert_gguf_refused(only(down, || Edit::Drop), &[], &[down, "no tensor"]);
+    assert_gguf_refused(only(down, || Edit::Shorten), &[], &[down, "shape"]);
+    let keep = |_: &str, _: bool| Edit::Keep;
+    assert_gguf_refused(keep, &["blk.0.ssm_conv1d.weight"], &["ssm_conv1d", "no place"]);
+    assert_gguf_refused(keep, &["rope_freqs.weight"], &["rope_freqs.weight", "divisors"]);
+}
