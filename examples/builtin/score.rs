@@ -3,7 +3,8 @@
 use std::error::Error;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hearth::pipeline::{Pipeline, Prompt, SamplingOverrides, TextEvent, TextRequest};
+use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
+use hearth::types::SamplingOverrides;
 use hearth_models::train::Rng;
 use serde_json::{Map, Value};
 

@@ -52,10 +52,10 @@ struct Row {
 
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate()?;
-    let name = config.models.first().ok_or("bench needs --model")?;
+    let name = &open::names(&config)?[0];
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
-    let file = hearth_models::open(&open::named_path(name)?)?;
+    let file = open::named(name)?;
     args.check(file.config().context_len)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;

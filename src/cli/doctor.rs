@@ -24,11 +24,10 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     writeln!(out, "threads     {} (default {})", config.threads, pool::default_threads())?;
     writeln!(out, "device      {}", compute.describe())?;
     writeln!(out, "free memory {} MB", plan::free_bytes() >> 20)?;
-    for name in &config.models {
-        let path = open::named_path(name)?;
-        let file = hearth_models::open(&path)?;
+    for name in &open::names(&config)? {
+        let file = open::named(name)?;
         let (model, weights) = (file.config(), file.weights().tensor_bytes());
-        writeln!(out, "\nmodel       {}", path.display())?;
+        writeln!(out, "\nmodel       {}", file.path().display())?;
         writeln!(out, "family      {}, {} layers", model.family, model.layer_count)?;
         writeln!(out, "weights     {} MB", weights >> 20)?;
         let free = plan::free_bytes();

@@ -72,8 +72,14 @@ struct TextParts {
 /// Loads what lies at `path` and starts its engine.
 pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
     let model_error = |source| LoadError::Model { path: path.to_owned(), source };
-    let file = hearth_models::open(path).map_err(model_error)?;
-    let text = text_parts(&file)?;
+    load_file(&hearth_models::open(path).map_err(model_error)?, options)
+}
+
+/// Loads an opened model and starts its engine.
+pub fn load_file(file: &ModelFile, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
+    let path = file.path();
+    let model_error = |source| LoadError::Model { path: path.to_owned(), source };
+    let text = text_parts(file)?;
     let total = file.weights().tensor_bytes();
     let vocab_len = text.tokenizer.vocab_len();
     let limits = plan::plan(file.config(), &options.plan, vocab_len, total, options.free_bytes)?;
@@ -90,7 +96,7 @@ pub fn load(path: &Path, options: LoadOptions<'_>) -> Result<ServedModel, LoadEr
     Ok(ServedModel {
         id: options.alias.unwrap_or_else(|| name_of(path)),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        fingerprint: fingerprint(&file),
+        fingerprint: fingerprint(file),
         kv_bytes,
         engine,
         thread: Mutex::new(Some(thread)),
