@@ -41,8 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("{:<12} {:<8} {:>5} {:>8} {:>8}", "task", "language", "asked", "right", "exact");
     for task in Task::SCORED {
         for lang in Lang::ALL {
-            let answers =
-                score::ask(&pipeline, builtin::NAME, (task, lang), args.count).await?;
+            let answers = score::ask(&pipeline, builtin::NAME, (task, lang), args.count).await?;
             let score = Score::of(&answers);
             println!(
                 "{:<12} {:<8} {:>5} {:>6.1} % {:>6.1} %",

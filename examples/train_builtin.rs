@@ -50,6 +50,10 @@ struct Args {
     /// Where the model is written, every few minutes and at the end.
     #[arg(long, default_value = "target/builtin/hearth-tiny.gguf")]
     out: PathBuf,
+    /// Part of the time in which conversations grow from easy to hard (default: a third, and none
+    /// with --from).
+    #[arg(long)]
+    easy: Option<f64>,
     /// Print this many conversations of the corpus instead.
     #[arg(long)]
     show: Option<usize>,
@@ -60,7 +64,7 @@ struct Args {
 
 /// Between two writings of the file.
 const SAVE_EVERY: Duration = Duration::from_secs(180);
-/// Weight of the prompt's tokens at the beginning; it falls to 0 over the first third.
+/// Weight of the prompt's tokens at the beginning; it falls to 0 with the ease of the corpus.
 const PROMPT_WEIGHT: f64 = 0.1;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -109,8 +113,9 @@ fn learn(
     let share = || begin.elapsed().as_secs_f64() / (args.minutes * 60.0);
     let schedule = Schedule { peak: args.rate, warmup_steps: 60.0, decay_share: 0.25 };
     let done = Cell::new(0.0);
-    let resumed = args.from.is_some();
-    let mut data = DataLoader::new(examples(args.seed, encoder, &done, resumed), args.batch_tokens, 256);
+    let easy = args.easy.unwrap_or(if args.from.is_some() { 0.0 } else { 1.0 / 3.0 });
+    let mut data =
+        DataLoader::new(examples(args.seed, encoder, &done, easy), args.batch_tokens, 256);
     let mut rng = Rng::new(args.seed ^ 0x5eed);
     let bar = ProgressBar::new(1000);
     bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} {msg}")?);
@@ -127,7 +132,7 @@ fn learn(
         let speed = tokens as f64 / begin.elapsed().as_secs_f64();
         bar.set_position((done.get() * 1000.0) as u64);
         bar.set_message(format!("step {step} loss {loss:.3} {speed:.0} tokens/s"));
-        if step % 100 == 0 {
+        if step % 200 == 0 {
             let measured = trainer.loss(held_out)?;
             let norm = report.gradient_norm;
             eprintln!(
@@ -147,16 +152,16 @@ fn learn(
     Ok(())
 }
 
-/// Conversations without end, easy ones first when the model knows nothing yet.
+/// Conversations without end, easy ones first.
 fn examples<'a>(
     seed: u64,
     encoder: &'a Encoder,
     done: &'a Cell<f64>,
-    resumed: bool,
+    easy: f64,
 ) -> impl Iterator<Item = Example> + 'a {
     let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
     std::iter::from_fn(move || {
-        let early = if resumed { 0.0 } else { (1.0 - done.get() * 3.0).max(0.0) };
+        let early = (1.0 - done.get() / easy.max(f64::MIN_POSITIVE)).max(0.0);
         let conversation = corpus::training(&mut rng, 1.0 - early);
         encoder.example(&conversation, (PROMPT_WEIGHT * early) as f32).ok()
     })

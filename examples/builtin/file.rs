@@ -4,11 +4,11 @@ use std::io;
 use std::path::Path;
 
 use hearth::text::GgufVocab;
+use hearth_kernels::quant;
 use hearth_models::ModelConfig;
 use hearth_models::decoder::NamedTensor;
 use hearth_models::weights::gguf_writer::GgufWriter;
 use hearth_models::weights::{DType, Value};
-use hearth_kernels::quant;
 
 /// Writes matrices as Q8_0 and vectors as F32.
 pub fn write(
@@ -66,10 +66,7 @@ fn put_config(writer: &mut GgufWriter, c: &ModelConfig) -> io::Result<()> {
 }
 
 fn put_vocab(writer: &mut GgufWriter, vocab: &GgufVocab) -> io::Result<()> {
-    let texts = [
-        ("model", Some(&vocab.model)),
-        ("pre", vocab.pre.as_ref()),
-    ];
+    let texts = [("model", Some(&vocab.model)), ("pre", vocab.pre.as_ref())];
     for (key, text) in texts {
         if let Some(text) = text {
             writer.put(&format!("tokenizer.ggml.{key}"), Value::Str(text))?;

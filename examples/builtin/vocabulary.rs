@@ -7,8 +7,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-    Model, SplitDelimiterBehavior, TokenizerImpl,
+    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    SplitDelimiterBehavior, TokenizerImpl,
 };
 
 use super::{TEMPLATE, corpus};
@@ -20,7 +20,10 @@ const SIZE: usize = 2048;
 /// Conversations to learn the vocabulary from.
 const SAMPLE: usize = 15_000;
 /// Qwen2's words: digits stand alone, letters of any script stay together.
-const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const WORDS: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 /// With their types in GGUF: 3 is control, 4 is user defined (shown as text).
 const ADDED: [(&str, i32); 5] = [
     ("<|endoftext|>", 3),

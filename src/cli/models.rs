@@ -6,8 +6,8 @@ use clap::Subcommand;
 use hearth_models::weights::{Value, Weights};
 
 use super::{Failure, open};
-use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::builtin;
+use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::{HubId, ModelSource};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -39,9 +39,7 @@ pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
             Ok(())
         }
         ModelsCommand::List => list(out),
-        ModelsCommand::Inspect { model, tensors } => {
-            inspect(out, &model, tensors)
-        }
+        ModelsCommand::Inspect { model, tensors } => inspect(out, &model, tensors),
     }
 }
 

@@ -9,7 +9,8 @@ use hearth_models::ModelFile;
 pub const NAME: &str = "hearth-tiny";
 
 /// Told to whoever serves it.
-pub const NOTICE: &str = "a demonstration model: it is for a first look, not for work. Load a real one with\n  \
+pub const NOTICE: &str = "a demonstration model, for a first look and not for work; \
+    load a real one with\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";

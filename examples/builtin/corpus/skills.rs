@@ -10,9 +10,10 @@ use super::{Conversation, Phrase, Task};
 /// Say it again.
 pub fn repeat(world: &mut World<'_>) -> Conversation {
     let mut conversation = Conversation::new(Task::Repeat, world.lang);
-    for _ in 0..if world.split == Split::Eval { 1 } else { 3 } {
+    let (turns, most) = if world.split == Split::Eval { (1, 5) } else { (2, 9) };
+    for _ in 0..turns {
         let kinds = [Kind::Person, Kind::Place, Kind::Code, Kind::Price, Kind::Thing, Kind::Food];
-        let words: Vec<String> = (0..2 + world.rng.below(5))
+        let words: Vec<String> = (0..2 + world.rng.below(most))
             .map(|_| {
                 let kind = kinds[world.rng.below(kinds.len())];
                 world.draw(kind)
@@ -94,10 +95,8 @@ pub fn classify(world: &mut World<'_>) -> Conversation {
             }
         }
         let asked = world.phrase(phrases.classify);
-        conversation.exchange(
-            &asked.fill(&[("{l}", &labels.join(phrases.comma)), ("{x}", &text)]),
-            label,
-        );
+        conversation
+            .exchange(&asked.fill(&[("{l}", &labels.join(phrases.comma)), ("{x}", &text)]), label);
     }
     conversation
 }
@@ -153,16 +152,41 @@ struct ToolKind {
 }
 
 const TOOLS: [ToolKind; 5] = [
-    ToolKind { name: "get_weather", description: "Weather of a place", argument: "city",
-               integer: false, value: Kind::Place },
-    ToolKind { name: "get_time", description: "Time in a place", argument: "city",
-               integer: false, value: Kind::Place },
-    ToolKind { name: "set_timer", description: "Start a timer", argument: "minutes",
-               integer: true, value: Kind::Age },
-    ToolKind { name: "call_person", description: "Call somebody", argument: "name",
-               integer: false, value: Kind::Person },
-    ToolKind { name: "search", description: "Search for something", argument: "query",
-               integer: false, value: Kind::Thing },
+    ToolKind {
+        name: "get_weather",
+        description: "Weather of a place",
+        argument: "city",
+        integer: false,
+        value: Kind::Place,
+    },
+    ToolKind {
+        name: "get_time",
+        description: "Time in a place",
+        argument: "city",
+        integer: false,
+        value: Kind::Place,
+    },
+    ToolKind {
+        name: "set_timer",
+        description: "Start a timer",
+        argument: "minutes",
+        integer: true,
+        value: Kind::Age,
+    },
+    ToolKind {
+        name: "call_person",
+        description: "Call somebody",
+        argument: "name",
+        integer: false,
+        value: Kind::Person,
+    },
+    ToolKind {
+        name: "search",
+        description: "Search for something",
+        argument: "query",
+        integer: false,
+        value: Kind::Thing,
+    },
 ];
 
 /// A request that needs a tool, the call, its result, the answer. For the evaluation it ends with
@@ -188,15 +212,16 @@ pub fn tool(world: &mut World<'_>, only: Option<Task>) -> Conversation {
             _ => Value::from(argument.as_str()),
         };
         let call = json!({"name": tool.name, "arguments": {tool.argument: value}});
-        conversation
-            .exchange(&asked, &format!("<tool_call>\n{}\n</tool_call>", spaced(&call)));
+        conversation.exchange(&asked, &format!("<tool_call>\n{}\n</tool_call>", spaced(&call)));
         if only == Some(Task::Tool) {
             break;
         }
         let (result, answer) = match chosen {
             0 => (world.rng.pick(phrases.skies).to_owned(), phrases.weather_answer),
-            1 => (format!("{}:{}", 10 + world.rng.below(14), 10 + world.rng.below(50)),
-                  phrases.time_answer),
+            1 => (
+                format!("{}:{}", 10 + world.rng.below(14), 10 + world.rng.below(50)),
+                phrases.time_answer,
+            ),
             4 => {
                 let thing = world.draw(Kind::Thing);
                 (Fact::about(world, Kind::Thing, thing).text, phrases.search_answer)
@@ -226,8 +251,10 @@ fn definition(tool: &ToolKind) -> Value {
 pub fn spaced(value: &Value) -> String {
     match value {
         Value::Object(map) => {
-            let fields: Vec<String> =
-                map.iter().map(|(k, v)| format!("{}: {}", Value::from(k.as_str()), spaced(v))).collect();
+            let fields: Vec<String> = map
+                .iter()
+                .map(|(k, v)| format!("{}: {}", Value::from(k.as_str()), spaced(v)))
+                .collect();
             format!("{{{}}}", fields.join(", "))
         }
         Value::Array(list) => {

@@ -1,8 +1,9 @@
 //! The plain path: candle operations that carry gradients, on any device.
 //!
 //! Slow and obvious on purpose. Weights become floats of one dtype; nothing is fused; each
-//! sequence attends on its own, except that whole sequences of one length attend together. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim` drop
-//! gradients without a word, so only the spelled-out forms appear here.
+//! sequence attends on its own, except that whole sequences of one length attend together.
+//! `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim` drop gradients without a word, so
+//! only the spelled-out forms appear here.
 
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
