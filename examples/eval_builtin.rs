@@ -29,6 +29,9 @@ struct Args {
     /// Questions of each task in each language.
     #[arg(long, default_value_t = 100)]
     count: usize,
+    /// Only this task (`extract`, `json`, ...).
+    #[arg(long)]
+    task: Option<String>,
     /// Print this many wrong answers of each.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -39,7 +42,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let pipeline = open(&args.model)?;
     println!("{:<12} {:<8} {:>5} {:>8} {:>8}", "task", "language", "asked", "right", "exact");
-    for task in Task::SCORED {
+    let wanted = |task: &Task| {
+        let name = format!("{task:?}");
+        args.task.as_ref().is_none_or(|only| only.eq_ignore_ascii_case(&name))
+    };
+    for task in Task::SCORED.into_iter().filter(wanted) {
         for lang in Lang::ALL {
             let answers = score::ask(&pipeline, builtin::NAME, (task, lang), args.count).await?;
             let score = Score::of(&answers);

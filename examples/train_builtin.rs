@@ -8,10 +8,11 @@
 #[path = "builtin/mod.rs"]
 mod builtin;
 
-use std::cell::Cell;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -41,6 +42,9 @@ struct Args {
     /// Parts of a batch that are computed at once.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Threads that make conversations.
+    #[arg(long, default_value_t = 1)]
+    makers: usize,
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -101,7 +105,7 @@ fn start(args: &Args) -> Result<(GgufVocab, Weights), Box<dyn Error>> {
     Ok((gguf_vocab(meta)?, weights))
 }
 
-/// The steps, until the time is over.
+/// The steps, until the time is over. Conversations are made on threads of their own.
 fn learn(
     args: &Args,
     trainer: &mut Trainer,
@@ -109,62 +113,100 @@ fn learn(
     held_out: &[Batch],
     vocab: &GgufVocab,
 ) -> Result<(), Box<dyn Error>> {
-    let begin = Instant::now();
-    let share = || begin.elapsed().as_secs_f64() / (args.minutes * 60.0);
-    let schedule = Schedule { peak: args.rate, warmup_steps: 60.0, decay_share: 0.25 };
-    let done = Cell::new(0.0);
     let easy = args.easy.unwrap_or(if args.from.is_some() { 0.0 } else { 1.0 / 3.0 });
-    let mut data =
-        DataLoader::new(examples(args.seed, encoder, &done, easy), args.batch_tokens, 256);
+    let clock = Clock { begin: Instant::now(), total: args.minutes * 60.0, easy };
+    thread::scope(|scope| {
+        // Dropped at the end of the steps, which ends the makers.
+        let (made, examples) = mpsc::sync_channel(256);
+        for maker in 0..args.makers.max(1) as u64 {
+            let (made, clock) = (made.clone(), &clock);
+            let rng = Rng::new(args.seed.wrapping_add(maker << 32).wrapping_mul(0x9e37_79b9));
+            scope.spawn(move || make(rng, encoder, clock, &made));
+        }
+        drop(made);
+        steps(args, &clock, trainer, examples, held_out, vocab)
+    })
+}
+
+/// How much of the training is over, and how easy its conversations still are.
+struct Clock {
+    begin: Instant,
+    /// In seconds.
+    total: f64,
+    /// Part of the whole in which ease falls from 1 to 0.
+    easy: f64,
+}
+
+impl Clock {
+    fn seconds(&self) -> f64 {
+        self.begin.elapsed().as_secs_f64()
+    }
+
+    fn done(&self) -> f64 {
+        self.seconds() / self.total
+    }
+
+    fn ease(&self) -> f64 {
+        (1.0 - self.done() / self.easy.max(f64::MIN_POSITIVE)).max(0.0)
+    }
+}
+
+/// Conversations without end, easy ones first, until nobody takes them.
+fn make(mut rng: Rng, encoder: &Encoder, clock: &Clock, made: &SyncSender<Example>) {
+    loop {
+        let ease = clock.ease();
+        let conversation = corpus::training(&mut rng, 1.0 - ease);
+        let example = encoder.example(&conversation, (PROMPT_WEIGHT * ease) as f32);
+        let example = example.expect("the corpus fits its own template; this is a bug");
+        if made.send(example).is_err() {
+            return;
+        }
+    }
+}
+
+fn steps(
+    args: &Args,
+    clock: &Clock,
+    trainer: &mut Trainer,
+    examples: Receiver<Example>,
+    held_out: &[Batch],
+    vocab: &GgufVocab,
+) -> Result<(), Box<dyn Error>> {
+    let schedule = Schedule { peak: args.rate, warmup_steps: 60.0, decay_share: 0.25 };
+    let mut data = DataLoader::new(examples.into_iter(), args.batch_tokens, 256);
     let mut rng = Rng::new(args.seed ^ 0x5eed);
     let bar = ProgressBar::new(1000);
     bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} {msg}")?);
     let (mut saved, mut tokens, mut loss) = (Instant::now(), 0usize, f64::NAN);
-    for step in 0.. {
-        done.set(share());
-        if done.get() >= 1.0 {
-            break;
-        }
+    let mut step = 0;
+    while clock.done() < 1.0 {
         let Some(batch) = data.next(args.threads, rng.unit()) else { break };
-        let report = trainer.step(&batch, schedule.rate(step, done.get()))?;
+        let report = trainer.step(&batch, schedule.rate(step, clock.done()))?;
         tokens += batch.iter().map(|b| b.forward.row_count()).sum::<usize>();
         loss = if loss.is_nan() { report.loss } else { 0.98 * loss + 0.02 * report.loss };
-        let speed = tokens as f64 / begin.elapsed().as_secs_f64();
-        bar.set_position((done.get() * 1000.0) as u64);
+        let speed = tokens as f64 / clock.seconds();
+        bar.set_position((clock.done() * 1000.0) as u64);
         bar.set_message(format!("step {step} loss {loss:.3} {speed:.0} tokens/s"));
         if step % 200 == 0 {
+            let (seconds, norm) = (clock.seconds(), report.gradient_norm);
             let measured = trainer.loss(held_out)?;
-            let norm = report.gradient_norm;
-            eprintln!(
-                "{:.0} s, step {step}, {tokens} tokens, {speed:.0} tokens/s, loss {loss:.3}, \
-                 held out {measured:.3}, gradient {norm:.2}",
-                begin.elapsed().as_secs_f64()
-            );
+            bar.suspend(|| {
+                eprintln!(
+                    "{seconds:.0} s, step {step}, {tokens} tokens, {speed:.0} tokens/s, \
+                     loss {loss:.3}, held out {measured:.3}, gradient {norm:.2}"
+                );
+            });
         }
         if saved.elapsed() > SAVE_EVERY {
             save(&args.out, trainer, vocab)?;
             saved = Instant::now();
         }
+        step += 1;
     }
     bar.finish_and_clear();
     let measured = trainer.loss(held_out)?;
     eprintln!("{tokens} tokens in all, loss {loss:.3}, held out {measured:.3}");
     Ok(())
-}
-
-/// Conversations without end, easy ones first.
-fn examples<'a>(
-    seed: u64,
-    encoder: &'a Encoder,
-    done: &'a Cell<f64>,
-    easy: f64,
-) -> impl Iterator<Item = Example> + 'a {
-    let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
-    std::iter::from_fn(move || {
-        let early = (1.0 - done.get() / easy.max(f64::MIN_POSITIVE)).max(0.0);
-        let conversation = corpus::training(&mut rng, 1.0 - early);
-        encoder.example(&conversation, (PROMPT_WEIGHT * early) as f32).ok()
-    })
 }
 
 /// A few conversations of every measured task.

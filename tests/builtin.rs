@@ -21,7 +21,7 @@ use hearth::text::Tokenizer;
 use hearth_kernels::Pool;
 use hearth_models::Compute;
 use hearth_models::train::Rng;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 fn pipeline() -> Pipeline {
     let file = registry::builtin::open().expect("the feature is on").expect("a model");
@@ -150,4 +150,20 @@ fn the_file_is_small_and_carries_its_template() {
     let template: &str =
         file.weights().metadata().expect("GGUF").get("tokenizer.chat_template").expect("text");
     assert_eq!(template, builtin::TEMPLATE);
+}
+
+/// Right answers of a task in a language, in percent. 40 questions miss the score of the card by
+/// 15 points once in a long while.
+async fn percent(pipeline: &Pipeline, task: Task, lang: Lang) -> f64 {
+    let answers = score::ask(pipeline, NAME, (task, lang), 40).await.expect("answers");
+    Score::of(&answers).right_percent()
+}
+
+#[tokio::test]
+async fn it_means_what_it_says() {
+    let pipeline = pipeline();
+    for (task, lang, floor) in FLOORS {
+        let right = percent(&pipeline, task, lang).await;
+        assert!(right >= floor, "{task:?} in {lang:?}: {right:.0} %, not {floor} %");
+    }
 }

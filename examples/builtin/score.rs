@@ -13,7 +13,7 @@ use super::corpus::{self, Conversation, Lang, Task};
 /// Questions that are asked at the same time.
 const AT_ONCE: usize = 8;
 /// Longer than any right answer.
-const ANSWER_TOKENS_MAX: usize = 160;
+const ANSWER_TOKENS_MAX: usize = 96;
 
 /// One question, what was expected and what came.
 pub struct Answered {

@@ -133,9 +133,15 @@ fn on_threads<T: Send>(
 
 /// Euclidean length of all gradients together.
 fn norm(vars: &[Var], grads: &GradStore) -> Result<f64> {
-    let mut sum = 0.0;
+    // Added up on the device: one number comes back, not one for each variable.
+    let mut sum: Option<Tensor> = None;
     for grad in vars.iter().filter_map(|var| grads.get(var)) {
-        sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let square = grad.detach().sqr()?.sum_all()?;
+        sum = Some(match sum {
+            Some(sum) => (sum + square)?,
+            None => square,
+        });
     }
-    Ok(sum.sqrt())
+    let sum = sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f32>())?;
+    Ok(f64::from(sum).sqrt())
 }
