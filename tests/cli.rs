@@ -69,11 +69,17 @@ fn help_lists_commands_and_flags() {
 }
 
 #[test]
-fn without_a_model_it_says_how_to_name_one() {
-    assert_fails(&["serve"], &["--model", ".gguf"]);
-    assert_fails(&["complete", "text"], &["--model", ".gguf"]);
-    assert_fails(&["bench"], &["--model"]);
+fn without_a_command_it_says_what_there_is() {
     assert_eq!(run(&[]).status.code(), Some(2));
+}
+
+#[test]
+#[cfg(feature = "builtin-model")]
+fn without_a_model_the_built_in_one_answers() {
+    let said = stdout_of(&["complete", "<|im_start|>user\nHi", "-n", "4", "--temperature", "0"]);
+    assert!(!said.trim().is_empty());
+    assert_mentions(&stdout_of(&["models", "list"]), &["hearth-tiny"]);
+    assert_mentions(&stdout_of(&["doctor"]), &["hearth-tiny", "qwen3"]);
 }
 
 #[test]

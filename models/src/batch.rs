@@ -65,6 +65,12 @@ impl ForwardBatch {
         self.context_len.len()
     }
 
+    /// Whether every sequence is whole (no earlier rows) and all are of one length.
+    pub fn is_even(&self) -> bool {
+        let len = self.context_len.first().map_or(0, |&len| len as usize);
+        self.sequences().all(|s| s.rows.len() == len && s.context_len == len)
+    }
+
     /// Rows and context length of each sequence.
     pub fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
         (0..self.sequence_count()).map(|s| Sequence {

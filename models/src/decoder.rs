@@ -3,7 +3,9 @@
 //! Reads like the paper. What differs between families is in [`ModelConfig`]; what differs between
 //! devices is in the backend. Deliberately absent: KV bookkeeping, sampling, any device `match`.
 
-use crate::backend::{AttentionParams, Backend};
+use candle_core::Tensor;
+
+use crate::backend::{AttentionParams, Backend, Plain};
 use crate::batch::ForwardBatch;
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
@@ -52,6 +54,84 @@ impl<B: Backend> Decoder<B> {
         let rotary = Rotary::new(&config.rope);
         Ok(Self { rotary, embedding, layers, norm, head, config, ops })
     }
+
+    /// What [`Model::forward`] reads out, still on the device; in the plain path it carries
+    /// gradients. `[logit_rows, vocab]`
+    pub fn logits(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
+        let ops = &self.ops;
+        let hidden = ops.select(&self.hidden(batch, kv)?, &batch.logit_rows)?;
+        let hidden = ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?;
+        match &self.head {
+            Some(head) => head.forward(ops, &hidden),
+            None => {
+                let [logits] = ops.linear(&hidden, [(&self.embedding, None)])?;
+                Ok(logits)
+            }
+        }
+    }
+
+    /// The residual stream behind the last layer. `[T, hidden]`
+    fn hidden(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
+        let ops = &self.ops;
+        let rope = self.rotary.table(&batch.positions);
+        let mut hidden = ops.embed(&self.embedding, &batch.tokens)?;
+        for layer in &self.layers {
+            let x = ops.rms_norm(&hidden, &layer.attention_norm, self.config.norm_eps)?;
+            hidden = ops.add(hidden, &layer.attention.forward(ops, &x, &rope, batch, kv)?)?;
+            let x = ops.rms_norm(&hidden, &layer.mlp_norm, self.config.norm_eps)?;
+            hidden = ops.add(hidden, &layer.mlp.forward(ops, &x)?)?;
+        }
+        Ok(hidden)
+    }
+}
+
+/// A weight of a decoder, by what it is for.
+pub struct NamedTensor {
+    /// What it is for.
+    pub role: Role,
+    /// A bias, not the weight.
+    pub bias: bool,
+    /// The tensor; a variable where the backend is [`Plain::trainable`].
+    pub tensor: Tensor,
+}
+
+impl Decoder<Plain> {
+    /// Every weight: what an optimiser moves and a file keeps.
+    pub fn tensors(&self) -> Vec<NamedTensor> {
+        let mut all = Vec::new();
+        let mut add = |role, bias, tensor: &Tensor| {
+            all.push(NamedTensor { role, bias, tensor: tensor.clone() });
+        };
+        add(Role::Embedding, false, &self.embedding);
+        add(Role::Norm, false, &self.norm);
+        let mut linears: Vec<(Role, &Linear<Plain>)> = Vec::new();
+        linears.extend(self.head.as_ref().map(|head| (Role::Head, head)));
+        for (l, layer) in self.layers.iter().enumerate() {
+            let (attention, mlp) = (&layer.attention, &layer.mlp);
+            add(Role::AttentionNorm(l), false, &layer.attention_norm);
+            add(Role::MlpNorm(l), false, &layer.mlp_norm);
+            if let Some((q, k)) = &attention.qk_norm {
+                add(Role::QNorm(l), false, q);
+                add(Role::KNorm(l), false, k);
+            }
+            linears.extend([
+                (Role::Q(l), &attention.q),
+                (Role::K(l), &attention.k),
+                (Role::V(l), &attention.v),
+                (Role::Out(l), &attention.out),
+                (Role::Gate(l), &mlp.gate),
+                (Role::Up(l), &mlp.up),
+                (Role::Down(l), &mlp.down),
+            ]);
+        }
+        for (role, linear) in linears {
+            add(role, false, &linear.weight);
+            if let Some(bias) = &linear.bias {
+                add(role, true, bias);
+            }
+        }
+        all
+    }
 }
 
 impl<B: Backend> Model for Decoder<B> {
@@ -64,28 +144,10 @@ impl<B: Backend> Model for Decoder<B> {
     }
 
     fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {
-        let ops = &self.ops;
-        let rope = self.rotary.table(&batch.positions);
-        let mut hidden = ops.embed(&self.embedding, &batch.tokens)?;
-        for layer in &self.layers {
-            let x = ops.rms_norm(&hidden, &layer.attention_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.attention.forward(ops, &x, &rope, batch, kv)?)?;
-            let x = ops.rms_norm(&hidden, &layer.mlp_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.mlp.forward(ops, &x)?)?;
+        match batch.logit_rows.is_empty() {
+            true => self.hidden(batch, kv).map(|_| Vec::new()),
+            false => self.ops.read(self.logits(batch, kv)?),
         }
-        if batch.logit_rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let hidden = ops.select(&hidden, &batch.logit_rows)?;
-        let hidden = ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?;
-        let logits = match &self.head {
-            Some(head) => head.forward(ops, &hidden)?,
-            None => {
-                let [logits] = ops.linear(&hidden, [(&self.embedding, None)])?;
-                logits
-            }
-        };
-        ops.read(logits)
     }
 }
 

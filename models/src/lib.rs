@@ -18,12 +18,13 @@ pub mod kv_store;
 pub mod layers;
 mod open;
 pub mod tiny;
+pub mod train;
 pub mod weights;
 
 pub use batch::ForwardBatch;
 pub use config::ModelConfig;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
-pub use open::{Compute, ModelFile, open};
+pub use open::{Compute, ModelFile, open, open_bytes};
 
 /// A causal language model.
 pub trait Model: Send {

@@ -1,5 +1,6 @@
 //! From a path to a model: which files, which device, which path.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +46,14 @@ impl Compute {
                 ))
             }
             _ => Err(unknown()),
+        }
+    }
+
+    /// The plain path on the same device, for training: f32, candle variables as weights.
+    pub fn trainable(&self) -> Plain {
+        match self {
+            Self::Fused(_) => Plain::reference().trainable(),
+            Self::Plain(device, _) => Plain::new(device.clone(), DType::F32).trainable(),
         }
     }
 
@@ -104,6 +113,14 @@ pub fn open(path: &Path) -> Result<ModelFile> {
     };
     Loader::new(&weights, &config, &mut |_| {}).check()?;
     Ok(ModelFile { weights, config, path: path.to_owned() })
+}
+
+/// Opens a GGUF file that is already in memory; `name` stands for its path.
+pub fn open_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<ModelFile> {
+    let weights = Weights::from_bytes(name, bytes)?;
+    let config = ModelConfig::from_gguf(&weights)?;
+    Loader::new(&weights, &config, &mut |_| {}).check()?;
+    Ok(ModelFile { weights, config, path: PathBuf::from(name) })
 }
 
 impl ModelFile {

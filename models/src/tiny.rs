@@ -74,8 +74,8 @@ fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
     body.finish()
 }
 
-/// Names and shapes of all tensors.
-fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+/// Names and shapes of all tensors, as a GGUF file has them.
+pub(crate) fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut all = Vec::new();
     for role in Role::all(config) {
         let shape = role.shape(config);

@@ -66,10 +66,10 @@ impl Row {
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate()?;
     args.check_counts()?;
-    let name = config.models.first().ok_or("bench needs --model")?;
+    let name = &open::names(&config)?[0];
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
-    let file = hearth_models::open(&open::named_path(name)?)?;
+    let file = open::named(name)?;
     args.check_lengths(file.config().context_len)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;

@@ -26,9 +26,6 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let free = plan::free_bytes();
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
-    if config.models.is_empty() {
-        return Ok(());
-    }
     for (model, limits) in open::open(&config, &compute)?.iter() {
         let (file, weights) = (model.file(), compute.weight_bytes(model.file()));
         let numbers = file.config();

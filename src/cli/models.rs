@@ -1,14 +1,14 @@
 //! `hearth models`: fetch, list, inspect.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use clap::Subcommand;
-use hearth_models::weights::Value;
+use hearth_models::weights::{Value, Weights};
 
 use super::{Failure, open};
+use crate::registry::builtin;
 use crate::registry::hub::{self, Bars, HubOptions};
-use crate::registry::source::HubId;
+use crate::registry::source::{HubId, ModelSource};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ModelsCommand {
@@ -39,14 +39,16 @@ pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
             Ok(())
         }
         ModelsCommand::List => list(out),
-        ModelsCommand::Inspect { model, tensors } => {
-            inspect(out, &open::named_path(&model)?, tensors)
-        }
+        ModelsCommand::Inspect { model, tensors } => inspect(out, &model, tensors),
     }
 }
 
 fn list(out: &mut impl Write) -> Result<(), Failure> {
     let cache = HubOptions::from_env().cache;
+    if let Some(bytes) = builtin::bytes() {
+        let (name, size) = (builtin::NAME, bytes.len().div_ceil(1 << 20));
+        writeln!(out, "{name} in this binary, {size} MB (for demonstration)")?;
+    }
     let models = hub::list(&cache);
     writeln!(out, "{} models in {}", models.len(), cache.display())?;
     for model in models {
@@ -58,8 +60,19 @@ fn list(out: &mut impl Write) -> Result<(), Failure> {
     Ok(())
 }
 
-fn inspect(out: &mut impl Write, path: &Path, every_tensor: bool) -> Result<(), Failure> {
-    let weights = hearth_models::weights::Weights::open(path)?;
+fn inspect(out: &mut impl Write, name: &str, every_tensor: bool) -> Result<(), Failure> {
+    // A model that cannot be run can still be looked into.
+    let (weights, config) = match ModelSource::parse(name)? {
+        ModelSource::Builtin => {
+            let bytes = builtin::bytes().ok_or("this build carries no model")?;
+            (Weights::from_bytes(name, bytes)?, hearth_models::open_bytes(name, bytes))
+        }
+        source => {
+            let path = open::path_of(source)?;
+            (Weights::open(&path)?, hearth_models::open(&path))
+        }
+    };
+    let path = weights.path();
     writeln!(out, "{} ({:?}, {} bytes)", path.display(), weights.format(), weights.file_bytes())?;
     for file in weights.files() {
         writeln!(out, "  file {}", file.display())?;
@@ -80,7 +93,7 @@ fn inspect(out: &mut impl Write, path: &Path, every_tensor: bool) -> Result<(), 
     for (ty, (count, bytes)) in counts {
         writeln!(out, "  {count} tensors of {ty}, {bytes} bytes")?;
     }
-    match hearth_models::open(path) {
+    match config {
         Ok(file) => writeln!(out, "{:#?}", file.config())?,
         Err(error) => writeln!(out, "cannot be run: {error}")?,
     }

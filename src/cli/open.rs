@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_kernels::Pool;
-use hearth_models::Compute;
+use hearth_models::{Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
@@ -12,9 +12,9 @@ use crate::config::Config;
 use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
-use crate::registry::{self, LoadOptions, OpenModel, Registry, ServedModel, plan};
+use crate::registry::{self, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan};
 
-const NO_MODEL: &str = "no model to run; name one:\n  \
+const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";
@@ -28,12 +28,12 @@ pub(super) struct Opened {
 /// Opens every model and divides the memory among them; loads nothing.
 pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure> {
     let mut models = Vec::new();
-    for (index, name) in config.models.iter().enumerate() {
+    for (index, name) in names(config)?.iter().enumerate() {
         let source = ModelSource::parse(name)?;
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let alias = config.aliases.get(index).cloned().or(hub_name);
-        models.push((alias, registry::open(&path_of(source)?)?));
+        models.push((alias, registry::open(opened(source)?)?));
     }
     let demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
     let limits = plan::plan(&demands, &config.plan, plan::free_bytes())?;
@@ -49,7 +49,6 @@ impl Opened {
 
 /// Loads every model of the configuration.
 pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    check_models(config)?;
     let compute = compute(config)?;
     let opened = open(config, &compute)?;
     let mut served: Vec<ServedModel> = Vec::new();
@@ -63,11 +62,12 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
     Ok(Registry::new(served))
 }
 
-/// That there is something to load.
-pub(super) fn check_models(config: &Config) -> Result<(), Failure> {
-    match config.models.is_empty() {
-        true => Err(NO_MODEL.into()),
-        false => Ok(()),
+/// What to load: what the configuration names, or else the model that the binary carries.
+pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
+    match (config.models.is_empty(), builtin::bytes()) {
+        (false, _) => Ok(config.models.clone()),
+        (true, Some(_)) => Ok(vec![builtin::NAME.to_owned()]),
+        (true, None) => Err(NO_BUILTIN.into()),
     }
 }
 
@@ -77,19 +77,31 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     Ok(Compute::parse(&config.device, &pool)?)
 }
 
-/// Where a model lies; fetches it first when it is a hub id.
+/// Where the files of a model lie; fetches them first when it is a hub id.
 pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
     match source {
         ModelSource::Path(path) => Ok(path),
         ModelSource::Hub(id) => {
             Ok(hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?)
         }
+        ModelSource::Builtin => Err("the built-in model is not a file".into()),
     }
 }
 
-/// [`path_of`] what the operator wrote.
-pub(super) fn named_path(name: &str) -> Result<PathBuf, Failure> {
-    path_of(ModelSource::parse(name)?)
+/// Opens a model, wherever it comes from.
+pub(super) fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
+    match source {
+        ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
+        source => {
+            let path = path_of(source)?;
+            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()).into())
+        }
+    }
+}
+
+/// [`opened`] what the operator wrote.
+pub(super) fn named(name: &str) -> Result<ModelFile, Failure> {
+    opened(ModelSource::parse(name)?)
 }
 
 fn load(

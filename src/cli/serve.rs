@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::{Common, Failure, open};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
-use crate::registry::ServedModel;
+use crate::registry::{ServedModel, builtin};
 use crate::server::{self, ServerConfig};
 
 /// Silence on a stream is broken this often.
@@ -17,7 +17,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(common: Common) -> Result<(), Failure> {
     let config = common.validate()?;
-    open::check_models(&config)?;
+    open::names(&config)?;
     check_port(&config)?;
     start_log(&config);
     eprintln!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe());
@@ -25,6 +25,9 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let registry = Arc::new(open::models(&config)?);
     for model in registry.models() {
         eprintln!("{}", describe(model));
+        if model.id() == builtin::NAME {
+            eprintln!("  {} is {}", builtin::NAME, builtin::NOTICE);
+        }
     }
     eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));

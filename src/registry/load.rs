@@ -10,7 +10,8 @@ use hearth_models::{Compute, KvDType, ModelFile};
 use serde_json::Value;
 
 use super::ServedModel;
-use super::plan::Demand;
+use super::plan::{self, Demand, PlanError};
+use crate::config::PlanOptions;
 use crate::engine::handle::Limits;
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
@@ -54,6 +55,9 @@ pub enum LoadError {
         /// Why.
         source: TextError,
     },
+    /// Memory.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// A JSON file beside the weights.
     #[error("{}: {what}", path.display())]
     File {
@@ -72,10 +76,8 @@ struct TextParts {
     defaults: SamplingOverrides,
 }
 
-/// Opens what lies at `path` and checks all that can be checked without reading a weight.
-pub fn open(path: &Path) -> Result<OpenModel, LoadError> {
-    let opened = hearth_models::open(path);
-    let file = opened.map_err(|source| LoadError::Model { path: path.to_owned(), source })?;
+/// Understands an opened file: its tokenizer, template and defaults.
+pub fn open(file: ModelFile) -> Result<OpenModel, LoadError> {
     let text = text_parts(&file)?;
     Ok(OpenModel { file, text })
 }
@@ -106,6 +108,23 @@ impl OpenModel {
     /// The file behind it.
     pub fn file(&self) -> &ModelFile {
         &self.file
+    }
+
+    /// [`OpenModel::load`] of the only model of a process, under its own name.
+    pub fn load_alone(
+        self,
+        compute: &Compute,
+        options: &PlanOptions,
+    ) -> Result<ServedModel, LoadError> {
+        let limits = plan::plan(&[self.demand(compute)], options, plan::free_bytes())?.remove(0);
+        let options = LoadOptions {
+            id: self.name(),
+            compute: compute.clone(),
+            limits,
+            kv_dtype: options.kv_dtype,
+            progress: &mut |_, _| {},
+        };
+        self.load(options)
     }
 
     /// Loads the weights and starts the engine.
@@ -227,7 +246,8 @@ fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
     Ok(TextParts { tokenizer, template, stop_ids: Vec::new(), defaults })
 }
 
-fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Error> {
+/// The vocabulary that a GGUF file carries.
+pub fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| meta.get_opt::<u32>(&key(name));
     let flag = |name: &str| meta.get_opt::<bool>(&key(name));

@@ -3,6 +3,7 @@
 //! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
 //! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
 
+pub mod builtin;
 pub mod hub;
 mod load;
 pub mod plan;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use load::{LoadError, LoadOptions, OpenModel, open};
+pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
 use crate::engine::handle::EngineHandle;
 use crate::text::{ChatTemplate, Tokenizer};

@@ -1,4 +1,4 @@
-//! Where a model comes from: a path on this machine, or an id on the hub.
+//! Where a model comes from: a path on this machine, an id on the hub, or the binary itself.
 //!
 //! Only the spelling is decided here. Files are opened by `hearth_models`, downloads are `hub`'s.
 
@@ -12,6 +12,8 @@ pub enum ModelSource {
     Path(PathBuf),
     /// A repository on the hub.
     Hub(HubId),
+    /// The model that the binary carries.
+    Builtin,
 }
 
 /// A model on the hub: `org/name`, `org/name@revision`, `org/name:Q4_K_M`, `org/name:file.gguf`.
@@ -46,11 +48,14 @@ pub enum SourceError {
 }
 
 impl ModelSource {
-    /// Reads a path or a hub id. A path that exists wins.
+    /// Reads a path, the name of the built-in model or a hub id. A path that exists wins.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         let path = Path::new(text);
         if !text.is_empty() && path.exists() {
             return Ok(Self::Path(path.to_owned()));
+        }
+        if text == super::builtin::NAME {
+            return Ok(Self::Builtin);
         }
         if looks_like_path(text) {
             return Err(SourceError::NoSuchPath(text.to_owned()));
@@ -186,6 +191,11 @@ mod tests {
             let missing = SourceError::NoSuchPath(text.to_owned());
             assert_eq!(ModelSource::parse(text), Err(missing), "{text}");
         }
+    }
+
+    #[test]
+    fn the_built_in_model_has_a_name() {
+        assert_eq!(ModelSource::parse("hearth-tiny"), Ok(ModelSource::Builtin));
     }
 
     #[test]

@@ -153,7 +153,8 @@ fn model(options: &Options) -> ServedModel {
         batch_tokens: 64,
         kv_dtype: KvDType::F32,
     };
-    let model = registry::open(folder.path()).expect("the fixture opens");
+    let file = hearth_models::open(folder.path()).expect("the fixture opens");
+    let model = registry::open(file).expect("the fixture is understood");
     let limits = plan::plan(&[model.demand(&compute)], &bounds, None).expect("it fits").remove(0);
     let options = LoadOptions {
         id: MODEL.to_owned(),

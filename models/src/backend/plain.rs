@@ -1,11 +1,11 @@
 //! The plain path: candle operations that carry gradients, on any device.
 //!
 //! Slow and obvious on purpose. Weights become floats of one dtype; nothing is fused; each
-//! sequence attends on its own, scores and their softmax in f32 at least. `candle_nn`'s fast
-//! `rope`, `rms_norm` and `softmax_last_dim` drop gradients without a word, so only the spelled-out
-//! forms appear here.
+//! sequence attends on its own, except that whole sequences of one length attend together; scores
+//! and their softmax are f32 at least. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim`
+//! drop gradients without a word, so only the spelled-out forms appear here.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
 use super::{AttentionParams, Backend};
@@ -20,12 +20,27 @@ use crate::{KvDType, Result};
 pub struct Plain {
     device: Device,
     dtype: DType,
+    trainable: bool,
 }
 
 impl Plain {
     /// Weights and activations of `dtype` on `device`.
     pub fn new(device: Device, dtype: DType) -> Self {
-        Self { device, dtype }
+        Self { device, dtype, trainable: false }
+    }
+
+    /// The same with weights that are candle variables: gradients reach them.
+    pub fn trainable(self) -> Self {
+        Self { trainable: true, ..self }
+    }
+
+    /// A weight on its device.
+    fn weight(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+        let tensor = Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?;
+        Ok(match self.trainable {
+            true => Var::from_tensor(&tensor)?.into_inner(),
+            false => tensor,
+        })
     }
 
     /// The reference that everything else is compared with.
@@ -33,31 +48,39 @@ impl Plain {
         Self::new(Device::Cpu, DType::F32)
     }
 
-    /// Attention of one sequence: `q [n, heads * dim]`, `k, v [context, kv_heads * dim]`.
+    /// Attention of `count` sequences of one length: `q [count * n, heads * dim]`,
+    /// `k, v [count * context, kv_heads * dim]`.
     fn attend(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
+        count: usize,
         params: &AttentionParams,
     ) -> Result<Tensor> {
-        let (n, _) = q.dims2()?;
-        let (context, _) = k.dims2()?;
+        let (n, context) = (q.dims2()?.0 / count, k.dims2()?.0 / count);
         let (kv, dim) = (params.kv_head_count, params.head_dim);
         let group = params.head_count / kv;
-        // (kv, group * n, dim): the heads that share a key stand together.
-        let q = q.reshape((n, kv, group, dim))?.permute((1, 2, 0, 3))?.contiguous()?;
-        let q = q.reshape((kv, group * n, dim))?;
-        let k = k.reshape((context, kv, dim))?.permute((1, 2, 0))?.contiguous()?;
-        let v = v.reshape((context, kv, dim))?.transpose(0, 1)?.contiguous()?;
+        // (count * kv, group * n, dim): the heads that share a key stand together.
+        let q = (q.reshape((count, n, kv, group, dim))? * f64::from(params.scale))?;
+        let q = q.permute((0, 2, 3, 1, 4))?.contiguous()?.reshape((count * kv, group * n, dim))?;
+        let k = k.reshape((count, context, kv, dim))?.permute((0, 2, 3, 1))?.contiguous()?;
+        let k = k.reshape((count * kv, dim, context))?;
+        let v = v.reshape((count, context, kv, dim))?.transpose(1, 2)?.contiguous()?;
+        let v = v.reshape((count * kv, context, dim))?;
         let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let scores = q.to_dtype(wide)?.matmul(&k.to_dtype(wide)?)?;
-        let scores = (scores * f64::from(params.scale))?.reshape((kv, group, n, context))?;
+        let scores = scores.reshape((count * kv * group, n, context))?;
         let mask = self.mask(n, context, params.window)?.to_dtype(wide)?;
-        let weights = ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
-        let weights = weights.reshape((kv, group * n, context))?.to_dtype(self.dtype)?;
-        let out = weights.matmul(&v)?.reshape((kv, group, n, dim))?;
-        Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((n, kv * group * dim))?)
+        let scores = scores.broadcast_add(&mask)?;
+        // A softmax does not depend on what is subtracted, so no gradient flows through it.
+        let top = scores.max_keepdim(D::Minus1)?.detach();
+        let weights = scores.broadcast_sub(&top)?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        let weights = weights.reshape((count * kv, group * n, context))?.to_dtype(self.dtype)?;
+        let out = weights.matmul(&v)?.reshape((count, kv, group, n, dim))?;
+        let out = out.permute((0, 3, 1, 2, 4))?.contiguous()?;
+        Ok(out.reshape((count * n, kv * group * dim))?)
     }
 
     /// 0 where a row may look, minus infinity where it may not. `[n, context]`
@@ -98,14 +121,12 @@ impl Backend for Plain {
     type Vector = Tensor;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
-        let values = source.to_f32();
-        let tensor = Tensor::from_vec(values, (source.n, source.k), &self.device)?;
-        Ok(tensor.to_dtype(self.dtype)?)
+        self.weight(source.to_f32(), (source.n, source.k))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
         let n = values.len();
-        Ok(Tensor::from_vec(values, n, &self.device)?.to_dtype(self.dtype)?)
+        self.weight(values, n)
     }
 
     fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
@@ -171,6 +192,9 @@ impl Backend for Plain {
         params: &AttentionParams,
     ) -> Result<Tensor> {
         let mut store = kv.tensors(params.layer)?;
+        if store.is_none() && batch.is_even() {
+            return self.attend(q, k, v, batch.sequence_count(), params);
+        }
         let mut rows = Vec::with_capacity(batch.sequence_count());
         for seq in batch.sequences() {
             let new = |x: &Tensor| x.narrow(0, seq.rows.start, seq.rows.len());
@@ -184,7 +208,7 @@ impl Backend for Plain {
             let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
             let keys = Self::context(old_k, &new_k, &seq, block_len)?.to_dtype(self.dtype)?;
             let values = Self::context(old_v, &new_v, &seq, block_len)?.to_dtype(self.dtype)?;
-            rows.push(self.attend(&new(q)?, &keys, &values, params)?);
+            rows.push(self.attend(&new(q)?, &keys, &values, 1, params)?);
             if let Some(store) = &mut store {
                 store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
             }
@@ -236,7 +260,7 @@ mod tests {
             let mut keys = vec![100.0; 32];
             keys[16] = 100.5;
             let values = [vec![0.0; 16], vec![1.0; 16]].concat();
-            let out = plain.attend(&q, &tensor(keys), &tensor(values), &PARAMS).unwrap();
+            let out = plain.attend(&q, &tensor(keys), &tensor(values), 1, &PARAMS).unwrap();
             let got = plain.read(out).unwrap()[0];
             // The second score is larger by 100 * 0.5 / 4.
             assert!((got - 1.0).abs() < 1e-3, "{dtype:?}: {got}");

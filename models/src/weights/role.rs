@@ -100,7 +100,8 @@ impl Role {
         }
     }
 
-    pub(crate) fn name(self, gguf: bool, suffix: &str) -> String {
+    /// Its name in a file; `suffix` is `weight` or `bias`.
+    pub fn name(self, gguf: bool, suffix: &str) -> String {
         let (layer, hf, ggml) = self.stems();
         let stem = if gguf { ggml } else { hf };
         match layer {
