@@ -148,8 +148,12 @@ fn the_file_is_small_and_carries_its_template() {
 }
 
 /// Task, language, and the share of right answers below which something is broken.
-const FLOORS: [(Task, Lang, f64); 2] =
-    [(Task::Tool, Lang::English, 50.0), (Task::Tool, Lang::Chinese, 50.0)];
+const FLOORS: [(Task, Lang, f64); 4] = [
+    (Task::Extract, Lang::English, 25.0),
+    (Task::Tool, Lang::English, 60.0),
+    (Task::Tool, Lang::Chinese, 60.0),
+    (Task::ToolResult, Lang::English, 60.0),
+];
 
 /// Right answers of a task in a language, in percent. 40 questions miss the score of the card by
 /// 15 points once in a long while.
