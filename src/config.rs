@@ -274,7 +274,13 @@ impl Config {
         let plan = &self.plan;
         let ctx = plan.ctx_size.map_or("what fits".to_owned(), |n| n.to_string());
         let lines = [
-            ("models", self.models.join(", ")),
+            (
+                "models",
+                match self.models.is_empty() {
+                    true => "none named: the built-in one, if this build has it".to_owned(),
+                    false => self.models.join(", "),
+                },
+            ),
             ("listen", self.address().to_string()),
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),

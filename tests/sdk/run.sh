@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the official OpenAI clients against the release binary and a real model.
+# Runs the official OpenAI clients against the release binary: the Python one on the built-in model
+# always, both on a real model of somebody else's where there is one.
 #
 #   tests/sdk/run.sh            everything (build the binary first: cargo build --release)
 #   tests/sdk/run.sh python     only the Python client; `node`: only the JavaScript one
@@ -8,7 +9,7 @@
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
 #   CARGO_TARGET_DIR    honoured; the clients are installed under it, each in its own environment
 #
-# Prints `SDK RAN: ...`, or `SDK SKIPPED: ...` when the models are not there.
+# Prints `SDK RAN: ...`, and `SDK SKIPPED: ...` when the models are not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -24,13 +25,11 @@ export HEARTH_GOLDEN=$models/stories260K/golden_greedy.json
 export HEARTH_API_KEY=sk-sdk-tests
 python=$work/python/bin/python
 
+missing=
 for needed in "$folder" "$file" "$HEARTH_GOLDEN"; do
-  if [ ! -e "$needed" ]; then
-    echo "SDK SKIPPED: $needed is not there"
-    exit 0
-  fi
+  [ -e "$needed" ] || missing=$needed
 done
-HEARTH_GOLDEN=$(realpath "$HEARTH_GOLDEN")
+[ -n "$missing" ] || HEARTH_GOLDEN=$(realpath "$HEARTH_GOLDEN")
 [ -x "$binary" ] || { echo "$binary is not there: cargo build --release" >&2; exit 1; }
 
 wants() { [ "$clients" = all ] || [ "$clients" = "$1" ]; }
@@ -69,10 +68,11 @@ stop_server() {
 }
 trap stop_server EXIT
 
-# Starts the server on a free port; sets HEARTH_BASE_URL and HEARTH_MODEL.
-start_server() { # model
+# Starts the server on a free port; sets HEARTH_BASE_URL and HEARTH_MODEL. Without a model it is the
+# built-in one.
+start_server() { # [model]
   local log=$work/server.log address= deadline=$((SECONDS + 60))
-  "$binary" serve --model "$1" --port 0 --api-key "$HEARTH_API_KEY" --data-dir "$work/data" \
+  "$binary" serve ${1:+--model "$1"} --port 0 --api-key "$HEARTH_API_KEY" --data-dir "$work/data" \
     >"$log" 2>&1 </dev/null &
   server=$!
   until [ -n "$address" ] && curl -fsS --max-time 5 -o /dev/null "$address/ready" 2>/dev/null; do
@@ -86,13 +86,14 @@ start_server() { # model
   done
   export HEARTH_BASE_URL=$address/v1
   local name
-  name=$(basename "$1")
+  name=$(basename "${1:-hearth-tiny}")
   # The served id is the name of the file (without its ending) or folder, unless told otherwise.
   export HEARTH_MODEL=${name%.gguf}
   echo "== $HEARTH_MODEL at $HEARTH_BASE_URL"
 }
 
 run_python() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/python; }
+run_builtin() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/builtin; }
 run_node() { (cd "$work/node" && node --test); }
 
 ran=()
@@ -105,7 +106,18 @@ export PYTHONDONTWRITEBYTECODE=1
 if wants python; then install_python; fi
 if wants node; then install_node; fi
 
-start_server "$folder"
+if wants python; then
+  start_server
+  suite "Python on the built-in model" run_builtin
+  stop_server
+fi
+
+if [ -n "$missing" ]; then
+  echo "SDK SKIPPED: $missing is not there"
+  clients=none
+else
+  start_server "$folder"
+fi
 if wants python; then suite "Python on SafeTensors" run_python; fi
 if wants node; then suite "Node on SafeTensors" run_node; fi
 stop_server
