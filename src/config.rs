@@ -31,7 +31,8 @@ pub struct RawConfig {
     /// Port to listen on; 0 picks one and prints it (default: 8080).
     #[arg(long, env = "HEARTH_PORT")]
     pub port: Option<u16>,
-    /// Folder for what must outlive the process (default: ~/.local/share/hearth).
+    /// Folder for what must outlive the process; nothing is kept there yet (default:
+    /// ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// Tokens of one request, prompt and completion together (default: what the model was made for
@@ -298,7 +299,12 @@ impl Config {
                 },
             ),
             ("lenient-fields", self.lenient_fields.to_string()),
-            ("data-dir", self.data_dir.as_ref().map_or("none".into(), |d| d.display().to_string())),
+            (
+                "data-dir",
+                self.data_dir
+                    .as_ref()
+                    .map_or("none".into(), |d| format!("{} (unused so far)", d.display())),
+            ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
     }
