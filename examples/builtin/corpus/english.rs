@@ -44,6 +44,10 @@ pub const LEXICON: Lexicon = Lexicon {
     colours: &["red", "blue", "green", "black", "white", "yellow", "brown", "purple", "grey",
                "orange"],
     days: &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+    statement_openers: &["now ", "today ", "they say ", "we know that ", "as you know, ",
+                         "this year ", "it is true that ", "at last ", "so ", "still, "],
+    question_openers: &["Please: ", "I want to know: ", "Now tell me: ", "A question: ", "And: ",
+                        "So, ", "Can you say? ", "One more: ", "Help me: "],
 };
 
 pub const RELATIONS: &[Relation] = &[

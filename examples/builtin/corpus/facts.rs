@@ -87,7 +87,7 @@ impl Passages {
             };
             let known = |f: &Fact| f.subject == subject && f.relation.key == relation.key;
             if !self.0.iter().flatten().any(known) {
-                return world.phrase(relation.ask).fill(&[("{s}", &subject)]);
+                return ask(world, relation, &subject);
             }
         }
     }
@@ -104,13 +104,19 @@ impl Fact {
     pub fn of(world: &mut World<'_>, relation: &'static Relation, subject: String) -> Self {
         let value = world.draw(relation.value);
         let text = world.phrase(relation.say).fill(&[("{s}", &subject), ("{v}", &value)]);
+        let text = world.opened(world.lang.lexicon().statement_openers, text);
         Self { relation, subject, value, text: sentence(&text) }
     }
 
     /// A question that it answers.
     pub fn question(&self, world: &mut World<'_>) -> String {
-        world.phrase(self.relation.ask).fill(&[("{s}", &self.subject)])
+        ask(world, self.relation, &self.subject)
     }
+}
+
+fn ask(world: &mut World<'_>, relation: &Relation, subject: &str) -> String {
+    let text = world.phrase(relation.ask).fill(&[("{s}", subject)]);
+    world.opened(world.lang.lexicon().question_openers, text)
 }
 
 fn relation_about(world: &mut World<'_>, kind: Kind) -> &'static Relation {

@@ -51,6 +51,18 @@ pub struct Lexicon {
     pub musics: Words,
     pub colours: &'static [&'static str],
     pub days: &'static [&'static str],
+    /// What a statement of training may begin with.
+    pub statement_openers: &'static [&'static str],
+    /// What a question of training may begin with.
+    pub question_openers: &'static [&'static str],
+}
+
+impl Lexicon {
+    /// Whether a word is listed for the evaluation: nobody makes it up by chance.
+    fn holds_out(&self, word: &str) -> bool {
+        let classes = [self.jobs, self.foods, self.animals, self.things, self.spots, self.subjects];
+        classes.iter().chain([&self.musics]).any(|(_, eval)| eval.contains(&word))
+    }
 }
 
 /// A source of words for one conversation.
@@ -62,7 +74,15 @@ pub struct World<'a> {
 
 /// Share of listed words that training replaces by made-up ones, so that copying is learned and
 /// not the list.
-const MADE_UP: f64 = 0.4;
+const MADE_UP: f64 = 0.7;
+
+/// Share of made-up Chinese characters that come from the whole of the script: most of them are no
+/// token of their own, and copying has to be learned byte by byte too.
+const ANY_CHARACTER: f64 = 0.25;
+
+/// Share of training sentences that begin with a few words more, so that an unknown phrasing is
+/// nothing new.
+const OPENED: f64 = 0.3;
 
 impl World<'_> {
     /// A filling for a slot.
@@ -109,7 +129,8 @@ impl World<'_> {
     fn apart(&mut self, mut draw: impl FnMut(&mut Self) -> String) -> String {
         loop {
             let word = draw(self);
-            if is_held_out(&word) == (self.split == Split::Eval) {
+            let listed = self.lang.lexicon().holds_out(&word);
+            if !listed && is_held_out(&word) == (self.split == Split::Eval) {
                 return word;
             }
         }
@@ -118,7 +139,10 @@ impl World<'_> {
     fn listed(&mut self, words: Words) -> String {
         if self.split == Split::Train && self.rng.chance(MADE_UP) {
             return match self.lang {
-                Lang::English => self.apart(|w| w.syllables(1, 3)),
+                Lang::English => self.apart(|w| match w.rng.chance(0.2) {
+                    true => w.letters(),
+                    false => w.syllables(1, 3),
+                }),
                 Lang::Chinese => self.apart(|w| w.characters(1, 3)),
             };
         }
@@ -180,7 +204,35 @@ impl World<'_> {
     /// Chinese characters that make no word.
     fn characters(&mut self, from: usize, to: usize) -> String {
         let count = from + self.rng.below(to - from + 1);
-        (0..count).map(|_| self.letter(super::chinese::CHARACTERS)).collect()
+        let any = self.rng.chance(ANY_CHARACTER);
+        (0..count)
+            .map(|_| match any {
+                true => self.any_character(),
+                false => self.letter(super::chinese::CHARACTERS),
+            })
+            .collect()
+    }
+
+    /// Any of the unified ideographs.
+    fn any_character(&mut self) -> char {
+        const FIRST: u32 = 0x4e00;
+        const COUNT: usize = 0x5200;
+        let code = FIRST + self.rng.below(COUNT) as u32;
+        char::from_u32(code).expect("the block has no gap; this is a bug")
+    }
+
+    /// Letters that can hardly be said.
+    fn letters(&mut self) -> String {
+        let count = 4 + self.rng.below(6);
+        (0..count).map(|_| (b'a' + self.rng.below(26) as u8) as char).collect()
+    }
+
+    /// A sentence or a question of training now and then begins with a few words more.
+    pub fn opened(&mut self, openers: &'static [&'static str], text: String) -> String {
+        if self.split == Split::Eval || !self.rng.chance(OPENED) {
+            return text;
+        }
+        format!("{}{text}", self.rng.pick(openers))
     }
 
     fn letter(&mut self, letters: &str) -> char {
