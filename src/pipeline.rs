@@ -6,6 +6,7 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
+mod embed;
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
@@ -168,8 +170,7 @@ impl Pipeline {
 
     /// Starts a request, or says at once why not. Dropping the stream cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let model = self.registry.generator(&request.model)?;
         let (prompt, request) = self.encode_aside(&model, request).await?;
         let template = generate_request(&model, &request, prompt)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);

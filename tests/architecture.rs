@@ -44,8 +44,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("jobs", &["store"]),
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
-    ("registry", &["engine::handle", "engine::spawn", "hearth_models", "store", "text"]),
-    ("embeddings", &["engine::handle", "text"]),
+    // The same of `embeddings`: to load an encoder is to start its thread.
+    (
+        "registry",
+        &["engine::handle", "engine::spawn", "embeddings", "hearth_models", "store", "text"],
+    ),
+    // `hearth_models`: the thread of an encoder owns it, as the engine owns its model.
+    ("embeddings", &["hearth_models", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
     ("rag", &["embeddings", "vector", "store"]),
     ("vector", &["hearth_kernels"]),

@@ -29,6 +29,14 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
             eprintln!("  {} is {}", builtin::NAME, builtin::NOTICE);
         }
     }
+    for model in registry.embedders() {
+        eprintln!(
+            "  embedding       {} ({} numbers, texts of up to {} tokens)",
+            model.id(),
+            model.vector_len(),
+            model.settings().context_len
+        );
+    }
     eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let drain_timeout = config.drain_timeout;

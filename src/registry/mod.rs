@@ -1,9 +1,12 @@
-//! What can be served: base models by id, each with its engine, tokenizer and defaults.
+//! What can be served: base models by id, each with its engine, tokenizer and defaults; and models
+//! that embed.
 //!
 //! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
-//! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
+//! [`ServedModel`], `embedding` to one that embeds, `plan` divides the memory. Filled once at
+//! start, read from any thread.
 
 pub mod builtin;
+mod embedding;
 pub mod hub;
 mod load;
 pub mod plan;
@@ -13,9 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use embedding::OpenEmbedding;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
+use crate::embeddings::EmbeddingModel;
 use crate::engine::handle::EngineHandle;
+use crate::error::Error;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -36,29 +42,65 @@ pub struct ServedModel {
 #[derive(Default)]
 pub struct Registry {
     models: Vec<Arc<ServedModel>>,
+    embedders: Vec<Arc<EmbeddingModel>>,
 }
 
 impl Registry {
     /// Over loaded models, in the order in which `/v1/models` lists them.
     pub fn new(models: Vec<ServedModel>) -> Self {
-        Self { models: models.into_iter().map(Arc::new).collect() }
+        Self { models: models.into_iter().map(Arc::new).collect(), embedders: Vec::new() }
     }
 
-    /// All of them.
+    /// The same with models that embed.
+    pub fn with_embedders(self, embedders: Vec<EmbeddingModel>) -> Self {
+        Self { embedders: embedders.into_iter().map(Arc::new).collect(), ..self }
+    }
+
+    /// All that generate text.
     pub fn models(&self) -> &[Arc<ServedModel>] {
         &self.models
     }
 
-    /// One of them.
+    /// All that embed.
+    pub fn embedders(&self) -> &[Arc<EmbeddingModel>] {
+        &self.embedders
+    }
+
+    /// One that generates text.
     pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
         self.models.iter().find(|m| m.id == id).cloned()
+    }
+
+    /// [`Registry::get`], or why not.
+    pub fn generator(&self, id: &str) -> Result<Arc<ServedModel>, Error> {
+        self.get(id).ok_or_else(|| match self.embedders.iter().any(|m| m.id() == id) {
+            true => Error::invalid(
+                "model",
+                format!("The model `{id}` embeds text and generates none; see /v1/embeddings."),
+            ),
+            false => Error::ModelNotFound(id.to_owned()),
+        })
+    }
+
+    /// One that embeds, or why not.
+    pub fn embedder(&self, id: &str) -> Result<Arc<EmbeddingModel>, Error> {
+        let found = self.embedders.iter().find(|m| m.id() == id).cloned();
+        found.ok_or_else(|| match self.get(id) {
+            Some(_) => Error::invalid(
+                "model",
+                format!("The model `{id}` generates text and does not embed it."),
+            ),
+            None => Error::ModelNotFound(id.to_owned()),
+        })
     }
 
     /// Lets every engine finish what it has; waits at most `limit`. True when all are done.
     pub fn drain(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         self.models.iter().for_each(|m| m.engine.drain());
+        self.embedders.iter().for_each(|m| m.queue().drain());
         self.models.iter().all(|m| m.wait(deadline))
+            && self.embedders.iter().all(|m| m.wait(deadline))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::registry::ServedModel;
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
 pub(super) async fn answer(app: &App, watch: Arc<Watch>, call: Call) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
-    let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
+    let model = registry.generator(&call.model)?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
     let mut texts = Vec::with_capacity(call.requests.len());

@@ -86,7 +86,7 @@ pub(super) fn tokens(name: &str, list: &[Value]) -> Result<Vec<TokenId>, ApiErro
     list.iter().enumerate().map(|item| token(item).map(|id| id as TokenId)).collect()
 }
 
-fn model(body: &mut Fields) -> Result<String, ApiError> {
+pub(super) fn model(body: &mut Fields) -> Result<String, ApiError> {
     match body.string("model")? {
         Some(model) if !model.is_empty() => Ok(model),
         _ => Err(ApiError::missing("model")),

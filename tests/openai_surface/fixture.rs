@@ -49,8 +49,13 @@ impl Default for Options {
 }
 
 pub(crate) async fn start(options: Options) -> Server {
-    let model = model(&options);
-    let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
+    let registry = Registry::new(vec![model(&options)]);
+    serve_all(registry, options.config).await
+}
+
+/// Serves what is in a registry.
+pub(crate) async fn serve_all(registry: Registry, config: ServerConfig) -> Server {
+    let pipeline = Arc::new(Pipeline::new(Arc::new(registry)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
@@ -58,7 +63,7 @@ pub(crate) async fn start(options: Options) -> Server {
         // A test that ends without a word stops its server too.
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(options.config, pipeline, listener, shutdown));
+    let task = tokio::spawn(serve(config, pipeline, listener, shutdown));
     Server { address, stop: Some(stop), task }
 }
 
@@ -131,7 +136,7 @@ pub(crate) fn chat_body(mut fields: Value) -> Value {
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
     <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn model(options: &Options) -> ServedModel {
+pub(crate) fn model(options: &Options) -> ServedModel {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3");
     let folder = tempfile::tempdir().expect("a folder");
     let put = |name: &str, value: &Value| {
