@@ -421,7 +421,8 @@ mod tests {
         let SubmitError::QueueFull { waiting, retry_after } = error else { panic!("{error}") };
         assert_eq!((waiting, retry_after), (2, Duration::from_secs(1)));
         world.open(9);
-        (first.wait().await.unwrap(), second.wait().await.unwrap());
+        first.wait().await.unwrap();
+        second.wait().await.unwrap();
         assert!(world.queue.submit(vec![vec![3]]).is_ok());
     }
 
