@@ -1,6 +1,7 @@
 //! `hearth serve`: load, listen, answer, drain.
 
-use std::io::{self, IsTerminal};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,16 +21,16 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     open::names(&config)?;
     check_port(&config)?;
     start_log(&config);
-    eprintln!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe());
+    tell(format_args!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe()));
     let started = Instant::now();
     let registry = Arc::new(open::models(&config)?);
     for model in registry.models() {
-        eprintln!("{}", describe(model));
+        tell(describe(model));
         if model.id() == builtin::NAME {
-            eprintln!("  {} is {}", builtin::NAME, builtin::NOTICE);
+            tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
         }
     }
-    eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
+    tell(format_args!("  ready after     {:.2} s", started.elapsed().as_secs_f64()));
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,14 +48,20 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells the operator. A full disk or a closed terminal is no reason to stop.
+fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Answers until a signal comes and answers are finished; returns when the signal came.
 async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Failure> {
     let listener =
         TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
     let address = listener.local_addr()?;
     let key = if config.api_keys.is_empty() { "any key" } else { "one of its keys" };
-    eprintln!("  OpenAI clients  base_url http://{address}/v1 with {key}");
-    println!("listening on http://{address}");
+    tell(format_args!("  OpenAI clients  base_url http://{address}/v1 with {key}"));
+    // Who started it may read no further.
+    let _ = writeln!(io::stdout(), "listening on http://{address}");
     let server = ServerConfig {
         api_keys: config.api_keys,
         body_limit_bytes: config.body_limit_bytes,
@@ -136,6 +143,8 @@ fn start_log(config: &Config) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // They would be told on stderr too, and a failure there is a panic.
+        .log_internal_errors(false)
         .with_ansi(colours);
     match config.log_json {
         true => log.json().init(),
