@@ -78,7 +78,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
     ("ureq", &["src/registry/hub"]),
-    ("clap", &["src/cli/", "src/config.rs"]),
+    ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("tracing_subscriber", &["src/cli/"]),
     ("memmap2", &["models/src/weights/mmap.rs"]),

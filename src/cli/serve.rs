@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use super::{Common, Failure, open};
-use crate::config::Config;
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{Config, RawConfig};
 use crate::pipeline::Pipeline;
 use crate::registry::{ServedModel, builtin};
 use crate::server::{self, ServerConfig};
@@ -16,7 +17,7 @@ use crate::server::{self, ServerConfig};
 /// Silence on a stream is broken this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-pub(super) fn run(common: Common) -> Result<(), Failure> {
+pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let config = common.validate()?;
     open::names(&config)?;
     check_port(&config)?;
