@@ -19,7 +19,7 @@ use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::Special;
-use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
+use crate::types::{CacheScope, FinishReason, SamplingOverrides, Timings, TokenId, Usage};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -268,6 +268,7 @@ fn generate_request(
         stop_ids: stop_ids.into(),
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        scope: CacheScope::default(),
     })
 }
 

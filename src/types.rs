@@ -16,6 +16,16 @@ pub struct SeqId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+/// Whose keys and values may be lent to whom: sequences of one scope share the prefixes that they
+/// have in common, others never do. (Every loaded model has a pool of its own.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheScope {
+    /// Generation of the adapter that runs on the model; 0 without one.
+    pub adapter: u64,
+    /// The tenant, where tenants are isolated from each other; 0 where they share.
+    pub tenant: u64,
+}
+
 impl fmt::Display for SeqId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seq-{}", self.0)
