@@ -31,8 +31,8 @@ pub struct RawConfig {
     /// Port to listen on; 0 picks one and prints it (default: 8080).
     #[arg(long, env = "HEARTH_PORT")]
     pub port: Option<u16>,
-    /// Folder for what must outlive the process; nothing is kept there yet (default:
-    /// ~/.local/share/hearth).
+    /// Folder for what must outlive the process: keys, stored answers; `none` keeps everything in
+    /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// Tokens of one request, prompt and completion together (default: what the model was made for
@@ -54,6 +54,21 @@ pub struct RawConfig {
     #[arg(long, env = "HEARTH_API_KEY", value_delimiter = ',', hide_env_values = true)]
     #[serde(deserialize_with = "one_or_many")]
     pub api_key: Vec<String>,
+    /// Serve other machines although no key is asked for.
+    #[arg(
+        long,
+        env = "HEARTH_INSECURE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub insecure: Option<bool>,
+    /// Origin whose pages may ask from a browser, such as `https://app.example`; repeat for
+    /// several, `*` for all (default: none).
+    #[arg(long, env = "HEARTH_CORS_ORIGIN", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub cors_origin: Vec<String>,
     /// Requests that run at once (default: 32).
     #[arg(long, env = "HEARTH_MAX_RUNNING")]
     pub max_running: Option<usize>,
@@ -106,7 +121,7 @@ pub struct Config {
     pub host: IpAddr,
     /// Port; 0 picks one.
     pub port: u16,
-    /// Folder for what must outlive the process; `None` where there is no home to put it in.
+    /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
     /// Threads that compute.
     pub threads: usize,
@@ -114,6 +129,10 @@ pub struct Config {
     pub device: String,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
+    /// Other machines may be served without a key.
+    pub insecure: bool,
+    /// Origins whose pages may ask from a browser.
+    pub cors_origins: Vec<String>,
     /// Bounds of every engine.
     pub plan: PlanOptions,
     /// Largest request body.
@@ -182,6 +201,8 @@ impl RawConfig {
             device: self.device.or(file.device),
             kv_dtype: self.kv_dtype.or(file.kv_dtype),
             api_key: list(self.api_key, file.api_key),
+            insecure: self.insecure.or(file.insecure),
+            cors_origin: list(self.cors_origin, file.cors_origin),
             max_running: self.max_running.or(file.max_running),
             max_queue: self.max_queue.or(file.max_queue),
             batch_tokens: self.batch_tokens.or(file.batch_tokens),
@@ -228,13 +249,17 @@ impl RawConfig {
         if self.api_key.iter().any(|k| k.trim().is_empty()) {
             return wrong("--api-key", "must not be empty");
         }
+        if let Some(origin) = self.cors_origin.iter().find(|origin| !is_origin(origin)) {
+            let what = format!("`{origin}` is not an origin such as https://app.example, or *");
+            return wrong("--cors-origin", what);
+        }
         let ctx_size = self.ctx_size.map(|n| in_range("--ctx-size", Some(n), n, 1 << 24));
         Ok(Config {
             models: self.model,
             aliases: self.alias,
             host,
             port: self.port.unwrap_or(8080),
-            data_dir: self.data_dir.or_else(default_data_dir),
+            data_dir: data_dir(self.data_dir),
             threads: in_range(
                 "--threads",
                 self.threads,
@@ -243,6 +268,8 @@ impl RawConfig {
             )?,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
             api_keys: self.api_key.iter().map(|key| key.trim().to_owned()).collect(),
+            insecure: self.insecure.unwrap_or(false),
+            cors_origins: self.cors_origin,
             plan: PlanOptions {
                 ctx_size: ctx_size.transpose()?,
                 running_len: in_range("--max-running", self.max_running, 32, 4096)?,
@@ -256,6 +283,20 @@ impl RawConfig {
             drain_timeout: Duration::from_secs(30),
         })
     }
+}
+
+/// The folder that is named, or the default one; `None` for `none`, or without a home to put it in.
+pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
+    match named {
+        Some(folder) => (folder != Path::new("none")).then_some(folder),
+        None => default_data_dir(),
+    }
+}
+
+/// A scheme, `://` and a host, with no path: what a browser sends.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ']))
 }
 
 fn default_data_dir() -> Option<PathBuf> {
@@ -294,16 +335,17 @@ impl Config {
             (
                 "api-key",
                 match self.api_keys.len() {
-                    0 => "none, open to whoever reaches the port".to_owned(),
+                    0 => "none; those of `hearth keys` hold".to_owned(),
                     n => format!("{n} set"),
                 },
             ),
             ("lenient-fields", self.lenient_fields.to_string()),
             (
                 "data-dir",
-                self.data_dir
-                    .as_ref()
-                    .map_or("none".into(), |d| format!("{} (unused so far)", d.display())),
+                match &self.data_dir {
+                    Some(folder) => folder.display().to_string(),
+                    None => "none: what is stored is gone with the process".to_owned(),
+                },
             ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
@@ -355,6 +397,7 @@ mod tests {
                 "--alias",
             ),
             (RawConfig { ctx_size: Some(0), ..Default::default() }, "--ctx-size"),
+            (RawConfig { cors_origin: vec!["app".into()], ..Default::default() }, "--cors-origin"),
             (RawConfig { log_format: Some("xml".into()), ..Default::default() }, "--log-format"),
         ];
         for (raw, flag) in cases {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{Common, Failure, open};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{SamplingOverrides, Timings, Usage};
+use crate::types::{SamplingOverrides, Tenant, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -72,6 +72,7 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
+            tenant: Tenant::default(),
         }
     }
 }
