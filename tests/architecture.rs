@@ -81,6 +81,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("tracing_subscriber", &["src/cli/"]),
+    ("rusqlite", &["src/store/"]),
     ("memmap2", &["models/src/weights/mmap.rs"]),
     // In the kernels only as a peer to measure against, and for the glue of custom operations.
     ("candle_core", &["models/", "kernels/benches/", "kernels/src/candle_ops.rs"]),

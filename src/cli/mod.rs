@@ -3,7 +3,9 @@
 mod bench;
 mod chat;
 mod common;
+mod data;
 mod doctor;
+mod keys;
 mod models;
 mod open;
 mod serve;
@@ -35,6 +37,12 @@ enum Command {
     /// Fetch, list and inspect models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Back up, restore and tidy the data directory.
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure prefill and decode speed.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
@@ -53,6 +61,8 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
+        Command::Keys(command) => keys::run(command),
+        Command::Data(command) => data::run(command),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(common) => doctor::run(common),
     };
