@@ -306,7 +306,8 @@ async fn a_client_that_hangs_up_frees_its_blocks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_back_and_a_waiting_stream_hears_a_heartbeat() {
     let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
-    let server = start(Options { config, running_len: 1, queue_len: 1 }).await;
+    let server =
+        start(Options { config, running_len: 1, queue_len: 1, ..Options::default() }).await;
     let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
     let mut running = server.begin("/v1/chat/completions", &long).await;
     running.wait_for("\"content\":").await;
