@@ -24,7 +24,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["*"]),
     (
         "server",
-        &["pipeline", "registry", "jobs", "ledger", "auth", "history", "rag", "embeddings", "text"],
+        &[
+            "pipeline",
+            "registry",
+            "jobs",
+            "ledger",
+            "auth",
+            "history",
+            "files",
+            "rag",
+            "embeddings",
+            "text",
+        ],
     ),
     (
         "pipeline",
@@ -52,6 +63,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["store"]),
     ("ledger", &["store"]),
     ("history", &["store"]),
+    // Uploads are used by batches, retrieval and training alike, so they are a room of their own.
+    ("files", &["store"]),
     ("engine", &["scheduler", "kv", "hearth_models", "hearth_kernels"]),
     ("scheduler", &["kv"]),
     ("kv", &[]),

@@ -1,4 +1,5 @@
-//! API keys on the wire: who sends a request, what its key may use, and the routes that manage keys.
+//! API keys on the wire: who sends a request, what its key may use, and the routes that manage
+//! keys.
 //!
 //! `OpenAI-Project` and `OpenAI-Organization` are read by nobody: a key belongs to one project.
 

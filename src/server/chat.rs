@@ -15,8 +15,8 @@ use crate::types::Tenant;
 /// The first field that is unknown, refused, malformed or out of range.
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
-    let common = Common::read(&mut body, lenient)?;
     let keep = stored::wanted(&mut body)?;
+    let common = Common::read(&mut body, lenient)?;
     let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
     common.check_min_tokens(max_tokens)?;
     let template_kwargs = template_kwargs(&mut body)?;

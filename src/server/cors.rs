@@ -23,7 +23,7 @@ pub(super) fn allowed(allowed: &[String], headers: &HeaderMap) -> Option<HeaderV
     allowed.iter().any(known).then(|| origin.clone())
 }
 
-/// The answer to a browser that asks whether its page may ask; `None` when that is no such question.
+/// The answer to a browser that asks whether its page may ask; `None` for any other request.
 pub(super) fn preflight(request: &Request) -> Option<Response> {
     let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_METHOD);
     if request.method() != Method::OPTIONS || asked.is_none() {

@@ -160,7 +160,7 @@ impl Watch {
             Err(error) => facts.failure = Some(error.to_string()),
             Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
             Ok(TextEvent::Finished { choice, reason, usage, timings }) => {
-                // Every piece of text was paid for as one token when it came; now the truth is known.
+                // Every piece of text was paid for as one token when it came; now comes the truth.
                 self.charge(usage.completion.saturating_sub(facts.deltas[*choice]));
                 facts.finished(*reason, usage, timings);
             }
