@@ -1,6 +1,7 @@
 //! The composition root: flags in, rooms built and wired, an exit code out. Owns no logic.
 
 mod bench;
+mod bundle;
 mod chat;
 mod common;
 mod doctor;
@@ -35,6 +36,9 @@ enum Command {
     /// Fetch, list and inspect models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Make or check a folder for a machine without a network.
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
     /// Measure prefill and decode speed.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
@@ -53,6 +57,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
+        Command::Bundle(command) => bundle::run(command),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(common) => doctor::run(common),
     };
