@@ -6,7 +6,7 @@
 mod raw;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hearth_models::KvDType;
@@ -24,7 +24,7 @@ pub struct Config {
     pub host: IpAddr,
     /// Port; 0 picks one.
     pub port: u16,
-    /// Folder for what must outlive the process; `None` where there is no home to put it in.
+    /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
     /// Threads that compute.
     pub threads: usize,
@@ -32,6 +32,10 @@ pub struct Config {
     pub device: String,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
+    /// Other machines may be served without a key.
+    pub insecure: bool,
+    /// Origins whose pages may ask from a browser.
+    pub cors_origins: Vec<String>,
     /// Bounds of every engine.
     pub plan: PlanOptions,
     /// Largest request body.
@@ -103,14 +107,16 @@ impl RawConfig {
         if server.alias.len() > model.model.len() {
             return wrong("--alias", "there are more of them than of --model");
         }
-        if model.model.iter().any(|m| m.trim().is_empty()) {
-            return wrong("--model", "must not be empty");
+        let texts =
+            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)];
+        for (option, texts) in texts {
+            if texts.iter().any(|text| text.trim().is_empty()) {
+                return wrong(option, "must not be empty");
+            }
         }
-        if server.alias.iter().any(|a| a.trim().is_empty()) {
-            return wrong("--alias", "must not be empty");
-        }
-        if server.api_key.iter().any(|k| k.trim().is_empty()) {
-            return wrong("--api-key", "must not be empty");
+        if let Some(origin) = server.cors_origin.iter().find(|origin| !is_origin(origin)) {
+            let what = format!("`{origin}` is not an origin such as https://app.example, or *");
+            return wrong("--cors-origin", what);
         }
         let ctx_size = engine.ctx_size.map(|n| in_range("--ctx-size", Some(n), n, 1 << 24));
         Ok(Config {
@@ -118,7 +124,7 @@ impl RawConfig {
             aliases: server.alias,
             host,
             port: server.port.unwrap_or(8080),
-            data_dir: server.data_dir.or_else(default_data_dir),
+            data_dir: data_dir(server.data_dir),
             threads: in_range(
                 "--threads",
                 model.threads,
@@ -127,6 +133,8 @@ impl RawConfig {
             )?,
             device: model.device.unwrap_or_else(|| "auto".to_owned()),
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
+            insecure: server.insecure.unwrap_or(false),
+            cors_origins: server.cors_origin,
             plan: PlanOptions {
                 ctx_size: ctx_size.transpose()?,
                 running_len: in_range("--max-running", capacity.max_running, 32, 4096)?,
@@ -140,6 +148,20 @@ impl RawConfig {
             drain_timeout: Duration::from_secs(30),
         })
     }
+}
+
+/// The folder that is named, or the default one; `None` for `none`, or without a home to put it in.
+pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
+    match named {
+        Some(folder) => (folder != Path::new("none")).then_some(folder),
+        None => default_data_dir(),
+    }
+}
+
+/// A scheme, `://` and a host, with no path: what a browser sends.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ']))
 }
 
 fn default_data_dir() -> Option<PathBuf> {
@@ -178,16 +200,17 @@ impl Config {
             (
                 "api-key",
                 match self.api_keys.len() {
-                    0 => "none, open to whoever reaches the port".to_owned(),
+                    0 => "none; those of `hearth keys` hold".to_owned(),
                     n => format!("{n} set"),
                 },
             ),
             ("lenient-fields", self.lenient_fields.to_string()),
             (
                 "data-dir",
-                self.data_dir
-                    .as_ref()
-                    .map_or("none".into(), |d| format!("{} (unused so far)", d.display())),
+                match &self.data_dir {
+                    Some(folder) => folder.display().to_string(),
+                    None => "none: what is stored is gone with the process".to_owned(),
+                },
             ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
@@ -228,6 +251,7 @@ mod tests {
             ("model = \"\"", "--model"),
             ("model = \"m\"\nalias = \"\"", "--alias"),
             ("ctx-size = 0", "--ctx-size"),
+            ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
         ];
         for (toml, flag) in cases {

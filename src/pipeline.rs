@@ -19,7 +19,7 @@ use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::Special;
-use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
+use crate::types::{CacheScope, FinishReason, SamplingOverrides, Tenant, Timings, TokenId, Usage};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -88,6 +88,8 @@ pub struct TextRequest {
     pub echo: bool,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
+    /// Who asks.
+    pub tenant: Tenant,
 }
 
 /// A token as text, with its log-probability.
@@ -268,6 +270,7 @@ fn generate_request(
         stop_ids: stop_ids.into(),
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        scope: CacheScope::default(),
     })
 }
 

@@ -154,6 +154,8 @@ impl ModelFile {
         compute: &Compute,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Box<dyn Model>> {
+        // What was read to understand it: a vocabulary, samples.
+        self.weights.release_all();
         let mut loader = Loader::new(&self.weights, &self.config, progress);
         compute.load(self.config.clone(), &mut loader)
     }

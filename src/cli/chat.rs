@@ -11,7 +11,7 @@ use super::{Failure, open};
 use crate::config::{EngineArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{SamplingOverrides, Timings, Usage};
+use crate::types::{SamplingOverrides, Tenant, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -89,6 +89,7 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
+            tenant: Tenant::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where a command's configuration comes from: its flags, then the environment, then a TOML file.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
 
@@ -28,15 +28,7 @@ impl From<ModelArgs> for RawConfig {
 
 impl<A: clap::Args + Into<RawConfig>> Common<A> {
     pub(super) fn validate(self) -> Result<Config, Failure> {
-        let mut file = RawConfig::default();
-        if let Some(path) = &self.config {
-            file = RawConfig::from_file(path)?;
-            let folder = path.parent().unwrap_or(path);
-            for model in &mut file.model.model {
-                *model = source::relative_to(folder, model);
-            }
-            file.server.data_dir = file.server.data_dir.map(|dir| folder.join(dir));
-        }
+        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
         Ok(self.flags.into().or(file).validate()?)
     }
 
@@ -50,6 +42,21 @@ impl<A: clap::Args + Into<RawConfig>> Common<A> {
         config.aliases.truncate(1);
         Ok(config)
     }
+}
+
+/// A TOML file; relative paths in it begin at its folder.
+pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
+    let mut file = RawConfig::from_file(path)?;
+    let folder = path.parent().unwrap_or(path);
+    for model in &mut file.model.model {
+        *model = source::relative_to(folder, model);
+    }
+    // `none` is no folder.
+    let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");
+    if let Some(dir) = named {
+        *dir = folder.join(&*dir);
+    }
+    Ok(file)
 }
 
 /// The command, with `HEARTH_THREADS=` as if it were not there, and with several values between

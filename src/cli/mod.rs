@@ -4,7 +4,9 @@ mod bench;
 mod bundle;
 mod chat;
 mod common;
+mod data;
 mod doctor;
+mod keys;
 mod models;
 mod open;
 mod serve;
@@ -39,6 +41,12 @@ enum Command {
     /// Make or check a folder for a machine without a network.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Back up, restore and tidy the data directory.
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure prefill and decode speed.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
@@ -58,6 +66,8 @@ pub fn run() -> ExitCode {
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
         Command::Bundle(command) => bundle::run(command),
+        Command::Keys(command) => keys::run(command),
+        Command::Data(command) => data::run(command),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(common) => doctor::run(common),
     };

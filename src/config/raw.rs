@@ -93,8 +93,8 @@ pub struct ServerArgs {
     /// Port to listen on; 0 picks one and prints it (default: 8080).
     #[arg(long, env = "HEARTH_PORT")]
     pub port: Option<u16>,
-    /// Folder for what must outlive the process; nothing is kept there yet (default:
-    /// ~/.local/share/hearth).
+    /// Folder for what must outlive the process: keys, stored answers; `none` keeps everything in
+    /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// Key that clients must send; repeat for several. Without one, anyone who reaches the port
@@ -102,6 +102,21 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_API_KEY", hide_env_values = true)]
     #[serde(deserialize_with = "one_or_many")]
     pub api_key: Vec<String>,
+    /// Serve other machines although no key is asked for.
+    #[arg(
+        long,
+        env = "HEARTH_INSECURE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub insecure: Option<bool>,
+    /// Origin whose pages may ask from a browser, such as `https://app.example`; repeat for
+    /// several, `*` for all (default: none).
+    #[arg(long, env = "HEARTH_CORS_ORIGIN")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub cors_origin: Vec<String>,
     /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
@@ -166,6 +181,8 @@ impl RawConfig {
                 port: server.port.or(file.server.port),
                 data_dir: server.data_dir.or(file.server.data_dir),
                 api_key: list(server.api_key, file.server.api_key),
+                insecure: server.insecure.or(file.server.insecure),
+                cors_origin: list(server.cors_origin, file.server.cors_origin),
                 body_limit_mb: server.body_limit_mb.or(file.server.body_limit_mb),
                 lenient_fields: server.lenient_fields.or(file.server.lenient_fields),
                 log_format: server.log_format.or(file.server.log_format),
@@ -239,7 +256,8 @@ mod tests {
     fn what_the_flags_do_not_say_the_file_says() {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
             batch-tokens = 3\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\nhost = \"::1\"\n\
-            port = 6\ndata-dir = \"d\"\napi-key = \"k\"\nbody-limit-mb = 7\n\
+            port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
+            cors-origin = \"*\"\nbody-limit-mb = 7\n\
             lenient-fields = true\nlog-format = \"json\"";
         assert_eq!(all.lines().count(), flags().len());
         let all = RawConfig::from_toml(all).unwrap();

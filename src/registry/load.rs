@@ -143,6 +143,7 @@ impl OpenModel {
             done += bytes as u64;
             progress(done, total);
         };
+        let fingerprint = fingerprint(&file);
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
         let spawned = crate::engine::spawn(model, kv_dtype, limits);
@@ -150,7 +151,7 @@ impl OpenModel {
         Ok(ServedModel {
             id,
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            fingerprint: fingerprint(&file),
+            fingerprint,
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
@@ -177,6 +178,7 @@ fn fingerprint(file: &ModelFile) -> String {
         mix(&(info.len_bytes() as u64).to_le_bytes());
         if let Ok(view) = file.weights().tensor(name) {
             mix(&view.bytes[..view.bytes.len().min(32)]);
+            file.weights().release(name); // a touch maps up to 2 MiB
         }
     }
     format!("fp_{:012x}", hash >> 16)

@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{fields, messages};
+use super::{fields, messages, stored};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+use crate::types::Tenant;
 
 /// Reads a body.
 ///
@@ -14,6 +15,7 @@ use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 /// The first field that is unknown, refused, malformed or out of range.
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
+    let keep = stored::wanted(&mut body)?;
     let common = Common::read(&mut body, lenient)?;
     let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
     common.check_min_tokens(max_tokens)?;
@@ -33,9 +35,10 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs,
         echo: false,
         sampling: common.sampling,
+        tenant: Tenant::default(),
     };
     let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream })
+    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
 }
 
 /// `choices[i]` of the first chunk of a choice.

@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::fields;
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+use crate::types::Tenant;
 
 /// Tokens generated when the client does not say, as at OpenAI.
 const MAX_TOKENS_DEFAULT: usize = 16;
@@ -38,9 +39,16 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs,
         echo,
         sampling: common.sampling.clone(),
+        tenant: Tenant::default(),
     };
     let requests = prompts.into_iter().map(request).collect();
-    Ok(Call { shape: Shape::Completion, model: common.model, requests, stream: common.stream })
+    Ok(Call {
+        shape: Shape::Completion,
+        model: common.model,
+        requests,
+        stream: common.stream,
+        keep: None,
+    })
 }
 
 /// `choices[i]`, of a chunk or of the whole object: they are the same here.
