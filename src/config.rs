@@ -107,14 +107,12 @@ impl RawConfig {
         if server.alias.len() > model.model.len() {
             return wrong("--alias", "there are more of them than of --model");
         }
-        if model.model.iter().any(|m| m.trim().is_empty()) {
-            return wrong("--model", "must not be empty");
-        }
-        if server.alias.iter().any(|a| a.trim().is_empty()) {
-            return wrong("--alias", "must not be empty");
-        }
-        if server.api_key.iter().any(|k| k.trim().is_empty()) {
-            return wrong("--api-key", "must not be empty");
+        let texts =
+            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)];
+        for (option, texts) in texts {
+            if texts.iter().any(|text| text.trim().is_empty()) {
+                return wrong(option, "must not be empty");
+            }
         }
         if let Some(origin) = server.cors_origin.iter().find(|origin| !is_origin(origin)) {
             let what = format!("`{origin}` is not an origin such as https://app.example, or *");
