@@ -172,7 +172,7 @@ impl Backend for Fused {
     fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<Rows> {
         let mut out = self.rows(x.count, x.width);
         let params = norm::LayerNorm { weight, bias, eps };
-        norm::layer_norm(&self.pool, &x.data, &params, &mut out.data);
+        norm::layer_norm(&self.pool, x, &params, &mut out);
         Ok(out)
     }
 
@@ -211,14 +211,14 @@ impl Backend for Fused {
 
     fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
         let mut out = self.rows(qkv[0].count, qkv[0].width);
-        let qkv = qkv.map(|rows| &rows.data[..]);
-        attention::bidirectional(&self.pool, Isa::best(), qkv, cu_q, heads, &mut out.data);
+        let qkv = qkv.map(|rows| &rows[..]);
+        attention::bidirectional(&self.pool, Isa::best(), qkv, cu_q, heads, &mut out);
         Ok(out)
     }
 
     fn gelu(&self, x: Rows, kind: Gelu) -> Result<Rows> {
         let mut out = self.rows(x.count, x.width);
-        activation::gelu(&self.pool, kind, &x.data, &mut out.data);
+        activation::gelu(&self.pool, kind, &x, &mut out);
         Ok(out)
     }
 
