@@ -29,6 +29,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The answer is calls of tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -37,6 +39,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

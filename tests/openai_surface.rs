@@ -8,6 +8,8 @@
 mod fixture;
 #[path = "openai_surface/http.rs"]
 mod http;
+#[path = "openai_surface/structured.rs"]
+mod structured;
 
 use std::time::Duration;
 

@@ -97,18 +97,9 @@ async fn complete(
     }
     let messages = Value::Array(conversation.split_last().0.to_vec());
     let request = TextRequest {
-        model: model.to_owned(),
-        prompt: Prompt::Chat { messages, template_kwargs },
-        n: 1,
         max_tokens: Some(ANSWER_TOKENS_MAX),
-        max_tokens_param: "max_tokens",
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        logprobs: None,
-        echo: false,
         sampling: SamplingOverrides { temperature: Some(0.0), ..SamplingOverrides::default() },
+        ..TextRequest::new(model, Prompt::Chat { messages, template_kwargs })
     };
     let mut stream = pipeline.generate(request).await?;
     let mut answer = String::new();

@@ -54,17 +54,7 @@ struct SamplingArgs {
 impl SamplingArgs {
     fn request(&self, model: &str, prompt: Prompt) -> TextRequest {
         TextRequest {
-            model: model.to_owned(),
-            prompt,
-            n: 1,
             max_tokens: self.max_tokens,
-            max_tokens_param: "max_tokens",
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            echo: false,
             sampling: SamplingOverrides {
                 temperature: self.temperature,
                 top_p: self.top_p,
@@ -72,6 +62,7 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
+            ..TextRequest::new(model, prompt)
         }
     }
 }
@@ -158,6 +149,12 @@ impl Session {
                         io::stdout().flush()?;
                         answer.push_str(&text);
                     }
+                    TextEvent::Reasoning { text, .. } => {
+                        write!(io::stdout(), "{text}")?;
+                        io::stdout().flush()?;
+                    }
+                    // Only a request with tools has them.
+                    TextEvent::ToolCall { .. } | TextEvent::ToolArguments { .. } => {}
                     TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
                 }
             }

@@ -9,14 +9,14 @@ mod load;
 pub mod plan;
 pub mod source;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
 use crate::engine::handle::EngineHandle;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers.
@@ -27,7 +27,9 @@ pub struct ServedModel {
     engine: EngineHandle,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Tokenizer,
+    vocabulary: OnceLock<Vocabulary>,
     template: Option<ChatTemplate>,
+    tool_style: Option<ToolStyle>,
     stop_ids: Vec<TokenId>,
     defaults: SamplingOverrides,
 }
@@ -93,9 +95,25 @@ impl ServedModel {
         &self.tokenizer
     }
 
+    /// Its tokens as grammars see them. The first call takes up to a second.
+    pub fn vocabulary(&self) -> Result<&Vocabulary, TextError> {
+        if let Some(vocabulary) = self.vocabulary.get() {
+            return Ok(vocabulary);
+        }
+        let vocab_len = self.engine.limits().vocab_len;
+        let vocabulary = Vocabulary::new(&self.tokenizer, vocab_len, &self.stop_ids)?;
+        // Whoever came first has built the same.
+        Ok(self.vocabulary.get_or_init(|| vocabulary))
+    }
+
     /// Conversation to text; a base model may have none.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// How its template treats tools.
+    pub fn tool_style(&self) -> Option<ToolStyle> {
+        self.tool_style
     }
 
     /// Tokens that end an answer.

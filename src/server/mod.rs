@@ -13,6 +13,7 @@ mod completions;
 mod error;
 mod extract;
 mod fields;
+mod format;
 mod ids;
 mod listen;
 mod messages;
@@ -21,6 +22,7 @@ mod models;
 mod objects;
 mod observe;
 mod sse;
+mod tools;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -117,7 +117,12 @@ impl Watch {
         let mut facts = self.facts();
         match event {
             Err(error) => facts.failure = Some(error.to_string()),
-            Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
+            Ok(
+                TextEvent::Delta { choice, .. }
+                | TextEvent::Reasoning { choice, .. }
+                | TextEvent::ToolArguments { choice, .. },
+            ) => self.text(&mut facts, *choice),
+            Ok(TextEvent::ToolCall { .. }) => {}
             Ok(TextEvent::Finished { reason, usage, timings, .. }) => {
                 facts.finished(*reason, usage, timings);
             }
