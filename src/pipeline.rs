@@ -239,7 +239,7 @@ impl Pipeline {
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
     }
 
-    /// [`prepare`] on a thread that may take its time: a long prompt must not hold up other streams,
+    /// [`prepare`] on a thread that may take its time: a long prompt must not stop other streams,
     /// and many of them must not take all the memory.
     async fn prepare_aside(
         &self,

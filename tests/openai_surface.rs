@@ -10,6 +10,8 @@ mod fixture;
 mod http;
 #[path = "openai_surface/structured.rs"]
 mod structured;
+#[path = "openai_surface/tools.rs"]
+mod tools;
 
 use std::time::Duration;
 
@@ -203,7 +205,7 @@ async fn refusals_name_what_is_wrong() {
     let cases = [
         (chat_body(json!({"temperature": 3})), 400, "invalid_value", "temperature"),
         (chat_body(json!({"foo": 1})), 400, "unknown_parameter", "foo"),
-        (chat_body(json!({"tools": [{}]})), 400, "unsupported_parameter", "tools"),
+        (chat_body(json!({"tools": [{}]})), 400, "missing_required_parameter", "tools[0].type"),
         (chat_body(json!({"n": "two"})), 400, "invalid_type", "n"),
         (
             chat_body(json!({"max_tokens": CONTEXT_LEN})),

@@ -56,8 +56,8 @@ impl Sampler {
         Self { vocab_len, row: Vec::new(), scratch: Scratch::new() }
     }
 
-    /// The token at `position` of the answer, out of `mask` where there is one; `None` when no token
-    /// is left to choose (the logits are not numbers, or everything is forbidden).
+    /// The token at `position` of the answer, out of `mask` where there is one; `None` when none is
+    /// left to choose (the logits are not numbers, or everything is forbidden).
     pub fn sample(
         &mut self,
         logits: &[f32],

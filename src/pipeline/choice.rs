@@ -178,7 +178,7 @@ impl Choice {
         if let Some(generation) = self.generation.take() {
             generation.stop();
         }
-        self.finish_text();
+        self.finish_text(FinishReason::Stop);
         self.finished(FinishReason::Stop, usage, timings);
     }
 
@@ -193,14 +193,14 @@ impl Choice {
         self.decoded += rest.len();
         self.send(text);
         self.told.extend(self.held.drain(..).map(|(_, token)| token));
-        self.finish_text();
+        self.finish_text(reason);
         self.finished(reason, usage, timings);
     }
 
     /// The text is over: the parser lets go of what it held.
-    fn finish_text(&mut self) {
+    fn finish_text(&mut self, reason: FinishReason) {
         let mut pieces = Vec::new();
-        self.parser.finish(&mut pieces);
+        self.parser.finish(reason == FinishReason::Length, &mut pieces);
         self.tell(pieces);
         if !self.told.is_empty() {
             self.delta(String::new());

@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn bad_forms_are_refused_by_path() {
-        let schema = |value: Value| json!({"response_format": {"type": "json_schema", "json_schema": value}});
+        let format = |value: Value| json!({"type": "json_schema", "json_schema": value});
+        let schema = |value: Value| json!({"response_format": format(value)});
         let cases = [
             (json!({"response_format": "json"}), "response_format"),
             (json!({"response_format": {}}), "response_format.type"),

@@ -76,7 +76,9 @@ fn a_strict_function_and_a_custom_pattern_are_kept_to() {
 #[test]
 fn bad_tools_are_refused_by_path() {
     let function = |value: Value| json!({"tools": [{"type": "function", "function": value}]});
-    let custom = |format: Value| json!({"tools": [{"type": "custom", "custom": {"name": "c", "format": format}}]});
+    let custom =
+        |format: Value| json!({"type": "custom", "custom": {"name": "c", "format": format}});
+    let custom = |format: Value| json!({"tools": [custom(format)]});
     let many: Vec<Value> = (0..129).map(|_| weather()).collect();
     let cases = [
         (json!({"tools": {}}), "tools"),

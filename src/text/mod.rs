@@ -1,7 +1,8 @@
 //! Text: everything between characters and token ids.
 //!
 //! Owns the tokenizer (from `tokenizer.json` or from GGUF metadata), incremental detokenisation,
-//! chat templates, stop strings and grammars. Everything here is a plain value without a thread of its own:
+//! chat templates, stop strings, grammars, and the parsers that tell words from thought and calls.
+//! Everything here is a plain value without a thread of its own:
 //! a [`Tokenizer`] and a [`ChatTemplate`] are shared, a [`DecodeStream`] and a [`StopMatcher`]
 //! belong to one request.
 //!

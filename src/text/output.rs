@@ -36,8 +36,8 @@ pub trait OutputParser: Send {
     /// Takes more text; adds what became certain to `out`.
     fn push(&mut self, text: &str, out: &mut Vec<Piece>);
 
-    /// The end of the text.
-    fn finish(&mut self, out: &mut Vec<Piece>);
+    /// The end of the text. One that was `cut` off in the middle of a call's head ends before it.
+    fn finish(&mut self, cut: bool, out: &mut Vec<Piece>);
 
     /// The last word that came was thought.
     fn is_thinking(&self) -> bool {
@@ -54,14 +54,14 @@ impl OutputParser for PlainParser {
         say(text, out);
     }
 
-    fn finish(&mut self, _: &mut Vec<Piece>) {}
+    fn finish(&mut self, _: bool, _: &mut Vec<Piece>) {}
 }
 
 /// How a family writes its calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallFormat {
-    /// `<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>`, one after the other. Also what
-    /// models are asked for whose own format is unknown.
+    /// `<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>`, one after the other. Also
+    /// what models are asked for whose own format is unknown.
     Hermes,
     /// The whole answer is `{"name": ..., "parameters": {...}}`.
     Llama,

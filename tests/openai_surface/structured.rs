@@ -112,10 +112,14 @@ async fn a_limit_or_a_stop_string_cuts_a_form_short() {
 async fn every_other_form_holds_too() {
     let server = start(Options::default()).await;
     for seed in 0..4 {
-        let with = |name: &str, value: Value| json!({name: value, "seed": seed, "temperature": 1.0, "max_tokens": 400});
+        let with = |name: &str, value: Value| {
+            let mut fields = json!({"seed": seed, "temperature": 1.0, "max_tokens": 400});
+            fields[name] = value;
+            fields
+        };
         let (text, _) = chat(&server, with("guided_choice", json!(["red", "green"]))).await;
         assert!(text == "red" || text == "green", "{text:?}");
-        let (text, _) = chat(&server, with("guided_regex", json!("[A-F]{3}-\\d{2}"))).await;
+        let (text, _) = chat(&server, with("guided_regex", json!("[A-F]{3}-[0-9]{2}"))).await;
         assert!(text.len() == 6 && text.as_bytes()[3] == b'-', "{text:?}");
         let gbnf = "root ::= word (\" \" word){1,3}\nword ::= [a-c]{2}";
         for name in ["guided_grammar", "structured_outputs"] {

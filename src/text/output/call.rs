@@ -191,15 +191,14 @@ impl OutputParser for CallParser {
         while self.step(out) {}
     }
 
-    fn finish(&mut self, out: &mut Vec<Piece>) {
+    fn finish(&mut self, cut: bool, out: &mut Vec<Piece>) {
         match std::mem::replace(&mut self.state, State::Plain) {
-            State::Call(reader) if !reader.started => {
+            State::Call(reader) if !reader.started && !cut => {
                 say(&reader.mark, out);
                 say(&reader.raw, out);
             }
             // A call that is cut off stays one, as far as it went.
-            State::Call(_) => {}
-            State::Closing => {}
+            State::Call(_) | State::Closing => {}
             State::Text { after: true } => say(self.held.trim_start(), out),
             State::Start | State::Text { .. } | State::Plain => say(&self.held, out),
         }

@@ -22,7 +22,7 @@ fn parse<'a>(
     for piece in pieces {
         parser.push(piece, &mut out);
     }
-    parser.finish(&mut out);
+    parser.finish(false, &mut out);
     let mut joined: Vec<Piece> = Vec::new();
     for piece in out {
         match (joined.last_mut(), piece) {
@@ -74,7 +74,7 @@ const CASES: &[Case] = &[
         HERMES,
         None,
         "Let me see.\n\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>\n\
-         <tool_call>\n{\"arguments\": {\"a\": [1, {}]}, \"id\": 7, \"name\": \"g\"}\n</tool_call>\n",
+         <tool_call>\n{\"arguments\": {\"a\": [1, {}]}, \"id\": 7, \"name\": \"g\"}</tool_call>\n",
         "Let me see.f!{}.g!{\"a\": [1, {}]}.",
     ),
     (HERMES, None, "<tool_call>{\"name\": \"f\"}</tool_call> done", "f!{}.done"),
@@ -112,7 +112,7 @@ const CASES: &[Case] = &[
     (
         HERMES,
         Some(false),
-        "<think>\nI call\n</think>\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
+        "<think>\nI call\n</think>\n<tool_call>{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
         "(I call)f!{}.",
     ),
     (LLAMA, None, "{\"name\": \"f\", \"parameters\": {\"a\": \"b\"}}", "f!{\"a\": \"b\"}."),
@@ -237,5 +237,17 @@ fn any_text_of_marks_and_braces_is_read_the_same_in_any_pieces() {
         let letters: Vec<String> = text.chars().map(String::from).collect();
         let cut = parse(parser(format, think), letters.iter().map(String::as_str));
         assert_eq!(cut, whole, "{text:?} letter by letter");
+    }
+}
+
+#[test]
+fn a_call_that_is_cut_off_before_it_began_is_not_text() {
+    for text in ["<tool_call>", "<tool_call>\n{\"name\": \"f", "<tool_call>{\"arguments\": {\"a\""]
+    {
+        let mut parser = CallParser::new(CallFormat::Hermes);
+        let mut out = Vec::new();
+        parser.push(text, &mut out);
+        parser.finish(true, &mut out);
+        assert_eq!(out, [], "{text}");
     }
 }

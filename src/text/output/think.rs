@@ -99,13 +99,13 @@ impl OutputParser for ThinkParser {
         while self.step(out) {}
     }
 
-    fn finish(&mut self, out: &mut Vec<Piece>) {
+    fn finish(&mut self, cut: bool, out: &mut Vec<Piece>) {
         let text = std::mem::take(&mut self.held);
         match self.state {
             State::Inside { .. } => self.thought(text.trim_end(), out),
             State::Maybe | State::After | State::Outside => self.rest.push(&text, out),
         }
-        self.rest.finish(out);
+        self.rest.finish(cut, out);
     }
 
     fn is_thinking(&self) -> bool {
