@@ -7,6 +7,7 @@
 
 mod choice;
 mod form;
+mod prompt;
 mod tools;
 
 use std::future::poll_fn;
@@ -18,11 +19,12 @@ use tokio::sync::Semaphore;
 
 use self::choice::Choice;
 use self::form::Form;
+use self::prompt::Prepared;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::{Shape, Special};
-use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
+use crate::types::{CacheScope, FinishReason, SamplingOverrides, Tenant, Timings, TokenId, Usage};
 
 pub use self::tools::{Tool, ToolChoice, Tools};
 
@@ -97,6 +99,8 @@ pub struct TextRequest {
     pub tools: Option<Tools>,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
+    /// Who asks.
+    pub tenant: Tenant,
 }
 
 /// What an answer must look like.
@@ -165,6 +169,8 @@ pub enum TextEvent {
         choice: usize,
         /// Calls of this choice before it.
         index: usize,
+        /// `call_` and letters that no other call has.
+        id: String,
         /// Name of the tool.
         name: String,
         /// The tool takes a text, not an object.
@@ -223,8 +229,11 @@ impl Pipeline {
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
         let model = self.registry.get(&request.model);
         let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let (prepared, request) = self.prepare_aside(&model, request).await?;
-        let Prepared { prompt, form } = prepared;
+        let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
+        let prepared = self.aside(len, move || {
+            prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
+        });
+        let (Prepared { prompt, form }, request) = prepared.await?;
         let template = generate_request(&model, &request, prompt, &form)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(request.n);
@@ -239,81 +248,40 @@ impl Pipeline {
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
     }
 
-    /// [`prepare`] on a thread that may take its time: a long prompt must not stop other streams,
-    /// and many of them must not take all the memory.
-    async fn prepare_aside(
+    /// The prompt of a request as text and as tokens. `special` is for plain text; a conversation
+    /// has its special tokens where its template puts them.
+    pub async fn prompt(
         &self,
-        model: &Arc<ServedModel>,
         request: TextRequest,
-    ) -> Result<(Prepared, TextRequest), Error> {
+        special: Special,
+    ) -> Result<(String, Vec<TokenId>), Error> {
+        let model = self.registry.get(&request.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let len = request.prompt.len_bytes();
+        self.aside(len, move || prompt::encode(&model, &request, special)).await
+    }
+
+    /// Work on a prompt of so many bytes, on a thread that may take its time: a long prompt must
+    /// not stop other streams, and many of them must not take all the memory.
+    async fn aside<T: Send + 'static>(
+        &self,
+        len_bytes: usize,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
-        let place = match request.prompt.len_bytes() >= LONG_PROMPT_BYTES {
+        let place = match len_bytes >= LONG_PROMPT_BYTES {
             true => {
                 let place = Arc::clone(&self.long_prompts).acquire_owned().await;
                 Some(place.map_err(|e| failed(e.to_string()))?)
             }
             false => None,
         };
-        let model = Arc::clone(model);
         let encoding = tokio::task::spawn_blocking(move || {
             let _place = place; // kept to the end even when the client goes away before
-            prepare(&model, &request).map(|prepared| (prepared, request))
+            work()
         });
         encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
     }
-}
-
-/// What takes time to find out about a request.
-struct Prepared {
-    prompt: Vec<TokenId>,
-    form: Form,
-}
-
-/// Renders, encodes and compiles. A text that already begins with the beginning-of-text token (a
-/// template that writes it) gets no second one.
-fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prepared, Error> {
-    let text = match &request.prompt {
-        Prompt::Tokens(_) => String::new(),
-        Prompt::Text(text) => text.clone(),
-        Prompt::Chat { messages, template_kwargs } => {
-            render(model, messages, request.tools.as_ref(), template_kwargs)?
-        }
-    };
-    let form = Form::new(model, request, &text)?;
-    let prompt = match &request.prompt {
-        Prompt::Tokens(ids) => ids.clone(),
-        Prompt::Text(_) | Prompt::Chat { .. } => {
-            let encoded = model.tokenizer().encode(&text, Special::PROMPT);
-            encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))?
-        }
-    };
-    Ok(Prepared { prompt, form })
-}
-
-/// A conversation as the model's template has it.
-fn render(
-    model: &ServedModel,
-    messages: &Value,
-    tools: Option<&Tools>,
-    template_kwargs: &Map<String, Value>,
-) -> Result<String, Error> {
-    let (Some(template), Some(style)) = (model.template(), model.tool_style()) else {
-        let message = format!("The model `{}` has no chat template.", model.id());
-        return Err(Error::unsupported("messages", message));
-    };
-    let (messages, tools) = style.adapt(messages.clone(), tools.and_then(Tools::definitions));
-    let mut kwargs = template_kwargs.clone();
-    if let Some(effort) = kwargs.get("reasoning_effort").and_then(Value::as_str) {
-        // Other templates know a switch only.
-        let thinks = Value::Bool(effort != "none" && effort != "minimal");
-        for switch in ["enable_thinking", "thinking"] {
-            if template.mentions(switch) {
-                kwargs.entry(switch).or_insert(thinks.clone());
-            }
-        }
-    }
-    let text = template.render(&messages, tools.as_ref(), true, &kwargs);
-    text.map_err(|e| Error::invalid("messages", e.to_string()))
 }
 
 /// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
@@ -357,6 +325,7 @@ fn generate_request(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         grammar: form.grammar.clone(),
+        scope: CacheScope::default(),
     })
 }
 
@@ -424,6 +393,7 @@ impl TextRequest {
             format: None,
             tools: None,
             sampling: SamplingOverrides::default(),
+            tenant: Tenant::default(),
         }
     }
 

@@ -8,8 +8,14 @@
 mod fixture;
 #[path = "openai_surface/http.rs"]
 mod http;
+#[path = "openai_surface/keys.rs"]
+mod keys;
+#[path = "openai_surface/stored.rs"]
+mod stored;
 #[path = "openai_surface/structured.rs"]
 mod structured;
+#[path = "openai_surface/tokens.rs"]
+mod tokens;
 #[path = "openai_surface/tools.rs"]
 mod tools;
 
@@ -265,8 +271,8 @@ async fn http_errors_have_the_same_shape() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn configured_keys_are_asked_for() {
-    let config = ServerConfig { api_keys: vec!["sk-right".to_owned()], ..ServerConfig::default() };
-    let server = start(Options { config, ..Options::default() }).await;
+    let api_keys = vec!["sk-right".to_owned()];
+    let server = start(Options { api_keys, ..Options::default() }).await;
     let ask = async |path: &str, headers: &[(&str, &str)]| {
         http::send(server.address, "GET", path, headers, b"").await.answer().await
     };
@@ -306,7 +312,8 @@ async fn a_client_that_hangs_up_frees_its_blocks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_back_and_a_waiting_stream_hears_a_heartbeat() {
     let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
-    let server = start(Options { config, running_len: 1, queue_len: 1 }).await;
+    let server =
+        start(Options { config, running_len: 1, queue_len: 1, ..Options::default() }).await;
     let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
     let mut running = server.begin("/v1/chat/completions", &long).await;
     running.wait_for("\"content\":").await;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{EngineArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
 use crate::types::{SamplingOverrides, Timings, Usage};
@@ -19,7 +21,7 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +31,22 @@ pub(super) struct CompleteArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
+}
+
+/// Flags of a model that answers one request at a time.
+#[derive(Clone, Debug, clap::Args)]
+struct TalkArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl From<TalkArgs> for RawConfig {
+    fn from(TalkArgs { model, engine }: TalkArgs) -> Self {
+        Self { model, engine, ..Self::default() }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -128,8 +145,10 @@ struct Session {
 }
 
 impl Session {
-    fn open(common: Common) -> Result<Self, Failure> {
-        let config = common.validate()?;
+    fn open(common: Common<TalkArgs>) -> Result<Self, Failure> {
+        let mut config = common.validate_one()?;
+        // Nobody else asks.
+        (config.plan.running_len, config.plan.queue_len) = (1, 1);
         let registry = Arc::new(open::models(&config)?);
         let model = registry.models()[0].id().to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -22,6 +22,8 @@ pub(super) struct Live {
     held: Option<Vec<f32>>,
     generated: usize,
     prompt_logprobs: Vec<Logprobs>,
+    /// Prompt tokens that were found in the prefix cache; `None` until the prompt is computed.
+    cached: Option<usize>,
     arrived: Instant,
     /// First step with rows of it.
     begun: Option<Instant>,
@@ -60,6 +62,7 @@ impl Live {
             held: None,
             generated: 0,
             prompt_logprobs: Vec::new(),
+            cached: None,
             arrived,
             begun: None,
             answered: None,
@@ -95,16 +98,22 @@ impl Live {
         self.request.max_tokens == 0
     }
 
-    /// Log-probability of the prompt token after `position`. The last row completes the list.
+    /// Log-probability of the prompt token after `position`; after the last one comes none.
     pub fn score(&mut self, position: usize, logits: &[f32], sampler: &mut Sampler) {
         let top = self.request.prompt_logprobs.unwrap_or(0);
-        match self.request.prompt.get(position + 1) {
-            Some(&token) => self.prompt_logprobs.push(sampler.logprobs(logits, token, top)),
-            None => {
-                let all = std::mem::take(&mut self.prompt_logprobs);
-                self.send(Event::Prompt(all));
-            }
+        if let Some(&token) = self.request.prompt.get(position + 1) {
+            self.prompt_logprobs.push(sampler.logprobs(logits, token, top));
         }
+    }
+
+    /// The prompt is computed; true when it is so for the first time.
+    pub fn prompt_done(&mut self, cached: usize) -> bool {
+        let first = self.cached.replace(cached).is_none();
+        if first {
+            let logprobs = std::mem::take(&mut self.prompt_logprobs);
+            self.send(Event::Prompt { cached, logprobs });
+        }
+        first
     }
 
     /// Chooses the next token. Logits that come before their grammar are kept.
@@ -178,7 +187,8 @@ impl Live {
         let begun = self.begun.unwrap_or(now);
         let answered = self.answered.unwrap_or(now);
         let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
-        let usage = Usage { prompt: self.prompt_len(), cached: 0, completion: self.generated };
+        let cached = self.cached.unwrap_or(0);
+        let usage = Usage { prompt: self.prompt_len(), cached, completion: self.generated };
         let timings = Timings {
             queue_ms: ms(self.arrived, begun),
             prefill_ms: ms(begun, answered),

@@ -27,7 +27,7 @@ use self::handle::{Command, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission
 use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
-use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
+use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig, Sequence};
 use crate::types::{FinishReason, SeqId, TokenId};
 
 /// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
@@ -147,6 +147,7 @@ impl Engine {
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
+            scope: request.scope,
         });
         self.live.insert(id, Live::new(submission, &self.masks));
     }
@@ -203,6 +204,13 @@ impl Engine {
                 live.score(position, logits.row(row), &mut self.sampler);
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
+            if prompt_is_done {
+                let cached = self.scheduler.running(entry.id).map_or(0, Sequence::cached);
+                if live.prompt_done(cached) && cached > 0 {
+                    self.stats.prefix_hits.fetch_add(1, Ordering::Relaxed);
+                    self.stats.prefix_hit_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+                }
+            }
             let outcome = match rows.sample {
                 Some(row) => match outcome(live.sample(logits.row(row), &mut self.sampler)) {
                     Some(outcome) => outcome,
@@ -318,7 +326,10 @@ impl Engine {
 
     fn publish(&self, batch: &Batch) {
         let stats = &self.stats;
+        let pool = self.scheduler.pool();
         stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
+        stats.kv_blocks_cached.store(pool.idle_count(), Ordering::Relaxed);
+        stats.prefix_evictions.store(pool.evictions(), Ordering::Relaxed);
         stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
         if !batch.entries.is_empty() {
             stats.steps.fetch_add(1, Ordering::Relaxed);

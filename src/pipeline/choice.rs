@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::form::Form;
 use super::tools::{self, Tools};
-use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob};
+use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob, random_seed};
 use crate::engine::handle::{Event, GenerateRequest, Generation, Logprobs};
 use crate::error::Error;
 use crate::registry::ServedModel;
@@ -31,6 +31,8 @@ pub(super) struct Choice {
     calls: Calls,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
+    /// The log-probabilities of the prompt are wanted.
+    scored: bool,
     /// Tokens whose text is not out yet, with the bytes of text before each.
     held: VecDeque<(usize, TokenLogprob)>,
     /// Tokens whose text is out of the matcher, and not of the parser.
@@ -40,6 +42,8 @@ pub(super) struct Choice {
     sent: usize,
     generated: usize,
     reasoning: usize,
+    /// Prompt tokens that were found in the prefix cache.
+    cached: usize,
     started: Instant,
     first_token: Option<Instant>,
     ready: VecDeque<TextEvent>,
@@ -76,18 +80,20 @@ impl Choice {
             calls: Calls::default(),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
+            scored: generate.prompt_logprobs.is_some(),
             held: VecDeque::new(),
             told: Vec::new(),
             decoded: 0,
             sent: 0,
             generated: 0,
             reasoning: 0,
+            cached: 0,
             started: Instant::now(),
             first_token: None,
             ready: VecDeque::new(),
         };
         // With log-probabilities the prompt comes back when the engine has scored it.
-        if request.echo && generate.prompt_logprobs.is_none() {
+        if request.echo && !choice.scored {
             let text = match &request.prompt {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
@@ -105,7 +111,7 @@ impl Choice {
             }
             let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
             match ready!(generation.poll_next(cx)) {
-                Some(Event::Prompt(logprobs)) => self.prompt(logprobs),
+                Some(Event::Prompt { cached, logprobs }) => self.prompt(cached, logprobs),
                 Some(Event::Token { id, logprobs }) => self.token(id, logprobs),
                 Some(Event::Finished { reason, usage, timings }) => {
                     self.end(reason, usage, timings);
@@ -122,8 +128,12 @@ impl Choice {
         }
     }
 
-    /// The scored prompt, as the first delta.
-    fn prompt(&mut self, logprobs: Vec<Logprobs>) {
+    /// The prompt is computed; where it was scored, it is the first delta.
+    fn prompt(&mut self, cached: usize, logprobs: Vec<Logprobs>) {
+        self.cached = cached;
+        if !self.scored {
+            return;
+        }
         let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
         let tokens = self.prompt.iter().zip(scores);
         let mut tokens: Vec<_> = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
@@ -169,7 +179,8 @@ impl Choice {
     fn stopped(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        let usage = Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
+        let (prompt, cached) = (self.prompt.len(), self.cached);
+        let usage = Usage { prompt, cached, completion: self.generated };
         let timings = Timings {
             queue_ms: 0.0,
             prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
@@ -246,7 +257,8 @@ impl Choice {
                     self.calls.custom = custom.then(String::new);
                     let index = self.calls.begun;
                     self.calls.begun += 1;
-                    self.ready.push_back(TextEvent::ToolCall { choice, index, name, custom });
+                    let id = format!("call_{:016x}{:08x}", random_seed(), random_seed() as u32);
+                    self.ready.push_back(TextEvent::ToolCall { choice, index, id, name, custom });
                 }
                 Piece::Arguments(text) => match &mut self.calls.custom {
                     Some(arguments) => arguments.push_str(&text),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{fields, messages, tools};
+use super::{fields, messages, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 
 /// Reads a body.
@@ -14,6 +14,7 @@ use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 /// The first field that is unknown, refused, malformed or out of range.
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
+    let keep = stored::wanted(&mut body)?;
     let common = Common::read(&mut body, lenient)?;
     let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
     common.check_min_tokens(max_tokens)?;
@@ -25,7 +26,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let request =
         TextRequest { max_tokens, max_tokens_param, logprobs, tools, ..common.request(prompt) };
     let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream })
+    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
 }
 
 /// `choices[i]` of the first chunk of a choice.

@@ -33,7 +33,13 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         ..common.request(prompt)
     };
     let requests = prompts.into_iter().map(request).collect();
-    Ok(Call { shape: Shape::Completion, model: common.model, requests, stream: common.stream })
+    Ok(Call {
+        shape: Shape::Completion,
+        model: common.model,
+        requests,
+        stream: common.stream,
+        keep: None,
+    })
 }
 
 /// `choices[i]`, of a chunk or of the whole object: they are the same here.

@@ -60,11 +60,12 @@ pub(super) const CHAT: &[Field] = &[
     honoured("parallel_tool_calls"),
     honoured("tool_choice"),
     honoured("tools"),
-    no_effect("metadata", "labels for stored completions, and nothing is stored"),
+    // Labels of a stored completion; checked, and of no effect without `store`.
+    honoured("metadata"),
     no_effect("prediction", "a hint for speed, which never changes the text"),
     no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
-    no_effect("prompt_cache_options", "there is no prefix cache yet"),
-    no_effect("prompt_cache_retention", "there is no prefix cache yet"),
+    no_effect("prompt_cache_options", "every prefix is cached while there is room"),
+    no_effect("prompt_cache_retention", "every prefix is cached while there is room"),
     no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
     no_effect("service_tier", "there is one tier, and the answer says so"),
     no_effect("user", "for the abuse monitoring of a hosted service"),
@@ -74,7 +75,7 @@ pub(super) const CHAT: &[Field] = &[
     refused("functions", is_empty_list, "functions are called as 'tools' here"),
     refused("moderation", never, "moderation inside a completion is not supported"),
     refused("modalities", is_text_only, "only the modality 'text' is supported"),
-    refused("store", is_false, "completions are not stored yet; leave it out or send false"),
+    honoured("store"),
     refused("web_search_options", never, "web search is not supported"),
     // Not OpenAI's: extras that clients of local servers send.
     honoured("chat_template_kwargs"),
@@ -126,6 +127,36 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("top_k"),
 ];
 
+/// `POST /tokenize`.
+pub(super) const TOKENIZE: &[Field] = &[
+    honoured("model"),
+    honoured("prompt"),
+    honoured("content"),
+    honoured("messages"),
+    honoured("tools"),
+    honoured("tool_choice"),
+    honoured("parallel_tool_calls"),
+    honoured("chat_template_kwargs"),
+    honoured("add_special"),
+    honoured("add_special_tokens"),
+    honoured("parse_special"),
+    honoured("return_token_strs"),
+    honoured("with_pieces"),
+];
+
+/// `POST /detokenize`.
+pub(super) const DETOKENIZE: &[Field] = &[honoured("model"), honoured("tokens")];
+
+/// `POST /apply-template`.
+pub(super) const APPLY_TEMPLATE: &[Field] = &[
+    honoured("model"),
+    honoured("messages"),
+    honoured("tools"),
+    honoured("tool_choice"),
+    honoured("parallel_tool_calls"),
+    honoured("chat_template_kwargs"),
+];
+
 /// `tools[i].function`.
 pub(super) const FUNCTION: &[Field] =
     &[honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
@@ -150,6 +181,21 @@ pub(super) const STRUCTURED_OUTPUTS: &[Field] = &[
     honoured("json_object"),
     honoured("regex"),
 ];
+
+/// `POST /v1/admin/keys`.
+pub(super) const ADMIN_KEY: &[Field] = &[
+    honoured("name"),
+    honoured("project"),
+    honoured("admin"),
+    honoured("weight"),
+    honoured("max_running"),
+    honoured("requests_per_min"),
+    honoured("tokens_per_min"),
+    honoured("expires_at"),
+];
+
+/// The bodies that set the labels of an object and nothing else.
+pub(super) const METADATA: &[Field] = &[honoured("metadata")];
 
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
@@ -209,10 +255,6 @@ fn is_empty_list(value: &Value) -> bool {
 
 fn is_empty_string(value: &Value) -> bool {
     value == ""
-}
-
-fn is_false(value: &Value) -> bool {
-    value == false
 }
 
 fn is_word_none_or_auto(value: &Value) -> bool {
@@ -276,7 +318,6 @@ mod tests {
             ("functions", json!([{"name": "f"}]), vec![json!([]), json!(null)]),
             ("modalities", json!(["text", "audio"]), vec![json!(["text"]), json!(null)]),
             ("moderation", json!({"model": "omni"}), vec![json!(null)]),
-            ("store", json!(true), vec![json!(false), json!(null)]),
             ("web_search_options", json!({}), vec![json!(null)]),
         ];
         let covered: HashSet<_> = chat.iter().map(|case| case.0).collect();

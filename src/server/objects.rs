@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Shape, StreamOptions};
 use super::chat::{CallParts, Part};
 use super::error::ApiError;
-use super::{chat, completions, ids};
+use super::{chat, completions};
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TokenLogprob};
 use crate::types::{FinishReason, Usage};
@@ -146,9 +146,8 @@ impl Chunks {
             TextEvent::Reasoning { choice, text, logprobs } => {
                 self.part(choice, &Part::Reasoning(&text), &logprobs, out);
             }
-            TextEvent::ToolCall { choice, index, name, custom } => {
+            TextEvent::ToolCall { choice, index, id, name, custom } => {
                 self.custom[choice] = custom;
-                let id = ids::random("call_");
                 let call = Part::Call { index, id: &id, name: &name, custom };
                 self.part(choice, &call, &[], out);
             }
@@ -272,8 +271,8 @@ impl Whole {
                 choice.reasoning.push_str(&text);
                 choice.logprobs.extend(logprobs);
             }
-            TextEvent::ToolCall { choice, name, custom, .. } => {
-                let (id, arguments) = (ids::random("call_"), String::new());
+            TextEvent::ToolCall { choice, id, name, custom, .. } => {
+                let arguments = String::new();
                 self.choices[choice].calls.push(CallParts { id, name, arguments, custom });
             }
             TextEvent::ToolArguments { choice, index, text, logprobs } => {

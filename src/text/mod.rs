@@ -13,6 +13,7 @@
 mod detokenize;
 mod gguf;
 mod grammar;
+mod guard;
 mod output;
 mod pretokenizer;
 mod python;
@@ -25,6 +26,7 @@ mod tools;
 pub use detokenize::DecodeStream;
 pub use gguf::{GgufVocab, VocabKind};
 pub use grammar::{Follower, Grammar, Next, Opening, Rules, Shape, Thinking, Trigger, Vocabulary};
+pub use guard::Guard;
 pub use output::{CallFormat, CallParser, OutputParser, Piece, PlainParser, THINK, ThinkParser};
 pub use stop::{StopHit, StopMatcher};
 pub use template::{ChatTemplate, Clock};

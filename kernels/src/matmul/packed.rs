@@ -1,5 +1,8 @@
 //! A weight matrix in the kernel layout.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::Shared;
@@ -20,6 +23,29 @@ pub struct Packed {
     data: HugeBuf<u8>,
 }
 
+/// Where the rows of a matrix come from while it is packed.
+pub trait Rows: Sync {
+    /// The bytes of row `row`, asked for once, by any thread.
+    fn row(&self, row: usize) -> Cow<'_, [u8]>;
+
+    /// Told that these rows are packed, so that their source can be let go of.
+    fn packed(&self, rows: Range<usize>) {
+        let _ = rows;
+    }
+}
+
+/// Rows that lie one after the other.
+struct InOrder<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+}
+
+impl Rows for InOrder<'_> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes[row * self.row_bytes..][..self.row_bytes])
+    }
+}
+
 impl Packed {
     /// Packs `rows`, the `n` rows of a file in file order.
     ///
@@ -28,21 +54,15 @@ impl Packed {
     pub fn pack(pool: &Pool, dtype: DType, n: usize, k: usize, rows: &[u8]) -> Packed {
         let row_bytes = row_bytes(dtype, k);
         assert_eq!(Some(rows.len()), n.checked_mul(row_bytes), "bytes of [{n}, {k}] {dtype}");
-        Packed::pack_with(pool, dtype, n, k, &|row| &rows[row * row_bytes..][..row_bytes])
+        Packed::pack_with(pool, dtype, n, k, &InOrder { bytes: rows, row_bytes })
     }
 
-    /// Packs the rows that `row` returns for `0..n`: rows in another order, or those of several
-    /// matrices one after the other. `row` is called once per row, from several threads.
+    /// Packs the rows that `source` returns for `0..n`: rows in another order, those of several
+    /// matrices one after the other, or such as are made on the way.
     ///
     /// # Panics
     /// If `k` is not a whole number of blocks or a row has another length than `k` weights.
-    pub fn pack_with<'a>(
-        pool: &Pool,
-        dtype: DType,
-        n: usize,
-        k: usize,
-        row: &(dyn Fn(usize) -> &'a [u8] + Sync),
-    ) -> Packed {
+    pub fn pack_with(pool: &Pool, dtype: DType, n: usize, k: usize, source: &impl Rows) -> Packed {
         let row_bytes = row_bytes(dtype, k);
         let storage = Storage::of(dtype);
         let tile_bytes = storage.tile_bytes(k);
@@ -52,19 +72,21 @@ impl Packed {
         // Whole megabytes per task: a huge page is faulted in by one thread.
         let per_task = ((1 << 20) / tile_bytes.max(1)).max(1);
         pool.run(tiles.div_ceil(per_task), &|task| {
-            for tile in task * per_task..((task + 1) * per_task).min(tiles) {
+            let mine = task * per_task..((task + 1) * per_task).min(tiles);
+            for tile in mine.clone() {
                 // SAFETY: a tile lies in `data`, which outlives the run; one task writes it.
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
                 };
                 let columns = COLUMNS.min(n - tile * COLUMNS);
-                let mut rows = [&[][..]; COLUMNS];
-                for (column, bytes) in rows[..columns].iter_mut().enumerate() {
-                    *bytes = row(tile * COLUMNS + column);
+                let rows = (0..columns).map(|column| source.row(tile * COLUMNS + column));
+                let rows: Vec<_> = rows.collect();
+                for bytes in &rows {
                     assert_eq!(bytes.len(), row_bytes, "bytes of a row of {k} {dtype}");
                 }
-                pack_tile(dtype, &storage, &rows[..columns], out);
+                pack_tile(dtype, &storage, &rows, out);
             }
+            source.packed(mine.start * COLUMNS..n.min(mine.end * COLUMNS));
         });
         Packed { dtype, n, k, storage, tile_bytes, data }
     }
@@ -152,8 +174,8 @@ fn row_bytes(dtype: DType, k: usize) -> usize {
 }
 
 /// Packs up to 16 rows; columns without a row keep their zeros.
-fn pack_tile(dtype: DType, storage: &Storage, rows: &[&[u8]], out: &mut [u8]) {
-    let elements = |width: usize, rows: &[&[u8]], out: &mut [u8]| {
+fn pack_tile(dtype: DType, storage: &Storage, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
+    let elements = |width: usize, rows: &[Cow<'_, [u8]>], out: &mut [u8]| {
         for (column, row) in rows.iter().enumerate() {
             let targets = out.chunks_exact_mut(COLUMNS * width);
             for (target, element) in targets.zip(row.chunks_exact(width)) {
@@ -178,7 +200,7 @@ fn pack_tile(dtype: DType, storage: &Storage, rows: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn pack_blocks(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
+fn pack_blocks(dtype: DType, record: &Record, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
     let width = dtype.block_bytes();
     let mut parts = Parts::default();
     let blocks = rows[0].len() / width;
@@ -199,7 +221,7 @@ fn pack_blocks(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn pack_supers(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
+fn pack_supers(dtype: DType, record: &Record, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
     let width = dtype.block_bytes();
     let mut parts = Parts::default();
     for (block, out) in out.chunks_exact_mut(record.bytes).enumerate() {

@@ -1,5 +1,8 @@
 //! Every format, shape and instruction set against sums in f64; equality of bits where promised.
 
+use std::borrow::Cow;
+use std::sync::Mutex;
+
 use super::*;
 use crate::cases::{assert_same_bits, randoms};
 use crate::quant::{DType, dequantize, quantize};
@@ -223,6 +226,21 @@ fn extreme_codes_do_not_saturate() {
     }
 }
 
+struct Shuffled<F> {
+    row: F,
+    told: Mutex<Vec<Vec<usize>>>,
+}
+
+impl<'a, F: Fn(usize) -> &'a [u8] + Sync> Rows for Shuffled<F> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        Cow::Borrowed((self.row)(row))
+    }
+
+    fn packed(&self, rows: Range<usize>) {
+        self.told.lock().expect("no panic").push(rows.collect());
+    }
+}
+
 #[test]
 fn pack_with_takes_rows_from_anywhere() {
     let pool = Pool::new(2);
@@ -231,7 +249,11 @@ fn pack_with_takes_rows_from_anywhere() {
     let row_bytes = bytes.len() / n;
     let order = |r: usize| (r * 7 + 3) % n;
     let row = |r: usize| &bytes[order(r) * row_bytes..][..row_bytes];
-    let w = Packed::pack_with(&pool, DType::Q4K, n, k, &row);
+    let source = Shuffled { row, told: Mutex::default() };
+    let w = Packed::pack_with(&pool, DType::Q4K, n, k, &source);
+    let mut told: Vec<usize> = source.told.into_inner().expect("no panic").concat();
+    told.sort_unstable();
+    assert!(told.into_iter().eq(0..n), "every row is told to be packed, once");
     let (mut got, mut want) = (vec![0.0; k], vec![0.0; k]);
     for r in 0..n {
         w.row(r, &mut got);
