@@ -33,9 +33,7 @@ pub(super) fn encode(
     let fail = |e: crate::text::TextError| Error::invalid(request.prompt_param(), e.to_string());
     match &request.prompt {
         Prompt::Tokens(ids) => Ok((String::new(), ids.clone())),
-        Prompt::Text(text) => {
-            Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?))
-        }
+        Prompt::Text(text) => Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?)),
         Prompt::Chat { messages, template_kwargs } => {
             let guard = Guard::new(messages.clone(), tokenizer);
             let tools = request.tools.as_ref().and_then(Tools::definitions);

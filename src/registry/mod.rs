@@ -38,12 +38,36 @@ pub struct ServedModel {
 #[derive(Default)]
 pub struct Registry {
     models: Vec<Arc<ServedModel>>,
+    /// Other names: name and id.
+    aliases: Vec<(String, String)>,
 }
 
 impl Registry {
     /// Over loaded models, in the order in which `/v1/models` lists them.
     pub fn new(models: Vec<ServedModel>) -> Self {
-        Self { models: models.into_iter().map(Arc::new).collect() }
+        Self { models: models.into_iter().map(Arc::new).collect(), aliases: Vec::new() }
+    }
+
+    /// The same with other names for its models, each a name and an id.
+    ///
+    /// # Errors
+    /// A name that is an id already, or an id that nothing is served under.
+    pub fn with_aliases(mut self, aliases: Vec<(String, String)>) -> Result<Self, String> {
+        for (name, id) in &aliases {
+            if self.models.iter().any(|m| m.id == *name) {
+                return Err(format!("`{name}` is the id of a model; it cannot name another"));
+            }
+            if !self.models.iter().any(|m| m.id == *id) {
+                return Err(format!("`{name}` stands for `{id}`, which is not served"));
+            }
+        }
+        self.aliases = aliases;
+        Ok(self)
+    }
+
+    /// Other names of models: name and id.
+    pub fn aliases(&self) -> &[(String, String)] {
+        &self.aliases
     }
 
     /// All of them.
@@ -51,8 +75,10 @@ impl Registry {
         &self.models
     }
 
-    /// One of them.
+    /// One of them, by its id or another name of it.
     pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
+        let alias = self.aliases.iter().find(|(name, _)| name == id);
+        let id = alias.map_or(id, |(_, id)| id);
         self.models.iter().find(|m| m.id == id).cloned()
     }
 

@@ -1,8 +1,8 @@
 //! `/tokenize`, `/detokenize` and `/apply-template`: a prompt as the model sees it.
 //!
 //! Not OpenAI's. Both conventions in use are spoken: vLLM's (`prompt` or `messages` in, `tokens`
-//! and `count` out) and llama.cpp's (`content` in, `tokens` out). Without `model` the first one that
-//! is served answers.
+//! and `count` out) and llama.cpp's (`content` in, `tokens` out). Without `model` the first one
+//! that is served answers.
 
 use std::sync::Arc;
 

@@ -29,7 +29,8 @@ impl Guard {
             let json = Value::from(text.as_str()).to_string();
             all.contains(&json[1..json.len() - 1])
         };
-        let mut texts: Vec<String> = tokenizer.special_texts().into_iter().filter(spelled).collect();
+        let mut texts = tokenizer.special_texts();
+        texts.retain(spelled);
         texts.sort_unstable_by_key(|text| std::cmp::Reverse(text.len()));
         let marks = '\u{f0000}'..='\u{ffffd}';
         let mark = marks.into_iter().find(|mark| !all.contains(*mark)).unwrap_or('\u{ffffe}');

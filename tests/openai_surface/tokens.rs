@@ -42,8 +42,7 @@ async fn what_a_user_writes_is_never_a_special_token() {
         let special = tokens.iter().filter(|id| id.as_u64() >= Some(256)).count();
         assert_eq!(special, specials, "{role}");
         let prompt = post(&server, "/apply-template", json!({"messages": messages})).await;
-        let expected =
-            format!("<|im_start|>{role}\n{evil}<|im_end|>\n<|im_start|>assistant\n");
+        let expected = format!("<|im_start|>{role}\n{evil}<|im_end|>\n<|im_start|>assistant\n");
         assert_eq!(prompt["prompt"], expected);
         let back = post(&server, "/detokenize", json!({"tokens": tokens})).await;
         assert_eq!(back["prompt"], expected);
