@@ -20,6 +20,8 @@ pub struct Config {
     pub models: Vec<String>,
     /// Ids, for the first models.
     pub aliases: Vec<String>,
+    /// Other names of served models: name and id.
+    pub model_aliases: Vec<(String, String)>,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
@@ -122,6 +124,7 @@ impl RawConfig {
         Ok(Config {
             models: model.model,
             aliases: server.alias,
+            model_aliases: model_aliases(&server.model_alias)?,
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
@@ -156,6 +159,17 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
         Some(folder) => (folder != Path::new("none")).then_some(folder),
         None => default_data_dir(),
     }
+}
+
+/// `gpt-4o-mini=hearth-tiny` is a name and an id.
+fn model_aliases(list: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, id)) if !name.trim().is_empty() && !id.trim().is_empty() => {
+            Ok((name.trim().to_owned(), id.trim().to_owned()))
+        }
+        _ => wrong("--model-alias", format!("`{text}` is not NAME=ID")),
+    };
+    list.iter().map(pair).collect()
 }
 
 /// A scheme, `://` and a host, with no path: what a browser sends.
@@ -253,6 +267,7 @@ mod tests {
             ("ctx-size = 0", "--ctx-size"),
             ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
+            ("model-alias = \"gpt-4o\"", "--model-alias"),
         ];
         for (toml, flag) in cases {
             assert_eq!(raw(toml).validate().unwrap_err().option, flag);

@@ -65,6 +65,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The answer is calls of tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -73,6 +75,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

@@ -87,6 +87,11 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_ALIAS")]
     #[serde(deserialize_with = "one_or_many")]
     pub alias: Vec<String>,
+    /// Another name for a served model, as `gpt-4o-mini=hearth-tiny`, for clients that insist on
+    /// theirs; repeat for several.
+    #[arg(long, env = "HEARTH_MODEL_ALIAS")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub model_alias: Vec<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
     pub host: Option<String>,
@@ -177,6 +182,7 @@ impl RawConfig {
                     true => list(server.alias, file.server.alias),
                     false => server.alias,
                 },
+                model_alias: list(server.model_alias, file.server.model_alias),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
                 data_dir: server.data_dir.or(file.server.data_dir),
@@ -255,7 +261,8 @@ mod tests {
     #[test]
     fn what_the_flags_do_not_say_the_file_says() {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
-            batch-tokens = 3\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\nhost = \"::1\"\n\
+            batch-tokens = 3\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\n\
             lenient-fields = true\nlog-format = \"json\"";

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
@@ -155,6 +155,8 @@ impl OpenModel {
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
+            vocabulary: OnceLock::new(),
+            tool_style: text.template.as_ref().map(ChatTemplate::tool_style),
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,

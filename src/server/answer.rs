@@ -109,7 +109,11 @@ fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEven
 
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
     match &mut event {
-        TextEvent::Delta { choice, .. } | TextEvent::Finished { choice, .. } => *choice += first,
+        TextEvent::Delta { choice, .. }
+        | TextEvent::Reasoning { choice, .. }
+        | TextEvent::ToolCall { choice, .. }
+        | TextEvent::ToolArguments { choice, .. }
+        | TextEvent::Finished { choice, .. } => *choice += first,
     }
     event
 }

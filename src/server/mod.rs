@@ -14,6 +14,7 @@ mod cors;
 mod error;
 mod extract;
 mod fields;
+mod format;
 mod ids;
 mod listen;
 mod messages;
@@ -25,6 +26,8 @@ mod observe;
 mod paging;
 mod sse;
 mod stored;
+mod tokens;
+mod tools;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -135,7 +138,8 @@ impl App {
 
     /// Before anything is read: `/v1` wants a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
-        let wants_key = request.uri().path().starts_with("/v1/");
+        let path = request.uri().path();
+        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
         wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
     }
 
@@ -195,6 +199,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(scrape))
