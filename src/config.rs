@@ -81,6 +81,9 @@ pub struct RawConfig {
     /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
+    /// GB of uploaded files that one project may have (default: 20).
+    #[arg(long, env = "HEARTH_FILES_QUOTA_GB")]
+    pub files_quota_gb: Option<usize>,
     /// Warn about request fields that nobody knows instead of refusing them.
     #[arg(
         long,
@@ -137,6 +140,8 @@ pub struct Config {
     pub plan: PlanOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
+    /// Bytes of the files of one project together.
+    pub files_quota_bytes: u64,
     /// Unknown request fields are warned about.
     pub lenient_fields: bool,
     /// Logs are JSON lines.
@@ -207,6 +212,7 @@ impl RawConfig {
             max_queue: self.max_queue.or(file.max_queue),
             batch_tokens: self.batch_tokens.or(file.batch_tokens),
             body_limit_mb: self.body_limit_mb.or(file.body_limit_mb),
+            files_quota_gb: self.files_quota_gb.or(file.files_quota_gb),
             lenient_fields: self.lenient_fields.or(file.lenient_fields),
             log_format: self.log_format.or(file.log_format),
         }
@@ -278,6 +284,9 @@ impl RawConfig {
                 kv_dtype,
             },
             body_limit_bytes: in_range("--body-limit-mb", self.body_limit_mb, 4, 4096)? << 20,
+            files_quota_bytes: (in_range("--files-quota-gb", self.files_quota_gb, 20, 1 << 20)?
+                as u64)
+                << 30,
             lenient_fields: self.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),

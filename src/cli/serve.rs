@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use super::{Common, Failure, open};
 use crate::auth::Keyring;
 use crate::config::Config;
+use crate::files::{Files, Quota};
 use crate::history::History;
 use crate::pipeline::Pipeline;
 use crate::registry::{ServedModel, builtin};
@@ -38,7 +39,9 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     }
     eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)) };
+    let quota = Quota { project_bytes_max: config.files_quota_bytes };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
