@@ -20,7 +20,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hearth::embeddings::{Bounds, EmbeddingModel};
 use hearth::registry::{OpenEmbedding, Registry};
-use hearth::server::ServerConfig;
 use hearth_kernels::Pool;
 use hearth_models::{AnyFile, Compute, EncoderBatch};
 use serde_json::{Map, Value, json};
@@ -30,6 +29,7 @@ use fixture::{Options, Server};
 use http::Answer;
 
 const ENCODER: &str = "org/bert:F32";
+const ALIAS: &str = "text-embedding-3-small";
 const CLS: u32 = 2;
 const SEP: u32 = 3;
 const MEAN: &str = r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#;
@@ -143,7 +143,10 @@ fn loaded(path: &Path, id: &str, queue_len: usize) -> EmbeddingModel {
 async fn serve(folder: &TempDir) -> Server {
     let embedder = loaded(folder.path(), ENCODER, 8);
     let registry = Registry::new(vec![fixture::model(&Options::default())]);
-    fixture::serve_all(registry.with_embedders(vec![embedder]), ServerConfig::default()).await
+    let registry = registry.with_embedders(vec![embedder]);
+    let aliases = vec![(ALIAS.to_owned(), ENCODER.to_owned())];
+    let registry = registry.with_aliases(aliases).expect("a served model");
+    fixture::serve_all(registry, Options::default()).await
 }
 
 async fn embed(server: &Server, mut fields: Value) -> Answer {
@@ -266,7 +269,9 @@ async fn models_of_both_kinds_are_listed_and_do_not_do_each_others_work() {
     let server = serve(&folder).await;
     let list = server.get("/v1/models").await.json();
     let ids: Vec<_> = list["data"].as_array().expect("a list").iter().map(|m| &m["id"]).collect();
-    assert_eq!(ids, [fixture::MODEL, ENCODER]);
+    assert_eq!(ids, [fixture::MODEL, ENCODER, ALIAS]);
+    let body = json!({"model": ALIAS, "input": "a"});
+    assert_eq!(server.post("/v1/embeddings", body).await.json()["model"], ENCODER);
     let one = server.get("/v1/models/org%2Fbert%3AF32").await.json();
     assert_eq!(one, list["data"][1]);
     assert_eq!((&one["context_length"], &one["embedding_length"]), (&json!(40), &json!(48)));
@@ -308,7 +313,7 @@ async fn a_gguf_file_gives_the_vector_of_the_folder() {
     assert_eq!(understood(&gguf).expect("it is understood").name(), "bert");
     let models = vec![loaded(&gguf, "gguf", 8), loaded(folder.path(), "folder", 8)];
     let registry = Registry::default().with_embedders(models);
-    let server = fixture::serve_all(registry, ServerConfig::default()).await;
+    let server = fixture::serve_all(registry, Options::default()).await;
     let mut vectors = Vec::new();
     for model in ["gguf", "folder"] {
         let body = json!({"model": model, "input": "Spelling the BEE"});

@@ -15,10 +15,11 @@ use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
 use crate::registry::{
-    self, LoadOptions, OpenEmbedding, OpenModel, Registry, ServedModel, builtin, plan,
+    self, LoadError, LoadOptions, OpenEmbedding, OpenModel, Registry, ServedModel, builtin, plan,
 };
 
-const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); name one:\n  \
+pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
+    name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";
@@ -84,7 +85,9 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
         let loaded = with_bar(|progress| model.load(id, &compute, bounds, progress));
         embedders.push(loaded?);
     }
-    Ok(Registry::new(served).with_embedders(embedders))
+    let registry = Registry::new(served).with_embedders(embedders);
+    let aliases = config.model_aliases.clone();
+    Ok(registry.with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?)
 }
 
 /// What to load: what the configuration names, or else the model that the binary carries.
@@ -99,7 +102,7 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
 /// Threads and device.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
-    Ok(Compute::parse(&config.device, &pool)?)
+    Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}").into())
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.
@@ -130,7 +133,7 @@ pub(super) fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
         ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
         source => {
             let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()).into())
+            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source }.into())
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LONG_PROMPT_BYTES, Pipeline};
+use super::Pipeline;
 use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, cut};
 use crate::error::Error;
 use crate::text::Special;
@@ -19,6 +19,17 @@ pub struct EmbedRequest {
     pub dimensions: Option<usize>,
 }
 
+impl EmbedRequest {
+    /// How much text there is to encode.
+    fn len_bytes(&self) -> usize {
+        let len = |input: &EmbedInput| match input {
+            EmbedInput::Text(text) => text.len(),
+            EmbedInput::Tokens(_) => 0,
+        };
+        self.inputs.iter().map(len).sum()
+    }
+}
+
 /// One text.
 #[derive(Clone, Debug)]
 pub enum EmbedInput {
@@ -31,6 +42,8 @@ pub enum EmbedInput {
 /// The answer.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
+    /// Id of the model that made them.
+    pub model: String,
     /// One for each input, in order.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, special ones included.
@@ -45,7 +58,8 @@ impl Pipeline {
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, Error> {
         let model = self.registry.embedder(&request.model)?;
         let dimensions = check_dimensions(&model, request.dimensions)?;
-        let texts = self.encode_texts(&model, request.inputs).await?;
+        let (len, inputs, encoder) = (request.len_bytes(), request.inputs, Arc::clone(&model));
+        let texts = self.aside(len, move || encode(&encoder, inputs)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let vectors = model.queue().submit(texts).map_err(|error| match error {
             SubmitError::QueueFull { waiting, retry_after } => {
@@ -56,33 +70,7 @@ impl Pipeline {
         let mut vectors = vectors.wait().await.map_err(Error::Internal)?;
         let normalize = model.settings().normalize;
         vectors.iter_mut().for_each(|vector| cut(vector, dimensions, normalize));
-        Ok(Embeddings { vectors, prompt_tokens })
-    }
-
-    /// [`encode`] on a thread that may take its time, large requests a few at a time.
-    async fn encode_texts(
-        &self,
-        model: &Arc<EmbeddingModel>,
-        inputs: Vec<EmbedInput>,
-    ) -> Result<Vec<Vec<TokenId>>, Error> {
-        let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
-        let len = |input: &EmbedInput| match input {
-            EmbedInput::Text(text) => text.len(),
-            EmbedInput::Tokens(_) => 0,
-        };
-        let place = match inputs.iter().map(len).sum::<usize>() >= LONG_PROMPT_BYTES {
-            true => {
-                let place = Arc::clone(&self.long_prompts).acquire_owned().await;
-                Some(place.map_err(|e| failed(e.to_string()))?)
-            }
-            false => None,
-        };
-        let model = Arc::clone(model);
-        let encoding = tokio::task::spawn_blocking(move || {
-            let _place = place; // kept to the end even when the client goes away before
-            encode(&model, inputs)
-        });
-        encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
+        Ok(Embeddings { model: model.id().to_owned(), vectors, prompt_tokens })
     }
 }
 

@@ -26,21 +26,20 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let echo = body.bool("echo")?.unwrap_or(false);
     let prompts = prompts(body.value("prompt"))?;
     let request = |prompt| TextRequest {
-        model: common.model.clone(),
-        prompt,
-        n: common.n,
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
-        min_tokens: common.min_tokens,
-        stop: common.stop.clone(),
-        stop_token_ids: common.stop_token_ids.clone(),
-        ignore_eos: common.ignore_eos,
         logprobs,
         echo,
-        sampling: common.sampling.clone(),
+        ..common.request(prompt)
     };
     let requests = prompts.into_iter().map(request).collect();
-    Ok(Call { shape: Shape::Completion, model: common.model, requests, stream: common.stream })
+    Ok(Call {
+        shape: Shape::Completion,
+        model: common.model,
+        requests,
+        stream: common.stream,
+        keep: None,
+    })
 }
 
 /// `choices[i]`, of a chunk or of the whole object: they are the same here.

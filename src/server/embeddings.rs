@@ -59,9 +59,8 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
 
 /// Answers a call. Dropping the future cancels it.
 pub(super) async fn answer(app: &App, watch: &Watch, call: Call) -> Result<Response, ApiError> {
-    let model = call.request.model.clone();
     let embeddings = app.pipeline.embed(call.request).await?;
-    let prompt_tokens = embeddings.prompt_tokens;
+    let (model, prompt_tokens) = (embeddings.model, embeddings.prompt_tokens);
     watch.generating(&model, prompt_tokens, 0);
     let item = |(index, vector)| Item {
         object: "embedding",

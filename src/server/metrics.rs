@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 12] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 16] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -138,6 +138,18 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 12] = [
         m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
     }),
     gauge("kv_blocks_total", "KV blocks there are", |m| m.engine().limits().kv_blocks as u64),
+    gauge("kv_blocks_cached", "KV blocks that nobody holds and the prefix cache remembers", |m| {
+        m.engine().stats().kv_blocks_cached.load(Ordering::Relaxed) as u64
+    }),
+    counter("prefix_cache_hits", "Prompts that began with something cached", |m| {
+        m.engine().stats().prefix_hits.load(Ordering::Relaxed)
+    }),
+    counter("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", |m| {
+        m.engine().stats().prefix_hit_tokens.load(Ordering::Relaxed)
+    }),
+    counter("prefix_cache_evictions", "KV blocks that the prefix cache had to forget", |m| {
+        m.engine().stats().prefix_evictions.load(Ordering::Relaxed)
+    }),
     counter("requests", "Sequences ever submitted", |m| {
         m.engine().stats().requests.load(Ordering::Relaxed)
     }),

@@ -11,14 +11,15 @@ use super::App;
 use super::error::ApiError;
 use crate::embeddings::EmbeddingModel;
 use crate::error::Error;
-use crate::registry::ServedModel;
+use crate::registry::{Registry, ServedModel};
 
 /// Everything that is served.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let registry = app.pipeline.registry();
-    let models = registry.models().iter().map(|model| object(model));
-    let embedders = registry.embedders().iter().map(|model| embedder(model));
-    let data: Vec<_> = models.chain(embedders).collect();
+    let models = registry.models().iter().map(|model| object(model, model.id()));
+    let embedders = registry.embedders().iter().map(|model| embedder(model, model.id()));
+    let aliases = registry.aliases().iter().filter_map(|(name, _)| named(registry, name).ok());
+    let data: Vec<_> = models.chain(embedders).chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -28,17 +29,21 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
-    let registry = app.pipeline.registry();
-    if let Some(model) = registry.get(&id) {
-        return Ok(Json(object(&model)));
-    }
-    let model = registry.embedders().iter().find(|model| model.id() == id);
-    Ok(Json(embedder(model.ok_or(Error::ModelNotFound(id))?)))
+    Ok(Json(named(app.pipeline.registry(), &id)?))
 }
 
-fn object(model: &ServedModel) -> Value {
+/// The model behind an id or another name.
+fn named(registry: &Registry, id: &str) -> Result<Value, Error> {
+    match registry.get(id) {
+        Some(model) => Ok(object(&model, id)),
+        None => registry.embedder(id).map(|model| embedder(&model, id)),
+    }
+}
+
+/// A model under one of its names.
+fn object(model: &ServedModel, id: &str) -> Value {
     json!({
-        "id": model.id(),
+        "id": id,
         "object": "model",
         "created": model.created_s(),
         "owned_by": "hearth",
@@ -47,9 +52,9 @@ fn object(model: &ServedModel) -> Value {
     })
 }
 
-fn embedder(model: &EmbeddingModel) -> Value {
+fn embedder(model: &EmbeddingModel, id: &str) -> Value {
     json!({
-        "id": model.id(),
+        "id": id,
         "object": "model",
         "created": model.created_s(),
         "owned_by": "hearth",

@@ -80,7 +80,9 @@ trap stop_server EXIT
 # built-in one.
 start_server() { # [model [id]]
   local log=$work/server.log address= deadline=$((SECONDS + 60))
-  "$binary" serve ${1:+--model "$1"} ${2:+--alias "$2"} --port 0 --api-key "$HEARTH_API_KEY" --data-dir "$work/data" \
+  rm -rf "$work/data"
+  "$binary" serve ${1:+--model "$1"} ${2:+--alias "$2"} --port 0 --api-key "$HEARTH_API_KEY" \
+    --data-dir "$work/data" \
     >"$log" 2>&1 </dev/null &
   server=$!
   until [ -n "$address" ] && curl -fsS --max-time 5 -o /dev/null "$address/ready" 2>/dev/null; do
