@@ -128,12 +128,12 @@ fn passes(
 ) -> Result<bool, Box<dyn Error>> {
     let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
     for id in tokenizer.encode(text, Special::NONE)? {
-        if !allows(&follower.next(), id) {
+        if !allows(&follower.allowed(), id) {
             return Ok(false);
         }
         follower.push(id);
     }
-    let next = follower.next();
+    let next = follower.allowed();
     Ok(next == Next::End || allows(&next, end))
 }
 
@@ -153,7 +153,7 @@ fn answer(
     let mut ids = Vec::new();
     while ids.len() < ANSWER_TOKENS_MAX {
         let began = Instant::now();
-        let next = follower.next();
+        let next = follower.allowed();
         masks.push(began.elapsed());
         let Next::Only(words) = &next else {
             return (next == Next::End).then(|| tokenizer.decode(&ids, true));

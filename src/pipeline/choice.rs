@@ -95,7 +95,7 @@ impl Choice {
             ready: VecDeque::new(),
         };
         // With log-probabilities the prompt comes back when the engine has scored it.
-        if request.echo && !choice.scored {
+        if request.echo && request.logprobs.is_none() {
             let text = match &request.prompt {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
