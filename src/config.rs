@@ -42,6 +42,8 @@ pub struct Config {
     pub plan: PlanOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
+    /// Bytes of the files of one project together.
+    pub files_quota_bytes: u64,
     /// Unknown request fields are warned about.
     pub lenient_fields: bool,
     /// Logs are JSON lines.
@@ -146,6 +148,9 @@ impl RawConfig {
                 kv_dtype,
             },
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
+            files_quota_bytes: (in_range("--files-quota-gb", server.files_quota_gb, 20, 1 << 20)?
+                as u64)
+                << 30,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),

@@ -4,6 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Index of a token in the model's vocabulary.
 pub type TokenId = u32;
@@ -50,6 +51,11 @@ impl Default for Tenant {
     fn default() -> Self {
         Self { id: 0, weight: 1, max_running: None }
     }
+}
+
+/// Seconds of Unix time.
+pub fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl fmt::Display for SeqId {

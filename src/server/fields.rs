@@ -202,6 +202,27 @@ pub(super) const ADMIN_KEY: &[Field] = &[
 /// The bodies that set the labels of an object and nothing else.
 pub(super) const METADATA: &[Field] = &[honoured("metadata")];
 
+/// `POST /v1/files`, beside the file itself.
+pub(super) const FILE: &[Field] = &[honoured("purpose"), honoured("expires_after")];
+
+/// `POST /v1/uploads`.
+pub(super) const UPLOAD: &[Field] = &[
+    honoured("filename"),
+    honoured("purpose"),
+    honoured("bytes"),
+    honoured("mime_type"),
+    honoured("expires_after"),
+];
+
+/// `POST /v1/uploads/{id}/parts`, beside the part itself.
+pub(super) const UPLOAD_PART: &[Field] = &[];
+
+/// `POST /v1/uploads/{id}/complete`.
+pub(super) const UPLOAD_COMPLETE: &[Field] = &[honoured("part_ids"), honoured("md5")];
+
+/// `expires_after` of files and uploads.
+pub(super) const EXPIRES_AFTER: &[Field] = &[honoured("anchor"), honoured("seconds")];
+
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
     honoured("include_usage"),

@@ -14,6 +14,7 @@ mod cors;
 mod error;
 mod extract;
 mod fields;
+mod files;
 mod format;
 mod ids;
 mod listen;
@@ -49,6 +50,7 @@ use self::metrics::Metrics;
 use self::observe::Watch;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
+use crate::files::Files;
 use crate::history::History;
 use crate::pipeline::Pipeline;
 
@@ -92,6 +94,8 @@ pub struct Rooms {
     pub keyring: Arc<Keyring>,
     /// What is remembered.
     pub history: Arc<History>,
+    /// What was uploaded.
+    pub files: Arc<Files>,
 }
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
@@ -197,6 +201,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(text_completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(files::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
         .route("/tokenize", post(tokens::tokenize))

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::files::{Files, Quota};
 use hearth::history::History;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
@@ -47,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) store: Store,
     /// Keys that stand in no table.
     pub(crate) api_keys: Vec<String>,
+    pub(crate) files_bytes_max: u64,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             config: ServerConfig::default(),
             store: Store::in_memory().expect("a store"),
             api_keys: Vec::new(),
+            files_bytes_max: 20 << 20,
             running_len: 8,
             queue_len: 64,
         }
@@ -70,7 +73,9 @@ pub(crate) async fn start(options: Options) -> Server {
     let pipeline = Arc::new(Pipeline::new(Arc::new(registry.expect("a served model"))));
     let store = Arc::new(options.store);
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)) };
+    let quota = Quota { project_bytes_max: options.files_bytes_max };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota).expect("a folder"));
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
