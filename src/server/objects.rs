@@ -357,7 +357,10 @@ impl Whole {
 
 /// vLLM's form: for every token of the prompt the token itself and its alternatives, by id.
 fn prompt_logprobs(tokens: &[TokenLogprob]) -> Value {
-    let entry = |logprob: f32, rank: Option<usize>, text: &str| json!({"logprob": logprob.max(chat::LOGPROB_MIN), "rank": rank, "decoded_token": text});
+    let entry = |logprob: f32, rank: Option<usize>, text: &str| {
+        let logprob = logprob.max(chat::LOGPROB_MIN);
+        json!({"logprob": logprob, "rank": rank, "decoded_token": text})
+    };
     let one = |token: &TokenLogprob| {
         let own = token.logprob?;
         let top = token.top.iter().enumerate();
