@@ -88,10 +88,11 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         model: model.id().to_owned(),
         fingerprint: model.fingerprint().to_owned(),
         n: first.map_or(1, |request| request.n),
+        shown: call.shown,
         prompts: call.requests.len(),
         prompt_tokens: 0,
         prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
-        logprobs: first.is_some_and(|request| request.logprobs.is_some()),
+        logprobs: call.logprobs,
     }
 }
 

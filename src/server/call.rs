@@ -18,6 +18,10 @@ pub(super) struct Call {
     pub model: String,
     /// One per prompt, never empty, all alike but for the prompt.
     pub requests: Vec<TextRequest>,
+    /// The client asked for log-probabilities.
+    pub logprobs: bool,
+    /// Choices of each prompt that the answer shows: the best of those that are made.
+    pub shown: usize,
     /// `None`: one object at the end.
     pub stream: Option<StreamOptions>,
     /// The answer is to be stored.

@@ -98,7 +98,6 @@ pub(super) const CHAT: &[Field] = &[
 pub(super) const COMPLETIONS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
-    // Honoured where it asks for no more than `n`; the parser refuses the rest.
     honoured("best_of"),
     honoured("echo"),
     honoured("frequency_penalty"),
