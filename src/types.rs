@@ -17,6 +17,16 @@ pub struct SeqId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+/// Whose keys and values may be lent to whom: sequences of one scope share the prefixes that they
+/// have in common, others never do. (Every loaded model has a pool of its own.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheScope {
+    /// Generation of the adapter that runs on the model; 0 without one.
+    pub adapter: u64,
+    /// The tenant, where tenants are isolated from each other; 0 where they share.
+    pub tenant: u64,
+}
+
 /// Whose objects a request may see. Every stored object belongs to exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProjectId(pub i64);
@@ -61,6 +71,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The answer is calls of tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -69,6 +81,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

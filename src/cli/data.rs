@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 
 use super::Failure;
-use crate::config::{RawConfig, data_dir};
+use super::common::read;
+use crate::config::data_dir;
 use crate::files::{self, Files, Quota};
 use crate::store::{self, Store};
 
@@ -46,8 +47,8 @@ pub(super) struct DataDir {
 
 impl DataDir {
     fn path(&self) -> Result<PathBuf, Failure> {
-        let file = self.config.as_deref().map(RawConfig::from_file).transpose()?;
-        let named = self.data_dir.clone().or(file.and_then(|file| file.data_dir));
+        let file = self.config.as_deref().map(read).transpose()?;
+        let named = self.data_dir.clone().or(file.and_then(|file| file.server.data_dir));
         data_dir(named).ok_or_else(|| "--data-dir: nothing is kept in 'none'".into())
     }
 

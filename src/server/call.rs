@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::extract::{self, Fields};
-use super::fields;
 use super::stored::Keep;
-use crate::pipeline::TextRequest;
+use super::{fields, format};
+use crate::pipeline::{Format, Prompt, TextRequest};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// One call of an endpoint, read and validated.
@@ -49,6 +49,7 @@ pub(super) struct Common {
     pub stop_token_ids: Vec<TokenId>,
     pub ignore_eos: bool,
     pub min_tokens: usize,
+    pub format: Option<Format>,
     pub sampling: SamplingOverrides,
 }
 
@@ -62,8 +63,23 @@ impl Common {
             stop_token_ids: token_list(body, "stop_token_ids")?,
             ignore_eos: body.bool("ignore_eos")?.unwrap_or(false),
             min_tokens: body.count("min_tokens", 0..=u32::MAX)?.unwrap_or(0),
+            format: format::read(body, lenient)?,
             sampling: sampling(body)?,
         })
+    }
+
+    /// A request with these fields; what is not common is left open.
+    pub(super) fn request(&self, prompt: Prompt) -> TextRequest {
+        TextRequest {
+            n: self.n,
+            min_tokens: self.min_tokens,
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
+            ignore_eos: self.ignore_eos,
+            format: self.format.clone(),
+            sampling: self.sampling.clone(),
+            ..TextRequest::new(&self.model, prompt)
+        }
     }
 
     /// `min_tokens` must leave room under the limit that is given.

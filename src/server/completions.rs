@@ -8,7 +8,6 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::fields;
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
-use crate::types::Tenant;
 
 /// Tokens generated when the client does not say, as at OpenAI.
 const MAX_TOKENS_DEFAULT: usize = 16;
@@ -27,19 +26,11 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let echo = body.bool("echo")?.unwrap_or(false);
     let prompts = prompts(body.value("prompt"))?;
     let request = |prompt| TextRequest {
-        model: common.model.clone(),
-        prompt,
-        n: common.n,
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
-        min_tokens: common.min_tokens,
-        stop: common.stop.clone(),
-        stop_token_ids: common.stop_token_ids.clone(),
-        ignore_eos: common.ignore_eos,
         logprobs,
         echo,
-        sampling: common.sampling.clone(),
-        tenant: Tenant::default(),
+        ..common.request(prompt)
     };
     let requests = prompts.into_iter().map(request).collect();
     Ok(Call {

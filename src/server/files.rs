@@ -246,7 +246,7 @@ async fn form(
         }
     }
     fields::check(&words, table, "", app.config.lenient_fields)?;
-    Ok(Form { fields: Fields::from_map(words), filename, content })
+    Ok(Form { fields: Fields::within("", words), filename, content })
 }
 
 /// `expires_after[seconds]` is a member of `expires_after`.
@@ -358,7 +358,7 @@ mod tests {
         ] {
             put(&mut words, name, text.to_owned());
         }
-        let mut fields = Fields::from_map(words);
+        let mut fields = Fields::within("", words);
         assert_eq!(purpose(&mut fields).unwrap(), "batch");
         assert_eq!(lifetime(&mut fields).unwrap(), Some(3600));
     }

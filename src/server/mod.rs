@@ -10,12 +10,15 @@ mod auth;
 mod call;
 mod chat;
 mod completions;
+mod conversations;
 mod cors;
 mod error;
 mod extract;
 mod fields;
 mod files;
+mod format;
 mod ids;
+mod items;
 mod listen;
 mod messages;
 mod metadata;
@@ -24,8 +27,11 @@ mod models;
 mod objects;
 mod observe;
 mod paging;
+mod responses;
 mod sse;
 mod stored;
+mod tokens;
+mod tools;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -45,6 +51,7 @@ use self::error::ApiError;
 use self::extract::Fields;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use self::responses::Backgrounds;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -125,6 +132,7 @@ struct App {
     pipeline: Arc<Pipeline>,
     rooms: Rooms,
     metrics: Arc<Metrics>,
+    backgrounds: Backgrounds,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
@@ -134,12 +142,14 @@ impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
-        Self { config, pipeline, rooms, metrics, draining, in_work: Arc::default() }
+        let backgrounds = Backgrounds::default();
+        Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
     }
 
     /// Before anything is read: `/v1` wants a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
-        let wants_key = request.uri().path().starts_with("/v1/");
+        let path = request.uri().path();
+        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
         wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
     }
 
@@ -197,9 +207,14 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(text_completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(conversations::router())
         .merge(files::router())
+        .merge(responses::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(scrape))

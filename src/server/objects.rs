@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::call::{Shape, StreamOptions};
+use super::chat::{CallParts, Part};
 use super::error::ApiError;
 use super::{chat, completions};
 use crate::error::Error;
@@ -64,6 +65,7 @@ impl Envelope {
 struct Tally {
     prompt: usize,
     completion: usize,
+    reasoning: usize,
     /// By prompt, the least that any choice found in the prefix cache: what was there before.
     cached: Vec<Option<usize>>,
 }
@@ -71,11 +73,12 @@ struct Tally {
 impl Tally {
     fn new(envelope: &Envelope) -> Self {
         let cached = vec![None; envelope.prompts];
-        Self { prompt: envelope.prompt_tokens, completion: 0, cached }
+        Self { prompt: envelope.prompt_tokens, completion: 0, reasoning: 0, cached }
     }
 
-    fn add(&mut self, prompt: usize, usage: &Usage) {
+    fn add(&mut self, prompt: usize, usage: &Usage, reasoning: usize) {
         self.completion += usage.completion;
+        self.reasoning += reasoning;
         let cached = &mut self.cached[prompt];
         *cached = Some(cached.map_or(usage.cached, |least| least.min(usage.cached)));
     }
@@ -90,7 +93,7 @@ impl Tally {
                 "audio_tokens": 0,
             },
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
@@ -100,7 +103,7 @@ impl Tally {
 }
 
 /// The answer was cut short without anybody saying why: some choice never finished.
-fn cut_short() -> ApiError {
+pub(super) fn cut_short() -> ApiError {
     Error::Internal("The generation ended before it was finished.".to_owned()).into()
 }
 
@@ -116,35 +119,47 @@ pub(super) struct Chunks {
     begun: Vec<bool>,
     /// By choice: where its next token begins, in characters.
     offsets: Vec<usize>,
+    /// By choice: its last call is of a custom tool.
+    custom: Vec<bool>,
 }
 
 impl Chunks {
     pub(super) fn new(envelope: Envelope, options: StreamOptions) -> Self {
         let (tally, open) = (Tally::new(&envelope), envelope.choices());
-        Self { envelope, options, tally, open, begun: vec![false; open], offsets: vec![0; open] }
+        Self {
+            envelope,
+            options,
+            tally,
+            open,
+            begun: vec![false; open],
+            offsets: vec![0; open],
+            custom: vec![false; open],
+        }
     }
 
     /// One event, as zero or more chunks at the end of `out`.
     pub(super) fn event(&mut self, event: TextEvent, out: &mut Vec<u8>) {
         match event {
             TextEvent::Delta { choice, text, logprobs } => {
-                self.begin(choice, out);
-                let part = match self.envelope.shape {
-                    Shape::Chat => {
-                        chat::delta_choice(choice, &text, self.envelope.logprobs(&logprobs))
-                    }
-                    Shape::Completion => {
-                        let offset = &mut self.offsets[choice];
-                        let logprobs = self.envelope.legacy_logprobs(&logprobs, offset);
-                        completions::choice(choice, &text, logprobs, None)
-                    }
-                };
-                self.write(vec![part], Value::Null, out);
+                self.text(choice, &text, &logprobs, out);
             }
-            TextEvent::Finished { choice, reason, usage, .. } => {
+            TextEvent::Reasoning { choice, text, logprobs } => {
+                self.part(choice, &Part::Reasoning(&text), &logprobs, out);
+            }
+            TextEvent::ToolCall { choice, index, id, name, custom } => {
+                self.custom[choice] = custom;
+                let call = Part::Call { index, id: &id, name: &name, custom };
+                self.part(choice, &call, &[], out);
+            }
+            TextEvent::ToolArguments { choice, index, text, logprobs } => {
+                let custom = self.custom[choice];
+                let arguments = Part::Arguments { index, text: &text, custom };
+                self.part(choice, &arguments, &logprobs, out);
+            }
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
                 self.begin(choice, out);
                 self.open -= 1;
-                self.tally.add(choice / self.envelope.n, &usage);
+                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
                 let reason = reason.as_str();
                 let part = match self.envelope.shape {
                     Shape::Chat => chat::last_choice(choice, reason),
@@ -153,6 +168,27 @@ impl Chunks {
                 self.write(vec![part], Value::Null, out);
             }
         }
+    }
+
+    fn text(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Vec<u8>) {
+        if self.envelope.shape == Shape::Chat {
+            return self.part(choice, &Part::Text(text), logprobs, out);
+        }
+        let logprobs = self.envelope.legacy_logprobs(logprobs, &mut self.offsets[choice]);
+        self.write(vec![completions::choice(choice, text, logprobs, None)], Value::Null, out);
+    }
+
+    /// A part of a chat.
+    fn part(
+        &mut self,
+        choice: usize,
+        part: &Part<'_>,
+        logprobs: &[TokenLogprob],
+        out: &mut Vec<u8>,
+    ) {
+        self.begin(choice, out);
+        let logprobs = self.envelope.logprobs(logprobs);
+        self.write(vec![chat::delta_choice(choice, part, logprobs)], Value::Null, out);
     }
 
     /// The end: usage where it is wanted, then `[DONE]`.
@@ -211,6 +247,8 @@ pub(super) struct Whole {
 #[derive(Clone, Debug, Default)]
 struct Choice {
     text: String,
+    reasoning: String,
+    calls: Vec<CallParts>,
     logprobs: Vec<TokenLogprob>,
     reason: Option<FinishReason>,
 }
@@ -228,9 +266,25 @@ impl Whole {
                 choice.text.push_str(&text);
                 choice.logprobs.extend(logprobs);
             }
-            TextEvent::Finished { choice, reason, usage, .. } => {
+            TextEvent::Reasoning { choice, text, logprobs } => {
+                let choice = &mut self.choices[choice];
+                choice.reasoning.push_str(&text);
+                choice.logprobs.extend(logprobs);
+            }
+            TextEvent::ToolCall { choice, id, name, custom, .. } => {
+                let arguments = String::new();
+                self.choices[choice].calls.push(CallParts { id, name, arguments, custom });
+            }
+            TextEvent::ToolArguments { choice, index, text, logprobs } => {
+                let choice = &mut self.choices[choice];
+                choice.logprobs.extend(logprobs);
+                if let Some(call) = choice.calls.get_mut(index) {
+                    call.arguments.push_str(&text);
+                }
+            }
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
                 self.choices[choice].reason = Some(reason);
-                self.tally.add(choice / self.envelope.n, &usage);
+                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
             }
         }
     }
@@ -246,7 +300,8 @@ impl Whole {
             Ok(match envelope.shape {
                 Shape::Chat => {
                     let logprobs = envelope.logprobs(&choice.logprobs);
-                    chat::whole_choice(i, &choice.text, logprobs, reason)
+                    let Choice { text, reasoning, calls, .. } = choice;
+                    chat::whole_choice(i, text, reasoning, calls, logprobs, reason)
                 }
                 Shape::Completion => {
                     let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);

@@ -30,6 +30,9 @@ use crate::http::{self, Answer, Pending};
 /// The id under which the model is served: with what needs encoding in a URL.
 pub(crate) const MODEL: &str = "org/tiny:F32";
 
+/// Another name of it.
+pub(crate) const ALIAS: &str = "gpt-4o-mini";
+
 /// Tokens of one request. Long enough that a whole answer takes seconds.
 pub(crate) const CONTEXT_LEN: usize = 32_768;
 
@@ -65,7 +68,9 @@ impl Default for Options {
 
 pub(crate) async fn start(options: Options) -> Server {
     let model = model(&options);
-    let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
+    let registry = Registry::new(vec![model]);
+    let registry = registry.with_aliases(vec![(ALIAS.to_owned(), MODEL.to_owned())]);
+    let pipeline = Arc::new(Pipeline::new(Arc::new(registry.expect("a served model"))));
     let store = Arc::new(options.store);
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
     let quota = Quota { project_bytes_max: options.files_bytes_max };
