@@ -48,7 +48,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vocabulary = Vocabulary::new(&tokenizer, tokenizer.vocab_len(), &[end])?;
     println!("{} tokens, prepared in {:.2?}", tokenizer.vocab_len(), began.elapsed());
     println!(
-        "set                 schemas accepted   valid   invalid  ended   compile   mask p50    p99    max"
+        "{:<14} {:>7} {:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "set",
+        "schemas",
+        "accepted",
+        "valid",
+        "invalid",
+        "ended",
+        "compile",
+        "mask mean",
+        "p50",
+        "p99",
+        "max",
     );
     let mut sets: Vec<PathBuf> = fs::read_dir(data.join("eval/jsonschemabench-maskbench"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -96,8 +107,9 @@ impl Tally {
             let place = (self.masks.len().max(1) - 1) as f64 * share;
             self.masks.get(place as usize).copied().unwrap_or_default()
         };
+        let mean = self.masks.iter().sum::<Duration>() / self.masks.len().max(1) as u32;
         println!(
-            "{name:<19} {:>7} {:>7.1}% {:>6.1}% {:>8.1}% {:>5.1}% {:>9.2?} {:>10.1?} {:>8.1?} {:>8.1?}",
+            "{name:<14} {:>7} {:>7.1}% {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
             self.schemas,
             share([self.accepted, self.schemas]),
             share(self.valid),
@@ -128,12 +140,12 @@ fn passes(
 ) -> Result<bool, Box<dyn Error>> {
     let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
     for id in tokenizer.encode(text, Special::NONE)? {
-        if !allows(&follower.next(), id) {
+        if !allows(&follower.allowed(), id) {
             return Ok(false);
         }
         follower.push(id);
     }
-    let next = follower.next();
+    let next = follower.allowed();
     Ok(next == Next::End || allows(&next, end))
 }
 
@@ -153,7 +165,7 @@ fn answer(
     let mut ids = Vec::new();
     while ids.len() < ANSWER_TOKENS_MAX {
         let began = Instant::now();
-        let next = follower.next();
+        let next = follower.allowed();
         masks.push(began.elapsed());
         let Next::Only(words) = &next else {
             return (next == Next::End).then(|| tokenizer.decode(&ids, true));

@@ -114,10 +114,10 @@ impl RawConfig {
         if server.alias.len() > model.model.len() {
             return wrong("--alias", "there are more of them than of --model");
         }
-        for (option, list) in
-            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)]
-        {
-            if list.iter().any(|text| text.trim().is_empty()) {
+        let texts =
+            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)];
+        for (option, texts) in texts {
+            if texts.iter().any(|text| text.trim().is_empty()) {
                 return wrong(option, "must not be empty");
             }
         }

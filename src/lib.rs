@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod engine;

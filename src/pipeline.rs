@@ -93,6 +93,12 @@ pub struct TextRequest {
     pub logprobs: Option<usize>,
     /// Begin with the prompt itself (with log-probabilities when those are asked for).
     pub echo: bool,
+    /// What follows the gap that the answer fills, for models that learned it.
+    pub suffix: Option<String>,
+    /// Log-probabilities of the prompt, with this many alternatives.
+    pub prompt_logprobs: Option<usize>,
+    /// Tell the tokens of the answer.
+    pub token_ids: bool,
     /// What the answer must look like.
     pub format: Option<Format>,
     /// What the model may call, in a chat.
@@ -153,6 +159,20 @@ pub enum TextEvent {
         text: String,
         /// Empty unless log-probabilities were asked for.
         logprobs: Vec<TokenLogprob>,
+    },
+    /// The scored prompt, when its log-probabilities were asked for.
+    Prompt {
+        /// `0..n`.
+        choice: usize,
+        /// Every token of it.
+        tokens: Vec<TokenLogprob>,
+    },
+    /// The tokens of an answer, as they come, when they were asked for.
+    Tokens {
+        /// `0..n`.
+        choice: usize,
+        /// The end of the text is one of them.
+        ids: Vec<TokenId>,
     },
     /// More thought of one choice.
     Reasoning {
@@ -323,7 +343,7 @@ fn generate_request(
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
         logprobs: request.logprobs,
-        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
         scope: CacheScope::default(),
     })
@@ -390,6 +410,9 @@ impl TextRequest {
             ignore_eos: false,
             logprobs: None,
             echo: false,
+            suffix: None,
+            prompt_logprobs: None,
+            token_ids: false,
             format: None,
             tools: None,
             sampling: SamplingOverrides::default(),

@@ -56,6 +56,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
     ("registry", &["engine::handle", "engine::spawn", "hearth_models", "store", "text"]),
+    // Opens models as `serve` would, and copies their files.
+    ("bundle", &["registry", "hearth_models"]),
     ("embeddings", &["engine::handle", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
     ("rag", &["embeddings", "vector", "store"]),
@@ -94,6 +96,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["src/registry/hub"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
+    ("rustix", &["src/bundle/"]),
     ("tracing_subscriber", &["src/cli/"]),
     ("rusqlite", &["src/store/"]),
     ("memmap2", &["models/src/weights/mmap.rs"]),

@@ -114,7 +114,10 @@ async fn complete(
             TextEvent::Finished { reason: FinishReason::ToolCalls, .. } => {
                 answer.push_str("}\n</tool_call>");
             }
-            TextEvent::Reasoning { .. } | TextEvent::Finished { .. } => {}
+            TextEvent::Reasoning { .. }
+            | TextEvent::Prompt { .. }
+            | TextEvent::Tokens { .. }
+            | TextEvent::Finished { .. } => {}
         }
     }
     Ok(answer)

@@ -174,6 +174,8 @@ impl Session {
                     }
                     // Only a request with tools has them.
                     TextEvent::ToolCall { .. } | TextEvent::ToolArguments { .. } => {}
+                    // Nobody asked for numbers.
+                    TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
                     TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
                 }
             }

@@ -16,7 +16,8 @@ use crate::registry::{
     self, LoadError, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan,
 };
 
-const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); name one:\n  \
+pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
+    name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";

@@ -31,8 +31,9 @@ pub(super) struct Choice {
     calls: Calls,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
-    /// The log-probabilities of the prompt are wanted.
-    scored: bool,
+    /// The log-probabilities of the prompt are wanted: in the text, and by themselves.
+    scored: [Option<usize>; 2],
+    token_ids: bool,
     /// Tokens whose text is not out yet, with the bytes of text before each.
     held: VecDeque<(usize, TokenLogprob)>,
     /// Tokens whose text is out of the matcher, and not of the parser.
@@ -80,7 +81,8 @@ impl Choice {
             calls: Calls::default(),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
-            scored: generate.prompt_logprobs.is_some(),
+            scored: [request.logprobs.filter(|_| request.echo), request.prompt_logprobs],
+            token_ids: request.token_ids,
             held: VecDeque::new(),
             told: Vec::new(),
             decoded: 0,
@@ -93,7 +95,7 @@ impl Choice {
             ready: VecDeque::new(),
         };
         // With log-probabilities the prompt comes back when the engine has scored it.
-        if request.echo && !choice.scored {
+        if request.echo && request.logprobs.is_none() {
             let text = match &request.prompt {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
@@ -131,12 +133,23 @@ impl Choice {
     /// The prompt is computed; where it was scored, it is the first delta.
     fn prompt(&mut self, cached: usize, logprobs: Vec<Logprobs>) {
         self.cached = cached;
-        if !self.scored {
+        if self.scored == [None; 2] {
             return;
         }
         let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
         let tokens = self.prompt.iter().zip(scores);
         let mut tokens: Vec<_> = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
+        let only = |tokens: &[TokenLogprob], top: usize| {
+            let mut tokens = tokens.to_vec();
+            tokens.iter_mut().for_each(|token| token.top.truncate(top));
+            tokens
+        };
+        if let Some(top) = self.scored[1] {
+            let tokens = only(&tokens, top);
+            self.ready.push_back(TextEvent::Prompt { choice: self.index, tokens });
+        }
+        let Some(top) = self.scored[0] else { return };
+        tokens = only(&tokens, top);
         let text = self.prompt_text();
         let chars: usize = tokens.iter().map(|token| token.chars).sum();
         if let Some(first) = tokens.iter_mut().find(|token| token.chars > 0) {
@@ -153,6 +166,9 @@ impl Choice {
     fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
         self.generated += 1;
         self.first_token.get_or_insert_with(Instant::now);
+        if self.token_ids {
+            self.ready.push_back(TextEvent::Tokens { choice: self.index, ids: vec![id] });
+        }
         if self.stop_ids.contains(&id) {
             return; // the end of the text, not a part of it
         }

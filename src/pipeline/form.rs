@@ -135,7 +135,7 @@ impl MaskSource for Source {
     }
 
     fn allowed(&mut self) -> Allowed {
-        match self.0.next() {
+        match self.0.allowed() {
             Next::Any => Allowed::Any,
             Next::Only(words) => Allowed::Only(Mask(words)),
             Next::End => Allowed::End,

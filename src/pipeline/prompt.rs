@@ -17,7 +17,15 @@ pub(super) struct Prepared {
 
 /// Renders, encodes and compiles.
 pub(super) fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prepared, Error> {
-    let (text, prompt) = encode(model, request, Special::PROMPT)?;
+    let (text, mut prompt) = encode(model, request, Special::PROMPT)?;
+    if let Some(suffix) = &request.suffix {
+        let filled = model.tokenizer().fill_in(&prompt, suffix);
+        let filled = filled.map_err(|e| Error::invalid("suffix", e.to_string()))?;
+        prompt = filled.ok_or_else(|| {
+            let message = format!("The model `{}` cannot fill in the middle.", model.id());
+            Error::unsupported("suffix", message)
+        })?;
+    }
     Ok(Prepared { prompt, form: Form::new(model, request, &text)? })
 }
 

@@ -94,7 +94,7 @@ impl OpenModel {
         Demand {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
-            weight_bytes: compute.weight_bytes(&self.file),
+            weight_bytes: compute.weight_bytes(self.file.weights()),
         }
     }
 

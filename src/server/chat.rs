@@ -78,8 +78,8 @@ pub(super) fn delta_choice(
     })
 }
 
-/// `choices[i]` of the last chunk of a choice.
-pub(super) fn last_choice(index: usize, reason: &str) -> Value {
+/// `choices[i]` of a chunk without a word: the last one of a choice has a reason.
+pub(super) fn last_choice(index: usize, reason: Value) -> Value {
     json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason})
 }
 

@@ -24,12 +24,14 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     common.check_min_tokens(Some(max_tokens))?;
     let logprobs = body.count("logprobs", 0..=5)?;
     let echo = body.bool("echo")?.unwrap_or(false);
+    let suffix = body.string("suffix")?.filter(|text| !text.is_empty());
     let prompts = prompts(body.value("prompt"))?;
     let request = |prompt| TextRequest {
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
         logprobs,
         echo,
+        suffix: suffix.clone(),
         ..common.request(prompt)
     };
     let requests = prompts.into_iter().map(request).collect();
@@ -212,7 +214,9 @@ mod tests {
             ("best_of", json!(2)),
             ("best_of", json!(0)),
             ("best_of", json!(21)),
-            ("suffix", json!("end")),
+            ("suffix", json!(5)),
+            ("prompt_logprobs", json!(21)),
+            ("return_token_ids", json!(1)),
             ("messages", json!([])),
         ] {
             let mut body = json!({"model": "m", "prompt": "a"});

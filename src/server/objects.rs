@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::{chat, completions};
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TokenLogprob};
-use crate::types::{FinishReason, Usage};
+use crate::types::{FinishReason, TokenId, Usage};
 
 /// What is the same in every object of one answer.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub(super) struct Envelope {
     pub prompt_tokens: usize,
     /// The client asked for log-probabilities.
     pub logprobs: bool,
+    /// The client asked for token ids: those of every prompt.
+    pub prompt_ids: Option<Vec<Vec<TokenId>>>,
 }
 
 impl Envelope {
@@ -121,6 +123,8 @@ pub(super) struct Chunks {
     offsets: Vec<usize>,
     /// By choice: its last call is of a custom tool.
     custom: Vec<bool>,
+    /// By choice: the tokens of its prompt are out.
+    told: Vec<bool>,
 }
 
 impl Chunks {
@@ -134,6 +138,7 @@ impl Chunks {
             begun: vec![false; open],
             offsets: vec![0; open],
             custom: vec![false; open],
+            told: vec![false; open],
         }
     }
 
@@ -143,6 +148,9 @@ impl Chunks {
             TextEvent::Delta { choice, text, logprobs } => {
                 self.text(choice, &text, &logprobs, out);
             }
+            // A stream is refused that asks for it.
+            TextEvent::Prompt { .. } => {}
+            TextEvent::Tokens { choice, ids } => self.tokens(choice, &ids, out),
             TextEvent::Reasoning { choice, text, logprobs } => {
                 self.part(choice, &Part::Reasoning(&text), &logprobs, out);
             }
@@ -162,7 +170,7 @@ impl Chunks {
                 self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
                 let reason = reason.as_str();
                 let part = match self.envelope.shape {
-                    Shape::Chat => chat::last_choice(choice, reason),
+                    Shape::Chat => chat::last_choice(choice, json!(reason)),
                     Shape::Completion => completions::choice(choice, "", Value::Null, Some(reason)),
                 };
                 self.write(vec![part], Value::Null, out);
@@ -176,6 +184,21 @@ impl Chunks {
         }
         let logprobs = self.envelope.legacy_logprobs(logprobs, &mut self.offsets[choice]);
         self.write(vec![completions::choice(choice, text, logprobs, None)], Value::Null, out);
+    }
+
+    /// Tokens of an answer; with the first of a choice come those of its prompt.
+    fn tokens(&mut self, choice: usize, ids: &[TokenId], out: &mut Vec<u8>) {
+        self.begin(choice, out);
+        let mut part = match self.envelope.shape {
+            Shape::Chat => chat::last_choice(choice, Value::Null),
+            Shape::Completion => completions::choice(choice, "", Value::Null, None),
+        };
+        part["token_ids"] = json!(ids);
+        if !std::mem::replace(&mut self.told[choice], true) {
+            let prompt = self.envelope.prompt_ids.as_ref();
+            part["prompt_token_ids"] = json!(prompt.and_then(|p| p.get(choice / self.envelope.n)));
+        }
+        self.write(vec![part], Value::Null, out);
     }
 
     /// A part of a chat.
@@ -248,6 +271,8 @@ pub(super) struct Whole {
 struct Choice {
     text: String,
     reasoning: String,
+    token_ids: Vec<TokenId>,
+    prompt: Option<Vec<TokenLogprob>>,
     calls: Vec<CallParts>,
     logprobs: Vec<TokenLogprob>,
     reason: Option<FinishReason>,
@@ -266,6 +291,8 @@ impl Whole {
                 choice.text.push_str(&text);
                 choice.logprobs.extend(logprobs);
             }
+            TextEvent::Prompt { choice, tokens } => self.choices[choice].prompt = Some(tokens),
+            TextEvent::Tokens { choice, ids } => self.choices[choice].token_ids.extend(ids),
             TextEvent::Reasoning { choice, text, logprobs } => {
                 let choice = &mut self.choices[choice];
                 choice.reasoning.push_str(&text);
@@ -297,7 +324,7 @@ impl Whole {
         let envelope = &self.envelope;
         let one = |(i, choice): (usize, &Choice)| {
             let reason = choice.reason.ok_or_else(cut_short)?.as_str();
-            Ok(match envelope.shape {
+            let mut object = match envelope.shape {
                 Shape::Chat => {
                     let logprobs = envelope.logprobs(&choice.logprobs);
                     let Choice { text, reasoning, calls, .. } = choice;
@@ -307,7 +334,15 @@ impl Whole {
                     let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);
                     completions::choice(i, &choice.text, logprobs, Some(reason))
                 }
-            })
+            };
+            if let Some(prompts) = &envelope.prompt_ids {
+                object["token_ids"] = json!(choice.token_ids);
+                object["prompt_token_ids"] = json!(prompts.get(i / envelope.n));
+            }
+            if let Some(tokens) = &choice.prompt {
+                object["prompt_logprobs"] = prompt_logprobs(tokens);
+            }
+            Ok(object)
         };
         let choices = self.choices.iter().enumerate().map(one).collect::<Result<_, ApiError>>()?;
         let name = match envelope.shape {
@@ -318,6 +353,23 @@ impl Whole {
         object.insert("usage".to_owned(), self.tally.usage());
         Ok(Value::Object(object))
     }
+}
+
+/// vLLM's form: for every token of the prompt the token itself and its alternatives, by id.
+fn prompt_logprobs(tokens: &[TokenLogprob]) -> Value {
+    let entry = |logprob: f32, rank: Option<usize>, text: &str| {
+        let logprob = logprob.max(chat::LOGPROB_MIN);
+        json!({"logprob": logprob, "rank": rank, "decoded_token": text})
+    };
+    let one = |token: &TokenLogprob| {
+        let own = token.logprob?;
+        let top = token.top.iter().enumerate();
+        let mut map: Map<String, Value> =
+            top.map(|(i, t)| (t.id.to_string(), entry(t.logprob, Some(i + 1), &t.text))).collect();
+        map.entry(token.id.to_string()).or_insert_with(|| entry(own, None, &token.text));
+        Some(map)
+    };
+    tokens.iter().map(|token| json!(one(token))).collect()
 }
 
 #[cfg(test)]

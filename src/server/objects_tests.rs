@@ -15,6 +15,7 @@ fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
         prompts,
         prompt_tokens: 7,
         logprobs: false,
+        prompt_ids: None,
     }
 }
 

@@ -163,7 +163,9 @@ impl Watch {
                 | TextEvent::Reasoning { choice, .. }
                 | TextEvent::ToolArguments { choice, .. },
             ) => self.text(&mut facts, *choice),
-            Ok(TextEvent::ToolCall { .. }) => {}
+            Ok(
+                TextEvent::ToolCall { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. },
+            ) => {}
             Ok(TextEvent::Finished { choice, reason, usage, timings, .. }) => {
                 // Every piece of text was paid for as one token when it came; now comes the truth.
                 self.charge(usage.completion.saturating_sub(facts.deltas[*choice]));

@@ -11,6 +11,7 @@
 //! and the wire format of messages (templates see plain JSON).
 
 mod detokenize;
+mod fim;
 mod gguf;
 mod grammar;
 mod guard;

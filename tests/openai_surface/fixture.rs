@@ -221,6 +221,9 @@ fn tokenizer() -> Value {
         let content = match id {
             257 => "<|im_start|>".to_owned(),
             258 => "<|im_end|>".to_owned(),
+            259 => "<|fim_prefix|>".to_owned(),
+            261 => "<|fim_suffix|>".to_owned(),
+            262 => "<|fim_middle|>".to_owned(),
             id => format!("<|{id}|>"),
         };
         json!({

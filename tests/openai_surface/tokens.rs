@@ -76,3 +76,41 @@ async fn bad_bodies_are_refused_by_field() {
         assert_eq!((answer.status, &answer.error()["param"]), (status, &json!(param)), "{body}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_tell_their_tokens_and_the_scores_of_their_prompts() {
+    let server = start(Options::default()).await;
+    let fields = json!({"prompt": "ab", "max_tokens": 3, "ignore_eos": true, "seed": 1, "n": 2,
+                        "return_token_ids": true, "prompt_logprobs": 1});
+    let whole = server.complete(fields.clone()).await.json();
+    for choice in whole["choices"].as_array().expect("choices") {
+        assert_eq!(choice["prompt_token_ids"], json!([b'a', b'b']));
+        assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(3));
+        let scores = choice["prompt_logprobs"].as_array().expect("scores");
+        assert!(scores.len() == 2 && scores[0].is_null());
+        let own = &scores[1][b'b'.to_string()];
+        assert!(own["logprob"].as_f64().is_some_and(|l| l < 0.0) && own["decoded_token"] == "b");
+    }
+    let mut streamed = fields;
+    streamed["stream"] = json!(true);
+    assert_eq!(server.complete(streamed.clone()).await.error()["param"], "prompt_logprobs");
+    streamed.as_object_mut().expect("an object").remove("prompt_logprobs");
+    let chunks = server.complete(streamed).await.chunks();
+    let mine = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == 0);
+    let ids: Vec<Value> =
+        mine.flat_map(|c| c["token_ids"].as_array().cloned().unwrap_or_default()).collect();
+    assert_eq!(Value::Array(ids), whole["choices"][0]["token_ids"]);
+
+    let chat = json!({"max_tokens": 2, "ignore_eos": true, "return_token_ids": true});
+    let choice = server.chat(chat).await.json()["choices"][0].clone();
+    assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(2));
+    assert_eq!(choice["prompt_token_ids"][0], 257);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_is_filled_from_both_sides() {
+    let server = start(Options::default()).await;
+    let fields = json!({"prompt": "a", "suffix": "z", "max_tokens": 1, "return_token_ids": true});
+    let choice = server.complete(fields).await.json()["choices"][0].clone();
+    assert_eq!(choice["prompt_token_ids"], json!([259, b'a', 261, b'z', 262]));
+}

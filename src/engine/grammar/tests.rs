@@ -83,7 +83,7 @@ fn a_grammar_decides_what_comes_and_when_it_ends() {
 
 /// Even requests of the varied set are under a grammar, some of them slow.
 fn mixed(i: u32, delay_ms: u64) -> GenerateRequest {
-    let delay = Duration::from_millis(delay_ms * u64::from(i % 4 == 0));
+    let delay = Duration::from_millis(delay_ms * u64::from(i.is_multiple_of(4)));
     match i % 2 {
         0 => under(Sevens { delay, ..Sevens::new(30) }, request(i)),
         _ => request(i),

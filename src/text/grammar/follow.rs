@@ -94,7 +94,7 @@ impl Follower {
     }
 
     /// What may come next.
-    pub fn next(&mut self) -> Next {
+    pub fn allowed(&mut self) -> Next {
         let open = self.thought_id();
         match &mut self.phase {
             Phase::Thinking(_) | Phase::Watching { .. } | Phase::Free => Next::Any,

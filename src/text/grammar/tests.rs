@@ -65,12 +65,12 @@ fn allows(next: &Next, id: u32) -> bool {
 fn walk(follower: &mut Follower, text: &str) -> Option<Next> {
     let ids = tokenizer().encode(text, Special::PARSE).unwrap();
     for id in ids {
-        if !allows(&follower.next(), id) {
+        if !allows(&follower.allowed(), id) {
             return None;
         }
         follower.push(id);
     }
-    Some(follower.next())
+    Some(follower.allowed())
 }
 
 /// The text is accepted as a whole answer.
