@@ -92,6 +92,9 @@ impl RawConfig {
             }
             other => Ok(other.unwrap_or(default)),
         };
+        let gb = |option, value, default| {
+            in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
+        };
         let host = server.host.as_deref().unwrap_or("127.0.0.1");
         let host = if host == "localhost" { "127.0.0.1" } else { host };
         let Ok(host) = host.parse() else {
@@ -148,9 +151,7 @@ impl RawConfig {
                 kv_dtype,
             },
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
-            files_quota_bytes: (in_range("--files-quota-gb", server.files_quota_gb, 20, 1 << 20)?
-                as u64)
-                << 30,
+            files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),

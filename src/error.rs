@@ -58,6 +58,9 @@ pub enum Error {
         /// Under which id.
         id: String,
     },
+    /// A response that is to be continued is not there.
+    #[error("Previous response with id '{0}' not found.")]
+    PreviousNotFound(String),
     /// The caller's own limit, not the server's.
     #[error(
         "Rate limit reached for {unit} per minute of this API key: limit {limit}, used {used}. \

@@ -12,6 +12,8 @@ mod fixture;
 mod http;
 #[path = "openai_surface/keys.rs"]
 mod keys;
+#[path = "openai_surface/responses.rs"]
+mod responses;
 #[path = "openai_surface/stored.rs"]
 mod stored;
 #[path = "openai_surface/structured.rs"]

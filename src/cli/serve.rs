@@ -51,7 +51,9 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let quota = Quota { project_bytes_max: config.files_quota_bytes };
     let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
+    let history = Arc::new(History::new(store));
+    history.fail_interrupted()?;
+    let rooms = Rooms { keyring, history, files };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))

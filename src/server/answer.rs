@@ -98,7 +98,10 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
 
 /// The events of all prompts, as they come, with choices numbered in prompt-major order. A panic
 /// below ends the answer with an error, not the connection.
-fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEvent, Error>> {
+pub(super) fn merge(
+    texts: Vec<TextStream>,
+    n: usize,
+) -> BoxStream<'static, Result<TextEvent, Error>> {
     let streams = texts.into_iter().enumerate().map(|(prompt, text)| {
         let next = |mut text: TextStream| async move { Some((text.next().await?, text)) };
         stream::unfold(text, next).map(move |event| event.map(|e| renumber(e, prompt * n))).boxed()

@@ -142,7 +142,7 @@ fn call_object(id: &str, name: &str, arguments: &str, custom: bool) -> Map<Strin
 /// What stands for the logarithm of zero, which JSON has no word for.
 pub(super) const LOGPROB_MIN: f32 = -9999.0;
 
-fn logprobs_object(tokens: &[TokenLogprob]) -> Value {
+pub(super) fn logprobs_object(tokens: &[TokenLogprob]) -> Value {
     let entry = |token: &TokenLogprob| {
         let top = token.top.iter().map(|top| {
             json!({

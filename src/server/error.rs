@@ -186,6 +186,9 @@ impl From<Error> for ApiError {
             Error::NotFound { .. } => {
                 Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("not_found")
             }
+            Error::PreviousNotFound(_) => {
+                Self::bad_request("previous_response_not_found", "previous_response_id", message)
+            }
             Error::RateLimited { unit, retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, unit, message)
                     .code("rate_limit_exceeded")

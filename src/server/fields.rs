@@ -24,15 +24,19 @@ pub(super) struct Field {
     pub treatment: Treatment,
 }
 
-const fn honoured(name: &'static str) -> Field {
+pub(super) const fn honoured(name: &'static str) -> Field {
     Field { name, treatment: Treatment::Honoured }
 }
 
-const fn no_effect(name: &'static str, reason: &'static str) -> Field {
+pub(super) const fn no_effect(name: &'static str, reason: &'static str) -> Field {
     Field { name, treatment: Treatment::NoEffect(reason) }
 }
 
-const fn refused(name: &'static str, harmless: fn(&Value) -> bool, reason: &'static str) -> Field {
+pub(super) const fn refused(
+    name: &'static str,
+    harmless: fn(&Value) -> bool,
+    reason: &'static str,
+) -> Field {
     Field { name, treatment: Treatment::Refused { harmless, reason } }
 }
 
@@ -210,6 +214,12 @@ pub(super) const ADMIN_KEY: &[Field] = &[
 
 /// The bodies that set the labels of an object and nothing else.
 pub(super) const METADATA: &[Field] = &[honoured("metadata")];
+
+/// `POST /v1/conversations`.
+pub(super) const CONVERSATION: &[Field] = &[honoured("items"), honoured("metadata")];
+
+/// `POST /v1/conversations/{id}/items`.
+pub(super) const CONVERSATION_ITEMS: &[Field] = &[honoured("items")];
 
 /// `POST /v1/files`, beside the file itself.
 pub(super) const FILE: &[Field] = &[honoured("purpose"), honoured("expires_after")];

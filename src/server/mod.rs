@@ -10,6 +10,7 @@ mod auth;
 mod call;
 mod chat;
 mod completions;
+mod conversations;
 mod cors;
 mod embeddings;
 mod error;
@@ -18,6 +19,7 @@ mod fields;
 mod files;
 mod format;
 mod ids;
+mod items;
 mod listen;
 mod messages;
 mod metadata;
@@ -26,6 +28,7 @@ mod models;
 mod objects;
 mod observe;
 mod paging;
+mod responses;
 mod sse;
 mod stored;
 mod tokens;
@@ -49,6 +52,7 @@ use self::error::ApiError;
 use self::extract::Fields;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use self::responses::Backgrounds;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -129,6 +133,7 @@ struct App {
     pipeline: Arc<Pipeline>,
     rooms: Rooms,
     metrics: Arc<Metrics>,
+    backgrounds: Backgrounds,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
@@ -138,7 +143,8 @@ impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
-        Self { config, pipeline, rooms, metrics, draining, in_work: Arc::default() }
+        let backgrounds = Backgrounds::default();
+        Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
     }
 
     /// Before anything is read: `/v1` wants a key.
@@ -203,7 +209,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(text_embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(conversations::router())
         .merge(files::router())
+        .merge(responses::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
         .route("/tokenize", post(tokens::tokenize))

@@ -107,7 +107,7 @@ impl Tally {
 }
 
 /// The answer was cut short without anybody saying why: some choice never finished.
-fn cut_short() -> ApiError {
+pub(super) fn cut_short() -> ApiError {
     Error::Internal("The generation ended before it was finished.".to_owned()).into()
 }
 
