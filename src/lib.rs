@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod history;
 pub mod kv;
+pub mod loadtest;
 pub mod pipeline;
 pub mod registry;
 pub mod scheduler;

@@ -58,6 +58,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("registry", &["engine::handle", "engine::spawn", "hearth_models", "store", "text"]),
     // Opens models as `serve` would, and copies their files.
     ("bundle", &["registry", "hearth_models"]),
+    // A client of any server: it knows nothing of ours.
+    ("loadtest", &[]),
     ("embeddings", &["engine::handle", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
     ("rag", &["embeddings", "vector", "store"]),
@@ -92,7 +94,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/text/"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
-    ("ureq", &["src/registry/hub"]),
+    ("ureq", &["src/registry/hub", "src/loadtest/client.rs"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("rustix", &["src/bundle/"]),
