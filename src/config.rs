@@ -20,6 +20,8 @@ pub struct Config {
     pub models: Vec<String>,
     /// Ids, for the first models.
     pub aliases: Vec<String>,
+    /// Other names of served models: name and id.
+    pub model_aliases: Vec<(String, String)>,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
@@ -40,6 +42,8 @@ pub struct Config {
     pub plan: PlanOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
+    /// Bytes of the files of one project together.
+    pub files_quota_bytes: u64,
     /// Unknown request fields are warned about.
     pub lenient_fields: bool,
     /// Logs are JSON lines.
@@ -122,6 +126,7 @@ impl RawConfig {
         Ok(Config {
             models: model.model,
             aliases: server.alias,
+            model_aliases: model_aliases(&server.model_alias)?,
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
@@ -143,6 +148,9 @@ impl RawConfig {
                 kv_dtype,
             },
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
+            files_quota_bytes: (in_range("--files-quota-gb", server.files_quota_gb, 20, 1 << 20)?
+                as u64)
+                << 30,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),
@@ -156,6 +164,17 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
         Some(folder) => (folder != Path::new("none")).then_some(folder),
         None => default_data_dir(),
     }
+}
+
+/// `gpt-4o-mini=hearth-tiny` is a name and an id.
+fn model_aliases(list: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, id)) if !name.trim().is_empty() && !id.trim().is_empty() => {
+            Ok((name.trim().to_owned(), id.trim().to_owned()))
+        }
+        _ => wrong("--model-alias", format!("`{text}` is not NAME=ID")),
+    };
+    list.iter().map(pair).collect()
 }
 
 /// A scheme, `://` and a host, with no path: what a browser sends.
@@ -253,6 +272,7 @@ mod tests {
             ("ctx-size = 0", "--ctx-size"),
             ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
+            ("model-alias = \"gpt-4o\"", "--model-alias"),
         ];
         for (toml, flag) in cases {
             assert_eq!(raw(toml).validate().unwrap_err().option, flag);

@@ -73,6 +73,14 @@ pub enum Error {
         /// From then on it is worth trying again.
         retry_after: Duration,
     },
+    /// More than one object, or one project, may have.
+    #[error("{message}")]
+    TooLarge {
+        /// Which limit: `file_too_large`, `storage_quota_exceeded`.
+        code: &'static str,
+        /// What is too large, and how large it may be.
+        message: String,
+    },
     /// There is no room to keep what should be kept.
     #[error("{0}")]
     StorageFull(String),

@@ -92,6 +92,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bytes", &["src/server/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),
     ("tokenizers", &["src/text/"]),
+    ("llguidance", &["src/text/grammar"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
     ("ureq", &["src/registry/hub", "src/loadtest/client.rs"]),

@@ -46,7 +46,7 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
     for (model, limits) in open::open(&config, &compute)?.iter() {
-        let (file, weights) = (model.file(), compute.weight_bytes(model.file()));
+        let (file, weights) = (model.file(), compute.weight_bytes(model.file().weights()));
         let numbers = file.config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
         writeln!(out, "\nmodel       {}", file.path().display())?;

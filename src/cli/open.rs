@@ -62,7 +62,8 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
         }
         served.push(load(model, id, limits, &compute, config)?);
     }
-    Ok(Registry::new(served))
+    let aliases = config.model_aliases.clone();
+    Ok(Registry::new(served).with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?)
 }
 
 /// What to load: what the configuration names, or else the model that the binary carries.

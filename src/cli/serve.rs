@@ -11,6 +11,7 @@ use super::common::Common;
 use super::{Failure, open};
 use crate::auth::Keyring;
 use crate::config::{Config, RawConfig};
+use crate::files::{Files, Quota};
 use crate::history::History;
 use crate::pipeline::Pipeline;
 use crate::registry::{ServedModel, builtin};
@@ -40,7 +41,9 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     }
     tell(format_args!("  ready after     {:.2} s", started.elapsed().as_secs_f64()));
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)) };
+    let quota = Quota { project_bytes_max: config.files_quota_bytes };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 pub use hearth_kernels::sampling::SamplingParams;
 use tokio::sync::mpsc;
 
+pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
 use crate::types::{CacheScope, FinishReason, SeqId, Timings, TokenId, Usage};
 
 /// Rows of one step whose logits are read for the scoring of prompts.
@@ -38,6 +39,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// With whom it shares the prefixes that are cached.
     pub scope: CacheScope,
 }

@@ -54,7 +54,7 @@ fn roomy() -> Limits {
     Limits { context_len: ENDLESS + 64, kv_blocks: ENDLESS / 16 + 8, ..limits() }
 }
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         context_len: 256,
         vocab_len: 512,
@@ -71,12 +71,12 @@ fn model() -> Box<dyn Model> {
     tiny::load(&tiny::config(), DType::Q8_0, 7, &compute).unwrap()
 }
 
-fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
+pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
     spawn(model(), KvDType::F16, limits).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
-fn request(i: u32) -> GenerateRequest {
+pub(super) fn request(i: u32) -> GenerateRequest {
     let prompt = (0..3 + 17 * i % 61).map(|p| (p * 31 + i * 97) % 480).collect();
     let sampling = match i % 3 {
         0 => SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -87,22 +87,22 @@ fn request(i: u32) -> GenerateRequest {
     GenerateRequest { prompt, sampling, max_tokens, seed: u64::from(i), ..Default::default() }
 }
 
-fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
+pub(super) fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     GenerateRequest { prompt: prompt.to_vec(), sampling, max_tokens, ..Default::default() }
 }
 
 /// Everything a generation said.
 #[derive(Debug, Default)]
-struct Answer {
-    tokens: Vec<TokenId>,
+pub(super) struct Answer {
+    pub(super) tokens: Vec<TokenId>,
     logprobs: Vec<Logprobs>,
     prompt: Vec<Logprobs>,
-    end: Option<(FinishReason, Usage)>,
-    failed: Option<String>,
+    pub(super) end: Option<(FinishReason, Usage)>,
+    pub(super) failed: Option<String>,
 }
 
-fn collect(mut generation: Generation) -> Answer {
+pub(super) fn collect(mut generation: Generation) -> Answer {
     let mut answer = Answer::default();
     while let Some(event) = generation.blocking_next() {
         match event {
@@ -118,12 +118,12 @@ fn collect(mut generation: Generation) -> Answer {
     answer
 }
 
-fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
+pub(super) fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
     collect(handle.submit(request).unwrap())
 }
 
 /// Tokens of requests `0..12`, each alone in a roomy engine.
-fn alone() -> Vec<Vec<TokenId>> {
+pub(super) fn alone() -> Vec<Vec<TokenId>> {
     let (handle, _thread) = engine(limits());
     (0..12).map(|i| ask(&handle, request(i)).tokens).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
@@ -94,7 +94,7 @@ impl OpenModel {
         Demand {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
-            weight_bytes: compute.weight_bytes(&self.file),
+            weight_bytes: compute.weight_bytes(self.file.weights()),
         }
     }
 
@@ -155,6 +155,8 @@ impl OpenModel {
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
+            vocabulary: OnceLock::new(),
+            tool_style: text.template.as_ref().map(ChatTemplate::tool_style),
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,

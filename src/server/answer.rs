@@ -37,6 +37,9 @@ pub(super) async fn answer(
         request.tenant = caller.tenant;
         texts.push(app.pipeline.generate(request).await?);
     }
+    if envelope.prompt_ids.is_some() {
+        envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
+    }
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
     watch.generating(model.id(), envelope.prompt_tokens, envelope.n * envelope.prompts);
     let watcher = watch.clone();
@@ -87,6 +90,7 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         n: first.map_or(1, |request| request.n),
         prompts: call.requests.len(),
         prompt_tokens: 0,
+        prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
         logprobs: first.is_some_and(|request| request.logprobs.is_some()),
     }
 }
@@ -109,7 +113,13 @@ fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEven
 
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
     match &mut event {
-        TextEvent::Delta { choice, .. } | TextEvent::Finished { choice, .. } => *choice += first,
+        TextEvent::Delta { choice, .. }
+        | TextEvent::Prompt { choice, .. }
+        | TextEvent::Tokens { choice, .. }
+        | TextEvent::Reasoning { choice, .. }
+        | TextEvent::ToolCall { choice, .. }
+        | TextEvent::ToolArguments { choice, .. }
+        | TextEvent::Finished { choice, .. } => *choice += first,
     }
     event
 }

@@ -14,6 +14,8 @@ mod cors;
 mod error;
 mod extract;
 mod fields;
+mod files;
+mod format;
 mod ids;
 mod listen;
 mod messages;
@@ -25,6 +27,8 @@ mod observe;
 mod paging;
 mod sse;
 mod stored;
+mod tokens;
+mod tools;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -46,6 +50,7 @@ use self::metrics::Metrics;
 use self::observe::Watch;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
+use crate::files::Files;
 use crate::history::History;
 use crate::pipeline::Pipeline;
 
@@ -89,6 +94,8 @@ pub struct Rooms {
     pub keyring: Arc<Keyring>,
     /// What is remembered.
     pub history: Arc<History>,
+    /// What was uploaded.
+    pub files: Arc<Files>,
 }
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
@@ -135,7 +142,8 @@ impl App {
 
     /// Before anything is read: `/v1` wants a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
-        let wants_key = request.uri().path().starts_with("/v1/");
+        let path = request.uri().path();
+        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
         wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
     }
 
@@ -193,8 +201,12 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(text_completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(files::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(scrape))

@@ -16,6 +16,9 @@ use crate::types::ProjectId;
 pub enum Kind {
     Completion,
     CompletionMessage,
+    File,
+    Upload,
+    UploadPart,
 }
 
 impl Kind {
@@ -23,6 +26,9 @@ impl Kind {
         match self {
             Self::Completion => "chat.completion",
             Self::CompletionMessage => "chat.completion.message",
+            Self::File => "file",
+            Self::Upload => "upload",
+            Self::UploadPart => "upload.part",
         }
     }
 }
@@ -157,6 +163,36 @@ impl Tx<'_> {
         let sql = "DELETE FROM documents WHERE project = ? AND parent = ?";
         self.0.prepare_cached(sql)?.execute(params![project.0, id])?;
         Ok(true)
+    }
+
+    /// Removes all documents of one kind under one parent. Returns their ids.
+    pub fn delete_children(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        parent: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql =
+            "DELETE FROM documents WHERE project = ? AND kind = ? AND parent = ? RETURNING id";
+        let mut query = self.0.prepare_cached(sql)?;
+        let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Whether any project has a document of this kind and name: for clearing out, not for callers.
+    pub fn exists(&self, kind: Kind, id: &str) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM documents WHERE kind = ? AND id = ?)";
+        Ok(self.0.prepare_cached(sql)?.query_row(params![kind.word(), id], |row| row.get(0))?)
+    }
+
+    /// The sum of a number (`$.bytes`) over all documents of one kind.
+    pub fn sum(&self, project: ProjectId, kind: Kind, path: &str) -> Result<u64, StoreError> {
+        let sql = format!(
+            "SELECT coalesce(sum(json_extract(body, ?)), 0) FROM documents \
+             WHERE project = ? AND kind = ? AND {ALIVE}"
+        );
+        let row = params![path, project.0, kind.word()];
+        Ok(self.0.prepare_cached(&sql)?.query_row(row, |row| row.get(0))?)
     }
 
     /// A part of the documents of one kind under one parent, of which all of `matches` hold.
