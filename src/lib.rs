@@ -15,6 +15,7 @@ pub mod error;
 pub mod files;
 pub mod history;
 pub mod kv;
+pub mod loadtest;
 pub mod pipeline;
 pub mod registry;
 pub mod scheduler;

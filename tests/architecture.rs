@@ -62,6 +62,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     // Opens models as `serve` would, and copies their files.
     ("bundle", &["registry", "hearth_models"]),
+    // A client of any server: it knows nothing of ours.
+    ("loadtest", &[]),
     // `hearth_models`: the thread of an encoder owns it, as the engine owns its model.
     ("embeddings", &["hearth_models", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
@@ -98,7 +100,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("llguidance", &["src/text/grammar"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
-    ("ureq", &["src/registry/hub"]),
+    ("ureq", &["src/registry/hub", "src/loadtest/client.rs"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("rustix", &["src/bundle/"]),
