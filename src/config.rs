@@ -63,6 +63,10 @@ pub struct RawConfig {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
+    /// Milliseconds that a running answer may wait for its next token while prompts are computed
+    /// (default: 100).
+    #[arg(long, env = "HEARTH_TARGET_ITL_MS")]
+    pub target_itl_ms: Option<usize>,
     /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
@@ -137,6 +141,8 @@ pub struct PlanOptions {
     pub queue_len: usize,
     /// Rows of one forward pass.
     pub batch_tokens: usize,
+    /// How long a forward pass with running answers should take at most.
+    pub target_itl: Duration,
     /// Element type of KV.
     pub kv_dtype: KvDType,
 }
@@ -185,6 +191,7 @@ impl RawConfig {
             max_running: self.max_running.or(file.max_running),
             max_queue: self.max_queue.or(file.max_queue),
             batch_tokens: self.batch_tokens.or(file.batch_tokens),
+            target_itl_ms: self.target_itl_ms.or(file.target_itl_ms),
             body_limit_mb: self.body_limit_mb.or(file.body_limit_mb),
             lenient_fields: self.lenient_fields.or(file.lenient_fields),
             log_format: self.log_format.or(file.log_format),
@@ -228,6 +235,7 @@ impl RawConfig {
         if self.api_key.iter().any(|k| k.trim().is_empty()) {
             return wrong("--api-key", "must not be empty");
         }
+        let target_itl_ms = in_range("--target-itl-ms", self.target_itl_ms, 100, 60_000)?;
         let ctx_size = self.ctx_size.map(|n| in_range("--ctx-size", Some(n), n, 1 << 24));
         Ok(Config {
             models: self.model,
@@ -248,6 +256,7 @@ impl RawConfig {
                 running_len: in_range("--max-running", self.max_running, 32, 4096)?,
                 queue_len: in_range("--max-queue", self.max_queue, 256, 1 << 20)?,
                 batch_tokens: in_range("--batch-tokens", self.batch_tokens, 512, 1 << 16)?,
+                target_itl: Duration::from_millis(target_itl_ms as u64),
                 kv_dtype,
             },
             body_limit_bytes: in_range("--body-limit-mb", self.body_limit_mb, 4, 4096)? << 20,
@@ -290,6 +299,7 @@ impl Config {
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
+            ("target-itl-ms", plan.target_itl.as_millis().to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",

@@ -131,6 +131,8 @@ pub struct Limits {
     pub kv_blocks: usize,
     /// Tokens of one block.
     pub block_len: usize,
+    /// How long a step with running answers should take at most.
+    pub target_itl: Duration,
 }
 
 /// Counters and gauges that the engine publishes after every step.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hearth_models::{KvDType, Model};
 
@@ -60,6 +60,7 @@ fn scheduler_config(limits: &Limits) -> SchedulerConfig {
         batch_tokens: limits.batch_tokens,
         running_len: limits.running_len,
         score_chunk: SCORE_CHUNK,
+        target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
 
@@ -97,12 +98,13 @@ impl Engine {
     /// One step of every sequence that has rows.
     fn step(&mut self) {
         self.drop_closed();
+        let started = Instant::now();
         let batch = self.scheduler.schedule();
         self.begin(&batch);
         match self.compute(&batch) {
             Ok(logits) => {
                 let outcomes = self.sample(&batch, &logits);
-                self.update(&batch, &outcomes);
+                self.update(&batch, &outcomes, started.elapsed());
                 self.emit(outcomes);
             }
             Err(message) => self.fail(&batch, &message),
@@ -208,12 +210,13 @@ impl Engine {
         outcomes
     }
 
-    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)]) {
+    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)], took: Duration) {
         let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
             Outcome::Token(token) => Some((*id, token.id)),
             Outcome::PromptDone | Outcome::Stuck => None,
         });
-        self.scheduler.update(batch, &sampled.collect::<Vec<(SeqId, TokenId)>>());
+        let sampled: Vec<(SeqId, TokenId)> = sampled.collect();
+        self.scheduler.update(batch, &sampled, took.as_secs_f64() * 1e3);
     }
 
     /// Tells the clients, and lets those go that are done.

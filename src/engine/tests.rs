@@ -63,6 +63,7 @@ fn limits() -> Limits {
         batch_tokens: 512,
         kv_blocks: 256,
         block_len: 16,
+        target_itl: Duration::from_millis(100),
     }
 }
 
@@ -315,7 +316,7 @@ fn a_full_queue_refuses_and_recovers() {
 fn a_client_that_leaves_frees_its_blocks() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    first_token(&mut generation);
     drop(generation);
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -328,7 +329,7 @@ fn a_client_that_leaves_frees_its_blocks() {
 fn a_stopped_generation_is_a_finish_not_a_cancellation() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    first_token(&mut generation);
     generation.stop();
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -359,6 +360,11 @@ fn draining_finishes_what_runs() {
     assert_eq!(collect(running).tokens.len(), 50);
     thread.join().unwrap();
     assert_eq!(handle.submit(greedy(&[1], 1)).unwrap_err(), SubmitError::ShuttingDown);
+}
+
+fn first_token(generation: &mut Generation) {
+    assert!(matches!(generation.blocking_next(), Some(Event::Prompt { .. })));
+    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
 }
 
 fn wait_until_idle(handle: &EngineHandle) {

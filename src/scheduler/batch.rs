@@ -12,6 +12,10 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SeqId>,
+    /// Rows of running answers; they come first.
+    pub answers: usize,
+    /// Rows that the batch may have.
+    pub(super) row_limit: usize,
     /// Whether the waiting room was emptied, and what stood in the way.
     pub admit: Admit,
 }

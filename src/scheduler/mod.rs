@@ -7,21 +7,24 @@
 //! of it again.
 //!
 //! Policy, in this order: rows that yield a token of a running answer; then the rest of prompts
-//! already begun, oldest first; then new ones, first come first served, while blocks last. When
-//! blocks run out the youngest sequence gives its own back and waits again at its old place.
+//! already begun, oldest first; then new ones, first come first served, while blocks last; prompts
+//! only as many rows as keep the step within its time. When blocks run out the youngest sequence
+//! gives its own back and waits again at its old place.
 
 mod batch;
+mod pace;
 mod sequence;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod trace;
+mod trace_tests;
 
 use std::collections::VecDeque;
 
 pub use batch::{Admit, Batch, Entry, Later};
 pub use sequence::{NewSequence, Sequence};
 
+use self::pace::Pace;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, SeqId, TokenId};
 
@@ -38,6 +41,8 @@ pub struct SchedulerConfig {
     pub running_len: usize,
     /// Rows of one sequence in one batch when the logits of all of them are wanted.
     pub score_chunk: usize,
+    /// How long a step with answers should take at most; prompts are cut accordingly.
+    pub target_ms: f64,
 }
 
 /// The state machine.
@@ -45,6 +50,7 @@ pub struct SchedulerConfig {
 pub struct Scheduler {
     config: SchedulerConfig,
     pool: BlockPool,
+    pace: Pace,
     /// In order of id.
     waiting: VecDeque<Sequence>,
     /// In order of id.
@@ -55,8 +61,8 @@ impl Scheduler {
     /// Nothing waits, nothing runs.
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
-        let pool = BlockPool::new(config.block_count);
-        Self { config, pool, waiting: VecDeque::new(), running: Vec::new() }
+        let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
+        Self { config, pool, pace, waiting: VecDeque::new(), running: Vec::new() }
     }
 
     /// The same bounds, with nothing in it.
@@ -74,16 +80,21 @@ impl Scheduler {
 
     /// Picks the rows of the next step and gives them their blocks.
     pub fn schedule(&mut self) -> Batch {
-        let mut batch = Batch::default();
+        let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
         let answers = |s: &Sequence| s.todo() == 1;
         self.schedule_running(&mut batch, answers);
+        batch.answers = batch.row_count();
+        let rows = batch.answers.saturating_add(self.pace.prompt_rows(batch.answers));
+        batch.row_limit = rows.min(self.config.batch_tokens);
         self.schedule_running(&mut batch, |s| !answers(s));
         batch.admit = self.admit(&mut batch);
         batch
     }
 
-    /// Takes the results of a step: all its rows are computed, some sequences got a token.
-    pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)]) {
+    /// Takes the results of a step: all its rows are computed, some sequences got a token, and it
+    /// took so long.
+    pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)], took_ms: f64) {
+        self.pace.learn(batch.answers, batch.row_count() - batch.answers, took_ms);
         for entry in &batch.entries {
             if let Some(seq) = self.running.iter_mut().find(|s| s.id == entry.id) {
                 seq.advance(entry.start + entry.rows);
@@ -215,7 +226,7 @@ impl Scheduler {
     /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
     /// the whole batch: each costs a vocabulary of floats.
     fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
-        let rows = seq.todo().min(self.config.batch_tokens - batch.row_count());
+        let rows = seq.todo().min(batch.row_limit - batch.row_count());
         if !seq.score || seq.scored >= seq.prompt_len {
             return rows;
         }

@@ -25,9 +25,9 @@ const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
 /// Weight of the newest step in the guess.
-const NEWEST: f64 = 0.25;
+const NEWEST: f64 = 0.5;
 /// One step changes a guess at most as if it had been this much longer than expected.
-const SURPRISE_MAX: f64 = 4.0;
+const SURPRISE_MAX: f64 = 2.0;
 
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
@@ -49,7 +49,8 @@ impl Pace {
     pub fn learn(&mut self, answers: usize, prompt_rows: usize, took_ms: f64) {
         let answers_ms = if answers > 0 { self.answers_ms } else { 0.0 };
         match (prompt_rows, self.row_ms) {
-            (0, _) if answers == 0 => {}
+            // Of a few rows most is what the step would have cost without them.
+            (rows, _) if answers == 0 && rows < ROWS_MIN => {}
             (0, _) => self.answers_ms = nearer(self.answers_ms, took_ms),
             (rows, known) => {
                 let row_ms = (took_ms - answers_ms).max(0.0) / rows as f64;

@@ -4,8 +4,14 @@ use super::*;
 use crate::types::CacheScope;
 
 fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
-    let config =
-        SchedulerConfig { block_count, block_len: 4, batch_tokens, running_len, score_chunk: 3 };
+    let config = SchedulerConfig {
+        block_count,
+        block_len: 4,
+        batch_tokens,
+        running_len,
+        score_chunk: 3,
+        target_ms: 100.0,
+    };
     Scheduler::new(config)
 }
 
@@ -32,7 +38,7 @@ fn step(scheduler: &mut Scheduler) -> String {
     let batch = scheduler.schedule();
     scheduler.check().unwrap();
     let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
-    scheduler.update(&batch, &sampled);
+    scheduler.update(&batch, &sampled, 0.0);
     scheduler.check().unwrap();
     show(&batch)
 }
@@ -91,7 +97,7 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
         (show(&batch).as_str(), batch.preempted.as_slice()),
         ("0:8+1!", [SeqId(1)].as_slice())
     );
-    s.update(&batch, &[(SeqId(0), 9)]);
+    s.update(&batch, &[(SeqId(0), 9)], 0.0);
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (1, 1, 3));
     s.finish(SeqId(0));
@@ -107,7 +113,7 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
         let batch = s.schedule();
         scored.extend(batch.entries[0].score.clone());
         assert!(!batch.entries[0].samples);
-        s.update(&batch, &[]);
+        s.update(&batch, &[], 0.0);
     }
     assert_eq!(scored, (0..7).collect::<Vec<_>>());
     assert_eq!(show(&s.schedule()), "", "nothing is left to do");
@@ -249,4 +255,27 @@ fn a_scored_prompt_is_computed_from_its_first_token() {
     s.add(NewSequence { score: true, ..text(1, (0..9).collect()) });
     assert_eq!(step(&mut s), "1:0+3");
     assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
+}
+
+#[test]
+fn prompts_get_the_rows_that_the_time_allows() {
+    let mut s = scheduler(1000, 512, 4);
+    let timed = |s: &mut Scheduler| {
+        let batch = s.schedule();
+        let sampled: Vec<_> =
+            batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
+        let prompt_rows = batch.row_count() - batch.answers;
+        s.update(&batch, &sampled, 10.0 + batch.answers as f64 * 10.0 + prompt_rows as f64);
+        s.check().unwrap();
+        show(&batch)
+    };
+    s.add(sequence(0, 3));
+    assert_eq!(timed(&mut s), "0:0+3!");
+    assert_eq!(timed(&mut s), "0:3+1!", "20 ms");
+    s.add(sequence(1, 1000));
+    for _ in 0..8 {
+        timed(&mut s);
+    }
+    let batch = s.schedule();
+    assert!((70..=82).contains(&batch.entries[1].rows), "{}", show(&batch));
 }

@@ -151,6 +151,7 @@ fn model(options: &Options) -> ServedModel {
         running_len: options.running_len,
         queue_len: options.queue_len,
         batch_tokens: 64,
+        target_itl: Duration::from_millis(100),
         kv_dtype: KvDType::F32,
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");

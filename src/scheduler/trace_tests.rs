@@ -54,6 +54,7 @@ impl Trace {
             batch_tokens,
             running_len,
             score_chunk: 3,
+            target_ms: 100.0,
         };
         let scheduler = Scheduler::new(config);
         let (kv, live) = (HashMap::new(), HashMap::new());
@@ -70,7 +71,8 @@ impl Trace {
         let batch = self.scheduler.schedule();
         self.judge(&batch);
         let sampled = self.compute(&batch);
-        self.scheduler.update(&batch, &sampled);
+        let took_ms = self.random.below(300) as f64;
+        self.scheduler.update(&batch, &sampled, took_ms);
         self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
         self.finish(&sampled);
     }
