@@ -16,6 +16,35 @@ pub struct SeqId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+/// Whose request it is, as far as sharing the machine goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Requests of one id share a place in the queue. 0 is everybody without a key of their own.
+    pub id: u64,
+    /// Share beside other tenants that want the machine too.
+    pub weight: u32,
+    /// Requests of it that run at once; more wait.
+    pub max_running: Option<usize>,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { id: 0, weight: 1, max_running: None }
+    }
+}
+
+/// Which requests of a tenant go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// When there is nothing else to do for the tenant.
+    Flex,
+    /// As most.
+    #[default]
+    Default,
+    /// Before the tenant's others.
+    Priority,
+}
+
 /// Whose keys and values may be lent to whom: sequences of one scope share the prefixes that they
 /// have in common, others never do. (Every loaded model has a pool of its own.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

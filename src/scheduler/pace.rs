@@ -24,6 +24,8 @@ const ROWS_MIN: usize = 16;
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
+/// From this part of the target on answers are a heavy load.
+const HEAVY: f64 = 0.25;
 /// Weight of the newest step in the guess.
 const NEWEST: f64 = 0.5;
 /// One step changes a guess at most as if it had been this much longer than expected.
@@ -43,6 +45,11 @@ impl Pace {
         };
         // A float beyond the integers becomes the largest one, which is what is meant.
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
+    }
+
+    /// Answers alone take so much of the target that prompts come forward slowly.
+    pub fn answers_are_heavy(&self) -> bool {
+        self.answers_ms > self.target_ms * HEAVY
     }
 
     /// A step took this long.
