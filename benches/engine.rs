@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         queue_len: 256,
         batch_tokens: 512,
         target_itl: Duration::from_millis(100),
+        queue_timeout: None,
         kv_dtype: KvDType::F16,
     };
     let model = registry::open(hearth_models::open(Path::new(model))?)?;

@@ -5,14 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod history;
 pub mod kv;
 pub mod pipeline;
 pub mod registry;
 pub mod scheduler;
 pub mod server;
+pub mod store;
 pub mod text;
 pub mod types;

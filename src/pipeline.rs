@@ -6,20 +6,21 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
+mod stream;
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-use self::choice::Choice;
+pub use self::stream::TextStream;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::Special;
-use crate::types::{CacheScope, FinishReason, SamplingOverrides, Timings, TokenId, Usage};
+use crate::types::{
+    CacheScope, FinishReason, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
+};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -68,8 +69,10 @@ pub struct TextRequest {
     pub model: String,
     /// What is to be continued.
     pub prompt: Prompt,
-    /// Independent continuations.
+    /// Continuations that the client gets.
     pub n: usize,
+    /// Independent continuations that are made, at least `n`: the best of them are given.
+    pub best_of: usize,
     /// `None`: as many as the context has room for.
     pub max_tokens: Option<usize>,
     /// The field that carried `max_tokens`, for errors.
@@ -88,6 +91,10 @@ pub struct TextRequest {
     pub echo: bool,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
+    /// Who asks.
+    pub tenant: Tenant,
+    /// Its place among what the same tenant asks.
+    pub priority: Priority,
 }
 
 /// A token as text, with its log-probability.
@@ -168,21 +175,34 @@ impl Pipeline {
 
     /// Starts a request, or says at once why not. Dropping the stream cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let (prompt, request) = self.encode_aside(&model, request).await?;
-        let template = generate_request(&model, &request, prompt)?;
-        let seed = request.sampling.seed.unwrap_or_else(random_seed);
-        let mut choices = Vec::with_capacity(request.n);
-        for index in 0..request.n {
-            let mut generate = template.clone();
-            // Far apart, so that choice 1 of a seed is not choice 0 of the next.
-            generate.seed = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let generation = model.engine().submit(generate);
-            let generation = generation.map_err(|e| submit_error(e, &request))?;
-            choices.push(Choice::new(index, generation, &model, &request, &template));
+        let mut one = self.generate_all(vec![request]).await?;
+        Ok(one.pop().expect("one for each request; this is a bug"))
+    }
+
+    /// Starts requests that differ in nothing but their prompts, all or none.
+    pub async fn generate_all(&self, requests: Vec<TextRequest>) -> Result<Vec<TextStream>, Error> {
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let model = self.registry.get(&first.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(first.model.clone()))?;
+        let (mut prepared, mut generates) = (Vec::new(), Vec::new());
+        for request in requests {
+            let (prompt, request) = self.encode_aside(&model, request).await?;
+            let template = generate_request(&model, &request, prompt)?;
+            let seed = request.sampling.seed.unwrap_or_else(random_seed);
+            for index in 0..request.best_of as u64 {
+                // Far apart, so that choice 1 of a seed is not choice 0 of the next.
+                let seed = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                generates.push(GenerateRequest { seed, ..template.clone() });
+            }
+            prepared.push((request, template));
         }
-        Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+        let submitted = model.engine().submit_all(generates);
+        let mut generations = submitted.map_err(|e| submit_error(e, &prepared[0].0))?.into_iter();
+        let stream = |(request, template): (TextRequest, GenerateRequest)| {
+            let generations = generations.by_ref().take(request.best_of);
+            TextStream::new(&model, &request, template, generations.collect())
+        };
+        Ok(prepared.into_iter().map(stream).collect())
     }
 
     /// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams,
@@ -225,6 +245,12 @@ fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Er
                 .map_err(|e| Error::invalid("messages", e.to_string()))?
         }
     };
+    // What can never fit is not encoded first: that takes seconds for a few MB.
+    let (least, max) = (model.tokenizer().tokens_at_least(text.len()), model.context_len());
+    if text.len() >= LONG_PROMPT_BYTES && least > max {
+        let param = request.prompt_param();
+        return Err(Error::ContextLengthExceeded { prompt: least, completion: 0, max, param });
+    }
     let encoded = model.tokenizer().encode(&text, Special::PROMPT);
     encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))
 }
@@ -266,9 +292,12 @@ fn generate_request(
         max_tokens: request.max_tokens.unwrap_or(room),
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
-        logprobs: request.logprobs,
+        // Candidates are told apart by their log-probabilities.
+        logprobs: request.logprobs.or((request.best_of > request.n).then_some(0)),
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         scope: CacheScope::default(),
+        tenant: request.tenant,
+        priority: request.priority,
     })
 }
 
@@ -327,43 +356,11 @@ impl TextRequest {
     }
 }
 
-/// The running choices of one request. Dropping it cancels them.
-pub struct TextStream {
-    choices: Vec<Choice>,
-    prompt: Vec<TokenId>,
-    /// Where the next round begins, so that no choice starves the others.
-    next: usize,
-}
-
-impl TextStream {
-    /// Tokens of the prompt.
-    pub fn prompt_tokens(&self) -> usize {
-        self.prompt.len()
-    }
-
-    /// The prompt as the model sees it.
-    pub fn prompt_ids(&self) -> &[TokenId] {
-        &self.prompt
-    }
-
-    /// The next event of any choice; `None` after every choice has finished.
-    pub async fn next(&mut self) -> Option<Result<TextEvent, Error>> {
-        poll_fn(|cx| {
-            let count = self.choices.len();
-            let mut open = false;
-            for step in 0..count {
-                let place = (self.next + step) % count;
-                match self.choices[place].poll(cx) {
-                    Poll::Ready(Some(event)) => {
-                        self.next = (place + 1) % count;
-                        return Poll::Ready(Some(event));
-                    }
-                    Poll::Ready(None) => {}
-                    Poll::Pending => open = true,
-                }
-            }
-            if open { Poll::Pending } else { Poll::Ready(None) }
-        })
-        .await
+impl TextEvent {
+    /// Which choice it is of.
+    pub fn choice_mut(&mut self) -> &mut usize {
+        match self {
+            Self::Delta { choice, .. } | Self::Finished { choice, .. } => choice,
+        }
     }
 }

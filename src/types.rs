@@ -4,6 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Index of a token in the model's vocabulary.
 pub type TokenId = u32;
@@ -15,23 +16,6 @@ pub struct SeqId(pub u64);
 /// One block of KV storage (a fixed number of consecutive tokens of one sequence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
-
-/// Whose request it is, as far as sharing the machine goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenant {
-    /// Requests of one id share a place in the queue. 0 is everybody without a key of their own.
-    pub id: u64,
-    /// Share beside other tenants that want the machine too.
-    pub weight: u32,
-    /// Requests of it that run at once; more wait.
-    pub max_running: Option<usize>,
-}
-
-impl Default for Tenant {
-    fn default() -> Self {
-        Self { id: 0, weight: 1, max_running: None }
-    }
-}
 
 /// Which requests of a tenant go first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +37,32 @@ pub struct CacheScope {
     pub adapter: u64,
     /// The tenant, where tenants are isolated from each other; 0 where they share.
     pub tenant: u64,
+}
+
+/// Whose objects a request may see. Every stored object belongs to exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProjectId(pub i64);
+
+impl ProjectId {
+    /// The project of whoever needs no key, or has one that stands in no table.
+    pub const DEFAULT: Self = Self(1);
+}
+
+/// Whose request it is, as far as sharing the machine goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Requests of one id share a place in the queue. 0 is everybody without a key of their own.
+    pub id: u64,
+    /// Share beside other tenants that want the machine too.
+    pub weight: u32,
+    /// Requests of it that run at once; more wait.
+    pub max_running: Option<usize>,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { id: 0, weight: 1, max_running: None }
+    }
 }
 
 impl fmt::Display for SeqId {
@@ -93,6 +103,15 @@ pub struct SamplingOverrides {
     pub frequency_penalty: Option<f32>,
     pub logit_bias: Vec<(TokenId, f32)>,
     pub seed: Option<u64>,
+}
+
+/// What was known of the queue when a request came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Sequences whose turn comes before.
+    pub position: usize,
+    /// How long that takes, as fast as it went lately.
+    pub wait: Duration,
 }
 
 /// Tokens that a request used. All counts are tokens.

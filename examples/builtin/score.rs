@@ -109,6 +109,7 @@ async fn complete(
         logprobs: None,
         echo: false,
         sampling: SamplingOverrides { temperature: Some(0.0), ..SamplingOverrides::default() },
+        tenant: hearth::types::Tenant::default(),
     };
     let mut stream = pipeline.generate(request).await?;
     let mut answer = String::new();

@@ -27,7 +27,14 @@ impl Compute {
     /// accelerator that this build has and this machine too, else `cpu`.
     pub fn parse(name: &str, pool: &Arc<Pool>) -> Result<Self> {
         let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
-        let unknown = || Error::Device(format!("`{name}` is not a device this build knows"));
+        let unknown = || {
+            let known = "auto, cpu, cuda, cuda:N, metal or plain";
+            Error::Device(format!("`{name}` is not a device; choose {known}"))
+        };
+        let absent = |feature: &str| {
+            let build = format!("cargo build --release --features {feature}");
+            Error::Device(format!("this build has no `{name}`; build Hearth with `{build}`"))
+        };
         let index: usize = index.parse().map_err(|_| unknown())?;
         let accelerator = |device: candle_core::Result<Device>| match device {
             Ok(device) => Ok(Self::Plain(device, DType::BF16)),
@@ -36,6 +43,8 @@ impl Compute {
         match kind {
             "cpu" => Ok(Self::Fused(Arc::clone(pool))),
             "plain" => Ok(Self::Plain(Device::Cpu, DType::F32)),
+            "cuda" if cfg!(not(feature = "cuda")) => Err(absent("cuda")),
+            "metal" if cfg!(not(feature = "metal")) => Err(absent("metal")),
             "cuda" => accelerator(Device::new_cuda(index)),
             "metal" => accelerator(Device::new_metal(index)),
             "auto" => {
@@ -145,6 +154,8 @@ impl ModelFile {
         compute: &Compute,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Box<dyn Model>> {
+        // What was read to understand it: a vocabulary, samples.
+        self.weights.release_all();
         let mut loader = Loader::new(&self.weights, &self.config, progress);
         compute.load(self.config.clone(), &mut loader)
     }

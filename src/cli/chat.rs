@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{EngineArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{SamplingOverrides, Timings, Usage};
+use crate::types::{Priority, SamplingOverrides, Tenant, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -19,7 +21,7 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +31,22 @@ pub(super) struct CompleteArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
+}
+
+/// Flags of a model that answers one request at a time.
+#[derive(Clone, Debug, clap::Args)]
+struct TalkArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl From<TalkArgs> for RawConfig {
+    fn from(TalkArgs { model, engine }: TalkArgs) -> Self {
+        Self { model, engine, ..Self::default() }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -57,6 +74,7 @@ impl SamplingArgs {
             model: model.to_owned(),
             prompt,
             n: 1,
+            best_of: 1,
             max_tokens: self.max_tokens,
             max_tokens_param: "max_tokens",
             min_tokens: 0,
@@ -72,6 +90,8 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
+            tenant: Tenant::default(),
+            priority: Priority::Default,
         }
     }
 }
@@ -137,8 +157,10 @@ struct Session {
 }
 
 impl Session {
-    fn open(common: Common) -> Result<Self, Failure> {
-        let config = common.validate()?;
+    fn open(common: Common<TalkArgs>) -> Result<Self, Failure> {
+        let mut config = common.validate_one()?;
+        // Nobody else asks.
+        (config.plan.running_len, config.plan.queue_len) = (1, 1);
         let registry = Arc::new(open::models(&config)?);
         let model = registry.models()[0].id().to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -4,10 +4,29 @@ use std::io::{self, Write};
 
 use hearth_kernels::{Isa, cpu, pool};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{CapacityArgs, EngineArgs, ModelArgs, RawConfig};
 use crate::registry::plan;
 
-pub(super) fn run(common: Common) -> Result<(), Failure> {
+/// Flags that change what would be used.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    capacity: CapacityArgs,
+}
+
+impl From<DoctorArgs> for RawConfig {
+    fn from(DoctorArgs { model, engine, capacity }: DoctorArgs) -> Self {
+        Self { model, engine, capacity, ..Self::default() }
+    }
+}
+
+pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let config = common.validate()?;
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
@@ -35,6 +54,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
         writeln!(out, "weights     {} MB", weights >> 20)?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
+        let (running, waiting) = (limits.running_len, limits.queue_len);
+        writeln!(out, "requests    {running} at once, {waiting} waiting")?;
     }
     Ok(())
 }

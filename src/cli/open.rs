@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
-use crate::registry::{self, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan};
+use crate::registry::{
+    self, LoadError, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan,
+};
 
 const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
@@ -74,7 +76,7 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
 /// Threads and device.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
-    Ok(Compute::parse(&config.device, &pool)?)
+    Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}").into())
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.
@@ -94,7 +96,7 @@ pub(super) fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
         ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
         source => {
             let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()).into())
+            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source }.into())
         }
     }
 }

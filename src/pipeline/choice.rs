@@ -33,6 +33,8 @@ pub(super) struct Choice {
     decoded: usize,
     sent: usize,
     generated: usize,
+    /// Log-probabilities of all generated tokens together, where they are known.
+    logprob_sum: f64,
     /// Prompt tokens that were found in the prefix cache.
     cached: usize,
     started: Instant,
@@ -61,6 +63,7 @@ impl Choice {
             decoded: 0,
             sent: 0,
             generated: 0,
+            logprob_sum: 0.0,
             cached: 0,
             started: Instant::now(),
             first_token: None,
@@ -75,6 +78,11 @@ impl Choice {
             choice.delta(text, Vec::new());
         }
         choice
+    }
+
+    /// How likely its tokens were, each by itself, where their log-probabilities are known.
+    pub fn mean_logprob(&self) -> f64 {
+        self.logprob_sum / self.generated.max(1) as f64
     }
 
     /// The next event; `Ready(None)` after the end.
@@ -93,6 +101,10 @@ impl Choice {
                 Some(Event::Failed(message)) => {
                     self.generation = None;
                     return Poll::Ready(Some(Err(Error::Internal(message))));
+                }
+                Some(Event::Expired { waited }) => {
+                    self.generation = None;
+                    return Poll::Ready(Some(Err(Error::Expired { waited })));
                 }
                 None => {
                     self.generation = None;
@@ -126,6 +138,7 @@ impl Choice {
     fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
         self.generated += 1;
         self.first_token.get_or_insert_with(Instant::now);
+        self.logprob_sum += logprobs.as_ref().map_or(0.0, |l| f64::from(l.logprob));
         if self.stop_ids.contains(&id) {
             return; // the end of the text, not a part of it
         }

@@ -40,7 +40,7 @@ pub struct OpenModel {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Weights or configuration.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Model {
         /// What was opened.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum LoadError {
         source: hearth_models::Error,
     },
     /// Tokenizer or template.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Text {
         /// What was opened.
         path: PathBuf,
@@ -66,6 +66,12 @@ pub enum LoadError {
         /// What is wrong.
         what: String,
     },
+}
+
+/// `path: error`, or the error alone where it names the file already.
+fn in_file(path: &Path, error: &dyn std::error::Error) -> String {
+    let (path, error) = (path.display().to_string(), error.to_string());
+    if error.contains(&path) { error } else { format!("{path}: {error}") }
 }
 
 /// Tokenizer, template and defaults of a model.
@@ -137,6 +143,7 @@ impl OpenModel {
             done += bytes as u64;
             progress(done, total);
         };
+        let fingerprint = fingerprint(&file);
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
         let spawned = crate::engine::spawn(model, kv_dtype, limits);
@@ -144,7 +151,7 @@ impl OpenModel {
         Ok(ServedModel {
             id,
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            fingerprint: fingerprint(&file),
+            fingerprint,
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
@@ -171,6 +178,7 @@ fn fingerprint(file: &ModelFile) -> String {
         mix(&(info.len_bytes() as u64).to_le_bytes());
         if let Ok(view) = file.weights().tensor(name) {
             mix(&view.bytes[..view.bytes.len().min(32)]);
+            file.weights().release(name); // a touch maps up to 2 MiB
         }
     }
     format!("fp_{:012x}", hash >> 16)

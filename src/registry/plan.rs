@@ -101,6 +101,7 @@ fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limi
         kv_blocks: affordable.min(useful).min(u32::MAX as usize / BLOCK_LEN),
         block_len: BLOCK_LEN,
         target_itl: options.target_itl,
+        queue_timeout: options.queue_timeout,
     })
 }
 
@@ -181,6 +182,7 @@ mod tests {
             queue_len: 8,
             batch_tokens: 2,
             target_itl: Duration::from_millis(100),
+            queue_timeout: None,
             kv_dtype: KvDType::F16,
         }
     }

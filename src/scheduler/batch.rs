@@ -64,6 +64,13 @@ pub enum Later {
     NoBlocks,
 }
 
+impl Entry {
+    /// The sequence, and those that begin where the entry ends.
+    pub fn ids(&self) -> impl Iterator<Item = SeqId> {
+        std::iter::once(self.id).chain(self.forks.iter().copied())
+    }
+}
+
 impl Batch {
     /// Rows of all entries.
     pub fn row_count(&self) -> usize {

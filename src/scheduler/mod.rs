@@ -14,6 +14,8 @@
 
 mod batch;
 mod fair;
+#[cfg(test)]
+mod fair_tests;
 mod pace;
 mod sequence;
 #[cfg(test)]
@@ -217,7 +219,8 @@ impl Scheduler {
         let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
         let begun = prompts.map(|s| self.tenants.time(s.tenant.id));
         let least = begun.chain(self.tenants.heads().map(|(time, _)| time)).min();
-        let Some(least) = least.filter(|_| self.pace.answers_are_heavy()) else {
+        let answers = self.running.iter().filter(|s| s.is_answer()).count();
+        let Some(least) = least.filter(|_| self.pace.are_heavy(answers)) else {
             return Vec::new();
         };
         let greedy = |s: &&Sequence| {

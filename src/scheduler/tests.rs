@@ -288,3 +288,53 @@ fn prompts_get_the_rows_that_the_time_allows() {
     let batch = s.schedule(Duration::ZERO);
     assert!((70..=82).contains(&batch.entries[1].rows), "{}", show(&batch));
 }
+
+#[test]
+fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
+    let mut s = scheduler(20, 16, 4);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 6) });
+    assert_eq!(s.waiting_count(), 3);
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(
+        (show(&batch).as_str(), &batch.entries[0].forks[..]),
+        ("0:0+6!", &[SeqId(1), SeqId(2)][..])
+    );
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 8), (SeqId(2), 8)], 0.0);
+    s.check().unwrap();
+    assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (3, 0, 2));
+    let tail = s.running(SeqId(0)).unwrap().blocks()[1];
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(show(&batch), "0:6+1! 1:6+1! 2:6+1!");
+    // Two copies; the last holder writes in place.
+    let copied: Vec<_> = batch.copies.iter().map(|(from, _)| *from).collect();
+    assert_eq!((copied, s.used_blocks()), (vec![tail; 2], 4));
+    assert_eq!(s.running(SeqId(2)).unwrap().blocks()[1], tail);
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 8), (SeqId(2), 8)], 0.0);
+    step(&mut s);
+    step(&mut s);
+    // 1 and 2 said the same, so their second block is one again.
+    assert_eq!(s.running(SeqId(1)).unwrap().blocks()[1], s.running(SeqId(2)).unwrap().blocks()[1]);
+}
+
+#[test]
+fn forks_without_room_come_later_and_find_the_prompt() {
+    let mut s = scheduler(20, 16, 2);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(batch.entries[0].forks, [SeqId(1)]);
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 9)], 0.0);
+    assert_eq!((s.running_count(), s.waiting_count()), (2, 1));
+    s.finish(SeqId(0));
+    assert_eq!(step(&mut s), "1:9+1! 2:8+1!");
+}
+
+#[test]
+fn the_first_fork_inherits_the_prompt_of_a_client_that_left() {
+    let mut s = scheduler(20, 4, 4);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
+    assert_eq!(step(&mut s), "0:0+4");
+    s.finish(SeqId(1));
+    s.finish(SeqId(0));
+    assert_eq!((s.running_count(), s.waiting_count()), (0, 1));
+    assert_eq!(step(&mut s), "2:4+4", "what was computed is not lost");
+}

@@ -10,43 +10,67 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
 use super::call::{Call, Shape};
+use super::chat;
 use super::error::ApiError;
 use super::ids;
 use super::objects::{Chunks, Envelope, Whole};
 use super::observe::Watch;
 use super::sse;
+use super::stored::Keeper;
+use crate::auth::Caller;
 use crate::error::Error;
-use crate::pipeline::{TextEvent, TextStream};
+use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::ServedModel;
+use crate::types::Place;
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
-pub(super) async fn answer(app: &App, watch: Arc<Watch>, call: Call) -> Result<Response, ApiError> {
+pub(super) async fn answer(
+    app: &App,
+    watch: Arc<Watch>,
+    caller: &Caller,
+    call: Call,
+) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
     let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
-    let mut texts = Vec::with_capacity(call.requests.len());
-    for request in call.requests {
-        texts.push(app.pipeline.generate(request).await?);
-    }
+    let requests = call.requests.into_iter();
+    let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
+    let texts = app.pipeline.generate_all(requests.collect()).await?;
+    let place = texts.first().map_or_else(Place::default, TextStream::place);
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
     watch.generating(model.id(), envelope.prompt_tokens, envelope.n * envelope.prompts);
     let watcher = watch.clone();
     let mut events = merge(texts, envelope.n).inspect(move |event| watcher.event(event)).boxed();
+    if let Some(keep) = call.keep {
+        let history = Arc::clone(&app.rooms.history);
+        let request_id = watch.request_id.clone();
+        let keeper = Keeper { history, project: caller.project, request_id };
+        events = keep.follow(events, Whole::new(envelope.clone()), keeper);
+    }
     if let Some(options) = call.stream {
         watch.streaming();
-        return Ok(sse::response(events, Chunks::new(envelope, options), app.config.heartbeat));
+        let chunks = Chunks::new(envelope, options);
+        return Ok(placed(sse::response(events, chunks, app.config.heartbeat), place));
     }
     let mut whole = Whole::new(envelope);
     while let Some(event) = events.next().await {
         whole.event(event?);
     }
-    Ok(Json(whole.end()?).into_response())
+    Ok(placed(Json(whole.end()?).into_response(), place))
+}
+
+/// Tells where the request came into the queue.
+fn placed(mut response: Response, place: Place) -> Response {
+    let headers = response.headers_mut();
+    headers.insert("x-hearth-queue-position", place.position.into());
+    headers.insert("x-hearth-estimated-wait-ms", (place.wait.as_millis() as u64).into());
+    response
 }
 
 /// More choices than the queue has places would be told to come back later for ever.
 fn check_choices(model: &ServedModel, call: &Call) -> Result<(), ApiError> {
-    let n = call.requests.iter().map(|request| request.n).sum::<usize>();
+    let n = call.requests.iter().map(|request| request.best_of).sum::<usize>();
     let max = model.engine().limits().queue_len;
     if n <= max {
         return Ok(());
@@ -70,6 +94,7 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         model: model.id().to_owned(),
         fingerprint: model.fingerprint().to_owned(),
+        tier: first.map_or("default", |request| chat::tier(request.priority)),
         n: first.map_or(1, |request| request.n),
         prompts: call.requests.len(),
         prompt_tokens: 0,
@@ -94,8 +119,6 @@ fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEven
 }
 
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
-    match &mut event {
-        TextEvent::Delta { choice, .. } | TextEvent::Finished { choice, .. } => *choice += first,
-    }
+    *event.choice_mut() += first;
     event
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::extract::{self, Fields};
 use super::fields;
+use super::stored::Keep;
 use crate::pipeline::TextRequest;
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -19,6 +20,8 @@ pub(super) struct Call {
     pub requests: Vec<TextRequest>,
     /// `None`: one object at the end.
     pub stream: Option<StreamOptions>,
+    /// The answer is to be stored.
+    pub keep: Option<Keep>,
 }
 
 /// The two families of objects that carry text.

@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{fields, messages};
+use super::{fields, messages, stored};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+use crate::types::{Priority, Tenant};
 
 /// Reads a body.
 ///
@@ -14,16 +15,19 @@ use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 /// The first field that is unknown, refused, malformed or out of range.
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
+    let keep = stored::wanted(&mut body)?;
     let common = Common::read(&mut body, lenient)?;
     let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
     common.check_min_tokens(max_tokens)?;
     let template_kwargs = template_kwargs(&mut body)?;
     let logprobs = logprobs(&mut body)?;
+    let priority = priority(&mut body)?;
     let messages = messages::normalise(body.value("messages"), lenient)?;
     let request = TextRequest {
         model: common.model.clone(),
         prompt: Prompt::Chat { messages, template_kwargs },
         n: common.n,
+        best_of: common.n,
         max_tokens,
         max_tokens_param,
         min_tokens: common.min_tokens,
@@ -33,9 +37,11 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs,
         echo: false,
         sampling: common.sampling,
+        tenant: Tenant::default(),
+        priority,
     };
     let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream })
+    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
 }
 
 /// `choices[i]` of the first chunk of a choice.
@@ -119,6 +125,30 @@ fn logprobs(body: &mut Fields) -> Result<Option<usize>, ApiError> {
             "top_logprobs",
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
         )),
+    }
+}
+
+/// The tier that an answer names.
+pub(super) fn tier(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Flex => "flex",
+        Priority::Default => "default",
+        Priority::Priority => "priority",
+    }
+}
+
+fn priority(body: &mut Fields) -> Result<Priority, ApiError> {
+    match body.string("service_tier")?.as_deref() {
+        // Reserved capacity is a matter of hosted services; the answer says what was had.
+        None | Some("auto" | "default" | "scale") => Ok(Priority::Default),
+        Some("flex") => Ok(Priority::Flex),
+        Some("priority") => Ok(Priority::Priority),
+        Some(other) => {
+            let message = format!(
+                "Invalid 'service_tier': '{other}' is none of auto, default, flex, scale, priority."
+            );
+            Err(ApiError::invalid("service_tier", message))
+        }
     }
 }
 
@@ -213,6 +243,18 @@ mod tests {
     }
 
     #[test]
+    fn a_tier_is_a_priority() {
+        let priority = |word: &str| {
+            read(with("service_tier", json!(word))).map(|call| call.requests[0].priority)
+        };
+        assert_eq!(priority("auto").unwrap(), Priority::Default);
+        assert_eq!(priority("flex").unwrap(), Priority::Flex);
+        assert_eq!(priority("priority").unwrap(), Priority::Priority);
+        assert_eq!(priority("fast").unwrap_err().param.as_deref(), Some("service_tier"));
+        assert!(Priority::Flex < Priority::Default && Priority::Default < Priority::Priority);
+    }
+
+    #[test]
     fn min_tokens_fit_under_the_limit() {
         let mut body = with("min_tokens", json!(6));
         assert!(read(body.clone()).is_ok());
@@ -228,7 +270,6 @@ mod tests {
         assert_eq!(error.code, Some("unknown_parameter"));
         for accepted in [
             ("metadata", json!({"k": "v"})),
-            ("service_tier", json!("auto")),
             ("prediction", json!({"type": "content", "content": "x"})),
             ("parallel_tool_calls", json!(true)),
             ("tools", json!([])),

@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::fields;
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+use crate::types::{Priority, Tenant};
 
 /// Tokens generated when the client does not say, as at OpenAI.
 const MAX_TOKENS_DEFAULT: usize = 16;
@@ -19,7 +20,7 @@ const MAX_TOKENS_DEFAULT: usize = 16;
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::COMPLETIONS, "", lenient)?;
     let common = Common::read(&mut body, lenient)?;
-    best_of(&mut body, common.n)?;
+    let best_of = best_of(&mut body, &common)?;
     let max_tokens = body.count("max_tokens", 0..=u32::MAX)?.unwrap_or(MAX_TOKENS_DEFAULT);
     common.check_min_tokens(Some(max_tokens))?;
     let logprobs = body.count("logprobs", 0..=5)?;
@@ -29,6 +30,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         model: common.model.clone(),
         prompt,
         n: common.n,
+        best_of,
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
         min_tokens: common.min_tokens,
@@ -38,9 +40,17 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs,
         echo,
         sampling: common.sampling.clone(),
+        tenant: Tenant::default(),
+        priority: Priority::Default,
     };
     let requests = prompts.into_iter().map(request).collect();
-    Ok(Call { shape: Shape::Completion, model: common.model, requests, stream: common.stream })
+    Ok(Call {
+        shape: Shape::Completion,
+        model: common.model,
+        requests,
+        stream: common.stream,
+        keep: None,
+    })
 }
 
 /// `choices[i]`, of a chunk or of the whole object: they are the same here.
@@ -86,18 +96,17 @@ fn finite(logprob: f32) -> f32 {
     logprob.max(LOGPROB_MIN)
 }
 
-fn best_of(body: &mut Fields, n: usize) -> Result<(), ApiError> {
-    let best_of = body.count("best_of", 0..=20)?;
-    match best_of {
-        Some(best_of) if best_of > n => Err(ApiError::unsupported(
-            "best_of",
-            "Unsupported parameter: 'best_of' above 'n': candidates are not ranked here.",
-        )),
-        Some(best_of) if best_of < n => {
-            Err(ApiError::invalid("best_of", "Invalid 'best_of': it must be at least 'n'."))
-        }
-        _ => Ok(()),
+fn best_of(body: &mut Fields, common: &Common) -> Result<usize, ApiError> {
+    let best_of = body.count("best_of", 0..=20)?.unwrap_or(common.n);
+    if best_of < common.n {
+        return Err(ApiError::invalid("best_of", "Invalid 'best_of': it must be at least 'n'."));
     }
+    if best_of > common.n && common.stream.is_some() {
+        let message = "Invalid 'best_of': candidates are ranked when all are complete, so they \
+                       cannot be streamed.";
+        return Err(ApiError::invalid("best_of", message));
+    }
+    Ok(best_of)
 }
 
 /// `string | [string] | [token] | [[token]]`.
@@ -210,7 +219,6 @@ mod tests {
             ("logprobs", json!(true)),
             ("echo", json!("yes")),
             ("max_tokens", json!(-1)),
-            ("best_of", json!(2)),
             ("best_of", json!(0)),
             ("best_of", json!(21)),
             ("suffix", json!("end")),
@@ -220,7 +228,11 @@ mod tests {
             body[name] = value;
             assert_eq!(read(body).unwrap_err().param.as_deref(), Some(name));
         }
-        assert!(read(json!({"model": "m", "prompt": "a", "n": 2, "best_of": 2})).is_ok());
+        let mut body = json!({"model": "m", "prompt": "a", "n": 2, "best_of": 5});
+        let call = read(body.clone()).unwrap();
+        assert_eq!((call.requests[0].n, call.requests[0].best_of), (2, 5));
+        body["stream"] = json!(true);
+        assert_eq!(read(body).unwrap_err().param.as_deref(), Some("best_of"));
     }
 
     #[test]

@@ -126,6 +126,11 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, message).code("invalid_api_key")
     }
 
+    /// A right key that may not do this.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message).code("insufficient_permissions")
+    }
+
     /// No such route.
     pub(super) fn unknown_route(method: &str, path: &str) -> Self {
         let message = format!("Invalid URL ({method} {path})");
@@ -170,6 +175,23 @@ impl From<Error> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     .code("rate_limit_exceeded")
                     .retry_after(retry_after)
+            }
+            Error::NotFound { .. } => {
+                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("not_found")
+            }
+            Error::RateLimited { unit, retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, unit, message)
+                    .code("rate_limit_exceeded")
+                    .retry_after(retry_after)
+            }
+            Error::StorageFull(_) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
+                    .code("storage_full")
+            }
+            Error::Expired { waited } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
+                    .code("queue_timeout")
+                    .retry_after(waited)
             }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
@@ -225,6 +247,7 @@ mod tests {
                 "rate_limit_error",
                 "rate_limit_exceeded",
             ),
+            (Error::Expired { waited: wait }, 503, "service_unavailable_error", "queue_timeout"),
             (Error::ShuttingDown, 503, "service_unavailable_error", "shutting_down"),
             (Error::Internal("step failed".into()), 500, "server_error", "internal_error"),
         ];

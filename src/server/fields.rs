@@ -54,16 +54,17 @@ pub(super) const CHAT: &[Field] = &[
     honoured("presence_penalty"),
     honoured("logit_bias"),
     honoured("seed"),
+    honoured("service_tier"),
     // A variable for the chat template, where models that know it read it.
     honoured("reasoning_effort"),
-    no_effect("metadata", "labels for stored completions, and nothing is stored"),
+    // Labels of a stored completion; checked, and of no effect without `store`.
+    honoured("metadata"),
     no_effect("parallel_tool_calls", "speaks of tool calls, and there are none"),
     no_effect("prediction", "a hint for speed, which never changes the text"),
     no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
     no_effect("prompt_cache_options", "every prefix is cached while there is room"),
     no_effect("prompt_cache_retention", "every prefix is cached while there is room"),
     no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
-    no_effect("service_tier", "there is one tier, and the answer says so"),
     no_effect("user", "for the abuse monitoring of a hosted service"),
     no_effect("verbosity", "a hint that no served model was trained to follow"),
     refused("audio", never, "audio output is not supported"),
@@ -72,7 +73,7 @@ pub(super) const CHAT: &[Field] = &[
     refused("moderation", never, "moderation inside a completion is not supported"),
     refused("modalities", is_text_only, "only the modality 'text' is supported"),
     refused("response_format", is_text_format, "only the type 'text' is supported so far"),
-    refused("store", is_false, "completions are not stored yet; leave it out or send false"),
+    honoured("store"),
     refused("tool_choice", is_word_none_or_auto, "tool calling is not supported yet"),
     refused("tools", is_empty_list, "tool calling is not supported yet"),
     refused("web_search_options", never, "web search is not supported"),
@@ -90,7 +91,6 @@ pub(super) const CHAT: &[Field] = &[
 pub(super) const COMPLETIONS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
-    // Honoured where it asks for no more than `n`; the parser refuses the rest.
     honoured("best_of"),
     honoured("echo"),
     honoured("frequency_penalty"),
@@ -115,6 +115,21 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("stop_token_ids"),
     honoured("top_k"),
 ];
+
+/// `POST /v1/admin/keys`.
+pub(super) const ADMIN_KEY: &[Field] = &[
+    honoured("name"),
+    honoured("project"),
+    honoured("admin"),
+    honoured("weight"),
+    honoured("max_running"),
+    honoured("requests_per_min"),
+    honoured("tokens_per_min"),
+    honoured("expires_at"),
+];
+
+/// The bodies that set the labels of an object and nothing else.
+pub(super) const METADATA: &[Field] = &[honoured("metadata")];
 
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
@@ -174,10 +189,6 @@ fn is_empty_list(value: &Value) -> bool {
 
 fn is_empty_string(value: &Value) -> bool {
     value == ""
-}
-
-fn is_false(value: &Value) -> bool {
-    value == false
 }
 
 fn is_word_none_or_auto(value: &Value) -> bool {
@@ -246,7 +257,6 @@ mod tests {
             ("modalities", json!(["text", "audio"]), vec![json!(["text"]), json!(null)]),
             ("moderation", json!({"model": "omni"}), vec![json!(null)]),
             ("response_format", json!({"type": "json_object"}), vec![json!({"type": "text"})]),
-            ("store", json!(true), vec![json!(false), json!(null)]),
             ("tool_choice", json!("required"), vec![json!("none"), json!("auto"), json!(null)]),
             ("tools", json!([{"type": "function"}]), vec![json!([]), json!(null)]),
             ("web_search_options", json!({}), vec![json!(null)]),

@@ -10,10 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::history::History;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
-use hearth::server::{ServerConfig, serve};
+use hearth::server::{Rooms, ServerConfig, serve};
+use hearth::store::Store;
 use hearth_kernels::Pool;
 use hearth_models::{Compute, KvDType};
 use serde_json::{Map, Value, json};
@@ -38,19 +41,33 @@ pub(crate) struct Server {
 /// What differs between tests.
 pub(crate) struct Options {
     pub(crate) config: ServerConfig,
+    pub(crate) store: Store,
+    /// Keys that stand in no table.
+    pub(crate) api_keys: Vec<String>,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
+    pub(crate) queue_timeout: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { config: ServerConfig::default(), running_len: 8, queue_len: 64 }
+        Self {
+            config: ServerConfig::default(),
+            store: Store::in_memory().expect("a store"),
+            api_keys: Vec::new(),
+            running_len: 8,
+            queue_len: 64,
+            queue_timeout: None,
+        }
     }
 }
 
 pub(crate) async fn start(options: Options) -> Server {
     let model = model(&options);
     let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
+    let store = Arc::new(options.store);
+    let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)) };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
@@ -58,13 +75,30 @@ pub(crate) async fn start(options: Options) -> Server {
         // A test that ends without a word stops its server too.
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(options.config, pipeline, listener, shutdown));
+    let task = tokio::spawn(serve(options.config, pipeline, rooms, listener, shutdown));
     Server { address, stop: Some(stop), task }
 }
 
 impl Server {
     pub(crate) async fn get(&self, path: &str) -> Answer {
         http::send(self.address, "GET", path, &[], b"").await.answer().await
+    }
+
+    /// Any request, with a key or without.
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> Answer {
+        let bearer = key.map(|key| format!("Bearer {key}"));
+        let mut headers: Vec<_> =
+            bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
+        let body = body.map(|body| body.to_string());
+        headers.extend(body.iter().map(|_| ("Content-Type", "application/json")));
+        let body = body.unwrap_or_default();
+        http::send(self.address, method, path, &headers, body.as_bytes()).await.answer().await
     }
 
     /// Sends JSON and does not wait.
@@ -152,6 +186,7 @@ fn model(options: &Options) -> ServedModel {
         queue_len: options.queue_len,
         batch_tokens: 64,
         target_itl: Duration::from_millis(100),
+        queue_timeout: options.queue_timeout,
         kv_dtype: KvDType::F32,
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");

@@ -82,7 +82,7 @@ impl Backend for Fused {
     type Vector = Vec<f32>;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
-        Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, &|row| source.row(row)))
+        Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {

@@ -1,13 +1,17 @@
 //! From a role in the architecture to numbers: checks, row order, page release.
 //!
 //! Every tensor is read once, in the order the decoder asks, and its pages are let go as soon as
-//! the backend has taken them, so resident memory stays at one copy of the weights.
+//! the backend has taken them (row by row where it packs), so that resident memory never exceeds
+//! one copy of the weights by more than what is being packed.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 
+use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Format, Role, TensorView, Weights};
+use super::{Format, MappedFile, Role, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -24,6 +28,8 @@ pub struct MatrixSource<'a> {
     pub bytes: &'a [u8],
     /// Head width, when the file has the rows of each head in the order of adjacent pairs.
     pub interleaved: Option<usize>,
+    /// The file that `bytes` are of, where its pages may be let go row by row.
+    file: Option<&'a MappedFile>,
 }
 
 impl<'a> MatrixSource<'a> {
@@ -31,16 +37,21 @@ impl<'a> MatrixSource<'a> {
     ///
     /// GGUF files of the Llama type store row `s * half + j` of a head at `2 j + s`.
     pub fn row(&self, row: usize) -> &'a [u8] {
-        let source = match self.interleaved {
+        let source = self.place(row);
+        let len = self.bytes.len() / self.n;
+        &self.bytes[source * len..(source + 1) * len]
+    }
+
+    /// Where the file has output `row`.
+    fn place(&self, row: usize) -> usize {
+        match self.interleaved {
             Some(head_dim) => {
                 let (head, r) = (row / head_dim, row % head_dim);
                 let (s, j) = (r / (head_dim / 2), r % (head_dim / 2));
                 head * head_dim + 2 * j + s
             }
             None => row,
-        };
-        let len = self.bytes.len() / self.n;
-        &self.bytes[source * len..(source + 1) * len]
+        }
     }
 
     /// All rows as floats, in order. `[n * k]`
@@ -50,6 +61,22 @@ impl<'a> MatrixSource<'a> {
             quant::dequantize(self.dtype, self.row(row), out);
         }
         out
+    }
+}
+
+impl Rows for MatrixSource<'_> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        Cow::Borrowed(MatrixSource::row(self, row))
+    }
+
+    /// Lets the pages of the rows go (and, where heads are interleaved, of their whole heads).
+    fn packed(&self, rows: Range<usize>) {
+        let head = self.interleaved.unwrap_or(1);
+        let rows = rows.start / head * head..rows.end.next_multiple_of(head).min(self.n);
+        let len = self.bytes.len() / self.n;
+        if let Some(file) = self.file {
+            file.release_slice(&self.bytes[rows.start * len..rows.end * len]);
+        }
     }
 }
 
@@ -134,8 +161,8 @@ impl<'a> Loader<'a> {
             return Err(Error::Tensor { name, what: "is not a matrix".into() });
         };
         let interleaved = self.rotated(role);
-        let taken =
-            take(&MatrixSource { dtype: view.dtype, n, k, bytes: view.bytes, interleaved })?;
+        let (dtype, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
+        let taken = take(&MatrixSource { dtype, n, k, bytes, interleaved, file })?;
         self.weights.release(&name);
         Ok(taken)
     }
@@ -147,6 +174,7 @@ impl<'a> Loader<'a> {
         let view = self.view(&name)?;
         let mut out = vec![0.0; view.shape.iter().product()];
         quant::dequantize(view.dtype, view.bytes, &mut out);
+        self.weights.release(&name);
         Ok(out)
     }
 
@@ -158,8 +186,11 @@ impl<'a> Loader<'a> {
         }
         let view = self.view(&name)?;
         let (n, interleaved) = (view.shape[0], self.rotated(role));
-        let source = MatrixSource { dtype: view.dtype, n, k: 1, bytes: view.bytes, interleaved };
-        Ok(Some(source.to_f32()))
+        let (dtype, bytes) = (view.dtype, view.bytes);
+        let source = MatrixSource { dtype, n, k: 1, bytes, interleaved, file: None };
+        let values = source.to_f32();
+        self.weights.release(&name);
+        Ok(Some(values))
     }
 
     fn name(&self, role: Role, suffix: &str) -> String {

@@ -180,6 +180,16 @@ impl Weights {
         }
     }
 
+    /// Gives back every page that was read so far: headers and metadata too, which stay readable.
+    pub fn release_all(&self) {
+        self.index.parts().iter().for_each(|file| file.release(0..file.bytes().len()));
+    }
+
+    /// The file that holds a tensor.
+    fn file_of(&self, name: &str) -> Option<&MappedFile> {
+        self.index.get(name).map(|info| self.index.file(info))
+    }
+
     /// Size of all tensors in bytes, as they lie in the file.
     pub fn tensor_bytes(&self) -> u64 {
         self.index.iter().map(|(_, info)| info.len_bytes() as u64).sum()

@@ -50,7 +50,6 @@ def test_wrong_values_are_refused_by_name(client, model, field, value):
     ("response_format", {"type": "json_object"}),
     ("response_format", {"type": "json_schema", "json_schema": SCHEMA}),
     ("modalities", ["text", "audio"]),
-    ("store", True),
 ])
 def test_what_is_not_done_is_refused_by_name(client, model, field, value):
     with pytest.raises(openai.BadRequestError) as caught:
