@@ -20,6 +20,8 @@ pub struct Config {
     pub models: Vec<String>,
     /// Ids, for the first models.
     pub aliases: Vec<String>,
+    /// Other names of served models: name and id.
+    pub model_aliases: Vec<(String, String)>,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
@@ -40,6 +42,8 @@ pub struct Config {
     pub plan: PlanOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
+    /// Bytes of the files of one project together.
+    pub files_quota_bytes: u64,
     /// Unknown request fields are warned about.
     pub lenient_fields: bool,
     /// Logs are JSON lines.
@@ -85,6 +89,9 @@ impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
         let Self { model, engine, capacity, server } = self;
+        let gb = |option, value, default| {
+            in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
+        };
         let host = server.host.as_deref().unwrap_or("127.0.0.1");
         let host = if host == "localhost" { "127.0.0.1" } else { host };
         let Ok(host) = host.parse() else {
@@ -104,14 +111,12 @@ impl RawConfig {
         if server.alias.len() > model.model.len() {
             return wrong("--alias", "there are more of them than of --model");
         }
-        if model.model.iter().any(|m| m.trim().is_empty()) {
-            return wrong("--model", "must not be empty");
-        }
-        if server.alias.iter().any(|a| a.trim().is_empty()) {
-            return wrong("--alias", "must not be empty");
-        }
-        if server.api_key.iter().any(|k| k.trim().is_empty()) {
-            return wrong("--api-key", "must not be empty");
+        let texts =
+            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)];
+        for (option, texts) in texts {
+            if texts.iter().any(|text| text.trim().is_empty()) {
+                return wrong(option, "must not be empty");
+            }
         }
         if let Some(origin) = server.cors_origin.iter().find(|origin| !is_origin(origin)) {
             let what = format!("`{origin}` is not an origin such as https://app.example, or *");
@@ -120,6 +125,7 @@ impl RawConfig {
         Ok(Config {
             models: model.model,
             aliases: server.alias,
+            model_aliases: model_aliases(&server.model_alias)?,
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
@@ -135,6 +141,7 @@ impl RawConfig {
             cors_origins: server.cors_origin,
             plan: plan(&engine, &capacity, kv_dtype)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
+            files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),
@@ -183,6 +190,17 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
         Some(folder) => (folder != Path::new("none")).then_some(folder),
         None => default_data_dir(),
     }
+}
+
+/// `gpt-4o-mini=hearth-tiny` is a name and an id.
+fn model_aliases(list: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, id)) if !name.trim().is_empty() && !id.trim().is_empty() => {
+            Ok((name.trim().to_owned(), id.trim().to_owned()))
+        }
+        _ => wrong("--model-alias", format!("`{text}` is not NAME=ID")),
+    };
+    list.iter().map(pair).collect()
 }
 
 /// A scheme, `://` and a host, with no path: what a browser sends.
@@ -285,6 +303,7 @@ mod tests {
             ("ctx-size = 0", "--ctx-size"),
             ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
+            ("model-alias = \"gpt-4o\"", "--model-alias"),
         ];
         for (toml, flag) in cases {
             assert_eq!(raw(toml).validate().unwrap_err().option, flag);

@@ -58,6 +58,9 @@ pub enum Error {
         /// Under which id.
         id: String,
     },
+    /// A response that is to be continued is not there.
+    #[error("Previous response with id '{0}' not found.")]
+    PreviousNotFound(String),
     /// The caller's own limit, not the server's.
     #[error(
         "Rate limit reached for {unit} per minute of this API key: limit {limit}, used {used}. \
@@ -72,6 +75,14 @@ pub enum Error {
         used: u32,
         /// From then on it is worth trying again.
         retry_after: Duration,
+    },
+    /// More than one object, or one project, may have.
+    #[error("{message}")]
+    TooLarge {
+        /// Which limit: `file_too_large`, `storage_quota_exceeded`.
+        code: &'static str,
+        /// What is too large, and how large it may be.
+        message: String,
     },
     /// There is no room to keep what should be kept.
     #[error("{0}")]

@@ -6,12 +6,16 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod bundle;
 pub mod cli;
 pub mod config;
+pub mod embeddings;
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod history;
 pub mod kv;
+pub mod loadtest;
 pub mod pipeline;
 pub mod registry;
 pub mod scheduler;

@@ -6,21 +6,31 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
-mod stream;
+mod embed;
+mod form;
+mod prompt;
+mod tools;
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-pub use self::stream::TextStream;
+use self::choice::Choice;
+pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
+use self::form::Form;
+use self::prompt::Prepared;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
-use crate::text::Special;
+use crate::text::{Shape, Special};
 use crate::types::{
-    CacheScope, FinishReason, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
+    CacheScope, FinishReason, Place, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
 };
+
+pub use self::tools::{Tool, ToolChoice, Tools};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -69,10 +79,8 @@ pub struct TextRequest {
     pub model: String,
     /// What is to be continued.
     pub prompt: Prompt,
-    /// Continuations that the client gets.
+    /// Independent continuations.
     pub n: usize,
-    /// Independent continuations that are made, at least `n`: the best of them are given.
-    pub best_of: usize,
     /// `None`: as many as the context has room for.
     pub max_tokens: Option<usize>,
     /// The field that carried `max_tokens`, for errors.
@@ -89,12 +97,33 @@ pub struct TextRequest {
     pub logprobs: Option<usize>,
     /// Begin with the prompt itself (with log-probabilities when those are asked for).
     pub echo: bool,
+    /// What follows the gap that the answer fills, for models that learned it.
+    pub suffix: Option<String>,
+    /// Log-probabilities of the prompt, with this many alternatives.
+    pub prompt_logprobs: Option<usize>,
+    /// Tell the tokens of the answer.
+    pub token_ids: bool,
+    /// What the answer must look like.
+    pub format: Option<Format>,
+    /// What the model may call, in a chat.
+    pub tools: Option<Tools>,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
     /// Who asks.
     pub tenant: Tenant,
     /// Its place among what the same tenant asks.
     pub priority: Priority,
+}
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Format {
+    /// The form itself.
+    pub shape: Shape,
+    /// The field that asked for it, for errors.
+    pub param: &'static str,
+    /// What a refusal begins with: "Invalid schema for response_format 'person'".
+    pub refusal: String,
 }
 
 /// A token as text, with its log-probability.
@@ -137,6 +166,53 @@ pub enum TextEvent {
         /// Empty unless log-probabilities were asked for.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The scored prompt, when its log-probabilities were asked for.
+    Prompt {
+        /// `0..n`.
+        choice: usize,
+        /// Every token of it.
+        tokens: Vec<TokenLogprob>,
+    },
+    /// The tokens of an answer, as they come, when they were asked for.
+    Tokens {
+        /// `0..n`.
+        choice: usize,
+        /// The end of the text is one of them.
+        ids: Vec<TokenId>,
+    },
+    /// More thought of one choice.
+    Reasoning {
+        /// `0..n`.
+        choice: usize,
+        /// As in `Delta`.
+        text: String,
+        /// As in `Delta`.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A call begins; its arguments follow.
+    ToolCall {
+        /// `0..n`.
+        choice: usize,
+        /// Calls of this choice before it.
+        index: usize,
+        /// `call_` and letters that no other call has.
+        id: String,
+        /// Name of the tool.
+        name: String,
+        /// The tool takes a text, not an object.
+        custom: bool,
+    },
+    /// More of what a call says: JSON text, or the text of a custom tool.
+    ToolArguments {
+        /// `0..n`.
+        choice: usize,
+        /// Which call.
+        index: usize,
+        /// As it came.
+        text: String,
+        /// As in `Delta`.
+        logprobs: Vec<TokenLogprob>,
+    },
     /// The end of one choice.
     Finished {
         /// `0..n`.
@@ -145,6 +221,8 @@ pub enum TextEvent {
         reason: FinishReason,
         /// Tokens of this choice; the prompt is counted in each.
         usage: Usage,
+        /// Tokens of the completion that were thought.
+        reasoning_tokens: usize,
         /// Where the time went.
         timings: Timings,
     },
@@ -179,80 +257,73 @@ impl Pipeline {
         Ok(one.pop().expect("one for each request; this is a bug"))
     }
 
-    /// Starts requests that differ in nothing but their prompts, all or none.
+    /// Starts requests to one model, all or none.
     pub async fn generate_all(&self, requests: Vec<TextRequest>) -> Result<Vec<TextStream>, Error> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let model = self.registry.get(&first.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(first.model.clone()))?;
-        let (mut prepared, mut generates) = (Vec::new(), Vec::new());
+        let model = self.registry.generator(&first.model)?;
+        let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
-            let (prompt, request) = self.encode_aside(&model, request).await?;
-            let template = generate_request(&model, &request, prompt)?;
+            let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
+            let prepared = self.aside(len, move || {
+                prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
+            });
+            let (Prepared { prompt, form }, request) = prepared.await?;
+            let template = generate_request(&model, &request, prompt, &form)?;
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
-            for index in 0..request.best_of as u64 {
+            for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
                 let seed = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 generates.push(GenerateRequest { seed, ..template.clone() });
             }
-            prepared.push((request, template));
+            all.push((request, template, form));
         }
         let submitted = model.engine().submit_all(generates);
-        let mut generations = submitted.map_err(|e| submit_error(e, &prepared[0].0))?.into_iter();
-        let stream = |(request, template): (TextRequest, GenerateRequest)| {
-            let generations = generations.by_ref().take(request.best_of);
-            TextStream::new(&model, &request, template, generations.collect())
+        let mut generations = submitted.map_err(|e| submit_error(e, &all[0].0))?.into_iter();
+        let stream = |(request, template, form): (TextRequest, GenerateRequest, Form)| {
+            let own = generations.by_ref().take(request.n).collect::<Vec<_>>();
+            let place = own.first().map_or_else(Place::default, |generation| generation.place);
+            let choice = |(index, generation)| {
+                Choice::new(index, generation, &model, &request, &template, &form)
+            };
+            let choices = own.into_iter().enumerate().map(choice).collect();
+            TextStream { choices, prompt: template.prompt, place, next: 0 }
         };
-        Ok(prepared.into_iter().map(stream).collect())
+        Ok(all.into_iter().map(stream).collect())
     }
 
-    /// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams,
-    /// and many of them must not take all the memory.
-    async fn encode_aside(
+    /// The prompt of a request as text and as tokens. `special` is for plain text; a conversation
+    /// has its special tokens where its template puts them.
+    pub async fn prompt(
         &self,
-        model: &Arc<ServedModel>,
         request: TextRequest,
-    ) -> Result<(Vec<TokenId>, TextRequest), Error> {
+        special: Special,
+    ) -> Result<(String, Vec<TokenId>), Error> {
+        let model = self.registry.generator(&request.model)?;
+        let len = request.prompt.len_bytes();
+        self.aside(len, move || prompt::encode(&model, &request, special)).await
+    }
+
+    /// Work on a prompt of so many bytes, on a thread that may take its time: a long prompt must
+    /// not stop other streams, and many of them must not take all the memory.
+    async fn aside<T: Send + 'static>(
+        &self,
+        len_bytes: usize,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
-        let place = match request.prompt.len_bytes() >= LONG_PROMPT_BYTES {
+        let place = match len_bytes >= LONG_PROMPT_BYTES {
             true => {
                 let place = Arc::clone(&self.long_prompts).acquire_owned().await;
                 Some(place.map_err(|e| failed(e.to_string()))?)
             }
             false => None,
         };
-        let model = Arc::clone(model);
         let encoding = tokio::task::spawn_blocking(move || {
             let _place = place; // kept to the end even when the client goes away before
-            encode(&model, &request).map(|prompt| (prompt, request))
+            work()
         });
         encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
     }
-}
-
-/// Renders and encodes. A text that already begins with the beginning-of-text token (a template
-/// that writes it) gets no second one.
-fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Error> {
-    let text = match &request.prompt {
-        Prompt::Tokens(ids) => return Ok(ids.clone()),
-        Prompt::Text(text) => text.clone(),
-        Prompt::Chat { messages, template_kwargs } => {
-            let template = model.template().ok_or_else(|| {
-                let message = format!("The model `{}` has no chat template.", model.id());
-                Error::unsupported("messages", message)
-            })?;
-            template
-                .render(messages, None, true, template_kwargs)
-                .map_err(|e| Error::invalid("messages", e.to_string()))?
-        }
-    };
-    // What can never fit is not encoded first: that takes seconds for a few MB.
-    let (least, max) = (model.tokenizer().tokens_at_least(text.len()), model.context_len());
-    if text.len() >= LONG_PROMPT_BYTES && least > max {
-        let param = request.prompt_param();
-        return Err(Error::ContextLengthExceeded { prompt: least, completion: 0, max, param });
-    }
-    let encoded = model.tokenizer().encode(&text, Special::PROMPT);
-    encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))
 }
 
 /// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
@@ -260,6 +331,7 @@ fn generate_request(
     model: &ServedModel,
     request: &TextRequest,
     prompt: Vec<TokenId>,
+    form: &Form,
 ) -> Result<GenerateRequest, Error> {
     let max = model.context_len();
     let room = max.saturating_sub(prompt.len());
@@ -292,9 +364,9 @@ fn generate_request(
         max_tokens: request.max_tokens.unwrap_or(room),
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
-        // Candidates are told apart by their log-probabilities.
-        logprobs: request.logprobs.or((request.best_of > request.n).then_some(0)),
-        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        logprobs: request.logprobs,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
+        grammar: form.grammar.clone(),
         scope: CacheScope::default(),
         tenant: request.tenant,
         priority: request.priority,
@@ -348,6 +420,31 @@ fn random_seed() -> u64 {
 }
 
 impl TextRequest {
+    /// One answer of any length, with nothing asked for.
+    pub fn new(model: &str, prompt: Prompt) -> Self {
+        Self {
+            model: model.to_owned(),
+            prompt,
+            n: 1,
+            max_tokens: None,
+            max_tokens_param: "max_tokens",
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            echo: false,
+            suffix: None,
+            prompt_logprobs: None,
+            token_ids: false,
+            format: None,
+            tools: None,
+            sampling: SamplingOverrides::default(),
+            tenant: Tenant::default(),
+            priority: Priority::Default,
+        }
+    }
+
     fn prompt_param(&self) -> &'static str {
         match self.prompt {
             Prompt::Chat { .. } => "messages",
@@ -356,11 +453,49 @@ impl TextRequest {
     }
 }
 
-impl TextEvent {
-    /// Which choice it is of.
-    pub fn choice_mut(&mut self) -> &mut usize {
-        match self {
-            Self::Delta { choice, .. } | Self::Finished { choice, .. } => choice,
-        }
+/// The running choices of one request. Dropping it cancels them.
+pub struct TextStream {
+    choices: Vec<Choice>,
+    prompt: Vec<TokenId>,
+    place: Place,
+    /// Where the next round begins, so that no choice starves the others.
+    next: usize,
+}
+
+impl TextStream {
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// The prompt as the model sees it.
+    pub fn prompt_ids(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// Where it came into the queue.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The next event of any choice; `None` after every choice has finished.
+    pub async fn next(&mut self) -> Option<Result<TextEvent, Error>> {
+        poll_fn(|cx| {
+            let count = self.choices.len();
+            let mut open = false;
+            for step in 0..count {
+                let place = (self.next + step) % count;
+                match self.choices[place].poll(cx) {
+                    Poll::Ready(Some(event)) => {
+                        self.next = (place + 1) % count;
+                        return Poll::Ready(Some(event));
+                    }
+                    Poll::Ready(None) => {}
+                    Poll::Pending => open = true,
+                }
+            }
+            if open { Poll::Pending } else { Poll::Ready(None) }
+        })
+        .await
     }
 }

@@ -4,7 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Index of a token in the model's vocabulary.
 pub type TokenId = u32;
@@ -65,6 +65,11 @@ impl Default for Tenant {
     }
 }
 
+/// Seconds of Unix time.
+pub fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 impl fmt::Display for SeqId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seq-{}", self.0)
@@ -78,6 +83,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The answer is calls of tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -86,6 +93,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

@@ -95,10 +95,14 @@ fn copies_come_back() {
     let copy = data.path().join("copy");
     let data = data.path().join("data");
     stdout_of(&data, &["keys", "create", "--name", "early"]);
+    fs::create_dir(data.join("files")).unwrap();
+    fs::write(data.join("files/file-1"), "contents").unwrap();
     stdout_of(&data, &["data", "backup", copy.to_str().unwrap()]);
     stdout_of(&data, &["keys", "create", "--name", "late"]);
     assert!(error_of(&data, &["data", "backup", copy.to_str().unwrap()]).contains("not empty"));
+    fs::remove_file(data.join("files/file-1")).unwrap();
     stdout_of(&data, &["data", "restore", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(data.join("files/file-1")).unwrap(), "contents");
     let list = stdout_of(&data, &["keys", "list"]);
     assert!(list.contains("early") && !list.contains("late"), "{list}");
     assert!(stdout_of(&data, &["data", "gc"]).contains("0 expired"));

@@ -190,6 +190,33 @@ fn whole(bytes: &[u8]) -> Option<(u16, String)> {
     done.then(|| (status, String::from_utf8_lossy(body).into_owned()))
 }
 
+/// Fields of a request, and one that nobody knows.
+const NAMES: &str = "model messages prompt max_tokens temperature top_p n stop seed stream logprobs \
+    top_logprobs logit_bias presence_penalty tools tool_choice response_format stream_options \
+    user echo suffix best_of metadata nobody_knows";
+
+/// A value that most fields do not take.
+fn odd(kind: usize) -> Value {
+    match kind {
+        0 => Value::Null,
+        1 => json!(-1),
+        2 => json!(1e308),
+        3 => json!(u64::MAX),
+        4 => json!("\u{0}\u{fffd}\u{1F525}"),
+        5 => json!([]),
+        6 => json!({}),
+        7 => json!([[[[1]]]]),
+        8 => json!({"a": {"b": [null, 1.5, "c"]}}),
+        9 => json!(true),
+        10 => json!(""),
+        11 => json!("x".repeat(5000)),
+        12 => json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]),
+        13 => json!([{"role": "wizard", "content": 5}]),
+        14 => json!(2.5),
+        _ => json!({"50256": 100, "-3": 1}),
+    }
+}
+
 /// A body with one to four faults: values of other types, names that nobody knows, cut ends, bytes
 /// that are no text, brackets without end.
 fn damaged(case: u64) -> (&'static str, Vec<u8>) {
@@ -206,52 +233,9 @@ fn damaged(case: u64) -> (&'static str, Vec<u8>) {
         path = "/v1/completions";
         body = json!({"model": "hearth-tiny", "prompt": "Hi", "max_tokens": 2, "temperature": 0});
     }
-    const NAMES: [&str; 24] = [
-        "model",
-        "messages",
-        "prompt",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "seed",
-        "stream",
-        "logprobs",
-        "top_logprobs",
-        "logit_bias",
-        "presence_penalty",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "stream_options",
-        "user",
-        "echo",
-        "suffix",
-        "best_of",
-        "metadata",
-        "nobody_knows",
-    ];
+    let names: Vec<&str> = NAMES.split(' ').collect();
     for _ in 0..=below(2) {
-        let value = match below(16) {
-            0 => Value::Null,
-            1 => json!(-1),
-            2 => json!(1e308),
-            3 => json!(u64::MAX),
-            4 => json!("\u{0}\u{fffd}\u{1F525}"),
-            5 => json!([]),
-            6 => json!({}),
-            7 => json!([[[[1]]]]),
-            8 => json!({"a": {"b": [null, 1.5, "c"]}}),
-            9 => json!(true),
-            10 => json!(""),
-            11 => json!("x".repeat(5000)),
-            12 => json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]),
-            13 => json!([{"role": "wizard", "content": 5}]),
-            14 => json!(2.5),
-            _ => json!({"50256": 100, "-3": 1}),
-        };
-        body[NAMES[below(NAMES.len())]] = value;
+        body[names[below(names.len())]] = odd(below(16));
     }
     let mut bytes = body.to_string().into_bytes();
     match below(10) {

@@ -5,9 +5,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::keyring::unix_now_s;
 use crate::error::Error;
 use crate::store::{KeyRow, NewKey, Store};
+use crate::types::unix_now_s;
 
 /// Every key that we make begins so.
 pub const PREFIX: &str = "sk-hearth-";

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::admin::hash;
 use super::limits::Limiter;
 use crate::error::Error;
 use crate::store::{KeyRow, Store};
-use crate::types::{ProjectId, Tenant};
+use crate::types::{ProjectId, Tenant, unix_now_s};
 
 /// The table is read again this often: what another process revokes is shut out within a second.
 const FRESH: Duration = Duration::from_millis(500);
@@ -143,10 +143,6 @@ fn find<'a>(hashes: impl Iterator<Item = &'a [u8; 32]>, given: &[u8; 32]) -> Opt
         let differ = hash.iter().zip(given).fold(0, |differ, (a, b)| differ | (a ^ b));
         if std::hint::black_box(differ) == 0 { Some(place) } else { found }
     })
-}
-
-pub(super) fn unix_now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{Failure, open};
 use crate::config::{EngineArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
-use crate::types::{Priority, SamplingOverrides, Tenant, Timings, Usage};
+use crate::types::{SamplingOverrides, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -71,18 +71,7 @@ struct SamplingArgs {
 impl SamplingArgs {
     fn request(&self, model: &str, prompt: Prompt) -> TextRequest {
         TextRequest {
-            model: model.to_owned(),
-            prompt,
-            n: 1,
-            best_of: 1,
             max_tokens: self.max_tokens,
-            max_tokens_param: "max_tokens",
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            echo: false,
             sampling: SamplingOverrides {
                 temperature: self.temperature,
                 top_p: self.top_p,
@@ -90,8 +79,7 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
-            tenant: Tenant::default(),
-            priority: Priority::Default,
+            ..TextRequest::new(model, prompt)
         }
     }
 }
@@ -180,6 +168,14 @@ impl Session {
                         io::stdout().flush()?;
                         answer.push_str(&text);
                     }
+                    TextEvent::Reasoning { text, .. } => {
+                        write!(io::stdout(), "{text}")?;
+                        io::stdout().flush()?;
+                    }
+                    // Only a request with tools has them.
+                    TextEvent::ToolCall { .. } | TextEvent::ToolArguments { .. } => {}
+                    // Nobody asked for numbers.
+                    TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
                     TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
                 }
             }

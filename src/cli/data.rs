@@ -1,12 +1,14 @@
 //! `hearth data`: copy a data directory, bring the copy back, clear out what has expired.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
 use super::Failure;
 use super::common::read;
 use crate::config::data_dir;
+use crate::files::{self, Files, Quota};
 use crate::store::{self, Store};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -58,17 +60,23 @@ impl DataDir {
 pub(super) fn run(command: DataCommand) -> Result<(), Failure> {
     match command {
         DataCommand::Backup { to, data } => {
-            store::backup(&data.store()?, &to)?;
+            let store = Arc::new(data.store()?);
+            store::backup(&store, &to)?;
+            Files::open(store, Quota { project_bytes_max: 0 })?.copy_to(&to)?;
             println!("{}", to.display());
         }
         DataCommand::Restore { from, data } => {
             let folder = data.path()?;
+            // Contents first: afterwards the database speaks of them.
+            files::restore(&from, &folder)?;
             store::restore(&from, &folder)?;
             println!("{}", folder.display());
         }
         DataCommand::Gc { data } => {
-            let found = data.store()?.gc()?;
-            println!("{} expired objects, {} bytes", found.documents, found.bytes);
+            let store = Arc::new(data.store()?);
+            let found = store.gc()?;
+            let freed = Files::open(store, Quota { project_bytes_max: 0 })?.gc()?;
+            println!("{} expired objects, {} bytes", found.documents, found.bytes + freed);
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The composition root: flags in, rooms built and wired, an exit code out. Owns no logic.
 
 mod bench;
+mod bundle;
 mod chat;
 mod common;
 mod data;
@@ -37,13 +38,16 @@ enum Command {
     /// Fetch, list and inspect models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Make or check a folder for a machine without a network.
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Back up, restore and tidy the data directory.
     #[command(subcommand)]
     Data(data::DataCommand),
-    /// Measure prefill and decode speed.
+    /// Measure prefill and decode speed of a model, or load a server.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
     Doctor(Common<doctor::DoctorArgs>),
@@ -61,6 +65,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
+        Command::Bundle(command) => bundle::run(command),
         Command::Keys(command) => keys::run(command),
         Command::Data(command) => data::run(command),
         Command::Bench(args) => bench::run(args),

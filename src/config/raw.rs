@@ -94,6 +94,11 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_ALIAS")]
     #[serde(deserialize_with = "one_or_many")]
     pub alias: Vec<String>,
+    /// Another name for a served model, as `gpt-4o-mini=hearth-tiny`, for clients that insist on
+    /// theirs; repeat for several.
+    #[arg(long, env = "HEARTH_MODEL_ALIAS")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub model_alias: Vec<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
     pub host: Option<String>,
@@ -127,6 +132,9 @@ pub struct ServerArgs {
     /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
+    /// GB of uploaded files that one project may have (default: 20).
+    #[arg(long, env = "HEARTH_FILES_QUOTA_GB")]
+    pub files_quota_gb: Option<usize>,
     /// Warn about request fields that nobody knows instead of refusing them.
     #[arg(
         long,
@@ -184,6 +192,7 @@ impl RawConfig {
                     true => list(server.alias, file.server.alias),
                     false => server.alias,
                 },
+                model_alias: list(server.model_alias, file.server.model_alias),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
                 data_dir: server.data_dir.or(file.server.data_dir),
@@ -191,6 +200,7 @@ impl RawConfig {
                 insecure: server.insecure.or(file.server.insecure),
                 cors_origin: list(server.cors_origin, file.server.cors_origin),
                 body_limit_mb: server.body_limit_mb.or(file.server.body_limit_mb),
+                files_quota_gb: server.files_quota_gb.or(file.server.files_quota_gb),
                 lenient_fields: server.lenient_fields.or(file.server.lenient_fields),
                 log_format: server.log_format.or(file.server.log_format),
             },
@@ -264,9 +274,10 @@ mod tests {
     #[test]
     fn what_the_flags_do_not_say_the_file_says() {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
-            batch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\nhost = \"::1\"\n\
+            batch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
-            cors-origin = \"*\"\nbody-limit-mb = 7\n\
+            cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"";
         assert_eq!(all.lines().count(), flags().len());
         let all = RawConfig::from_toml(all).unwrap();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub use hearth_kernels::sampling::SamplingParams;
 use tokio::sync::mpsc;
 
+pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
 use super::queue::{self, WaitingRoom};
 use crate::types::{
     CacheScope, FinishReason, Place, Priority, SeqId, Tenant, Timings, TokenId, Usage,
@@ -42,6 +43,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// With whom it shares the prefixes that are cached.
     pub scope: CacheScope,
     /// Who asks.

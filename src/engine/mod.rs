@@ -4,6 +4,7 @@
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
 
+mod grammar;
 pub mod handle;
 mod live;
 mod queue;
@@ -24,8 +25,9 @@ use std::time::{Duration, Instant};
 
 use hearth_models::{KvDType, Model};
 
+use self::grammar::Masks;
 use self::handle::{Command, Door, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
-use self::live::{Live, Sampled};
+use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
 use crate::scheduler::{Batch, Entry, NewSequence, Scheduler, SchedulerConfig, Sequence};
@@ -38,11 +40,14 @@ pub fn spawn(
     limits: Limits,
 ) -> Result<(EngineHandle, JoinHandle<()>), hearth_models::Error> {
     let runner = Runner::new(model, &limits, kv_dtype)?;
+    let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
+    let masks = Masks::spawn().map_err(no_thread)?;
     let (handle, commands) = EngineHandle::new(limits);
     let engine = Engine {
         runner,
         scheduler: Scheduler::new(scheduler_config(handle.limits())),
         sampler: Sampler::new(handle.limits().vocab_len),
+        masks,
         live: BTreeMap::new(),
         commands,
         stats: Arc::clone(handle.stats()),
@@ -54,7 +59,7 @@ pub fn spawn(
     let thread = thread::Builder::new()
         .name("hearth-engine".into())
         .spawn(move || engine.run())
-        .map_err(|e| hearth_models::Error::Batch(format!("the engine has no thread: {e}")))?;
+        .map_err(no_thread)?;
     Ok((handle, thread))
 }
 
@@ -73,6 +78,7 @@ struct Engine {
     runner: Runner,
     scheduler: Scheduler,
     sampler: Sampler,
+    masks: Masks,
     /// Every sequence that waits or runs.
     live: BTreeMap<SeqId, Live>,
     commands: Receiver<Command>,
@@ -84,14 +90,19 @@ struct Engine {
     last_finish: Instant,
 }
 
+/// How long a step without rows waits for the grammar of one sequence.
+const GRAMMAR_PATIENCE: Duration = Duration::from_millis(20);
+
 /// What a step gave to a sequence.
 enum Outcome {
     /// A token.
     Token(Sampled),
     /// The end of a prompt that wanted none.
     PromptDone,
-    /// The logits leave no token to choose.
-    Stuck,
+    /// The end of an answer that its grammar calls complete.
+    Complete,
+    /// No token can be chosen, because of this.
+    Stuck(String),
 }
 
 impl Engine {
@@ -155,7 +166,7 @@ impl Engine {
             deadline: leader.deadline.map(|deadline| deadline - self.started),
             forks: group[1..].iter().map(|s| s.id).collect(),
         });
-        self.live.extend(group.into_iter().map(|s| (s.id, Live::new(s))));
+        self.live.extend(group.into_iter().map(|s| (s.id, Live::new(s, &self.masks))));
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -185,6 +196,11 @@ impl Engine {
     fn begin(&mut self, batch: &Batch) {
         let now = Instant::now();
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
+        for id in &batch.preempted {
+            if let Some(live) = self.live.get_mut(id) {
+                live.preempted();
+            }
+        }
         for (entry, id) in batch.entries.iter().flat_map(|e| e.ids().map(move |id| (e, id))) {
             if let Some(live) = self.live.get_mut(&id)
                 && live.begin(now)
@@ -223,16 +239,15 @@ impl Engine {
             for id in entry.ids() {
                 let live = self.live.get_mut(&id).expect("scheduled, so alive; this is a bug");
                 let outcome = match rows.sample {
-                    Some(row) => match live.sample(logits.row(row), &mut self.sampler) {
-                        Some(token) => Outcome::Token(token),
-                        None => Outcome::Stuck,
-                    },
-                    None if prompt_is_done && live.wants_no_token() => Outcome::PromptDone,
-                    None => continue,
+                    Some(row) => outcome(live.sample(logits.row(row), &mut self.sampler)),
+                    None => {
+                        (prompt_is_done && live.wants_no_token()).then_some(Outcome::PromptDone)
+                    }
                 };
-                outcomes.push((id, outcome));
+                outcomes.extend(outcome.map(|outcome| (id, outcome)));
             }
         }
+        self.sample_held(batch, &mut outcomes);
         outcomes
     }
 
@@ -252,10 +267,27 @@ impl Engine {
         }
     }
 
+    /// Logits of earlier steps whose grammar was late. With nothing else to do there is time to
+    /// wait for it.
+    fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
+        let mut patience = match batch.entries.is_empty() {
+            true => GRAMMAR_PATIENCE,
+            false => Duration::ZERO,
+        };
+        let computed = |id: &SeqId| batch.entries.iter().flat_map(Entry::ids).any(|e| e == *id);
+        for (id, live) in self.live.iter_mut().filter(|(id, live)| live.is_held() && !computed(id))
+        {
+            if let Some(outcome) = outcome(live.sample_held(&mut self.sampler, patience)) {
+                outcomes.push((*id, outcome));
+                patience = Duration::ZERO;
+            }
+        }
+    }
+
     fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)], took: Duration) {
         let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
             Outcome::Token(token) => Some((*id, token.id)),
-            Outcome::PromptDone | Outcome::Stuck => None,
+            Outcome::PromptDone | Outcome::Complete | Outcome::Stuck(_) => None,
         });
         let sampled: Vec<(SeqId, TokenId)> = sampled.collect();
         self.scheduler.update(batch, &sampled, took.as_secs_f64() * 1e3);
@@ -271,9 +303,10 @@ impl Engine {
                     live.emit(token, Instant::now())
                 }
                 Outcome::PromptDone => Some(FinishReason::Length),
-                Outcome::Stuck => {
+                Outcome::Complete => Some(FinishReason::Stop),
+                Outcome::Stuck(why) => {
                     if let Some(live) = self.remove(id) {
-                        live.fail("the model's output leaves no token to choose");
+                        live.fail(&why);
                     }
                     continue;
                 }
@@ -348,6 +381,16 @@ impl Engine {
             let computed = batch.row_count() as u64;
             stats.computed_tokens.fetch_add(computed, Ordering::Relaxed);
         }
+    }
+}
+
+/// `None` for logits that wait for their grammar.
+fn outcome(choice: Choice) -> Option<Outcome> {
+    match choice {
+        Choice::Token(token) => Some(Outcome::Token(token)),
+        Choice::Complete => Some(Outcome::Complete),
+        Choice::Stuck(why) => Some(Outcome::Stuck(why)),
+        Choice::Later => None,
     }
 }
 

@@ -97,11 +97,11 @@ pub(super) fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
 /// Everything a generation said.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
-    pub tokens: Vec<TokenId>,
-    pub logprobs: Vec<Logprobs>,
-    pub prompt: Vec<Logprobs>,
-    pub end: Option<(FinishReason, Usage)>,
-    pub failed: Option<String>,
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) logprobs: Vec<Logprobs>,
+    pub(super) prompt: Vec<Logprobs>,
+    pub(super) end: Option<(FinishReason, Usage)>,
+    pub(super) failed: Option<String>,
 }
 
 pub(super) fn collect(mut generation: Generation) -> Answer {
@@ -126,7 +126,7 @@ pub(super) fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
 }
 
 /// Tokens of requests `0..12`, each alone in a roomy engine.
-fn alone() -> Vec<Vec<TokenId>> {
+pub(super) fn alone() -> Vec<Vec<TokenId>> {
     let (handle, _thread) = engine(limits());
     (0..12).map(|i| ask(&handle, request(i)).tokens).collect()
 }
@@ -253,7 +253,7 @@ fn a_full_queue_refuses_and_recovers() {
 fn a_client_that_leaves_frees_its_blocks() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    first_token(&mut generation);
+    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
     drop(generation);
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -266,7 +266,7 @@ fn a_client_that_leaves_frees_its_blocks() {
 fn a_stopped_generation_is_a_finish_not_a_cancellation() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    first_token(&mut generation);
+    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
     generation.stop();
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -297,17 +297,6 @@ fn draining_finishes_what_runs() {
     assert_eq!(collect(running).tokens.len(), 50);
     thread.join().unwrap();
     assert_eq!(handle.submit(greedy(&[1], 1)).unwrap_err(), SubmitError::ShuttingDown);
-}
-
-pub(super) fn first_token(generation: &mut Generation) {
-    assert!(matches!(generation.blocking_next(), Some(Event::Prompt { .. })));
-    first_tokens(generation, 1);
-}
-
-pub(super) fn first_tokens(generation: &mut Generation, count: usize) {
-    for _ in 0..count {
-        assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
-    }
 }
 
 pub(super) fn wait_until_idle(handle: &EngineHandle) {

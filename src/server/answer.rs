@@ -31,13 +31,16 @@ pub(super) async fn answer(
     call: Call,
 ) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
-    let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
+    let model = registry.generator(&call.model)?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
     let requests = call.requests.into_iter();
     let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
     let texts = app.pipeline.generate_all(requests.collect()).await?;
     let place = texts.first().map_or_else(Place::default, TextStream::place);
+    if envelope.prompt_ids.is_some() {
+        envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
+    }
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
     watch.generating(model.id(), envelope.prompt_tokens, envelope.n * envelope.prompts);
     let watcher = watch.clone();
@@ -70,7 +73,7 @@ fn placed(mut response: Response, place: Place) -> Response {
 
 /// More choices than the queue has places would be told to come back later for ever.
 fn check_choices(model: &ServedModel, call: &Call) -> Result<(), ApiError> {
-    let n = call.requests.iter().map(|request| request.best_of).sum::<usize>();
+    let n = call.requests.iter().map(|request| request.n).sum::<usize>();
     let max = model.engine().limits().queue_len;
     if n <= max {
         return Ok(());
@@ -96,15 +99,20 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         fingerprint: model.fingerprint().to_owned(),
         tier: first.map_or("default", |request| chat::tier(request.priority)),
         n: first.map_or(1, |request| request.n),
+        shown: call.shown,
         prompts: call.requests.len(),
         prompt_tokens: 0,
-        logprobs: first.is_some_and(|request| request.logprobs.is_some()),
+        prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
+        logprobs: call.logprobs,
     }
 }
 
 /// The events of all prompts, as they come, with choices numbered in prompt-major order. A panic
 /// below ends the answer with an error, not the connection.
-fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEvent, Error>> {
+pub(super) fn merge(
+    texts: Vec<TextStream>,
+    n: usize,
+) -> BoxStream<'static, Result<TextEvent, Error>> {
     let streams = texts.into_iter().enumerate().map(|(prompt, text)| {
         let next = |mut text: TextStream| async move { Some((text.next().await?, text)) };
         stream::unfold(text, next).map(move |event| event.map(|e| renumber(e, prompt * n))).boxed()
@@ -119,6 +127,14 @@ fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEven
 }
 
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
-    *event.choice_mut() += first;
+    match &mut event {
+        TextEvent::Delta { choice, .. }
+        | TextEvent::Prompt { choice, .. }
+        | TextEvent::Tokens { choice, .. }
+        | TextEvent::Reasoning { choice, .. }
+        | TextEvent::ToolCall { choice, .. }
+        | TextEvent::ToolArguments { choice, .. }
+        | TextEvent::Finished { choice, .. } => *choice += first,
+    }
     event
 }

@@ -103,6 +103,13 @@ impl ApiError {
             .code("unsupported_media_type")
     }
 
+    /// A body that does not say it is a form, or says it wrongly.
+    pub(super) fn not_a_form(why: &str) -> Self {
+        let message = format!("The request body must be a form of type multipart/form-data: {why}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+            .code("unsupported_media_type")
+    }
+
     /// A body beyond the limit.
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("The request body is larger than the limit of {limit_bytes} bytes.");
@@ -179,10 +186,16 @@ impl From<Error> for ApiError {
             Error::NotFound { .. } => {
                 Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("not_found")
             }
+            Error::PreviousNotFound(_) => {
+                Self::bad_request("previous_response_not_found", "previous_response_id", message)
+            }
             Error::RateLimited { unit, retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, unit, message)
                     .code("rate_limit_exceeded")
                     .retry_after(retry_after)
+            }
+            Error::TooLarge { code, .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message).code(code)
             }
             Error::StorageFull(_) => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)

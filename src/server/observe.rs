@@ -158,8 +158,15 @@ impl Watch {
         let mut facts = self.facts();
         match event {
             Err(error) => facts.failure = Some(error.to_string()),
-            Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
-            Ok(TextEvent::Finished { choice, reason, usage, timings }) => {
+            Ok(
+                TextEvent::Delta { choice, .. }
+                | TextEvent::Reasoning { choice, .. }
+                | TextEvent::ToolArguments { choice, .. },
+            ) => self.text(&mut facts, *choice),
+            Ok(
+                TextEvent::ToolCall { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. },
+            ) => {}
+            Ok(TextEvent::Finished { choice, reason, usage, timings, .. }) => {
                 // Every piece of text was paid for as one token when it came; now comes the truth.
                 self.charge(usage.completion.saturating_sub(facts.deltas[*choice]));
                 facts.finished(*reason, usage, timings);

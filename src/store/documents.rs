@@ -16,6 +16,14 @@ use crate::types::ProjectId;
 pub enum Kind {
     Completion,
     CompletionMessage,
+    Response,
+    ResponseInput,
+    ResponseOutput,
+    Conversation,
+    ConversationItem,
+    File,
+    Upload,
+    UploadPart,
 }
 
 impl Kind {
@@ -23,6 +31,14 @@ impl Kind {
         match self {
             Self::Completion => "chat.completion",
             Self::CompletionMessage => "chat.completion.message",
+            Self::Response => "response",
+            Self::ResponseInput => "response.input",
+            Self::ResponseOutput => "response.output",
+            Self::Conversation => "conversation",
+            Self::ConversationItem => "conversation.item",
+            Self::File => "file",
+            Self::Upload => "upload",
+            Self::UploadPart => "upload.part",
         }
     }
 }
@@ -157,6 +173,67 @@ impl Tx<'_> {
         let sql = "DELETE FROM documents WHERE project = ? AND parent = ?";
         self.0.prepare_cached(sql)?.execute(params![project.0, id])?;
         Ok(true)
+    }
+
+    /// Removes all documents of one kind under one parent. Returns their ids.
+    pub fn delete_children(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        parent: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql =
+            "DELETE FROM documents WHERE project = ? AND kind = ? AND parent = ? RETURNING id";
+        let mut query = self.0.prepare_cached(sql)?;
+        let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Whether any project has a document of this kind and name: for clearing out, not for callers.
+    pub fn exists(&self, kind: Kind, id: &str) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM documents WHERE kind = ? AND id = ?)";
+        Ok(self.0.prepare_cached(sql)?.query_row(params![kind.word(), id], |row| row.get(0))?)
+    }
+
+    /// The newest document of this kind and name under any parent.
+    pub fn find(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        id: &str,
+    ) -> Result<Option<Document>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM documents WHERE project = ? AND kind = ? AND id = ? AND {ALIVE} \
+             ORDER BY seq DESC LIMIT 1"
+        );
+        let mut query = self.0.prepare_cached(&sql)?;
+        Ok(query.query_row(params![project.0, kind.word(), id], document).optional()?)
+    }
+
+    /// Documents of every project whose `status` is this: for whoever takes up work again.
+    pub fn with_status(
+        &self,
+        kind: Kind,
+        status: &str,
+    ) -> Result<Vec<(ProjectId, Document)>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS}, project FROM documents \
+             WHERE kind = ? AND json_extract(body, '$.status') = ? ORDER BY seq"
+        );
+        let mut query = self.0.prepare_cached(&sql)?;
+        let row = |row: &Row<'_>| Ok((ProjectId(row.get(5)?), document(row)?));
+        let rows = query.query_map(params![kind.word(), status], row)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The sum of a number (`$.bytes`) over all documents of one kind.
+    pub fn sum(&self, project: ProjectId, kind: Kind, path: &str) -> Result<u64, StoreError> {
+        let sql = format!(
+            "SELECT coalesce(sum(json_extract(body, ?)), 0) FROM documents \
+             WHERE project = ? AND kind = ? AND {ALIVE}"
+        );
+        let row = params![path, project.0, kind.word()];
+        Ok(self.0.prepare_cached(&sql)?.query_row(row, |row| row.get(0))?)
     }
 
     /// A part of the documents of one kind under one parent, of which all of `matches` hold.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::files::{Files, Quota};
 use hearth::history::History;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
@@ -29,6 +30,9 @@ use crate::http::{self, Answer, Pending};
 /// The id under which the model is served: with what needs encoding in a URL.
 pub(crate) const MODEL: &str = "org/tiny:F32";
 
+/// Another name of it.
+pub(crate) const ALIAS: &str = "gpt-4o-mini";
+
 /// Tokens of one request. Long enough that a whole answer takes seconds.
 pub(crate) const CONTEXT_LEN: usize = 32_768;
 
@@ -44,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) store: Store,
     /// Keys that stand in no table.
     pub(crate) api_keys: Vec<String>,
+    pub(crate) files_bytes_max: u64,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
     pub(crate) queue_timeout: Option<Duration>,
@@ -55,6 +60,7 @@ impl Default for Options {
             config: ServerConfig::default(),
             store: Store::in_memory().expect("a store"),
             api_keys: Vec::new(),
+            files_bytes_max: 20 << 20,
             running_len: 8,
             queue_len: 64,
             queue_timeout: None,
@@ -63,11 +69,19 @@ impl Default for Options {
 }
 
 pub(crate) async fn start(options: Options) -> Server {
-    let model = model(&options);
-    let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
+    let registry = Registry::new(vec![model(&options)]);
+    let registry = registry.with_aliases(vec![(ALIAS.to_owned(), MODEL.to_owned())]);
+    serve_all(registry.expect("a served model"), options).await
+}
+
+/// Serves what is in a registry.
+pub(crate) async fn serve_all(registry: Registry, options: Options) -> Server {
+    let pipeline = Arc::new(Pipeline::new(Arc::new(registry)));
     let store = Arc::new(options.store);
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)) };
+    let quota = Quota { project_bytes_max: options.files_bytes_max };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota).expect("a folder"));
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
@@ -165,7 +179,7 @@ pub(crate) fn chat_body(mut fields: Value) -> Value {
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
     <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn model(options: &Options) -> ServedModel {
+pub(crate) fn model(options: &Options) -> ServedModel {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3");
     let folder = tempfile::tempdir().expect("a folder");
     let put = |name: &str, value: &Value| {
@@ -215,6 +229,9 @@ fn tokenizer() -> Value {
         let content = match id {
             257 => "<|im_start|>".to_owned(),
             258 => "<|im_end|>".to_owned(),
+            259 => "<|fim_prefix|>".to_owned(),
+            261 => "<|fim_suffix|>".to_owned(),
+            262 => "<|fim_middle|>".to_owned(),
             id => format!("<|{id}|>"),
         };
         json!({
