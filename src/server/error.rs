@@ -201,6 +201,11 @@ impl From<Error> for ApiError {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
                     .code("storage_full")
             }
+            Error::Expired { waited } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
+                    .code("queue_timeout")
+                    .retry_after(waited)
+            }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
                     .code("shutting_down")
@@ -255,6 +260,7 @@ mod tests {
                 "rate_limit_error",
                 "rate_limit_exceeded",
             ),
+            (Error::Expired { waited: wait }, 503, "service_unavailable_error", "queue_timeout"),
             (Error::ShuttingDown, 503, "service_unavailable_error", "shutting_down"),
             (Error::Internal("step failed".into()), 500, "server_error", "internal_error"),
         ];

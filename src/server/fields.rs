@@ -58,6 +58,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("presence_penalty"),
     honoured("logit_bias"),
     honoured("seed"),
+    honoured("service_tier"),
     // A variable for the chat template, where models that know it read it.
     honoured("reasoning_effort"),
     honoured("response_format"),
@@ -71,7 +72,6 @@ pub(super) const CHAT: &[Field] = &[
     no_effect("prompt_cache_options", "every prefix is cached while there is room"),
     no_effect("prompt_cache_retention", "every prefix is cached while there is room"),
     no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
-    no_effect("service_tier", "there is one tier, and the answer says so"),
     no_effect("user", "for the abuse monitoring of a hosted service"),
     no_effect("verbosity", "a hint that no served model was trained to follow"),
     refused("audio", never, "audio output is not supported"),

@@ -127,12 +127,15 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 16] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
     gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
         m.engine().stats().waiting.load(Ordering::Relaxed) as u64
+    }),
+    gauge("estimated_wait_ms", "How long a request would wait that came behind all others", |m| {
+        m.engine().estimated_wait().as_millis() as u64
     }),
     gauge("kv_blocks_used", "KV blocks held by sequences", |m| {
         m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
@@ -168,6 +171,9 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 16] = [
     }),
     counter("cancelled", "Sequences whose client went away", |m| {
         m.engine().stats().cancelled.load(Ordering::Relaxed)
+    }),
+    counter("expired", "Sequences that waited too long and were not begun", |m| {
+        m.engine().stats().expired.load(Ordering::Relaxed)
     }),
     counter("failures", "Batches that failed", |m| {
         m.engine().stats().failures.load(Ordering::Relaxed)

@@ -22,6 +22,8 @@ pub(super) struct Envelope {
     pub created_s: u64,
     pub model: String,
     pub fingerprint: String,
+    /// Name of the tier.
+    pub tier: &'static str,
     /// Choices of each prompt,
     pub n: usize,
     /// and how many of them are shown: the best.
@@ -47,7 +49,7 @@ impl Envelope {
         object.insert("created".to_owned(), json!(self.created_s));
         object.insert("model".to_owned(), json!(self.model));
         if self.shape == Shape::Chat {
-            object.insert("service_tier".to_owned(), json!("default"));
+            object.insert("service_tier".to_owned(), json!(self.tier));
         }
         object.insert("system_fingerprint".to_owned(), json!(self.fingerprint));
         object.insert("choices".to_owned(), Value::Array(choices));

@@ -6,6 +6,7 @@ use crate::types::Timings;
 
 fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
     Envelope {
+        tier: "default",
         shape,
         id: "id-1".into(),
         created_s: 1700000000,

@@ -51,6 +51,7 @@ pub(crate) struct Options {
     pub(crate) files_bytes_max: u64,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
+    pub(crate) queue_timeout: Option<Duration>,
 }
 
 impl Default for Options {
@@ -62,6 +63,7 @@ impl Default for Options {
             files_bytes_max: 20 << 20,
             running_len: 8,
             queue_len: 64,
+            queue_timeout: None,
         }
     }
 }
@@ -197,6 +199,8 @@ pub(crate) fn model(options: &Options) -> ServedModel {
         running_len: options.running_len,
         queue_len: options.queue_len,
         batch_tokens: 64,
+        target_itl: Duration::from_millis(100),
+        queue_timeout: options.queue_timeout,
         kv_dtype: KvDType::F32,
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");
