@@ -1,16 +1,23 @@
 //! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
 
+mod serve;
+
 use std::io::{self, Write};
 use std::time::Instant;
 
 use hearth_models::{ForwardBatch, KvStore, Model};
 use serde::Serialize;
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::ModelArgs;
 use crate::registry::plan::BLOCK_LEN;
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
     /// Prompt lengths in tokens.
     #[arg(long, short = 'p', value_delimiter = ',', default_values_t = [128, 512])]
     prefill: Vec<usize>,
@@ -30,7 +37,13 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    common: Common,
+    common: Common<ModelArgs>,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum BenchCommand {
+    /// Load a server that speaks the OpenAI API, and measure what its clients feel.
+    Serve(serve::ServeArgs),
 }
 
 /// One measured cell.
@@ -63,8 +76,16 @@ impl Row {
     }
 }
 
-pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
-    let config = args.common.clone().validate()?;
+pub(super) fn run(mut args: BenchArgs) -> Result<(), Failure> {
+    match args.command.take() {
+        Some(BenchCommand::Serve(args)) => serve::run(args),
+        None => model(args),
+    }
+}
+
+/// The model alone.
+fn model(args: BenchArgs) -> Result<(), Failure> {
+    let config = args.common.clone().validate_one()?;
     args.check_counts()?;
     let name = &open::names(&config)?[0];
     let out = &mut io::stdout().lock();

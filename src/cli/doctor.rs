@@ -4,10 +4,29 @@ use std::io::{self, Write};
 
 use hearth_kernels::{Isa, cpu, pool};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{CapacityArgs, EngineArgs, ModelArgs, RawConfig};
 use crate::registry::plan;
 
-pub(super) fn run(common: Common) -> Result<(), Failure> {
+/// Flags that change what would be used.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    capacity: CapacityArgs,
+}
+
+impl From<DoctorArgs> for RawConfig {
+    fn from(DoctorArgs { model, engine, capacity }: DoctorArgs) -> Self {
+        Self { model, engine, capacity, ..Self::default() }
+    }
+}
+
+pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let config = common.validate()?;
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
@@ -26,8 +45,16 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let free = plan::free_bytes();
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
-    for (model, limits) in open::open(&config, &compute)?.iter() {
-        let (file, weights) = (model.file(), compute.weight_bytes(model.file()));
+    let opened = open::open(&config, &compute)?;
+    for model in opened.embedders() {
+        let numbers = model.file().config();
+        writeln!(out, "\nmodel       {}", model.file().path().display())?;
+        writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
+        writeln!(out, "weights     {} MB", model.weight_bytes(&compute) >> 20)?;
+        writeln!(out, "embeds      {} numbers a text", numbers.hidden_len)?;
+    }
+    for (model, limits) in opened.iter() {
+        let (file, weights) = (model.file(), compute.weight_bytes(model.file().weights()));
         let numbers = file.config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
         writeln!(out, "\nmodel       {}", file.path().display())?;
@@ -35,6 +62,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
         writeln!(out, "weights     {} MB", weights >> 20)?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
+        let (running, waiting) = (limits.running_len, limits.queue_len);
+        writeln!(out, "requests    {running} at once, {waiting} waiting")?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
@@ -40,7 +40,7 @@ pub struct OpenModel {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Weights or configuration.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Model {
         /// What was opened.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum LoadError {
         source: hearth_models::Error,
     },
     /// Tokenizer or template.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Text {
         /// What was opened.
         path: PathBuf,
@@ -66,6 +66,12 @@ pub enum LoadError {
         /// What is wrong.
         what: String,
     },
+}
+
+/// `path: error`, or the error alone where it names the file already.
+fn in_file(path: &Path, error: &dyn std::error::Error) -> String {
+    let (path, error) = (path.display().to_string(), error.to_string());
+    if error.contains(&path) { error } else { format!("{path}: {error}") }
 }
 
 /// Tokenizer, template and defaults of a model.
@@ -88,21 +94,13 @@ impl OpenModel {
         Demand {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
-            weight_bytes: compute.weight_bytes(&self.file),
+            weight_bytes: compute.weight_bytes(self.file.weights()),
         }
     }
 
     /// The file's or folder's name, without the ending of a weight file.
     pub fn name(&self) -> String {
-        let path = self.file.path();
-        // `.` and the like have no name; a link keeps its own.
-        let named = match path.file_name() {
-            Some(_) => path.to_owned(),
-            None => fs::canonicalize(path).unwrap_or_default(),
-        };
-        let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
-        stem.unwrap_or(&name).to_owned()
+        name_of(self.file.path())
     }
 
     /// The file behind it.
@@ -137,6 +135,7 @@ impl OpenModel {
             done += bytes as u64;
             progress(done, total);
         };
+        let fingerprint = fingerprint(&file);
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
         let spawned = crate::engine::spawn(model, kv_dtype, limits);
@@ -144,15 +143,28 @@ impl OpenModel {
         Ok(ServedModel {
             id,
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            fingerprint: fingerprint(&file),
+            fingerprint,
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
+            vocabulary: OnceLock::new(),
+            tool_style: text.template.as_ref().map(ChatTemplate::tool_style),
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,
         })
     }
+}
+
+pub(super) fn name_of(path: &Path) -> String {
+    // `.` and the like have no name; a link keeps its own.
+    let named = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => fs::canonicalize(path).unwrap_or_default(),
+    };
+    let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
+    stem.unwrap_or(&name).to_owned()
 }
 
 /// Program version, and of every tensor its name, type, size and first bytes: two models of one
@@ -171,6 +183,7 @@ fn fingerprint(file: &ModelFile) -> String {
         mix(&(info.len_bytes() as u64).to_le_bytes());
         if let Ok(view) = file.weights().tensor(name) {
             mix(&view.bytes[..view.bytes.len().min(32)]);
+            file.weights().release(name); // a touch maps up to 2 MiB
         }
     }
     format!("fp_{:012x}", hash >> 16)
@@ -334,7 +347,7 @@ fn token_id(value: &Value) -> Option<TokenId> {
 }
 
 /// A JSON file that may be absent.
-fn json(path: &Path) -> Result<Option<Value>, LoadError> {
+pub(super) fn json(path: &Path) -> Result<Option<Value>, LoadError> {
     let parse = |bytes: Vec<u8>| {
         serde_json::from_slice(&bytes)
             .map_err(|e| LoadError::File { path: path.to_owned(), what: e.to_string() })

@@ -9,13 +9,17 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use crate::embeddings::EmbeddingModel;
 use crate::error::Error;
-use crate::registry::ServedModel;
+use crate::registry::{Registry, ServedModel};
 
 /// Everything that is served.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    let models = app.pipeline.registry().models().iter();
-    let data: Vec<_> = models.map(|model| object(model)).collect();
+    let registry = app.pipeline.registry();
+    let models = registry.models().iter().map(|model| object(model, model.id()));
+    let embedders = registry.embedders().iter().map(|model| embedder(model, model.id()));
+    let aliases = registry.aliases().iter().filter_map(|(name, _)| named(registry, name).ok());
+    let data: Vec<_> = models.chain(embedders).chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -25,17 +29,36 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
-    let model = app.pipeline.registry().get(&id).ok_or(Error::ModelNotFound(id))?;
-    Ok(Json(object(&model)))
+    Ok(Json(named(app.pipeline.registry(), &id)?))
 }
 
-fn object(model: &ServedModel) -> Value {
+/// The model behind an id or another name.
+fn named(registry: &Registry, id: &str) -> Result<Value, Error> {
+    match registry.get(id) {
+        Some(model) => Ok(object(&model, id)),
+        None => registry.embedder(id).map(|model| embedder(&model, id)),
+    }
+}
+
+/// A model under one of its names.
+fn object(model: &ServedModel, id: &str) -> Value {
     json!({
-        "id": model.id(),
+        "id": id,
         "object": "model",
         "created": model.created_s(),
         "owned_by": "hearth",
         // Not OpenAI's, but what every client of a local model wants to know.
         "context_length": model.context_len(),
+    })
+}
+
+fn embedder(model: &EmbeddingModel, id: &str) -> Value {
+    json!({
+        "id": id,
+        "object": "model",
+        "created": model.created_s(),
+        "owned_by": "hearth",
+        "context_length": model.settings().context_len,
+        "embedding_length": model.vector_len(),
     })
 }

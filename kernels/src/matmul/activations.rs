@@ -8,9 +8,10 @@ use crate::Pool;
 pub enum ActivationKind {
     /// f32 as it is: float weights.
     Float,
-    /// 8-bit codes with one f32 scale per 32 elements: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+    /// 8-bit codes with one f32 scale per 32 elements: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_K,
+    /// IQ4_NL, MXFP4.
     Block32,
-    /// 8-bit codes with one f32 scale per 256 elements: Q2_K to Q6_K.
+    /// 8-bit codes with one f32 scale per 256 elements: Q2_K to Q6_K, IQ4_XS.
     Block256,
 }
 

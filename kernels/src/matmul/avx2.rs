@@ -10,6 +10,7 @@
 //! 5      31 * 127 * 2 =  7874  4
 //! 6      63 * 127 * 2 = 16002  2
 //! 8     128 * 127 * 2 = 32512  1, as |w| * (q with the sign of w): the offset is gone already
+//! 4, looked up in a book: those of its levels, 5 (MXFP4) or 8 bits (IQ4)
 //! ```
 
 mod float;
@@ -18,9 +19,13 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::layout::{COLUMNS, HEAD, Record, SCALES, STEP, Storage};
+use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, book, scale_bytes};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
-use float::{BF16, F16, F32, floats};
+use crate::quant::Scale::F32;
+use float::floats;
+
+/// The offset that makes a signed byte of a code.
+const SIGNED: i32 = 128;
 
 /// Distance of prefetches, in bytes.
 const AHEAD: usize = 4096;
@@ -41,23 +46,28 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
         // SAFETY: passed on from the caller; the constants are those of the record.
         unsafe {
             match &job.w.storage {
-                Storage::F32 => floats::<F32>(job, tile, rows),
-                Storage::F16 => floats::<F16>(job, tile, rows),
-                Storage::BF16 => floats::<BF16>(job, tile, rows),
-                Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset) {
-                    (8, 0, 128) => blocks::<8, 0, 128>(job, r, tile, rows),
-                    (4, 0, 8) => blocks::<4, 0, 8>(job, r, tile, rows),
-                    (4, 0, 0) => blocks::<4, 0, 0>(job, r, tile, rows),
-                    (4, 1, 16) => blocks::<4, 1, 16>(job, r, tile, rows),
-                    (4, 1, 0) => blocks::<4, 1, 0>(job, r, tile, rows),
+                Storage::F32 => floats::<{ float::F32 }>(job, tile, rows),
+                Storage::F16 => floats::<{ float::F16 }>(job, tile, rows),
+                Storage::BF16 => floats::<{ float::BF16 }>(job, tile, rows),
+                Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale)
+                {
+                    (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE>(job, r, tile, rows),
+                    (8, 0, 128, _) => blocks::<8, 0, 128, HALF>(job, r, tile, rows),
+                    (4, 0, 128, _) => blocks::<4, 0, 128, HALF>(job, r, tile, rows),
+                    (4, 0, 12, _) => blocks::<4, 0, 12, BRAIN>(job, r, tile, rows),
+                    (4, 0, 8, _) => blocks::<4, 0, 8, HALF>(job, r, tile, rows),
+                    (4, 0, 0, _) => blocks::<4, 0, 0, HALF>(job, r, tile, rows),
+                    (4, 1, 16, _) => blocks::<4, 1, 16, HALF>(job, r, tile, rows),
+                    (4, 1, 0, _) => blocks::<4, 1, 0, HALF>(job, r, tile, rows),
                     _ => super::scalar::run(job, tile..tile + 1, rows),
                 },
-                Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.sub) {
-                    (4, 0, 32) => supers::<4, 0, 0, 32>(job, r, tile, rows),
-                    (4, 1, 32) => supers::<4, 1, 0, 32>(job, r, tile, rows),
-                    (4, 2, 16) => supers::<4, 2, 32, 16>(job, r, tile, rows),
-                    (2, 1, 16) => supers::<2, 1, 4, 16>(job, r, tile, rows),
-                    (2, 0, 16) => supers::<2, 0, 0, 16>(job, r, tile, rows),
+                Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.sub) {
+                    (4, 0, 128, 32) => supers::<4, 0, 128, 32>(job, r, tile, rows),
+                    (4, 0, 0, 32) => supers::<4, 0, 0, 32>(job, r, tile, rows),
+                    (4, 1, 0, 32) => supers::<4, 1, 0, 32>(job, r, tile, rows),
+                    (4, 2, 32, 16) => supers::<4, 2, 32, 16>(job, r, tile, rows),
+                    (2, 1, 4, 16) => supers::<2, 1, 4, 16>(job, r, tile, rows),
+                    (2, 0, 0, 16) => supers::<2, 0, 0, 16>(job, r, tile, rows),
                     _ => super::scalar::run(job, tile..tile + 1, rows),
                 },
             }
@@ -70,7 +80,7 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 /// # Safety
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
+unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>(
     job: &Job,
     record: &Record,
     tile: usize,
@@ -79,7 +89,7 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
     let (acts, count) = (job.acts, rows.len());
     let tile_start = job.w.tile(tile).as_ptr();
     let mut acc = sums(count);
-    let steps = if OFFSET == 0 { 1 } else { 2 };
+    let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
     debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
     let record_bytes = HEAD + steps * 64 * (LO + HI);
     for block in 0..acts.k / STEP {
@@ -90,18 +100,19 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
             // initialised up to `count`.
             unsafe {
                 let record = tile_start.add(block / steps * record_bytes);
-                let head = record.add(16 * half);
                 prefetch(record, step, steps, record_bytes);
-                let d = halves(head.add(32 * step));
-                let m = if OFFSET == 0 { halves(head.add(32)) } else { _mm256_setzero_ps() };
-                let w = unpack::<LO, HI>(record.add(HEAD + step * 64 * (LO + HI) + 32 * half));
+                let d = scale::<D>(record, step, half);
+                let m = record.add(32 + 16 * half);
+                let m = if OFFSET == 0 { halves(m) } else { _mm256_setzero_ps() };
+                let w =
+                    unpack::<LO, HI, OFFSET>(record.add(HEAD + step * 64 * (LO + HI) + 32 * half));
                 for (r, acc) in acc[..count].iter_mut().enumerate() {
                     let acc = &mut acc.assume_init_mut()[half];
                     let q = acts.codes.as_ptr().add((at + r) * STEP);
-                    let dot = dot::<LO, HI>(&w, q, 0..8);
+                    let dot = dot::<LO, HI, OFFSET>(&w, q, 0..8);
                     let s = _mm256_set1_ps(*acts.scales.as_ptr().add(at + r));
                     let sum = *acts.sums.as_ptr().add(at + r);
-                    let shift = if LO == 8 { 0 } else { OFFSET * sum };
+                    let shift = if OFFSET == SIGNED { 0 } else { OFFSET * sum };
                     let dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(shift));
                     let dot = _mm256_cvtepi32_ps(dot);
                     *acc = _mm256_fmadd_ps(_mm256_mul_ps(d, s), dot, *acc);
@@ -133,7 +144,8 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
     let tile_start = job.w.tile(tile).as_ptr();
     let mut acc = sums(count);
     let mut isum = [const { MaybeUninit::<__m256i>::uninit() }; ROWS_MAX];
-    let record_bytes = HEAD + SCALES + 8 * 64 * (LO + HI);
+    let scale_bytes = scale_bytes(SUB, OFFSET == 0);
+    let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
         for half in 0..2 {
@@ -145,10 +157,10 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
             unsafe {
                 let record = tile_start.add(block * record_bytes);
                 let scales = record.add(HEAD);
-                let codes = record.add(HEAD + SCALES);
+                let codes = record.add(HEAD + scale_bytes);
                 for step in 0..8 {
                     prefetch(record, step, 8, record_bytes);
-                    let w = unpack::<LO, HI>(codes.add(step * 64 * (LO + HI) + 32 * half));
+                    let w = unpack::<LO, HI, OFFSET>(codes.add(step * 64 * (LO + HI) + 32 * half));
                     let pair = scales.add(32 * (step * 16 / SUB) + 16 * half);
                     let scale = step_scales::<OFFSET, SUB>(pair, step);
                     let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
@@ -156,7 +168,7 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
                         let isum = isum.assume_init_mut();
                         for (i, &scale) in scale[..32 / SUB].iter().enumerate() {
                             let groups = i * SUB / 4..(i + 1) * SUB / 4;
-                            let dot = dot::<LO, HI>(&w, q.add(256 * r), groups);
+                            let dot = dot::<LO, HI, OFFSET>(&w, q.add(256 * r), groups);
                             *isum = _mm256_add_epi32(*isum, _mm256_mullo_epi32(dot, scale));
                         }
                     }
@@ -261,7 +273,8 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
                 let two = _mm256_set1_epi32(sums.add(pair).read_unaligned());
                 msum = _mm256_add_epi32(msum, _mm256_madd_epi16(*mins, two));
             }
-            let shift = _mm256_mullo_epi32(msum, _mm256_set1_epi32(OFFSET));
+            let offset = if OFFSET == SIGNED { 0 } else { OFFSET };
+            let shift = _mm256_mullo_epi32(msum, _mm256_set1_epi32(offset));
             let sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(isum, shift));
             *acc = _mm256_fmadd_ps(_mm256_mul_ps(d, s), sum, *acc);
             if OFFSET == 0 {
@@ -278,12 +291,17 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
 /// `q` points to 32 codes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot<const LO: usize, const HI: usize>(
+unsafe fn dot<const LO: usize, const HI: usize, const OFFSET: i32>(
     w: &[__m256i; 8],
     q: *const i8,
     groups: Range<usize>,
 ) -> __m256i {
-    let run = [8, 8, 8, 8, 8, 4, 2, 1, 1][LO + HI];
+    let bits = match book(LO, OFFSET) {
+        Some(_) if OFFSET == SIGNED => 8,
+        Some(_) => 5, // levels up to 24
+        None => LO + HI,
+    };
+    let run = [8, 8, 8, 8, 8, 4, 2, 1, 1][bits];
     let mut dot = _mm256_setzero_si256();
     for first in groups.clone().step_by(run) {
         let mut short = _mm256_setzero_si256();
@@ -291,7 +309,7 @@ unsafe fn dot<const LO: usize, const HI: usize>(
             // SAFETY: four codes within the 32.
             let four = unsafe { q.cast::<i32>().add(first + i).read_unaligned() };
             let four = _mm256_set1_epi32(four);
-            let products = if LO == 8 {
+            let products = if OFFSET == SIGNED {
                 let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(four, signed))
             } else {
@@ -304,13 +322,15 @@ unsafe fn dot<const LO: usize, const HI: usize>(
     dot
 }
 
-/// The groups of a step of 8 columns as bytes.
+/// The groups of a step of 8 columns as bytes: codes, or levels where the offset is that of a book.
 ///
 /// # Safety
 /// `step` points to a step of this shape, moved on to a half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i; 8] {
+unsafe fn unpack<const LO: usize, const HI: usize, const OFFSET: i32>(
+    step: *const u8,
+) -> [__m256i; 8] {
     // SAFETY: the caller's promise; there are LO + HI planes.
     let plane = |i: usize| unsafe { _mm256_loadu_si256(step.add(64 * i).cast()) };
     let low_mask = _mm256_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
@@ -324,6 +344,11 @@ unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m256i;
             let high = shifted(plane(LO + g % HI), LO as i32 - (g / HI * HI) as i32);
             let mask = _mm256_set1_epi8((((1 << HI) - 1) << LO) as i8);
             *w = _mm256_or_si256(_mm256_and_si256(high, mask), *w);
+        }
+        if let Some(book) = book(LO, OFFSET) {
+            // SAFETY: a book has sixteen bytes.
+            let book = unsafe { _mm_loadu_si128(book.as_ptr().cast()) };
+            *w = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(book), *w);
         }
     }
     w
@@ -356,6 +381,26 @@ fn shifted(v: __m256i, by: i32) -> __m256i {
         -4 => _mm256_srli_epi16::<4>(v),
         -5 => _mm256_srli_epi16::<5>(v),
         _ => _mm256_srli_epi16::<6>(v),
+    }
+}
+
+/// The scales of 8 columns in a step.
+///
+/// # Safety
+/// `head` points to the head of a record that has such a step.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scale<const D: u8>(head: *const u8, step: usize, half: usize) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match D {
+            WIDE => _mm256_loadu_ps(head.add(32 * half).cast()),
+            BRAIN => {
+                let bits = _mm_loadu_si128(head.add(32 * step + 16 * half).cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+            }
+            _ => halves(head.add(32 * step + 16 * half)),
+        }
     }
 }
 

@@ -16,9 +16,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::layout::{COLUMNS, HEAD, Record, SCALES, STEP, Storage};
+use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, book, scale_bytes};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
-use float::{BF16, F16, F32, floats};
+use crate::quant::Scale::F32;
+use float::floats;
 
 /// Distance of prefetches, in bytes. They take a third off the time of eight rows. A single row
 /// reads so steadily that the hardware does better alone (10 to 20 %), unless the codes have two
@@ -40,23 +41,27 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     // SAFETY: passed on from the caller; the constants are those of the record.
     unsafe {
         match &job.w.storage {
-            Storage::F32 => floats::<F32>(job, tiles, rows),
-            Storage::F16 => floats::<F16>(job, tiles, rows),
-            Storage::BF16 => floats::<BF16>(job, tiles, rows),
-            Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset) {
-                (8, 0, 128) => each_tile(tiles, rows, Blocks::<8, 0, 128>(job, r)),
-                (4, 0, 8) => each_tile(tiles, rows, Blocks::<4, 0, 8>(job, r)),
-                (4, 0, 0) => each_tile(tiles, rows, Blocks::<4, 0, 0>(job, r)),
-                (4, 1, 16) => each_tile(tiles, rows, Blocks::<4, 1, 16>(job, r)),
-                (4, 1, 0) => each_tile(tiles, rows, Blocks::<4, 1, 0>(job, r)),
+            Storage::F32 => floats::<{ float::F32 }>(job, tiles, rows),
+            Storage::F16 => floats::<{ float::F16 }>(job, tiles, rows),
+            Storage::BF16 => floats::<{ float::BF16 }>(job, tiles, rows),
+            Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale) {
+                (8, 0, 128, F32) => each_tile(tiles, rows, Blocks::<8, 0, 128, WIDE>(job, r)),
+                (8, 0, 128, _) => each_tile(tiles, rows, Blocks::<8, 0, 128, HALF>(job, r)),
+                (4, 0, 128, _) => each_tile(tiles, rows, Blocks::<4, 0, 128, HALF>(job, r)),
+                (4, 0, 12, _) => each_tile(tiles, rows, Blocks::<4, 0, 12, BRAIN>(job, r)),
+                (4, 0, 8, _) => each_tile(tiles, rows, Blocks::<4, 0, 8, HALF>(job, r)),
+                (4, 0, 0, _) => each_tile(tiles, rows, Blocks::<4, 0, 0, HALF>(job, r)),
+                (4, 1, 16, _) => each_tile(tiles, rows, Blocks::<4, 1, 16, HALF>(job, r)),
+                (4, 1, 0, _) => each_tile(tiles, rows, Blocks::<4, 1, 0, HALF>(job, r)),
                 _ => super::scalar::run(job, tiles, rows),
             },
-            Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.sub) {
-                (4, 0, 32) => each_tile(tiles, rows, Supers::<4, 0, 0, 32>(job, r)),
-                (4, 1, 32) => each_tile(tiles, rows, Supers::<4, 1, 0, 32>(job, r)),
-                (4, 2, 16) => each_tile(tiles, rows, Supers::<4, 2, 32, 16>(job, r)),
-                (2, 1, 16) => each_tile(tiles, rows, Supers::<2, 1, 4, 16>(job, r)),
-                (2, 0, 16) => each_tile(tiles, rows, Supers::<2, 0, 0, 16>(job, r)),
+            Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.sub) {
+                (4, 0, 128, 32) => each_tile(tiles, rows, Supers::<4, 0, 128, 32>(job, r)),
+                (4, 0, 0, 32) => each_tile(tiles, rows, Supers::<4, 0, 0, 32>(job, r)),
+                (4, 1, 0, 32) => each_tile(tiles, rows, Supers::<4, 1, 0, 32>(job, r)),
+                (4, 2, 32, 16) => each_tile(tiles, rows, Supers::<4, 2, 32, 16>(job, r)),
+                (2, 1, 4, 16) => each_tile(tiles, rows, Supers::<2, 1, 4, 16>(job, r)),
+                (2, 0, 0, 16) => each_tile(tiles, rows, Supers::<2, 0, 0, 16>(job, r)),
                 _ => super::scalar::run(job, tiles, rows),
             },
         }
@@ -87,9 +92,14 @@ unsafe fn each_tile(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel
 }
 
 /// Blocks of 32; `OFFSET` 0 means that there is a minimum.
-struct Blocks<'a, const LO: usize, const HI: usize, const OFFSET: i32>(&'a Job<'a>, &'a Record);
+struct Blocks<'a, const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>(
+    &'a Job<'a>,
+    &'a Record,
+);
 
-impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, LO, HI, OFFSET> {
+impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
+    for Blocks<'_, LO, HI, OFFSET, D>
+{
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
         let Blocks(job, record) = self;
@@ -97,7 +107,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, 
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
         let mut acc = sums::<1, R>(count);
-        let steps = if OFFSET == 0 { 1 } else { 2 };
+        let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
         debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
         let record_bytes = HEAD + steps * 64 * (LO + HI);
         for block in 0..job.acts.k / STEP {
@@ -111,9 +121,9 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, 
                 if R > 1 || HI > 0 {
                     prefetch(record, step, steps, record_bytes);
                 }
-                let d = halves(head.add(32 * step));
+                let d = scale::<D>(head, step);
                 let m = if OFFSET == 0 { halves(head.add(32)) } else { _mm512_setzero_ps() };
-                let w = unpack::<LO, HI>(record.add(HEAD + step * 64 * (LO + HI)));
+                let w = unpack::<LO, HI, OFFSET>(record.add(HEAD + step * 64 * (LO + HI)));
                 for r in (0..together).step_by(ROWS_AT_ONCE) {
                     let acc = &mut acc[r..r + ROWS_AT_ONCE];
                     self.add_block::<ROWS_AT_ONCE>(&w, d, m, at + r, acc);
@@ -128,7 +138,9 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32> Kernel for Blocks<'_, 
     }
 }
 
-impl<const LO: usize, const HI: usize, const OFFSET: i32> Blocks<'_, LO, HI, OFFSET> {
+impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>
+    Blocks<'_, LO, HI, OFFSET, D>
+{
     /// Adds a block of `R` rows to their sums.
     ///
     /// # Safety
@@ -181,7 +193,8 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
         let tile_start = job.w.tile(tile).as_ptr();
         let mut acc = sums::<1, R>(count);
         let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
-        let record_bytes = HEAD + SCALES + 8 * 64 * (LO + HI);
+        let scale_bytes = scale_bytes(SUB, OFFSET == 0);
+        let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
         for block in 0..job.acts.k / 256 {
             let at = block * job.acts.m + rows.start;
             for isum in &mut isum[..count] {
@@ -192,12 +205,12 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
             unsafe {
                 let record = tile_start.add(block * record_bytes);
                 let scales = record.add(HEAD);
-                let codes = record.add(HEAD + SCALES);
+                let codes = record.add(HEAD + scale_bytes);
                 for step in 0..8 {
                     if R > 1 || HI > 0 {
                         prefetch(record, step, 8, record_bytes);
                     }
-                    let w = unpack::<LO, HI>(codes.add(step * 64 * (LO + HI)));
+                    let w = unpack::<LO, HI, OFFSET>(codes.add(step * 64 * (LO + HI)));
                     let scale = Self::scales(scales, step);
                     let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
                     for r in (0..together).step_by(ROWS_AT_ONCE) {
@@ -364,13 +377,15 @@ unsafe fn dots<const R: usize>(
     dots
 }
 
-/// The groups of a step as bytes.
+/// The groups of a step as bytes: codes, or levels where the offset is that of a book.
 ///
 /// # Safety
 /// `step` points to a step of this shape.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m512i; 8] {
+unsafe fn unpack<const LO: usize, const HI: usize, const OFFSET: i32>(
+    step: *const u8,
+) -> [__m512i; 8] {
     // SAFETY: the caller's promise; there are LO + HI planes.
     let plane = |i: usize| unsafe { _mm512_loadu_si512(step.add(64 * i).cast()) };
     let low_mask = _mm512_set1_epi8((0xff_u32 >> (8 - LO)) as i8);
@@ -384,6 +399,11 @@ unsafe fn unpack<const LO: usize, const HI: usize>(step: *const u8) -> [__m512i;
             let high = shifted(plane(LO + g % HI), LO as i32 - (g / HI * HI) as i32);
             let mask = _mm512_set1_epi8((((1 << HI) - 1) << LO) as i8);
             *w = _mm512_ternarylogic_epi32::<{ (0xf0 & 0xcc) | 0xaa }>(high, mask, *w);
+        }
+        if let Some(book) = book(LO, OFFSET) {
+            // SAFETY: a book has sixteen bytes.
+            let book = unsafe { _mm_loadu_si128(book.as_ptr().cast()) };
+            *w = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(book), *w);
         }
     }
     w
@@ -416,6 +436,26 @@ fn shifted(v: __m512i, by: i32) -> __m512i {
         -4 => _mm512_srli_epi16::<4>(v),
         -5 => _mm512_srli_epi16::<5>(v),
         _ => _mm512_srli_epi16::<6>(v),
+    }
+}
+
+/// The scales of a step.
+///
+/// # Safety
+/// `head` points to the head of a record that has such a step.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn scale<const D: u8>(head: *const u8, step: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match D {
+            WIDE => _mm512_loadu_ps(head.cast()),
+            BRAIN => {
+                let bits = _mm256_loadu_si256(head.add(32 * step).cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
+            _ => halves(head.add(32 * step)),
+        }
     }
 }
 

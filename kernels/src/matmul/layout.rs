@@ -6,8 +6,9 @@
 //! two blocks of 32:
 //!
 //! ```text
-//! record = 64 bytes: f16 d[16] and m[16], or the d[16] of two steps when there is no minimum
-//!        | scale bytes (super-blocks: 256)
+//! record = 64 bytes: d[16] and m[16] of 16 bits, or the d[16] of two steps when there is no minimum,
+//!          or d[16] in f32
+//!        | scale bytes (super-blocks: 256, or 128 for signed scales of 32 weights)
 //!        | steps * [ low planes | high planes ]   codes; a step is 32 weights of 16 columns
 //! ```
 //! That is the order of reading: memory is fastest when no load goes backwards.
@@ -27,20 +28,43 @@
 //!
 //! ```text
 //! sub = 32 (Q4_K, Q5_K)   4 pairs of scales, then 4 pairs of minima
+//! sub = 32 (IQ4_XS)       4 pairs of signed scales
 //! sub = 16 (Q3_K, Q6_K)   8 pairs of signed scales
 //! sub = 16 (Q2_K)         8 pairs of scale | minimum << 4
 //! ```
 
-use crate::quant::{Codes, DType, codes};
+use half::{bf16, f16};
+
+use crate::quant::{Book, Codes, DType, FP4_BOOK, IQ4_BOOK, Scale, codes};
 
 /// Columns per tile.
 pub(super) const COLUMNS: usize = 16;
 /// Weights of a column in one step.
 pub(super) const STEP: usize = 32;
-/// Bytes of scales in a record of super-blocks.
-pub(super) const SCALES: usize = 256;
+/// Bytes of scales in a record of super-blocks with `sub` weights per scale.
+pub(super) const fn scale_bytes(sub: usize, has_min: bool) -> usize {
+    match (sub, has_min) {
+        (0, _) => 0,
+        (32, false) => 128,
+        _ => 256,
+    }
+}
 /// Bytes of d and m at the start of every record.
 pub(super) const HEAD: usize = 64;
+
+/// Forms of d, for kernels: f16 or bf16 of two steps (or beside m), f32 of one.
+pub(super) const HALF: u8 = 0;
+pub(super) const BRAIN: u8 = 1;
+pub(super) const WIDE: u8 = 2;
+
+/// The book of formats with `lo` low bits and an offset: nibbles whose levels reach below -8.
+pub(super) const fn book(lo: usize, offset: i32) -> Option<&'static Book> {
+    match (lo, offset) {
+        (4, 128) => Some(&IQ4_BOOK),
+        (4, 12) => Some(&FP4_BOOK),
+        _ => None,
+    }
+}
 
 /// How the elements of a tile are stored.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +82,7 @@ pub(super) enum Storage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub(super) codes: Codes,
-    /// Steps in a record: 8 in super-blocks, else 2, or 1 when there is a minimum.
+    /// Steps in a record: 8 in super-blocks, else 2, or 1 when there is a minimum or a wide scale.
     pub(super) steps: usize,
     pub(super) step_bytes: usize,
     /// Bytes of the whole record; a multiple of 64.
@@ -71,11 +95,10 @@ impl Storage {
             (DType::F16, _) => Storage::F16,
             (DType::BF16, _) => Storage::BF16,
             (_, None) => Storage::F32,
-            (_, Some(codes)) if dtype.block_len() == 256 => {
-                Storage::Supers(Record::new(codes, 8, SCALES))
-            }
+            (_, Some(codes)) if codes.sub > 0 => Storage::Supers(Record::new(codes, 8)),
             (_, Some(codes)) => {
-                Storage::Blocks(Record::new(codes, if codes.has_min { 1 } else { 2 }, 0))
+                let one = codes.has_min || codes.scale == Scale::F32;
+                Storage::Blocks(Record::new(codes, if one { 1 } else { 2 }))
             }
         }
     }
@@ -93,8 +116,9 @@ impl Storage {
 }
 
 impl Record {
-    fn new(codes: Codes, steps: usize, scales: usize) -> Record {
+    fn new(codes: Codes, steps: usize) -> Record {
         let step_bytes = 64 * (codes.lo + codes.hi) as usize;
+        let scales = scale_bytes(codes.sub, codes.has_min);
         Record { codes, steps, step_bytes, bytes: HEAD + scales + steps * step_bytes }
     }
 
@@ -107,13 +131,35 @@ impl Record {
         self.bytes - (self.steps - step) * self.step_bytes
     }
 
-    /// Offset of the d of a column of step `step` (0 in super-blocks).
-    pub(super) fn d_at(&self, step: usize, column: usize) -> usize {
-        2 * (16 * step + column)
+    /// Keeps the d of a column in step `step` (0 in super-blocks), and its m where there is one.
+    pub(super) fn put_d_m(&self, record: &mut [u8], step: usize, column: usize, d: f32, m: f32) {
+        let at = 2 * (16 * step + column);
+        let mut put = |at: usize, bytes: [u8; 2]| record[at..at + 2].copy_from_slice(&bytes);
+        match self.codes.scale {
+            Scale::F16 => put(at, f16::from_f32(d).to_le_bytes()),
+            Scale::BF16 => put(at, bf16::from_f32(d).to_le_bytes()),
+            Scale::F32 => record[4 * column..4 * column + 4].copy_from_slice(&d.to_le_bytes()),
+        }
+        if self.codes.has_min {
+            let at = HEAD / 2 + 2 * column;
+            record[at..at + 2].copy_from_slice(&f16::from_f32(m).to_le_bytes());
+        }
     }
 
-    pub(super) fn m_at(&self, column: usize) -> usize {
-        HEAD / 2 + 2 * column
+    /// d and m of a column in step `step` (0 in super-blocks); m is 0 without a minimum.
+    pub(super) fn d_m(&self, record: &[u8], step: usize, column: usize) -> (f32, f32) {
+        let two = |at: usize| [record[at], record[at + 1]];
+        let half = |at: usize| f16::from_le_bytes(two(at)).to_f32();
+        let at = 2 * (16 * step + column);
+        let d = match self.codes.scale {
+            Scale::F16 => half(at),
+            Scale::BF16 => bf16::from_le_bytes(two(at)).to_f32(),
+            Scale::F32 => {
+                let at = 4 * column;
+                f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+            }
+        };
+        (d, if self.codes.has_min { half(HEAD / 2 + 2 * column) } else { 0.0 })
     }
 
     /// Writes the codes of one step, given by group.
@@ -123,13 +169,16 @@ impl Record {
         put_planes(groups, self.codes.lo, self.codes.hi, high);
     }
 
-    /// The codes of one step, by group.
+    /// The codes of one step, by group; levels where the format has a book.
     pub(super) fn codes_of(&self, step: &[u8]) -> [[u8; 64]; 8] {
         let (low, high) = step.split_at(64 * self.codes.lo as usize);
         let mut groups = [[0; 64]; 8];
         for (g, group) in groups.iter_mut().enumerate() {
             or_plane(low, g, self.codes.lo, 0, group);
             or_plane(high, g, self.codes.hi, self.codes.lo, group);
+            if let Some(book) = self.codes.book {
+                *group = group.map(|code| book[usize::from(code)]);
+            }
         }
         groups
     }

@@ -23,7 +23,7 @@ mod scalar;
 use std::ops::Range;
 
 pub use activations::{ActivationBuffers, ActivationKind, Activations};
-pub use packed::Packed;
+pub use packed::{Packed, Rows};
 
 use crate::{Isa, Pool};
 use layout::{COLUMNS, Storage};

@@ -1,15 +1,18 @@
 //! A weight matrix in the kernel layout.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::Shared;
 use super::layout::{COLUMNS, HEAD, Record, STEP, Storage};
 use crate::Pool;
 use crate::buffer::HugeBuf;
-use crate::quant::{DType, Parts, decode, dequantize};
+use crate::quant::{DType, Parts, decode};
 
 /// W, `n` rows of `k` weights, packed once into tiles of 16 rows. Takes about the bytes of the file
-/// (Q5_1 and Q8_0 exactly, Q4_K 3 %, Q3_K 6 % more; Q8_K, a format of activations, becomes f32).
+/// (Q5_1 and Q8_0 exactly, Q8_K 1 % less, Q4_K 3 %, Q3_K and MXFP4 6 % more).
 #[derive(Debug)]
 pub struct Packed {
     dtype: DType,
@@ -20,6 +23,29 @@ pub struct Packed {
     data: HugeBuf<u8>,
 }
 
+/// Where the rows of a matrix come from while it is packed.
+pub trait Rows: Sync {
+    /// The bytes of row `row`, asked for once, by any thread.
+    fn row(&self, row: usize) -> Cow<'_, [u8]>;
+
+    /// Told that these rows are packed, so that their source can be let go of.
+    fn packed(&self, rows: Range<usize>) {
+        let _ = rows;
+    }
+}
+
+/// Rows that lie one after the other.
+struct InOrder<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+}
+
+impl Rows for InOrder<'_> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes[row * self.row_bytes..][..self.row_bytes])
+    }
+}
+
 impl Packed {
     /// Packs `rows`, the `n` rows of a file in file order.
     ///
@@ -28,21 +54,15 @@ impl Packed {
     pub fn pack(pool: &Pool, dtype: DType, n: usize, k: usize, rows: &[u8]) -> Packed {
         let row_bytes = row_bytes(dtype, k);
         assert_eq!(Some(rows.len()), n.checked_mul(row_bytes), "bytes of [{n}, {k}] {dtype}");
-        Packed::pack_with(pool, dtype, n, k, &|row| &rows[row * row_bytes..][..row_bytes])
+        Packed::pack_with(pool, dtype, n, k, &InOrder { bytes: rows, row_bytes })
     }
 
-    /// Packs the rows that `row` returns for `0..n`: rows in another order, or those of several
-    /// matrices one after the other. `row` is called once per row, from several threads.
+    /// Packs the rows that `source` returns for `0..n`: rows in another order, those of several
+    /// matrices one after the other, or such as are made on the way.
     ///
     /// # Panics
     /// If `k` is not a whole number of blocks or a row has another length than `k` weights.
-    pub fn pack_with<'a>(
-        pool: &Pool,
-        dtype: DType,
-        n: usize,
-        k: usize,
-        row: &(dyn Fn(usize) -> &'a [u8] + Sync),
-    ) -> Packed {
+    pub fn pack_with(pool: &Pool, dtype: DType, n: usize, k: usize, source: &impl Rows) -> Packed {
         let row_bytes = row_bytes(dtype, k);
         let storage = Storage::of(dtype);
         let tile_bytes = storage.tile_bytes(k);
@@ -52,19 +72,21 @@ impl Packed {
         // Whole megabytes per task: a huge page is faulted in by one thread.
         let per_task = ((1 << 20) / tile_bytes.max(1)).max(1);
         pool.run(tiles.div_ceil(per_task), &|task| {
-            for tile in task * per_task..((task + 1) * per_task).min(tiles) {
+            let mine = task * per_task..((task + 1) * per_task).min(tiles);
+            for tile in mine.clone() {
                 // SAFETY: a tile lies in `data`, which outlives the run; one task writes it.
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
                 };
                 let columns = COLUMNS.min(n - tile * COLUMNS);
-                let mut rows = [&[][..]; COLUMNS];
-                for (column, bytes) in rows[..columns].iter_mut().enumerate() {
-                    *bytes = row(tile * COLUMNS + column);
+                let rows = (0..columns).map(|column| source.row(tile * COLUMNS + column));
+                let rows: Vec<_> = rows.collect();
+                for bytes in &rows {
                     assert_eq!(bytes.len(), row_bytes, "bytes of a row of {k} {dtype}");
                 }
-                pack_tile(dtype, &storage, &rows[..columns], out);
+                pack_tile(dtype, &storage, &rows, out);
             }
+            source.packed(mine.start * COLUMNS..n.min(mine.end * COLUMNS));
         });
         Packed { dtype, n, k, storage, tile_bytes, data }
     }
@@ -120,13 +142,8 @@ impl Packed {
             Storage::Blocks(record) => {
                 let mut parts = Parts::default();
                 for (step, y) in out.chunks_exact_mut(STEP).enumerate() {
-                    let at = step / record.steps * record.bytes;
-                    record.block(
-                        &tile[at..at + record.bytes],
-                        step % record.steps,
-                        column,
-                        &mut parts,
-                    );
+                    let (at, step) = record.place(step);
+                    record.block(&tile[at..at + record.bytes], step, column, &mut parts);
                     parts.values(self.dtype, y);
                 }
             }
@@ -152,8 +169,8 @@ fn row_bytes(dtype: DType, k: usize) -> usize {
 }
 
 /// Packs up to 16 rows; columns without a row keep their zeros.
-fn pack_tile(dtype: DType, storage: &Storage, rows: &[&[u8]], out: &mut [u8]) {
-    let elements = |width: usize, rows: &[&[u8]], out: &mut [u8]| {
+fn pack_tile(dtype: DType, storage: &Storage, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
+    let elements = |width: usize, rows: &[Cow<'_, [u8]>], out: &mut [u8]| {
         for (column, row) in rows.iter().enumerate() {
             let targets = out.chunks_exact_mut(COLUMNS * width);
             for (target, element) in targets.zip(row.chunks_exact(width)) {
@@ -163,47 +180,39 @@ fn pack_tile(dtype: DType, storage: &Storage, rows: &[&[u8]], out: &mut [u8]) {
     };
     match storage {
         Storage::F16 | Storage::BF16 => elements(2, rows, out),
-        Storage::F32 if dtype == DType::F32 => elements(4, rows, out),
-        Storage::F32 => {
-            for (column, row) in rows.iter().enumerate() {
-                let mut values = vec![0.0; out.len() / 64];
-                dequantize(dtype, row, &mut values);
-                for (target, value) in out.chunks_exact_mut(64).zip(values) {
-                    target[4 * column..4 * column + 4].copy_from_slice(&value.to_le_bytes());
-                }
-            }
-        }
+        Storage::F32 => elements(4, rows, out),
         Storage::Blocks(record) => pack_blocks(dtype, record, rows, out),
         Storage::Supers(record) => pack_supers(dtype, record, rows, out),
     }
 }
 
-fn pack_blocks(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
-    let width = dtype.block_bytes();
+fn pack_blocks(dtype: DType, record: &Record, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
+    // A block of the file is one step, or eight.
+    let (width, len) = (dtype.block_bytes(), dtype.block_len() / STEP);
     let mut parts = Parts::default();
-    let blocks = rows[0].len() / width;
-    for block in 0..blocks {
-        let at = block / record.steps * record.bytes;
-        let out = &mut out[at..at + record.bytes];
-        let step = block % record.steps;
-        let mut groups = [[0; 64]; 8];
+    // Columns that have a row are written anew in every block.
+    let mut groups = [[[0; 64]; 8]; 8];
+    for block in 0..rows[0].len() / width {
         for (column, row) in rows.iter().enumerate() {
             decode(dtype, &row[block * width..][..width], &mut parts);
-            scatter(&parts.codes[..STEP], column, &mut groups);
-            put_half(out, record.d_at(step, column), parts.d);
-            if record.codes.has_min {
-                put_half(out, record.m_at(column), parts.m);
+            for (i, codes) in parts.codes.chunks_exact(STEP).take(len).enumerate() {
+                scatter(codes, column, &mut groups[i]);
+                let (at, step) = record.place(block * len + i);
+                record.put_d_m(&mut out[at..], step, column, parts.d, parts.m);
             }
         }
-        record.put_codes(&groups, &mut out[record.step_at(step)..][..record.step_bytes]);
+        for (i, groups) in groups[..len].iter().enumerate() {
+            let (at, step) = record.place(block * len + i);
+            record.put_codes(groups, &mut out[at + record.step_at(step)..][..record.step_bytes]);
+        }
     }
 }
 
-fn pack_supers(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
+fn pack_supers(dtype: DType, record: &Record, rows: &[Cow<'_, [u8]>], out: &mut [u8]) {
     let width = dtype.block_bytes();
     let mut parts = Parts::default();
+    let mut groups = [[[0; 64]; 8]; 8];
     for (block, out) in out.chunks_exact_mut(record.bytes).enumerate() {
-        let mut groups = [[[0; 64]; 8]; 8];
         for (column, row) in rows.iter().enumerate() {
             decode(dtype, &row[block * width..][..width], &mut parts);
             for (codes, groups) in parts.codes.chunks_exact(STEP).zip(&mut groups) {
@@ -212,8 +221,7 @@ fn pack_supers(dtype: DType, record: &Record, rows: &[&[u8]], out: &mut [u8]) {
             for sub in 0..256 / record.codes.sub {
                 record.put_scale(out, sub, column, parts.scales[sub], parts.mins[sub]);
             }
-            put_half(out, record.d_at(0, column), parts.d);
-            put_half(out, record.m_at(column), parts.m);
+            record.put_d_m(out, 0, column, parts.d, parts.m);
         }
         let steps = out[record.step_at(0)..].chunks_exact_mut(record.step_bytes);
         for (groups, out) in groups.iter().zip(steps) {
@@ -229,27 +237,18 @@ fn scatter(codes: &[u8], column: usize, groups: &mut [[u8; 64]; 8]) {
     }
 }
 
-fn put_half(out: &mut [u8], at: usize, value: f16) {
-    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
-}
-
-fn half(bytes: &[u8], at: usize) -> f16 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
 impl Record {
-    /// d and m of a column in step `step` (0 in super-blocks); m is 0 without a minimum.
-    pub(super) fn d_m(&self, record: &[u8], step: usize, column: usize) -> (f32, f32) {
-        let m = if self.codes.has_min { half(record, self.m_at(column)) } else { f16::ZERO };
-        (half(record, self.d_at(step, column)).to_f32(), m.to_f32())
+    /// Where in a tile the record of a block of 32 starts, and which of its steps the block is.
+    fn place(&self, block: usize) -> (usize, usize) {
+        (block / self.steps * self.bytes, block % self.steps)
     }
 
     /// Sub-scale and sub-minimum of a column.
     pub(super) fn scale_min(&self, record: &[u8], sub: usize, column: usize) -> (i8, u8) {
         let at = HEAD + 32 * (sub / 2) + 2 * column + sub % 2;
         match (self.codes.sub, self.codes.has_min) {
-            (32, _) => (record[at] as i8, record[at + 128]),
             (_, false) => (record[at] as i8, 0),
+            (32, true) => (record[at] as i8, record[at + 128]),
             (_, true) => ((record[at] & 15) as i8, record[at] >> 4),
         }
     }
@@ -257,8 +256,8 @@ impl Record {
     fn put_scale(&self, record: &mut [u8], sub: usize, column: usize, scale: i8, min: u8) {
         let at = HEAD + 32 * (sub / 2) + 2 * column + sub % 2;
         match (self.codes.sub, self.codes.has_min) {
-            (32, _) => (record[at], record[at + 128]) = (scale as u8, min),
             (_, false) => record[at] = scale as u8,
+            (32, true) => (record[at], record[at + 128]) = (scale as u8, min),
             (_, true) => record[at] = scale as u8 | min << 4,
         }
     }
@@ -269,8 +268,7 @@ impl Record {
         for (i, code) in parts.codes[..STEP].iter_mut().enumerate() {
             *code = self.code(codes, column, i);
         }
-        parts.d = half(record, self.d_at(step, column));
-        parts.m = half(record, self.m_at(column));
+        (parts.d, parts.m) = self.d_m(record, step, column);
     }
 
     /// The block of 256 of one column.
@@ -284,7 +282,6 @@ impl Record {
         for sub in 0..256 / self.codes.sub {
             (parts.scales[sub], parts.mins[sub]) = self.scale_min(record, sub, column);
         }
-        parts.d = half(record, self.d_at(0, column));
-        parts.m = half(record, self.m_at(column));
+        (parts.d, parts.m) = self.d_m(record, 0, column);
     }
 }

@@ -1,5 +1,8 @@
 //! Every format, shape and instruction set against sums in f64; equality of bits where promised.
 
+use std::borrow::Cow;
+use std::sync::Mutex;
+
 use super::*;
 use crate::cases::{assert_same_bits, randoms};
 use crate::quant::{DType, dequantize, quantize};
@@ -26,7 +29,7 @@ fn weights(dtype: DType, n: usize, k: usize) -> Vec<u8> {
 /// Puts a sane number where a block has its scale (and minimum).
 fn set_scales(dtype: DType, block: &mut [u8], d: f32) {
     let halves: &[usize] = match dtype {
-        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4NL | DType::IQ4XS => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
         DType::Q2K => &[80, 82],
         DType::Q3K => &[108],
@@ -36,8 +39,10 @@ fn set_scales(dtype: DType, block: &mut [u8], d: f32) {
     for &at in halves {
         block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
     }
-    if dtype == DType::Q8K {
-        block[..4].copy_from_slice(&(d * 0.1).to_le_bytes());
+    match dtype {
+        DType::Q8K => block[..4].copy_from_slice(&(d * 0.1).to_le_bytes()),
+        DType::MXFP4 => block[0] = 120 + block[0] % 8,
+        _ => {}
     }
 }
 
@@ -131,7 +136,7 @@ fn rows_of_packed_weights_are_the_dequantised_rows() {
 fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
     let (n, k, m) = (600, 512, 130);
     let x = randoms(m * k, 5);
-    for dtype in [DType::F32, DType::BF16, DType::Q4_0, DType::Q4K, DType::Q6K, DType::Q8_0] {
+    for dtype in DType::all() {
         let bytes = weights(dtype, n, k);
         let one = Pool::new(1);
         let w = Packed::pack(&one, dtype, n, k, &bytes);
@@ -258,19 +263,38 @@ fn extreme_codes_do_not_saturate() {
     }
 }
 
+/// Rows in another order than they lie in.
+struct Shuffled<'a> {
+    bytes: &'a [u8],
+    n: usize,
+    told: Mutex<Vec<Vec<usize>>>,
+}
+
+impl Rows for Shuffled<'_> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        let row_bytes = self.bytes.len() / self.n;
+        Cow::Borrowed(&self.bytes[(row * 7 + 3) % self.n * row_bytes..][..row_bytes])
+    }
+
+    fn packed(&self, rows: Range<usize>) {
+        self.told.lock().expect("no panic").push(rows.collect());
+    }
+}
+
 #[test]
 fn pack_with_takes_rows_from_anywhere() {
     let pool = Pool::new(2);
     let (n, k) = (40, 256);
     let bytes = weights(DType::Q4K, n, k);
-    let row_bytes = bytes.len() / n;
-    let order = |r: usize| (r * 7 + 3) % n;
-    let row = |r: usize| &bytes[order(r) * row_bytes..][..row_bytes];
-    let w = Packed::pack_with(&pool, DType::Q4K, n, k, &row);
+    let source = Shuffled { bytes: &bytes, n, told: Mutex::default() };
+    let w = Packed::pack_with(&pool, DType::Q4K, n, k, &source);
+    let mut told = source.told.lock().expect("no panic").concat();
+    told.sort_unstable();
+    assert!(told.into_iter().eq(0..n), "every row is told to be packed, once");
     let (mut got, mut want) = (vec![0.0; k], vec![0.0; k]);
     for r in 0..n {
         w.row(r, &mut got);
-        dequantize(DType::Q4K, row(r), &mut want);
+        dequantize(DType::Q4K, &source.row(r), &mut want);
         assert_same_bits(&got, &want, "row");
     }
 }
@@ -279,7 +303,7 @@ fn pack_with_takes_rows_from_anywhere() {
 fn what_is_not_finite_reaches_its_own_row_and_no_other() {
     let pool = Pool::new(1);
     let (n, k, m) = (17, 256, 3);
-    for dtype in [DType::F32, DType::Q8_0, DType::Q4K, DType::Q4_1] {
+    for dtype in DType::all() {
         let w = Packed::pack(&pool, dtype, n, k, &weights(dtype, n, k));
         for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = randoms(m * k, 1);
@@ -297,7 +321,7 @@ fn what_is_not_finite_reaches_its_own_row_and_no_other() {
 #[test]
 fn packed_weights_take_about_the_bytes_of_the_file() {
     let pool = Pool::new(1);
-    for dtype in DType::all().filter(|&dtype| dtype != DType::Q8K) {
+    for dtype in DType::all() {
         let bytes = weights(dtype, 32, 1024);
         let packed = Packed::pack(&pool, dtype, 32, 1024, &bytes).bytes();
         assert!(packed * 100 <= bytes.len() * 107, "{dtype}: {packed} for {}", bytes.len());

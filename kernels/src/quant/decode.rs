@@ -12,15 +12,15 @@ pub(crate) struct Parts {
     pub(crate) scales: [i8; 16],
     /// Sub-minima, one per 16 or 32 weights.
     pub(crate) mins: [u8; 16],
-    /// Scale of the block. Always a 16-bit float in the file.
-    pub(crate) d: f16,
+    /// Scale of the block.
+    pub(crate) d: f32,
     /// `m` or `dmin` of the formulas; 0 in formats with an offset.
-    pub(crate) m: f16,
+    pub(crate) m: f32,
 }
 
 impl Default for Parts {
     fn default() -> Parts {
-        Parts { codes: [0; 256], scales: [0; 16], mins: [0; 16], d: f16::ZERO, m: f16::ZERO }
+        Parts { codes: [0; 256], scales: [0; 16], mins: [0; 16], d: 0.0, m: 0.0 }
     }
 }
 
@@ -28,9 +28,12 @@ impl Parts {
     /// The weights of the block, by the formulas of the module documentation.
     pub(crate) fn values(&self, dtype: DType, out: &mut [f32]) {
         let format = codes(dtype).expect("only quantised blocks are decoded; this is a bug");
-        let (d, m) = (self.d.to_f32(), self.m.to_f32());
-        let value = |code: u8| (i32::from(code) - format.offset) as f32;
-        if dtype.block_len() == 32 {
+        let (d, m) = (self.d, self.m);
+        let value = |code: u8| {
+            let level = format.book.map_or(code, |book| book[usize::from(code)]);
+            (i32::from(level) - format.offset) as f32
+        };
+        if format.sub == 0 {
             for (y, &code) in out.iter_mut().zip(&self.codes) {
                 *y = if format.has_min { value(code) * d + m } else { value(code) * d };
             }
@@ -47,7 +50,7 @@ impl Parts {
     }
 }
 
-/// Decodes one block of a quantised format (not Q8_K).
+/// Decodes one block of a quantised format.
 pub(crate) fn decode(dtype: DType, block: &[u8], parts: &mut Parts) {
     debug_assert_eq!(block.len(), dtype.block_bytes());
     match dtype {
@@ -80,18 +83,42 @@ pub(crate) fn decode(dtype: DType, block: &[u8], parts: &mut Parts) {
         DType::Q4K => q4k(block, parts),
         DType::Q5K => q5k(block, parts),
         DType::Q6K => q6k(block, parts),
-        DType::F32 | DType::F16 | DType::BF16 | DType::Q8K => {
+        DType::Q8K => {
+            parts.d = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+            for (code, &q) in parts.codes.iter_mut().zip(&block[4..260]) {
+                *code = q ^ 0x80;
+            }
+        }
+        DType::IQ4NL => {
+            parts.d = half_at(block, 0);
+            nibbles_32(&block[2..18], &mut parts.codes);
+        }
+        DType::IQ4XS => iq4xs(block, parts),
+        DType::MXFP4 => {
+            parts.d = half_of_power(block[0]);
+            nibbles_32(&block[1..17], &mut parts.codes);
+        }
+        DType::F32 | DType::F16 | DType::BF16 => {
             unreachable!("{dtype} has no codes; this is a bug")
         }
     }
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f16 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]])
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// 2^(e - 128), half of what an E8M0 exponent stands for: the levels are twice theirs. The two
+/// smallest are subnormal.
+fn half_of_power(e: u8) -> f32 {
+    match e {
+        0 | 1 => f32::from_bits(0x0020_0000 << e),
+        _ => f32::from_bits(u32::from(e - 1) << 23),
+    }
 }
 
 /// 16 bytes: low nibbles are the weights 0..16, high nibbles 16..32.
-fn nibbles_32(qs: &[u8], codes: &mut [u8; 256]) {
+fn nibbles_32(qs: &[u8], codes: &mut [u8]) {
     for (i, &q) in qs.iter().enumerate() {
         codes[i] = q & 15;
         codes[i + 16] = q >> 4;
@@ -169,6 +196,19 @@ fn q6k(block: &[u8], parts: &mut Parts) {
         *scale = byte as i8;
     }
     parts.d = half_at(block, 208);
+}
+
+/// d, `scales_h` (u16), `scales_l[4]` (six bits each, minus 32), `qs[128]`.
+fn iq4xs(block: &[u8], parts: &mut Parts) {
+    parts.d = half_at(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    for i in 0..8 {
+        let low = block[4 + i / 2] >> (4 * (i % 2)) & 15;
+        parts.scales[i] = (low | ((high >> (2 * i) & 3) as u8) << 4) as i8 - 32;
+    }
+    for (codes, qs) in parts.codes.chunks_exact_mut(32).zip(block[8..136].chunks_exact(16)) {
+        nibbles_32(qs, codes);
+    }
 }
 
 /// Two runs of 32 bytes; bits 2i, 2i + 1 of the bytes of a run are the i-th 32 of its 128 weights.

@@ -6,9 +6,15 @@
 //! ```text
 //! block of 32,  offset   w = (code - offset) * d                  Q8_0 Q4_0 Q5_0
 //! block of 32,  minimum  w = code * d + m                         Q4_1 Q5_1
+//! block of 32,  book     w = (book[code] - offset) * d            IQ4_NL MXFP4
 //! block of 256, offset   w = (d * scale[sub]) * (code - offset)   Q3_K Q6_K      sub = 16 weights
 //! block of 256, minimum  w = (d * scale[sub]) * code - dmin * min[sub]   Q4_K Q5_K (32)  Q2_K (16)
+//! block of 256, book     w = (d * scale[sub]) * (book[code] - offset)    IQ4_XS (32)
+//! block of 256, no sub   w = (code - offset) * d                  Q8_K
 //! ```
+//! A *book* gives each of sixteen codes a level: levels lie closer together near zero, as weights
+//! do. The scale is an f16, in MXFP4 a power of two (8 exponent bits), in Q8_K an f32.
+//!
 //! The formulas are evaluated in f32, in the order written, without fused operations: that is the
 //! exact meaning of a format, and [`dequantize`] is its definition for all of this crate.
 //!
@@ -43,6 +49,9 @@ pub enum DType {
     Q5K,
     Q6K,
     Q8K,
+    IQ4NL,
+    IQ4XS,
+    MXFP4,
 }
 
 /// One line per format: type, GGML type id, name, weights per block, bytes per block.
@@ -61,6 +70,9 @@ const TABLE: &[(DType, u32, &str, usize, usize)] = &[
     (DType::Q5K, 13, "Q5_K", 256, 176),
     (DType::Q6K, 14, "Q6_K", 256, 210),
     (DType::Q8K, 15, "Q8_K", 256, 292),
+    (DType::IQ4NL, 20, "IQ4_NL", 32, 18),
+    (DType::IQ4XS, 23, "IQ4_XS", 256, 136),
+    (DType::MXFP4, 39, "MXFP4", 32, 17),
 ];
 
 impl DType {
@@ -120,30 +132,64 @@ pub(crate) struct Codes {
     /// Bits of a code: `lo` low ones and `hi` high ones, which are packed apart.
     pub(crate) lo: u32,
     pub(crate) hi: u32,
-    /// Subtracted from a code; 0 where a minimum is stored instead.
+    /// What a code stands for, where it is not itself.
+    pub(crate) book: Option<&'static Book>,
+    /// Subtracted from a code or its level; 0 where a minimum is stored instead.
     pub(crate) offset: i32,
     pub(crate) has_min: bool,
-    /// Weights per sub-scale in a block of 256: 16 or 32. 32 in blocks of 32.
+    /// Weights per sub-scale: 16 or 32; 0 where a block has none.
     pub(crate) sub: usize,
+    pub(crate) scale: Scale,
 }
 
-/// The codes of a quantised format; none for floats, and none for Q8_K, which is a format of
-/// activations: a weight matrix in it is computed as f32.
+/// A level for each code of four bits, with the offset added.
+pub(crate) type Book = [u8; 16];
+
+/// What a scale needs to be kept exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    F16,
+    BF16,
+    F32,
+}
+
+/// Levels of IQ4_NL and IQ4_XS, plus 128.
+pub(crate) const IQ4_BOOK: Book =
+    [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
+/// Twice the sixteen numbers of E2M1 (sign, two bits of exponent, one of mantissa), plus 12.
+pub(crate) const FP4_BOOK: Book = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// The codes of a quantised format; none for floats.
 pub(crate) fn codes(dtype: DType) -> Option<Codes> {
-    let line = |lo, hi, offset, has_min, sub| Some(Codes { lo, hi, offset, has_min, sub });
-    match dtype {
-        DType::Q4_0 => line(4, 0, 8, false, 32),
-        DType::Q4_1 => line(4, 0, 0, true, 32),
-        DType::Q5_0 => line(4, 1, 16, false, 32),
-        DType::Q5_1 => line(4, 1, 0, true, 32),
-        DType::Q8_0 => line(8, 0, 128, false, 32),
+    let line = |lo, hi, offset, has_min, sub| Codes {
+        lo,
+        hi,
+        book: None,
+        offset,
+        has_min,
+        sub,
+        scale: Scale::F16,
+    };
+    Some(match dtype {
+        DType::Q4_0 => line(4, 0, 8, false, 0),
+        DType::Q4_1 => line(4, 0, 0, true, 0),
+        DType::Q5_0 => line(4, 1, 16, false, 0),
+        DType::Q5_1 => line(4, 1, 0, true, 0),
+        DType::Q8_0 => line(8, 0, 128, false, 0),
         DType::Q2K => line(2, 0, 0, true, 16),
         DType::Q3K => line(2, 1, 4, false, 16),
         DType::Q4K => line(4, 0, 0, true, 32),
         DType::Q5K => line(4, 1, 0, true, 32),
         DType::Q6K => line(4, 2, 32, false, 16),
-        DType::F32 | DType::F16 | DType::BF16 | DType::Q8K => None,
-    }
+        DType::Q8K => Codes { scale: Scale::F32, ..line(8, 0, 128, false, 0) },
+        DType::IQ4NL => Codes { book: Some(&IQ4_BOOK), ..line(4, 0, 128, false, 0) },
+        DType::IQ4XS => Codes { book: Some(&IQ4_BOOK), ..line(4, 0, 128, false, 32) },
+        DType::MXFP4 => {
+            let book = Some(&FP4_BOOK);
+            Codes { book, scale: Scale::BF16, ..line(4, 0, 12, false, 0) }
+        }
+        DType::F32 | DType::F16 | DType::BF16 => return None,
+    })
 }
 
 /// Writes the values of `src`, whole blocks of `dtype`, to `dst`.
@@ -167,15 +213,6 @@ pub fn dequantize(dtype: DType, src: &[u8], dst: &mut [f32]) {
         DType::BF16 => {
             for (y, b) in dst.iter_mut().zip(src.chunks_exact(2)) {
                 *y = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-            }
-        }
-        DType::Q8K => {
-            let blocks = src.chunks_exact(dtype.block_bytes());
-            for (y, block) in dst.chunks_exact_mut(256).zip(blocks) {
-                let d = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-                for (y, q) in y.iter_mut().zip(&block[4..260]) {
-                    *y = d * f32::from(*q as i8);
-                }
             }
         }
         _ => {

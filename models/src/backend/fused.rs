@@ -13,7 +13,7 @@ use hearth_kernels::matmul::{
 };
 use hearth_kernels::{Isa, Pool, activation, norm, rope};
 
-use super::{AttentionParams, Backend};
+use super::{AttentionParams, Backend, Gelu, Heads};
 use crate::Result;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
@@ -112,7 +112,7 @@ impl Backend for Fused {
     type Vector = Vec<f32>;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
-        Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, &|row| source.row(row)))
+        Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -169,6 +169,13 @@ impl Backend for Fused {
         Ok(out)
     }
 
+    fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<Rows> {
+        let mut out = self.rows(x.count, x.width);
+        let params = norm::LayerNorm { weight, bias, eps };
+        norm::layer_norm(&self.pool, x, &params, &mut out);
+        Ok(out)
+    }
+
     fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
         let heads = x.width / head_dim;
         rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
@@ -199,6 +206,19 @@ impl Backend for Fused {
             window: params.window,
         };
         attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
+        Ok(out)
+    }
+
+    fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
+        let mut out = self.rows(qkv[0].count, qkv[0].width);
+        let qkv = qkv.map(|rows| &rows[..]);
+        attention::bidirectional(&self.pool, Isa::best(), qkv, cu_q, heads, &mut out);
+        Ok(out)
+    }
+
+    fn gelu(&self, x: Rows, kind: Gelu) -> Result<Rows> {
+        let mut out = self.rows(x.count, x.width);
+        activation::gelu(&self.pool, kind, &x, &mut out);
         Ok(out)
     }
 

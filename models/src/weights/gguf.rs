@@ -22,16 +22,14 @@ const DIMS_MAX: usize = 4;
 const PARTS_MAX: usize = 99_999;
 
 /// Names of the tensor types that this build does not read, so that an error can say what it met.
-const UNREADABLE_TYPES: [(u32, &str); 25] = [
+const UNREADABLE_TYPES: [(u32, &str); 22] = [
     (9, "Q8_1"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
@@ -46,7 +44,6 @@ const UNREADABLE_TYPES: [(u32, &str); 25] = [
     (36, "IQ4_NL_4_4"),
     (37, "IQ4_NL_4_8"),
     (38, "IQ4_NL_8_8"),
-    (39, "MXFP4"),
     (40, "NVFP4"),
 ];
 

@@ -1,13 +1,17 @@
 //! From a role in the architecture to numbers: checks, row order, page release.
 //!
-//! Every tensor is read once, in the order the decoder asks, and its pages are let go as soon as
-//! the backend has taken them, so resident memory stays at one copy of the weights.
+//! Every tensor is read once, in the order the model asks, and its pages are let go as soon as
+//! the backend has taken them (row by row where it packs), so that resident memory never exceeds
+//! one copy of the weights by more than what is being packed.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 
+use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Format, Role, TensorView, Weights};
+use super::{Layout, MappedFile, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -24,6 +28,8 @@ pub struct MatrixSource<'a> {
     pub bytes: &'a [u8],
     /// Head width, when the file has the rows of each head in the order of adjacent pairs.
     pub interleaved: Option<usize>,
+    /// The file that `bytes` are of, where its pages may be let go row by row.
+    file: Option<&'a MappedFile>,
 }
 
 impl<'a> MatrixSource<'a> {
@@ -31,16 +37,21 @@ impl<'a> MatrixSource<'a> {
     ///
     /// GGUF files of the Llama type store row `s * half + j` of a head at `2 j + s`.
     pub fn row(&self, row: usize) -> &'a [u8] {
-        let source = match self.interleaved {
+        let source = self.place(row);
+        let len = self.bytes.len() / self.n;
+        &self.bytes[source * len..(source + 1) * len]
+    }
+
+    /// Where the file has output `row`.
+    fn place(&self, row: usize) -> usize {
+        match self.interleaved {
             Some(head_dim) => {
                 let (head, r) = (row / head_dim, row % head_dim);
                 let (s, j) = (r / (head_dim / 2), r % (head_dim / 2));
                 head * head_dim + 2 * j + s
             }
             None => row,
-        };
-        let len = self.bytes.len() / self.n;
-        &self.bytes[source * len..(source + 1) * len]
+        }
     }
 
     /// All rows as floats, in order. `[n * k]`
@@ -53,35 +64,48 @@ impl<'a> MatrixSource<'a> {
     }
 }
 
+impl Rows for MatrixSource<'_> {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
+        Cow::Borrowed(MatrixSource::row(self, row))
+    }
+
+    /// Lets the pages of the rows go (and, where heads are interleaved, of their whole heads).
+    fn packed(&self, rows: Range<usize>) {
+        let head = self.interleaved.unwrap_or(1);
+        let rows = rows.start / head * head..rows.end.next_multiple_of(head).min(self.n);
+        let len = self.bytes.len() / self.n;
+        if let Some(file) = self.file {
+            file.release_slice(&self.bytes[rows.start * len..rows.end * len]);
+        }
+    }
+}
+
 /// Hands out the tensors of one model.
-pub struct Loader<'a> {
+pub struct Loader<'a, L: Layout = ModelConfig> {
     weights: &'a Weights,
-    config: &'a ModelConfig,
+    config: &'a L,
     /// Roles still to come, if they are asked for in their order.
-    order: std::vec::IntoIter<Role>,
+    order: std::vec::IntoIter<L::Role>,
     progress: &'a mut dyn FnMut(usize),
 }
 
-impl<'a> Loader<'a> {
+impl<'a, L: Layout> Loader<'a, L> {
     /// `progress` is told the bytes of every tensor as it is taken.
-    pub fn new(
-        weights: &'a Weights,
-        config: &'a ModelConfig,
-        progress: &'a mut dyn FnMut(usize),
-    ) -> Self {
-        Self { weights, config, order: Role::all(config).into_iter(), progress }
+    pub fn new(weights: &'a Weights, config: &'a L, progress: &'a mut dyn FnMut(usize)) -> Self {
+        Self { weights, config, order: config.roles().into_iter(), progress }
     }
 
     /// Holds names, types and shapes of all tensors against the configuration, and reads none: a
     /// tensor that is missing, strange or of no use is refused before the first is packed.
     pub fn check(&self) -> Result<()> {
         let mut used = HashSet::new();
-        for role in Role::all(self.config) {
-            let (name, shape) = (self.name(role, "weight"), role.shape(self.config));
+        for role in self.config.roles() {
+            let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
             self.check_tensor(&name, &shape)?;
             used.insert(name);
             let bias = self.name(role, "bias");
-            if role.needs_bias(self.config) || role.may_have_bias() && self.weights.has(&bias) {
+            let may = self.config.may_have_bias(role) && self.weights.has(&bias);
+            if may || self.config.needs_bias(role) {
                 if self.check_tensor(&bias, &shape[..1])?.block_len() > 1 {
                     let what = "a bias cannot be quantised".into();
                     return Err(Error::Tensor { name: bias, what });
@@ -89,13 +113,7 @@ impl<'a> Loader<'a> {
                 used.insert(bias);
             }
         }
-        let ignored = |name: &str| {
-            // Recomputed from the configuration, read with it, or the second copy of a tied head.
-            name.ends_with("rotary_emb.inv_freq")
-                || name == "rope_freqs.weight"
-                || name == "lm_head.weight"
-        };
-        let stray = |name: &&str| !used.contains(*name) && !ignored(name);
+        let stray = |name: &&str| !used.contains(*name) && !self.config.ignores(name);
         let strays: Vec<&str> = self.weights.names().filter(stray).collect();
         match strays.first() {
             None => Ok(()),
@@ -124,7 +142,7 @@ impl<'a> Loader<'a> {
     /// Gives the matrix to `take` and then lets its pages go.
     pub fn matrix<T>(
         &mut self,
-        role: Role,
+        role: L::Role,
         take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
     ) -> Result<T> {
         let name = self.name(role, "weight");
@@ -133,46 +151,45 @@ impl<'a> Loader<'a> {
         let &[n, k] = view.shape else {
             return Err(Error::Tensor { name, what: "is not a matrix".into() });
         };
-        let interleaved = self.rotated(role);
-        let taken =
-            take(&MatrixSource { dtype: view.dtype, n, k, bytes: view.bytes, interleaved })?;
+        let interleaved = self.config.interleaved(role);
+        let (dtype, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
+        let taken = take(&MatrixSource { dtype, n, k, bytes, interleaved, file })?;
         self.weights.release(&name);
         Ok(taken)
     }
 
     /// A norm.
-    pub fn vector(&mut self, role: Role) -> Result<Vec<f32>> {
+    pub fn vector(&mut self, role: L::Role) -> Result<Vec<f32>> {
         let name = self.name(role, "weight");
         self.read_ahead(role);
         let view = self.view(&name)?;
         let mut out = vec![0.0; view.shape.iter().product()];
         quant::dequantize(view.dtype, view.bytes, &mut out);
+        self.weights.release(&name);
         Ok(out)
     }
 
     /// The bias of a projection, where the file has one.
-    pub fn bias(&mut self, role: Role) -> Result<Option<Vec<f32>>> {
+    pub fn bias(&mut self, role: L::Role) -> Result<Option<Vec<f32>>> {
         let name = self.name(role, "bias");
         if !self.weights.has(&name) {
             return Ok(None);
         }
         let view = self.view(&name)?;
-        let (n, interleaved) = (view.shape[0], self.rotated(role));
-        let source = MatrixSource { dtype: view.dtype, n, k: 1, bytes: view.bytes, interleaved };
-        Ok(Some(source.to_f32()))
+        let (n, interleaved) = (view.shape[0], self.config.interleaved(role));
+        let (dtype, bytes) = (view.dtype, view.bytes);
+        let source = MatrixSource { dtype, n, k: 1, bytes, interleaved, file: None };
+        let values = source.to_f32();
+        self.weights.release(&name);
+        Ok(Some(values))
     }
 
-    fn name(&self, role: Role, suffix: &str) -> String {
-        role.name(self.weights.format() == Format::Gguf, suffix)
-    }
-
-    fn rotated(&self, role: Role) -> Option<usize> {
-        let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.config.knobs.interleaved_qk;
-        rotates.then_some(self.config.head_dim)
+    fn name(&self, role: L::Role, suffix: &str) -> String {
+        self.config.name(role, self.weights.format(), suffix)
     }
 
     /// Lets the disk work on the next tensor while this one is packed.
-    fn read_ahead(&mut self, role: Role) {
+    fn read_ahead(&mut self, role: L::Role) {
         self.order.by_ref().find(|next| *next == role);
         if let Some(next) = self.order.as_slice().first() {
             self.weights.will_need(&self.name(*next, "weight"));

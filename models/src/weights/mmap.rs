@@ -12,6 +12,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Largest run of pages that the system keeps, and maps, as one: a fault on one byte may make all
+/// of it resident.
+#[cfg(unix)]
+const FOLIO: usize = 2 << 20;
+
 /// The bytes of one weight file, read-only.
 #[derive(Debug)]
 pub struct MappedFile {
@@ -73,18 +78,26 @@ impl MappedFile {
     }
 
     /// Gives the pages of a consumed range back to the system, so that a packed copy of a tensor
-    /// does not live beside its source. Reading the range again is allowed and reads the file again
-    /// (so does a neighbour that shares the first or the last page).
+    /// does not live beside its source, and with them what the system mapped around them. Reading
+    /// the range or its neighbours again is allowed and finds the file again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let (Backing::Map(map), Some(range)) = (&self.backing, self.inside(range)) {
             use memmap2::UncheckedAdvice::DontNeed;
+            let end = range.end.next_multiple_of(FOLIO).min(map.len());
+            let start = range.start / FOLIO * FOLIO;
             // SAFETY: DONTNEED is unsound where it replaces data that a reference still sees. This
             // is a read-only map of a file, so the next access finds the file's own bytes again.
-            let _ = unsafe { map.unchecked_advise_range(DontNeed, range.start, range.len()) };
+            let _ = unsafe { map.unchecked_advise_range(DontNeed, start, end - start) };
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+
+    /// [`MappedFile::release`] of a slice of [`MappedFile::bytes`].
+    pub fn release_slice(&self, slice: &[u8]) {
+        let start = slice.as_ptr().addr().wrapping_sub(self.bytes().as_ptr().addr());
+        self.release(start..start.saturating_add(slice.len()));
     }
 
     /// The range, if it is not empty and lies in the file.

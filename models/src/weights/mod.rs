@@ -1,8 +1,9 @@
 //! Weight files as named tensors: GGUF and SafeTensors behind one type.
 //!
 //! Owns: opening and checking the files, the memory map, the tensor index, GGUF metadata, the
-//! writer of GGUF files, and in `role` the names that each format gives to a weight. May import:
-//! `hearth-kernels`. Runs on whatever thread asks; everything is read-only and `Sync`.
+//! writer of GGUF files, and in `role` and `encoder_role` the names that each format gives to a
+//! weight. May import: `hearth-kernels`. Runs on whatever thread asks; everything is read-only and
+//! `Sync`.
 //!
 //! Absent on purpose: what a family does with its tensors, arithmetic on them (kernels), JSON
 //! configuration (`config`), and the network (the `hearth` package's registry).
@@ -11,19 +12,23 @@
 //! against the bytes that are really there, and errors name the offset or the tensor.
 
 mod cursor;
+mod encoder_role;
 mod error;
 pub mod gguf;
 pub mod gguf_writer;
 mod index;
+mod layout;
 mod loader;
 mod metadata;
 mod mmap;
 mod role;
 pub mod safetensors;
 
+pub use encoder_role::EncoderRole;
 pub use error::{Error, Result};
 pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
+pub use layout::Layout;
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
 pub use mmap::MappedFile;
@@ -178,6 +183,16 @@ impl Weights {
         if let Some(info) = self.index.get(name) {
             self.index.file(info).release(self.index.range(info));
         }
+    }
+
+    /// Gives back every page that was read so far: headers and metadata too, which stay readable.
+    pub fn release_all(&self) {
+        self.index.parts().iter().for_each(|file| file.release(0..file.bytes().len()));
+    }
+
+    /// The file that holds a tensor.
+    fn file_of(&self, name: &str) -> Option<&MappedFile> {
+        self.index.get(name).map(|info| self.index.file(info))
     }
 
     /// Size of all tensors in bytes, as they lie in the file.
