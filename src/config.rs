@@ -81,17 +81,23 @@ fn wrong<T>(option: &str, what: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError { option: option.to_owned(), what: what.into() })
 }
 
+/// A count between 1 and `max`.
+fn in_range(
+    option: &str,
+    value: Option<usize>,
+    default: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
+    match value {
+        Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
+        other => Ok(other.unwrap_or(default)),
+    }
+}
+
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
         let Self { model, engine, capacity, server } = self;
-        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value
-        {
-            Some(n) if n == 0 || n > max => {
-                wrong(option, format!("{n} is not between 1 and {max}"))
-            }
-            other => Ok(other.unwrap_or(default)),
-        };
         let gb = |option, value, default| {
             in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
         };
