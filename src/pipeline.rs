@@ -6,6 +6,7 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
+mod embed;
 mod form;
 mod prompt;
 mod tools;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
@@ -247,8 +249,7 @@ impl Pipeline {
 
     /// Starts a request, or says at once why not. Dropping the stream cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let model = self.registry.generator(&request.model)?;
         let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
         let prepared = self.aside(len, move || {
             prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
@@ -275,8 +276,7 @@ impl Pipeline {
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let model = self.registry.generator(&request.model)?;
         let len = request.prompt.len_bytes();
         self.aside(len, move || prompt::encode(&model, &request, special)).await
     }

@@ -29,7 +29,7 @@ pub(super) async fn answer(
     call: Call,
 ) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
-    let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
+    let model = registry.generator(&call.model)?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
     let mut texts = Vec::with_capacity(call.requests.len());
@@ -88,10 +88,11 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         model: model.id().to_owned(),
         fingerprint: model.fingerprint().to_owned(),
         n: first.map_or(1, |request| request.n),
+        shown: call.shown,
         prompts: call.requests.len(),
         prompt_tokens: 0,
         prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
-        logprobs: first.is_some_and(|request| request.logprobs.is_some()),
+        logprobs: call.logprobs,
     }
 }
 

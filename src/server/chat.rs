@@ -25,8 +25,15 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let prompt = Prompt::Chat { messages, template_kwargs };
     let request =
         TextRequest { max_tokens, max_tokens_param, logprobs, tools, ..common.request(prompt) };
-    let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
+    Ok(Call {
+        shape: Shape::Chat,
+        model: common.model,
+        requests: vec![request],
+        shown: common.n,
+        logprobs: logprobs.is_some(),
+        stream: common.stream,
+        keep,
+    })
 }
 
 /// `choices[i]` of the first chunk of a choice.

@@ -102,7 +102,6 @@ pub(super) const CHAT: &[Field] = &[
 pub(super) const COMPLETIONS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
-    // Honoured where it asks for no more than `n`; the parser refuses the rest.
     honoured("best_of"),
     honoured("echo"),
     honoured("frequency_penalty"),
@@ -134,6 +133,16 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("stop_token_ids"),
     honoured("structured_outputs"),
     honoured("top_k"),
+];
+
+/// `POST /v1/embeddings`.
+pub(super) const EMBEDDINGS: &[Field] = &[
+    honoured("input"),
+    honoured("model"),
+    // Honoured where the model was trained for it.
+    honoured("dimensions"),
+    honoured("encoding_format"),
+    no_effect("user", "for the abuse monitoring of a hosted service"),
 ];
 
 /// `POST /tokenize`.
@@ -317,6 +326,8 @@ mod tests {
     const OPENAI_COMPLETIONS: &str = "model prompt best_of echo frequency_penalty logit_bias \
         logprobs max_tokens n presence_penalty seed stop stream stream_options suffix temperature \
         top_p user";
+    /// The same of `CreateEmbeddingRequest`.
+    const OPENAI_EMBEDDINGS: &str = "input model encoding_format dimensions user";
     /// The same of `ChatCompletionStreamOptions`.
     const OPENAI_STREAM_OPTIONS: &str = "include_usage include_obfuscation";
 
@@ -325,6 +336,7 @@ mod tests {
         let tables = [
             (CHAT, OPENAI_CHAT, 37),
             (COMPLETIONS, OPENAI_COMPLETIONS, 18),
+            (EMBEDDINGS, OPENAI_EMBEDDINGS, 5),
             (STREAM_OPTIONS, OPENAI_STREAM_OPTIONS, 2),
         ];
         for (table, openai, count) in tables {

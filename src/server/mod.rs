@@ -12,6 +12,7 @@ mod chat;
 mod completions;
 mod conversations;
 mod cors;
+mod embeddings;
 mod error;
 mod extract;
 mod fields;
@@ -205,6 +206,7 @@ fn router(app: Arc<App>) -> Router {
         )
         .route("/v1/chat/completions/{id}/messages", get(stored::messages))
         .route("/v1/completions", post(text_completions))
+        .route("/v1/embeddings", post(text_embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .merge(conversations::router())
@@ -253,6 +255,15 @@ async fn aside<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(Error::Internal("The server failed on this request.".to_owned())))
 }
 
+async fn text_embeddings(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let call = embeddings::parse(app.body(request).await?, app.config.lenient_fields)?;
+    embeddings::answer(&app, &watch, call).await
+}
+
 /// The process lives.
 async fn health() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
@@ -260,9 +271,11 @@ async fn health() -> Json<serde_json::Value> {
 
 /// Requests are welcome here.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let status = match app.pipeline.registry().models() {
+    let registry = app.pipeline.registry();
+    let status = match registry.models() {
         _ if app.is_draining() => "draining",
         models if models.iter().any(|model| !model.is_alive()) => "an engine has stopped",
+        _ if registry.embedders().iter().any(|m| !m.is_alive()) => "an encoder has stopped",
         _ => return Json(json!({"status": "ready"})).into_response(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()
