@@ -158,8 +158,12 @@ impl History {
         })
     }
 
-    /// At start: responses that ran in the background when the process ended have failed.
+    /// At start: responses that ran in the background when the process ended have failed. Another
+    /// server on the same folder may still be at work on its own, so these are left to it.
     pub fn fail_interrupted(&self) -> Result<usize, Error> {
+        if !self.store.was_alone() {
+            return Ok(0);
+        }
         let error = json!({"code": "server_error", "message": "The server was stopped."});
         self.store.write(|tx| {
             let mut count = 0;

@@ -1,8 +1,8 @@
 //! Items of responses and conversations: validated, named, and turned into the messages of a chat.
 //!
-//! Afterwards every item has a type, an id and a status, and a message a list of parts. Deliberately
-//! absent: what is in no chat (pictures, sound, files, the calls of hosted tools), which is refused
-//! by its path.
+//! Afterwards every item has a type, an id and a status, and a message a list of parts.
+//! Deliberately absent: what is in no chat (pictures, sound, files, the calls of hosted tools),
+//! which is refused by its path.
 
 use serde_json::{Map, Value, json};
 
