@@ -161,7 +161,7 @@ fn a_file_of_prompts_is_asked_line_by_line() {
     let server = Server::start(&[]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompts.jsonl");
-    let lines = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 3}\n\
+    let lines = "{\"max_tokens\": 3, \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n\
         {\"prompt\": \"Hello\", \"max_tokens\": 5}\n";
     fs::write(&file, lines).unwrap();
     let path = file.to_str().unwrap();
