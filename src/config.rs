@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hearth_models::KvDType;
+use hearth_models::weights::Mix;
 use serde::{Deserialize, Deserializer};
 
 /// What the operator says, flag by flag.
@@ -46,6 +47,10 @@ pub struct RawConfig {
     /// (default: auto).
     #[arg(long, env = "HEARTH_DEVICE")]
     pub device: Option<String>,
+    /// Quantise the weights of a model in floats while loading it: q4_k_m, q8_0, ... (what
+    /// `hearth quantize --type` takes).
+    #[arg(long, env = "HEARTH_QUANTIZE")]
+    pub quantize: Option<String>,
     /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
     #[arg(long, env = "HEARTH_KV_DTYPE")]
     pub kv_dtype: Option<String>,
@@ -112,6 +117,8 @@ pub struct Config {
     pub threads: usize,
     /// Name of the device.
     pub device: String,
+    /// Weights in floats are quantised to these types.
+    pub quantize: Option<Mix>,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
     /// Bounds of every engine.
@@ -180,6 +187,7 @@ impl RawConfig {
             ctx_size: self.ctx_size.or(file.ctx_size),
             threads: self.threads.or(file.threads),
             device: self.device.or(file.device),
+            quantize: self.quantize.or(file.quantize),
             kv_dtype: self.kv_dtype.or(file.kv_dtype),
             api_key: list(self.api_key, file.api_key),
             max_running: self.max_running.or(file.max_running),
@@ -210,6 +218,13 @@ impl RawConfig {
             "f16" => KvDType::F16,
             "bf16" => KvDType::BF16,
             other => return wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
+        };
+        let quantize = match self.quantize.as_deref().map(|name| (name, Mix::named(name))) {
+            Some((name, None)) => {
+                let what = format!("`{name}` is not one of {}", Mix::names());
+                return wrong("--quantize", what);
+            }
+            asked => asked.and_then(|(_, mix)| mix),
         };
         let log_json = match self.log_format.as_deref().unwrap_or("text") {
             "text" => false,
@@ -242,6 +257,7 @@ impl RawConfig {
                 1024,
             )?,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
+            quantize,
             api_keys: self.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             plan: PlanOptions {
                 ctx_size: ctx_size.transpose()?,
@@ -286,6 +302,7 @@ impl Config {
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
+            ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
             ("kv-dtype", format!("{:?}", plan.kv_dtype).to_lowercase()),
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
@@ -347,6 +364,7 @@ mod tests {
             (RawConfig { threads: Some(0), ..Default::default() }, "--threads"),
             (RawConfig { host: Some("here".into()), ..Default::default() }, "--host"),
             (RawConfig { kv_dtype: Some("f8".into()), ..Default::default() }, "--kv-dtype"),
+            (RawConfig { quantize: Some("q9".into()), ..Default::default() }, "--quantize"),
             (RawConfig { alias: vec!["a".into()], ..Default::default() }, "--alias"),
             (RawConfig { api_key: vec![" ".into()], ..Default::default() }, "--api-key"),
             (RawConfig { model: vec!["".into()], ..Default::default() }, "--model"),

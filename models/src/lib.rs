@@ -13,6 +13,7 @@ pub mod backend;
 pub mod batch;
 pub mod config;
 pub mod decoder;
+mod export;
 mod families;
 pub mod kv_store;
 pub mod layers;
@@ -23,6 +24,7 @@ pub mod weights;
 
 pub use batch::ForwardBatch;
 pub use config::ModelConfig;
+pub use export::Export;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{Compute, ModelFile, open, open_bytes};
 

@@ -10,7 +10,7 @@ use hearth_kernels::Pool;
 use crate::backend::{Fused, Plain};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::weights::{Loader, Weights};
+use crate::weights::{Loader, Mix, Role, Weights};
 use crate::{Error, Model, Result};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -68,7 +68,7 @@ impl Compute {
     /// Memory that a model's weights take on it: as packed, or widened to one float type.
     pub fn weight_bytes(&self, file: &ModelFile) -> u64 {
         match self {
-            Self::Fused(_) => file.weights.tensor_bytes(),
+            Self::Fused(_) => file.packed_bytes(),
             Self::Plain(_, dtype) => {
                 let elements = file.weights.infos().map(|(_, info)| info.elements() as u64);
                 elements.sum::<u64>() * dtype.size_in_bytes() as u64
@@ -94,6 +94,7 @@ pub struct ModelFile {
     weights: Weights,
     config: ModelConfig,
     path: PathBuf,
+    mix: Option<Mix>,
 }
 
 /// Opens a `.gguf` file, a `.safetensors` file or a folder, and checks all that can be checked
@@ -112,7 +113,7 @@ pub fn open(path: &Path) -> Result<ModelFile> {
         }
     };
     Loader::new(&weights, &config, &mut |_| {}).check()?;
-    Ok(ModelFile { weights, config, path: path.to_owned() })
+    Ok(ModelFile { weights, config, path: path.to_owned(), mix: None })
 }
 
 /// Opens a GGUF file that is already in memory; `name` stands for its path.
@@ -120,10 +121,27 @@ pub fn open_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Mo
     let weights = Weights::from_bytes(name, bytes)?;
     let config = ModelConfig::from_gguf(&weights)?;
     Loader::new(&weights, &config, &mut |_| {}).check()?;
-    Ok(ModelFile { weights, config, path: PathBuf::from(name) })
+    Ok(ModelFile { weights, config, path: PathBuf::from(name), mix: None })
 }
 
 impl ModelFile {
+    /// The same model, its matrices of floats quantised while they are loaded: one row at a time,
+    /// so that the floats are never all in memory. Refused where a matrix is quantised already.
+    pub fn quantized(self, mix: Mix) -> Result<Self> {
+        Loader::new(&self.weights, &self.config, &mut |_| {}).with_mix(Some(mix)).check()?;
+        Ok(Self { mix: Some(mix), ..self })
+    }
+
+    /// Bytes of all tensors, in the types in which they will be packed.
+    fn packed_bytes(&self) -> u64 {
+        let Some(mix) = self.mix else { return self.weights.tensor_bytes() };
+        let bytes = |role: Role| {
+            let elements: usize = role.shape(&self.config).iter().product();
+            mix.dtype(role, &self.config).row_bytes(elements).unwrap_or(0) as u64
+        };
+        Role::all(&self.config).into_iter().map(bytes).sum()
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -147,7 +165,8 @@ impl ModelFile {
     ) -> Result<Box<dyn Model>> {
         // What was read to understand it: a vocabulary, samples.
         self.weights.release_all();
-        let mut loader = Loader::new(&self.weights, &self.config, progress);
+        let loader = Loader::new(&self.weights, &self.config, progress);
+        let mut loader = loader.with_mix(self.mix);
         compute.load(self.config.clone(), &mut loader)
     }
 }

@@ -5,6 +5,7 @@ mod chat;
 mod doctor;
 mod models;
 mod open;
+mod quantize;
 mod serve;
 
 use std::io;
@@ -34,6 +35,8 @@ enum Command {
     /// Fetch, list and inspect models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Write a model as a GGUF file with fewer bits.
+    Quantize(quantize::QuantizeArgs),
     /// Measure prefill and decode speed.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
@@ -67,6 +70,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
+        Command::Quantize(args) => quantize::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(common) => doctor::run(common),
     };

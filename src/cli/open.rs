@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_kernels::Pool;
+use hearth_models::weights::Mix;
 use hearth_models::{Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -33,7 +34,7 @@ pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let alias = config.aliases.get(index).cloned().or(hub_name);
-        models.push((alias, registry::open(opened(source)?)?));
+        models.push((alias, registry::open(opened(source, config.quantize)?)?));
     }
     let demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
     let limits = plan::plan(&demands, &config.plan, plan::free_bytes())?;
@@ -88,20 +89,24 @@ pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Opens a model, wherever it comes from.
-pub(super) fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
-    match source {
-        ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
+/// Opens a model, wherever it comes from, to be quantised while it is loaded if so asked.
+pub(super) fn opened(source: ModelSource, mix: Option<Mix>) -> Result<ModelFile, Failure> {
+    let file = match source {
+        ModelSource::Builtin => builtin::open().ok_or(NO_BUILTIN)??,
         source => {
             let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()).into())
+            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()))?
         }
+    };
+    match mix {
+        None => Ok(file),
+        Some(mix) => file.quantized(mix).map_err(|e| format!("--quantize: {e}").into()),
     }
 }
 
 /// [`opened`] what the operator wrote.
-pub(super) fn named(name: &str) -> Result<ModelFile, Failure> {
-    opened(ModelSource::parse(name)?)
+pub(super) fn named(name: &str, mix: Option<Mix>) -> Result<ModelFile, Failure> {
+    opened(ModelSource::parse(name)?, mix)
 }
 
 fn load(

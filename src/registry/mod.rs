@@ -4,6 +4,7 @@
 //! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
 
 pub mod builtin;
+mod convert;
 pub mod hub;
 mod load;
 pub mod plan;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use convert::write_gguf;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
 use crate::engine::handle::EngineHandle;

@@ -10,6 +10,7 @@
 //! and the wire format of messages (templates see plain JSON).
 
 mod detokenize;
+mod export;
 mod gguf;
 mod pretokenizer;
 mod python;
@@ -19,6 +20,7 @@ mod template;
 mod tokenizer;
 
 pub use detokenize::DecodeStream;
+pub use export::export;
 pub use gguf::{GgufVocab, VocabKind};
 pub use stop::{StopHit, StopMatcher};
 pub use template::{ChatTemplate, Clock};

@@ -17,6 +17,7 @@ pub mod gguf_writer;
 mod index;
 mod loader;
 mod metadata;
+mod mix;
 mod mmap;
 mod role;
 pub mod safetensors;
@@ -26,6 +27,7 @@ pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
+pub use mix::Mix;
 pub use mmap::MappedFile;
 pub use role::Role;
 
