@@ -219,13 +219,7 @@ impl RawConfig {
             "bf16" => KvDType::BF16,
             other => return wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
         };
-        let quantize = match self.quantize.as_deref().map(|name| (name, Mix::named(name))) {
-            Some((name, None)) => {
-                let what = format!("`{name}` is not one of {}", Mix::names());
-                return wrong("--quantize", what);
-            }
-            asked => asked.and_then(|(_, mix)| mix),
-        };
+        let quantize = self.quantize.as_deref().map(mix).transpose()?;
         let log_json = match self.log_format.as_deref().unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -272,6 +266,11 @@ impl RawConfig {
             drain_timeout: Duration::from_secs(30),
         })
     }
+}
+
+fn mix(name: &str) -> Result<Mix, ConfigError> {
+    let unknown = || format!("`{name}` is not one of {}", Mix::names());
+    Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
 }
 
 fn default_data_dir() -> Option<PathBuf> {
