@@ -50,6 +50,40 @@ pub enum Error {
         /// A guess at when it is worth trying again.
         retry_after: Duration,
     },
+    /// No such object, or it is another project's, which is the same to who asks.
+    #[error("No {what} found with id '{id}'.")]
+    NotFound {
+        /// What was looked for: "chat completion".
+        what: &'static str,
+        /// Under which id.
+        id: String,
+    },
+    /// The caller's own limit, not the server's.
+    #[error(
+        "Rate limit reached for {unit} per minute of this API key: limit {limit}, used {used}. \
+         Please try again in {:.3}s.", .retry_after.as_secs_f64()
+    )]
+    RateLimited {
+        /// What is counted: "requests" or "tokens".
+        unit: &'static str,
+        /// In a minute.
+        limit: u32,
+        /// Of these, used.
+        used: u32,
+        /// From then on it is worth trying again.
+        retry_after: Duration,
+    },
+    /// More than one object, or one project, may have.
+    #[error("{message}")]
+    TooLarge {
+        /// Which limit: `file_too_large`, `storage_quota_exceeded`.
+        code: &'static str,
+        /// What is too large, and how large it may be.
+        message: String,
+    },
+    /// There is no room to keep what should be kept.
+    #[error("{0}")]
+    StorageFull(String),
     /// The server drains and takes nothing new.
     #[error("The server is shutting down.")]
     ShuttingDown,

@@ -5,14 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod files;
+pub mod history;
 pub mod kv;
 pub mod pipeline;
 pub mod registry;
 pub mod scheduler;
 pub mod server;
+pub mod store;
 pub mod text;
 pub mod types;

@@ -6,6 +6,9 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
+mod form;
+mod prompt;
+mod tools;
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,11 +18,15 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+use self::form::Form;
+use self::prompt::Prepared;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
-use crate::text::Special;
-use crate::types::{FinishReason, SamplingOverrides, Timings, TokenId, Usage};
+use crate::text::{Shape, Special};
+use crate::types::{CacheScope, FinishReason, SamplingOverrides, Tenant, Timings, TokenId, Usage};
+
+pub use self::tools::{Tool, ToolChoice, Tools};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]
@@ -86,8 +93,31 @@ pub struct TextRequest {
     pub logprobs: Option<usize>,
     /// Begin with the prompt itself (with log-probabilities when those are asked for).
     pub echo: bool,
+    /// What follows the gap that the answer fills, for models that learned it.
+    pub suffix: Option<String>,
+    /// Log-probabilities of the prompt, with this many alternatives.
+    pub prompt_logprobs: Option<usize>,
+    /// Tell the tokens of the answer.
+    pub token_ids: bool,
+    /// What the answer must look like.
+    pub format: Option<Format>,
+    /// What the model may call, in a chat.
+    pub tools: Option<Tools>,
     /// Sampling fields that the client set.
     pub sampling: SamplingOverrides,
+    /// Who asks.
+    pub tenant: Tenant,
+}
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Format {
+    /// The form itself.
+    pub shape: Shape,
+    /// The field that asked for it, for errors.
+    pub param: &'static str,
+    /// What a refusal begins with: "Invalid schema for response_format 'person'".
+    pub refusal: String,
 }
 
 /// A token as text, with its log-probability.
@@ -130,6 +160,53 @@ pub enum TextEvent {
         /// Empty unless log-probabilities were asked for.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The scored prompt, when its log-probabilities were asked for.
+    Prompt {
+        /// `0..n`.
+        choice: usize,
+        /// Every token of it.
+        tokens: Vec<TokenLogprob>,
+    },
+    /// The tokens of an answer, as they come, when they were asked for.
+    Tokens {
+        /// `0..n`.
+        choice: usize,
+        /// The end of the text is one of them.
+        ids: Vec<TokenId>,
+    },
+    /// More thought of one choice.
+    Reasoning {
+        /// `0..n`.
+        choice: usize,
+        /// As in `Delta`.
+        text: String,
+        /// As in `Delta`.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A call begins; its arguments follow.
+    ToolCall {
+        /// `0..n`.
+        choice: usize,
+        /// Calls of this choice before it.
+        index: usize,
+        /// `call_` and letters that no other call has.
+        id: String,
+        /// Name of the tool.
+        name: String,
+        /// The tool takes a text, not an object.
+        custom: bool,
+    },
+    /// More of what a call says: JSON text, or the text of a custom tool.
+    ToolArguments {
+        /// `0..n`.
+        choice: usize,
+        /// Which call.
+        index: usize,
+        /// As it came.
+        text: String,
+        /// As in `Delta`.
+        logprobs: Vec<TokenLogprob>,
+    },
     /// The end of one choice.
     Finished {
         /// `0..n`.
@@ -138,6 +215,8 @@ pub enum TextEvent {
         reason: FinishReason,
         /// Tokens of this choice; the prompt is counted in each.
         usage: Usage,
+        /// Tokens of the completion that were thought.
+        reasoning_tokens: usize,
         /// Where the time went.
         timings: Timings,
     },
@@ -170,8 +249,12 @@ impl Pipeline {
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
         let model = self.registry.get(&request.model);
         let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let (prompt, request) = self.encode_aside(&model, request).await?;
-        let template = generate_request(&model, &request, prompt)?;
+        let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
+        let prepared = self.aside(len, move || {
+            prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
+        });
+        let (Prepared { prompt, form }, request) = prepared.await?;
+        let template = generate_request(&model, &request, prompt, &form)?;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(request.n);
         for index in 0..request.n {
@@ -180,53 +263,45 @@ impl Pipeline {
             generate.seed = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let generation = model.engine().submit(generate);
             let generation = generation.map_err(|e| submit_error(e, &request))?;
-            choices.push(Choice::new(index, generation, &model, &request, &template));
+            choices.push(Choice::new(index, generation, &model, &request, &template, &form));
         }
         Ok(TextStream { choices, prompt: template.prompt, next: 0 })
     }
 
-    /// [`encode`] on a thread that may take its time: a long prompt must not hold up other streams,
-    /// and many of them must not take all the memory.
-    async fn encode_aside(
+    /// The prompt of a request as text and as tokens. `special` is for plain text; a conversation
+    /// has its special tokens where its template puts them.
+    pub async fn prompt(
         &self,
-        model: &Arc<ServedModel>,
         request: TextRequest,
-    ) -> Result<(Vec<TokenId>, TextRequest), Error> {
+        special: Special,
+    ) -> Result<(String, Vec<TokenId>), Error> {
+        let model = self.registry.get(&request.model);
+        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let len = request.prompt.len_bytes();
+        self.aside(len, move || prompt::encode(&model, &request, special)).await
+    }
+
+    /// Work on a prompt of so many bytes, on a thread that may take its time: a long prompt must
+    /// not stop other streams, and many of them must not take all the memory.
+    async fn aside<T: Send + 'static>(
+        &self,
+        len_bytes: usize,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
-        let place = match request.prompt.len_bytes() >= LONG_PROMPT_BYTES {
+        let place = match len_bytes >= LONG_PROMPT_BYTES {
             true => {
                 let place = Arc::clone(&self.long_prompts).acquire_owned().await;
                 Some(place.map_err(|e| failed(e.to_string()))?)
             }
             false => None,
         };
-        let model = Arc::clone(model);
         let encoding = tokio::task::spawn_blocking(move || {
             let _place = place; // kept to the end even when the client goes away before
-            encode(&model, &request).map(|prompt| (prompt, request))
+            work()
         });
         encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
     }
-}
-
-/// Renders and encodes. A text that already begins with the beginning-of-text token (a template
-/// that writes it) gets no second one.
-fn encode(model: &ServedModel, request: &TextRequest) -> Result<Vec<TokenId>, Error> {
-    let text = match &request.prompt {
-        Prompt::Tokens(ids) => return Ok(ids.clone()),
-        Prompt::Text(text) => text.clone(),
-        Prompt::Chat { messages, template_kwargs } => {
-            let template = model.template().ok_or_else(|| {
-                let message = format!("The model `{}` has no chat template.", model.id());
-                Error::unsupported("messages", message)
-            })?;
-            template
-                .render(messages, None, true, template_kwargs)
-                .map_err(|e| Error::invalid("messages", e.to_string()))?
-        }
-    };
-    let encoded = model.tokenizer().encode(&text, Special::PROMPT);
-    encoded.map_err(|e| Error::invalid(request.prompt_param(), e.to_string()))
 }
 
 /// Fills in what the client left open: the model's own generation config, then OpenAI's defaults.
@@ -234,6 +309,7 @@ fn generate_request(
     model: &ServedModel,
     request: &TextRequest,
     prompt: Vec<TokenId>,
+    form: &Form,
 ) -> Result<GenerateRequest, Error> {
     let max = model.context_len();
     let room = max.saturating_sub(prompt.len());
@@ -267,7 +343,9 @@ fn generate_request(
         min_tokens: request.min_tokens,
         stop_ids: stop_ids.into(),
         logprobs: request.logprobs,
-        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
+        grammar: form.grammar.clone(),
+        scope: CacheScope::default(),
     })
 }
 
@@ -318,6 +396,30 @@ fn random_seed() -> u64 {
 }
 
 impl TextRequest {
+    /// One answer of any length, with nothing asked for.
+    pub fn new(model: &str, prompt: Prompt) -> Self {
+        Self {
+            model: model.to_owned(),
+            prompt,
+            n: 1,
+            max_tokens: None,
+            max_tokens_param: "max_tokens",
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            echo: false,
+            suffix: None,
+            prompt_logprobs: None,
+            token_ids: false,
+            format: None,
+            tools: None,
+            sampling: SamplingOverrides::default(),
+            tenant: Tenant::default(),
+        }
+    }
+
     fn prompt_param(&self) -> &'static str {
         match self.prompt {
             Prompt::Chat { .. } => "messages",

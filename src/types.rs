@@ -4,6 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Index of a token in the model's vocabulary.
 pub type TokenId = u32;
@@ -15,6 +16,47 @@ pub struct SeqId(pub u64);
 /// One block of KV storage (a fixed number of consecutive tokens of one sequence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
+
+/// Whose keys and values may be lent to whom: sequences of one scope share the prefixes that they
+/// have in common, others never do. (Every loaded model has a pool of its own.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheScope {
+    /// Generation of the adapter that runs on the model; 0 without one.
+    pub adapter: u64,
+    /// The tenant, where tenants are isolated from each other; 0 where they share.
+    pub tenant: u64,
+}
+
+/// Whose objects a request may see. Every stored object belongs to exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProjectId(pub i64);
+
+impl ProjectId {
+    /// The project of whoever needs no key, or has one that stands in no table.
+    pub const DEFAULT: Self = Self(1);
+}
+
+/// Whose request it is, as far as sharing the machine goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Requests of one id share a place in the queue. 0 is everybody without a key of their own.
+    pub id: u64,
+    /// Share beside other tenants that want the machine too.
+    pub weight: u32,
+    /// Requests of it that run at once; more wait.
+    pub max_running: Option<usize>,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { id: 0, weight: 1, max_running: None }
+    }
+}
+
+/// Seconds of Unix time.
+pub fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
 
 impl fmt::Display for SeqId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,6 +71,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The answer is calls of tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -37,6 +81,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

@@ -24,7 +24,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["*"]),
     (
         "server",
-        &["pipeline", "registry", "jobs", "ledger", "auth", "history", "rag", "embeddings", "text"],
+        &[
+            "pipeline",
+            "registry",
+            "jobs",
+            "ledger",
+            "auth",
+            "history",
+            "files",
+            "rag",
+            "embeddings",
+            "text",
+        ],
     ),
     (
         "pipeline",
@@ -45,6 +56,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
     ("registry", &["engine::handle", "engine::spawn", "hearth_models", "store", "text"]),
+    // Opens models as `serve` would, and copies their files.
+    ("bundle", &["registry", "hearth_models"]),
     ("embeddings", &["engine::handle", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
     ("rag", &["embeddings", "vector", "store"]),
@@ -52,6 +65,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["store"]),
     ("ledger", &["store"]),
     ("history", &["store"]),
+    // Uploads are used by batches, retrieval and training alike, so they are a room of their own.
+    ("files", &["store"]),
     ("engine", &["scheduler", "kv", "hearth_models", "hearth_kernels"]),
     ("scheduler", &["kv"]),
     ("kv", &[]),
@@ -75,12 +90,15 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bytes", &["src/server/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),
     ("tokenizers", &["src/text/"]),
+    ("llguidance", &["src/text/grammar"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
     ("ureq", &["src/registry/hub"]),
-    ("clap", &["src/cli/", "src/config.rs"]),
+    ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
+    ("rustix", &["src/bundle/"]),
     ("tracing_subscriber", &["src/cli/"]),
+    ("rusqlite", &["src/store/"]),
     ("memmap2", &["models/src/weights/mmap.rs"]),
     // In the kernels only as a peer to measure against, and for the glue of custom operations.
     ("candle_core", &["models/", "kernels/benches/", "kernels/src/candle_ops.rs"]),

@@ -20,7 +20,7 @@ fn hearth(args: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG").env("HEARTH_DATA_DIR", "none");
     command
 }
 
@@ -59,7 +59,8 @@ fn assert_fails(args: &[&str], words: &[&str]) {
 
 #[test]
 fn help_lists_commands_and_flags() {
-    let commands = ["serve", "chat", "complete", "models", "quantize", "bench", "doctor"];
+    let commands =
+        ["serve", "chat", "complete", "models", "quantize", "keys", "data", "bench", "doctor"];
     assert_mentions(&stdout_of(&["--help"]), &commands);
     assert_mentions(&stdout_of(&["serve", "--help"]), &["--model", "--port", "--ctx-size"]);
     assert_mentions(&stdout_of(&["--version"]), &[env!("CARGO_PKG_VERSION")]);
@@ -124,6 +125,113 @@ fn environment_is_read_and_flags_win() {
     };
     assert_mentions(&doctor(&["doctor"]), &["threads     3"]);
     assert_mentions(&doctor(&["doctor", "--threads", "1"]), &["threads     1"]);
+}
+
+/// A flag that a command would ignore is one that it does not have.
+#[test]
+fn commands_have_the_flags_that_mean_something_to_them() {
+    let flags = [
+        ("--model", "serve chat complete bench doctor"),
+        ("--device", "serve chat complete bench doctor"),
+        ("--threads", "serve chat complete bench doctor"),
+        ("--kv-dtype", "serve chat complete bench doctor"),
+        ("--ctx-size", "serve chat complete doctor"),
+        ("--batch-tokens", "serve chat complete doctor"),
+        ("--max-running", "serve doctor"),
+        ("--max-queue", "serve doctor"),
+        ("--alias", "serve"),
+        ("--host", "serve"),
+        ("--port", "serve"),
+        ("--data-dir", "serve"),
+        ("--api-key", "serve"),
+        ("--body-limit-mb", "serve"),
+        ("--lenient-fields", "serve"),
+        ("--log-format", "serve"),
+    ];
+    for command in ["serve", "chat", "complete", "bench", "doctor"] {
+        let help = stdout_of(&[command, "--help"]);
+        for (flag, owners) in flags {
+            let owns = owners.split(' ').any(|owner| owner == command);
+            let lists = |word: &str| word.split("[=").next() == Some(flag);
+            assert_eq!(help.split_whitespace().any(lists), owns, "{command} {flag}: {help}");
+        }
+    }
+    assert_fails(&["chat", "--port", "1"], &["--port"]);
+}
+
+/// What `hearth doctor` says with these variables.
+fn doctor_with(variables: &[(&str, &str)], args: &[&str]) -> String {
+    let mut command = hearth(&["doctor"]);
+    let output = command.args(args).envs(variables.iter().copied()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let names = ["MODEL", "THREADS", "DEVICE", "MAX_RUNNING", "KV_DTYPE", "CONFIG", "CTX_SIZE"];
+    let names: Vec<String> = names.iter().map(|name| format!("HEARTH_{name}")).collect();
+    let empty: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert_mentions(&doctor_with(&empty, &["--threads", "2"]), &["threads     2"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hearth.toml");
+    fs::write(&file, "threads = 2\n").unwrap();
+    let text = doctor_with(&empty[..6], &["--config", file.to_str().unwrap()]);
+    assert_mentions(&text, &["threads     2"]);
+}
+
+#[test]
+fn a_comma_belongs_to_a_path_and_separates_in_the_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("a,b.gguf");
+    fs::copy(golden("llama.gguf"), &odd).unwrap();
+    let text = stdout_of(&["doctor", "-m", odd.to_str().unwrap()]);
+    assert_mentions(&text, &["a,b.gguf", "family      llama"]);
+    let (llama, qwen) = (golden("llama.gguf"), golden("qwen3.gguf"));
+    let both = format!("{},{}", llama.display(), qwen.display());
+    let text = doctor_with(&[("HEARTH_MODEL", &both)], &[]);
+    assert_mentions(&text, &["family      llama", "family      qwen3"]);
+    // The flag replaces what the variable says.
+    let text = doctor_with(&[("HEARTH_MODEL", &both)], &["-m", odd.to_str().unwrap()]);
+    assert_eq!(text.matches("family").count(), 1, "{text}");
+}
+
+#[test]
+fn devices_are_listed_and_absent_ones_say_how_to_get_them() {
+    assert_fails(
+        &["doctor", "--device", "gpu"],
+        &["--device", "`gpu`", "auto, cpu, cuda", "metal"],
+    );
+    for (device, built) in [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))] {
+        if !built {
+            assert_fails(&["doctor", "--device", device], &["--device", "--features", device]);
+        }
+    }
+    let error = stderr(&run(&["doctor", "--device", "cuda:1"]));
+    assert!(!error.contains("the candle crate"), "{error}");
+}
+
+#[test]
+fn one_file_describes_every_command_and_its_paths_begin_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("models")).unwrap();
+    for name in ["llama", "qwen3"] {
+        let name = format!("{name}.gguf");
+        fs::copy(golden(&name), folder.path().join("models").join(&name)).unwrap();
+    }
+    let file = folder.path().join("hearth.toml");
+    let lines = "model = [\"models/llama.gguf\", \"./models/qwen3.gguf\"]\nalias = \"first\"\n\
+        port = 9\nmax-running = 3\nthreads = 1\n";
+    fs::write(&file, lines).unwrap();
+    let path = file.to_str().unwrap();
+    let text = stdout_of(&["doctor", "--config", path]);
+    assert_mentions(&text, &["family      llama", "family      qwen3", "3 at once"]);
+    // One that talks to one model takes the first, and says so.
+    let output = run(&["complete", "--config", path, "-n", "2", "Once"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_mentions(&stderr(&output), &["of 2 models", "llama.gguf"]);
+    fs::write(&file, "model = \"models/none.gguf\"\n").unwrap();
+    assert_fails(&["doctor", "--config", path], &[folder.path().to_str().unwrap(), "none.gguf"]);
 }
 
 #[test]
@@ -202,6 +310,9 @@ fn files_that_are_not_models_are_named() {
             let mut args = vec![command, "-m", &path];
             args.extend((command == "complete").then_some("text"));
             assert_fails(&args, &[&[path.as_str()], words].concat());
+            let text = stderr(&run(&args));
+            let (_, error) = text.rsplit_once("error: ").unwrap();
+            assert_eq!(error.matches(&path).count(), 1, "{error}");
         };
         fails("half.gguf", &["token_embd.weight", "bytes"]);
         fails("head.gguf", &["byte"]);

@@ -4,17 +4,29 @@
 //! What the fields of a body may be is tested beside their parsers; here is what needs the whole
 //! way from the socket to the engine and back.
 
+#[path = "openai_surface/files.rs"]
+mod files;
 #[path = "openai_surface/fixture.rs"]
 mod fixture;
 #[path = "openai_surface/http.rs"]
 mod http;
+#[path = "openai_surface/keys.rs"]
+mod keys;
+#[path = "openai_surface/stored.rs"]
+mod stored;
+#[path = "openai_surface/structured.rs"]
+mod structured;
+#[path = "openai_surface/tokens.rs"]
+mod tokens;
+#[path = "openai_surface/tools.rs"]
+mod tools;
 
 use std::time::Duration;
 
 use hearth::server::ServerConfig;
 use serde_json::{Value, json};
 
-use fixture::{CONTEXT_LEN, MODEL, Options, chat_body, start, with_model};
+use fixture::{ALIAS, CONTEXT_LEN, MODEL, Options, chat_body, start, with_model};
 
 /// Keeps generating to the limit, and always the same.
 fn greedy(max_tokens: usize, mut fields: Value) -> Value {
@@ -43,6 +55,12 @@ async fn models_are_listed_and_found_by_plain_and_encoded_id() {
     for path in ["/v1/models/org/tiny:F32", "/v1/models/org%2Ftiny%3AF32"] {
         assert_eq!(server.get(path).await.json(), list["data"][0]);
     }
+    // The other name is a model of its own to those who look for it.
+    assert_eq!(list["data"][1]["id"], ALIAS);
+    assert_eq!(server.get("/v1/models/gpt-4o-mini").await.json(), list["data"][1]);
+    let asked = json!({"model": ALIAS, "prompt": "a", "max_tokens": 1});
+    let answer = server.post("/v1/completions", asked).await;
+    assert_eq!((answer.status, &answer.json()["model"]), (200, &json!(MODEL)));
     let unknown = server.get("/v1/models/gpt-4o").await;
     assert_eq!((unknown.status, &unknown.error()["code"]), (404, &json!("model_not_found")));
     assert_eq!(server.get("/health").await.status, 200);
@@ -201,7 +219,7 @@ async fn refusals_name_what_is_wrong() {
     let cases = [
         (chat_body(json!({"temperature": 3})), 400, "invalid_value", "temperature"),
         (chat_body(json!({"foo": 1})), 400, "unknown_parameter", "foo"),
-        (chat_body(json!({"tools": [{}]})), 400, "unsupported_parameter", "tools"),
+        (chat_body(json!({"tools": [{}]})), 400, "missing_required_parameter", "tools[0].type"),
         (chat_body(json!({"n": "two"})), 400, "invalid_type", "n"),
         (
             chat_body(json!({"max_tokens": CONTEXT_LEN})),
@@ -261,8 +279,8 @@ async fn http_errors_have_the_same_shape() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn configured_keys_are_asked_for() {
-    let config = ServerConfig { api_keys: vec!["sk-right".to_owned()], ..ServerConfig::default() };
-    let server = start(Options { config, ..Options::default() }).await;
+    let api_keys = vec!["sk-right".to_owned()];
+    let server = start(Options { api_keys, ..Options::default() }).await;
     let ask = async |path: &str, headers: &[(&str, &str)]| {
         http::send(server.address, "GET", path, headers, b"").await.answer().await
     };
@@ -302,7 +320,8 @@ async fn a_client_that_hangs_up_frees_its_blocks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_back_and_a_waiting_stream_hears_a_heartbeat() {
     let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
-    let server = start(Options { config, running_len: 1, queue_len: 1 }).await;
+    let server =
+        start(Options { config, running_len: 1, queue_len: 1, ..Options::default() }).await;
     let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
     let mut running = server.begin("/v1/chat/completions", &long).await;
     running.wait_for("\"content\":").await;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hearth::text::{ChatTemplate, Clock, GgufVocab, TextError, Tokenizer};
+use hearth::text::{CallFormat, ChatTemplate, Clock, GgufVocab, TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 
 fn shared(path: &str) -> Option<PathBuf> {
@@ -274,4 +274,60 @@ fn the_end_of_turn_is_read_off_the_template() {
     // Nothing to be seen: the names that are known and in the vocabulary.
     let bare = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
     assert_eq!(stops(bare), [id("<|im_end|>"), id("<|eot_id|>")]);
+}
+
+/// What a conversation with a known call tells about a template: the format of calls, whether it
+/// shows tools, whether it wants arguments as text.
+#[test]
+fn how_a_template_treats_tools_is_found_out() {
+    let Some(folder) = shared("chat-templates/templates") else { return };
+    let cases = [
+        ("Qwen-Qwen2.5-7B-Instruct", CallFormat::Hermes, true, false),
+        ("Qwen-Qwen3-0.6B", CallFormat::Hermes, true, false),
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", CallFormat::Hermes, true, false),
+        ("meta-llama-Llama-3.1-8B-Instruct", CallFormat::Llama, true, false),
+        ("meta-llama-Llama-3.2-3B-Instruct", CallFormat::Llama, true, false),
+        ("mistralai-Mistral-Nemo-Instruct-2407", CallFormat::MistralList, true, false),
+        ("Mistral-Small-3.2-24B-Instruct-2506", CallFormat::MistralArgs, true, false),
+        ("google-gemma-2-2b-it", CallFormat::Hermes, false, false),
+        ("microsoft-Phi-3.5-mini-instruct", CallFormat::Hermes, false, false),
+    ];
+    let mut wrong = Vec::new();
+    for (name, format, shows_tools, text_arguments) in cases {
+        let source = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
+        let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
+        let style = template.with_clock(clock()).tool_style();
+        if (style.format, style.shows_tools, style.text_arguments)
+            != (format, shows_tools, text_arguments)
+        {
+            wrong.push(format!("{name}: {style:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_template_without_words_for_tools_is_told_in_its_own() {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let style = ChatTemplate::new(source, None, None).unwrap().tool_style();
+    assert!(!style.shows_tools && !style.shows_calls);
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let call = json!({"id": "call_1", "type": "function",
+                      "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+    let messages = json!([
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Call it."},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+    ]);
+    let (messages, tools) = style.adapt(messages, Some(tools));
+    assert_eq!(tools, None);
+    let text = messages[0]["content"].as_str().unwrap();
+    assert!(
+        text.starts_with("Be kind.\n\n") && text.contains("{\"name\":\"f\",\"parameters\":{}}")
+    );
+    let expected = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\":1}}\n</tool_call>";
+    assert_eq!(messages[2], json!({"role": "assistant", "content": expected}));
+    let expected = "<tool_response>\n2\n</tool_response>";
+    assert_eq!(messages[3], json!({"role": "user", "content": expected}));
 }

@@ -3,8 +3,9 @@
 use std::error::Error;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
-use hearth::types::SamplingOverrides;
+use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest, Tool, ToolChoice, Tools};
+use hearth::text::Shape;
+use hearth::types::{FinishReason, SamplingOverrides};
 use hearth_models::train::Rng;
 use serde_json::{Map, Value};
 
@@ -91,33 +92,52 @@ async fn complete(
     model: &str,
     conversation: &Conversation,
 ) -> Result<String, Box<dyn Error>> {
-    let mut template_kwargs = Map::new();
-    if let Some(tools) = &conversation.tools {
-        template_kwargs.insert("tools".to_owned(), tools.clone());
-    }
+    let template_kwargs = Map::new();
     let messages = Value::Array(conversation.split_last().0.to_vec());
     let request = TextRequest {
-        model: model.to_owned(),
-        prompt: Prompt::Chat { messages, template_kwargs },
-        n: 1,
         max_tokens: Some(ANSWER_TOKENS_MAX),
-        max_tokens_param: "max_tokens",
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        logprobs: None,
-        echo: false,
+        tools: conversation.tools.as_ref().map(tools),
         sampling: SamplingOverrides { temperature: Some(0.0), ..SamplingOverrides::default() },
+        ..TextRequest::new(model, Prompt::Chat { messages, template_kwargs })
     };
     let mut stream = pipeline.generate(request).await?;
     let mut answer = String::new();
     while let Some(event) = stream.next().await {
-        if let TextEvent::Delta { text, .. } = event? {
-            answer.push_str(&text);
+        match event? {
+            TextEvent::Delta { text, .. } | TextEvent::ToolArguments { text, .. } => {
+                answer.push_str(&text);
+            }
+            // As the corpus writes it; what follows the arguments is the same for every call.
+            TextEvent::ToolCall { name, .. } => {
+                answer.push_str(&format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": "));
+            }
+            TextEvent::Finished { reason: FinishReason::ToolCalls, .. } => {
+                answer.push_str("}\n</tool_call>");
+            }
+            TextEvent::Reasoning { .. }
+            | TextEvent::Prompt { .. }
+            | TextEvent::Tokens { .. }
+            | TextEvent::Finished { .. } => {}
         }
     }
     Ok(answer)
+}
+
+/// Tools that the model may call, once.
+fn tools(definitions: &Value) -> Tools {
+    let tool = |definition: &Value| {
+        let function = &definition["function"];
+        Tool {
+            name: function["name"].as_str().unwrap_or_default().to_owned(),
+            definition: definition.clone(),
+            arguments: Shape::Json { schema: function["parameters"].clone(), lenient: false },
+            custom: false,
+            callable: true,
+            param: "tools".to_owned(),
+        }
+    };
+    let list = definitions.as_array().into_iter().flatten().map(tool).collect();
+    Tools { list, choice: ToolChoice::Auto, parallel: false }
 }
 
 /// `bread [1]` is `bread`.

@@ -4,10 +4,11 @@
 //! |--------------|-----------------------------------------------------------------------------|
 //! | `matmul`     | y = x Wᵀ, the weights in any format of `quant`, packed once                 |
 //! | `kv`         | storage of K and V for one layer, in blocks; f32, f16 or bf16               |
-//! | `attention`  | causal attention of a ragged batch over paged K and V                       |
-//! | `norm`       | RMS norm, and residual add followed by RMS norm                             |
+//! | `attention`  | causal attention of a ragged batch over paged K and V; of encoders: of all  |
+//! |              | rows of a sequence to all                                                   |
+//! | `norm`       | RMS norm; layer norm                                                        |
 //! | `rope`       | rotary embedding, half-split pairs                                          |
-//! | `activation` | SiLU and GELU gates, element-wise addition                                  |
+//! | `activation` | SiLU and GELU gates, GELU alone, element-wise addition                      |
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one

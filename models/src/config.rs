@@ -4,10 +4,12 @@
 //! (`families/*.rs`) turns it into knobs; `ModelConfig::new` checks every number that a layer will
 //! later rely on. Deliberately absent: the values of weights, devices, tokenizers.
 
+mod encoder;
 mod gguf;
 mod raw;
 mod rope;
 
+pub use encoder::{EncoderConfig, TensorNames};
 pub use raw::{Present, RawConfig};
 pub use rope::{RopeConfig, RopeScaling, yarn_temperature};
 
@@ -107,17 +109,10 @@ impl ModelConfig {
     }
 
     fn new(family: &Family, raw: &RawConfig) -> Result<Self> {
-        let need_up_to = |max: usize, name: &str, value: Option<usize>| match value {
-            Some(0) => Err(Error::config(name, "must not be 0")),
-            Some(n) if n > max => Err(Error::config(name, format!("{n} is absurd"))),
-            Some(n) => Ok(n),
-            None => Err(Error::config(name, "is missing")),
-        };
-        let need = |name: &str, value: Option<usize>| need_up_to(1 << 24, name, value);
-        let hidden_len = need("hidden_size", raw.hidden_size)?;
-        let head_count = need("num_attention_heads", raw.num_attention_heads)?;
-        let head_dim = need("head_dim", raw.head_dim.or(Some(hidden_len / head_count)))?;
-        let layer_count = need_up_to(4096, "num_hidden_layers", raw.num_hidden_layers)?;
+        let hidden_len = counted("hidden_size", raw.hidden_size)?;
+        let head_count = counted("num_attention_heads", raw.num_attention_heads)?;
+        let head_dim = counted("head_dim", raw.head_dim.or(Some(hidden_len / head_count)))?;
+        let layer_count = counted_up_to(4096, "num_hidden_layers", raw.num_hidden_layers)?;
         let kv_heads = raw.num_key_value_heads.unwrap_or(family.kv_heads_by_default);
         let mut knobs = (family.knobs)(raw);
         knobs.interleaved_qk = raw.is_gguf() && family.gguf_interleaved_qk;
@@ -128,13 +123,13 @@ impl ModelConfig {
         let config = Self {
             family: family.name,
             hidden_len,
-            ffn_len: need("intermediate_size", raw.intermediate_size)?,
+            ffn_len: counted("intermediate_size", raw.intermediate_size)?,
             layer_count,
             head_count,
-            kv_head_count: need("num_key_value_heads", kv_heads.or(Some(head_count)))?,
+            kv_head_count: counted("num_key_value_heads", kv_heads.or(Some(head_count)))?,
             head_dim,
-            vocab_len: need("vocab_size", raw.vocab_size)?,
-            context_len: need("max_position_embeddings", raw.max_position_embeddings)?,
+            vocab_len: counted("vocab_size", raw.vocab_size)?,
+            context_len: counted("max_position_embeddings", raw.max_position_embeddings)?,
             norm_eps: raw.rms_norm_eps.unwrap_or(1e-6) as f32,
             rope,
             windows: (family.windows)(raw, layer_count),
@@ -190,6 +185,20 @@ impl ModelConfig {
     /// Width of all key (or value) heads together.
     pub fn kv_len(&self) -> usize {
         self.kv_head_count * self.head_dim
+    }
+}
+
+/// A count that must be there and can be believed.
+fn counted(name: &str, value: Option<usize>) -> Result<usize> {
+    counted_up_to(1 << 24, name, value)
+}
+
+fn counted_up_to(max: usize, name: &str, value: Option<usize>) -> Result<usize> {
+    match value {
+        Some(0) => Err(Error::config(name, "must not be 0")),
+        Some(n) if n > max => Err(Error::config(name, format!("{n} is absurd"))),
+        Some(n) => Ok(n),
+        None => Err(Error::config(name, "is missing")),
     }
 }
 

@@ -145,7 +145,7 @@ mod tests {
         for (ours, candles) in types {
             let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
             let mut slab = KvSlab::new(shape, ours);
-            slab.write(&row, &row, &[3]);
+            slab.write(&hearth_kernels::Pool::new(1), &row, &row, &[3]);
             slab.read(3, &mut k, &mut v);
             let stored = Tensor::zeros((16, row.len()), candles, &Device::Cpu).unwrap();
             let store = LayerKv { k: &stored, v: &stored, block_len: 16 };

@@ -1,9 +1,10 @@
 //! Architectures and weights.
 //!
 //! A model is opened with [`open`] and spoken to through [`Model`]: a [`ForwardBatch`] goes in,
-//! logits come out, keys and values stay in a [`KvStore`]. The way through the house: `weights`
-//! (files to named tensors) -> `config` and `families` (numbers and switches) -> `decoder` and
-//! `layers` (the paper) -> `backend` (candle, or our kernels).
+//! logits come out, keys and values stay in a [`KvStore`]. An encoder is a [`TextEncoder`]: an
+//! [`EncoderBatch`] goes in, hidden states come out, nothing stays. The way through the house: `weights`
+//! (files to named tensors) -> `config` and `families` (numbers and switches) -> `decoder`, `encoder`
+//! and `layers` (the paper) -> `backend` (candle, or our kernels).
 //!
 //! Deliberately absent: text, requests, scheduling. Block ids are only numbers here.
 
@@ -13,6 +14,7 @@ pub mod backend;
 pub mod batch;
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 mod export;
 mod families;
 pub mod kv_store;
@@ -23,10 +25,11 @@ pub mod train;
 pub mod weights;
 
 pub use batch::ForwardBatch;
-pub use config::ModelConfig;
+pub use config::{EncoderConfig, ModelConfig};
+pub use encoder::EncoderBatch;
 pub use export::Export;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
-pub use open::{Compute, ModelFile, open, open_bytes};
+pub use open::{AnyFile, Compute, EncoderFile, ModelFile, open, open_any, open_bytes};
 
 /// A causal language model.
 pub trait Model: Send {
@@ -41,6 +44,18 @@ pub trait Model: Send {
     ///
     /// The caller has passed `batch` through [`ForwardBatch::check`].
     fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>>;
+}
+
+/// A bidirectional encoder.
+pub trait TextEncoder: Send {
+    /// What it is.
+    fn config(&self) -> &EncoderConfig;
+
+    /// The last hidden state of every row. `[T, hidden]`
+    ///
+    /// # Errors
+    /// A token or a position beyond the tables.
+    fn forward(&self, batch: &EncoderBatch) -> Result<Vec<f32>>;
 }
 
 /// What can go wrong between a file and its logits.

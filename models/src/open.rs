@@ -8,10 +8,11 @@ use candle_core::{DType, Device};
 use hearth_kernels::Pool;
 
 use crate::backend::{Fused, Plain};
-use crate::config::ModelConfig;
+use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
+use crate::encoder::Encoder;
 use crate::weights::{Loader, Mix, Role, Weights};
-use crate::{Error, Model, Result};
+use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
 #[derive(Clone)]
@@ -27,7 +28,14 @@ impl Compute {
     /// accelerator that this build has and this machine too, else `cpu`.
     pub fn parse(name: &str, pool: &Arc<Pool>) -> Result<Self> {
         let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
-        let unknown = || Error::Device(format!("`{name}` is not a device this build knows"));
+        let unknown = || {
+            let known = "auto, cpu, cuda, cuda:N, metal or plain";
+            Error::Device(format!("`{name}` is not a device; choose {known}"))
+        };
+        let absent = |feature: &str| {
+            let build = format!("cargo build --release --features {feature}");
+            Error::Device(format!("this build has no `{name}`; build Hearth with `{build}`"))
+        };
         let index: usize = index.parse().map_err(|_| unknown())?;
         let accelerator = |device: candle_core::Result<Device>| match device {
             Ok(device) => Ok(Self::Plain(device, DType::BF16)),
@@ -36,6 +44,8 @@ impl Compute {
         match kind {
             "cpu" => Ok(Self::Fused(Arc::clone(pool))),
             "plain" => Ok(Self::Plain(Device::Cpu, DType::F32)),
+            "cuda" if cfg!(not(feature = "cuda")) => Err(absent("cuda")),
+            "metal" if cfg!(not(feature = "metal")) => Err(absent("metal")),
             "cuda" => accelerator(Device::new_cuda(index)),
             "metal" => accelerator(Device::new_metal(index)),
             "auto" => {
@@ -66,11 +76,11 @@ impl Compute {
     }
 
     /// Memory that a model's weights take on it: as packed, or widened to one float type.
-    pub fn weight_bytes(&self, file: &ModelFile) -> u64 {
+    pub fn weight_bytes(&self, weights: &Weights) -> u64 {
         match self {
-            Self::Fused(_) => file.packed_bytes(),
+            Self::Fused(_) => weights.tensor_bytes(),
             Self::Plain(_, dtype) => {
-                let elements = file.weights.infos().map(|(_, info)| info.elements() as u64);
+                let elements = weights.infos().map(|(_, info)| info.elements() as u64);
                 elements.sum::<u64>() * dtype.size_in_bytes() as u64
             }
         }
@@ -89,6 +99,14 @@ impl Compute {
     }
 }
 
+/// What a path may lead to.
+pub enum AnyFile {
+    /// A causal language model.
+    Decoder(ModelFile),
+    /// An encoder.
+    Encoder(EncoderFile),
+}
+
 /// A model's files, opened and understood but not yet loaded.
 pub struct ModelFile {
     weights: Weights,
@@ -97,23 +115,55 @@ pub struct ModelFile {
     mix: Option<Mix>,
 }
 
-/// Opens a `.gguf` file, a `.safetensors` file or a folder, and checks all that can be checked
-/// without reading a weight.
+/// An encoder's files, opened and understood but not yet loaded.
+pub struct EncoderFile {
+    weights: Weights,
+    config: EncoderConfig,
+    path: PathBuf,
+}
+
+/// Opens a causal language model: a `.gguf` file, a `.safetensors` file or a folder; checks all that
+/// can be checked without reading a weight.
 pub fn open(path: &Path) -> Result<ModelFile> {
+    match open_any(path)? {
+        AnyFile::Decoder(file) => Ok(file),
+        AnyFile::Encoder(file) => Err(Error::config(
+            "model_type",
+            format!("`{}` is an encoder: it embeds text and generates none", file.config.family),
+        )),
+    }
+}
+
+/// [`open`] for models of every kind.
+pub fn open_any(path: &Path) -> Result<AnyFile> {
     let weights = Weights::open(path)?;
-    let config = match weights.metadata() {
-        Some(_) => ModelConfig::from_gguf(&weights)?,
-        None => {
-            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-            let file = folder.join("config.json");
-            let text = std::fs::read_to_string(&file).map_err(|e| {
-                Error::config(&file.display().to_string(), format!("cannot be read: {e}"))
-            })?;
-            ModelConfig::from_json(&text)?
-        }
+    let json = match weights.metadata() {
+        Some(_) => None,
+        None => Some(config_json(path)?),
+    };
+    let encoder = match &json {
+        Some(text) => EncoderConfig::from_json(text, &weights)?,
+        None => EncoderConfig::from_gguf(&weights)?,
+    };
+    let path = path.to_owned();
+    if let Some(config) = encoder {
+        Loader::new(&weights, &config, &mut |_| {}).check()?;
+        return Ok(AnyFile::Encoder(EncoderFile { weights, config, path }));
+    }
+    let config = match json {
+        Some(text) => ModelConfig::from_json(&text)?,
+        None => ModelConfig::from_gguf(&weights)?,
     };
     Loader::new(&weights, &config, &mut |_| {}).check()?;
-    Ok(ModelFile { weights, config, path: path.to_owned(), mix: None })
+    Ok(AnyFile::Decoder(ModelFile { weights, config, path, mix: None }))
+}
+
+/// The text of the `config.json` beside the weights.
+fn config_json(path: &Path) -> Result<String> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let file = folder.join("config.json");
+    std::fs::read_to_string(&file)
+        .map_err(|e| Error::config(&file.display().to_string(), format!("cannot be read: {e}")))
 }
 
 /// Opens a GGUF file that is already in memory; `name` stands for its path.
@@ -132,14 +182,18 @@ impl ModelFile {
         Ok(Self { mix: Some(mix), ..self })
     }
 
-    /// Bytes of all tensors, in the types in which they will be packed.
-    fn packed_bytes(&self) -> u64 {
-        let Some(mix) = self.mix else { return self.weights.tensor_bytes() };
-        let bytes = |role: Role| {
-            let elements: usize = role.shape(&self.config).iter().product();
-            mix.dtype(role, &self.config).row_bytes(elements).unwrap_or(0) as u64
-        };
-        Role::all(&self.config).into_iter().map(bytes).sum()
+    /// Memory that the weights will take: as packed, or widened to one float type.
+    pub fn weight_bytes(&self, compute: &Compute) -> u64 {
+        match (compute, self.mix) {
+            (Compute::Fused(_), Some(mix)) => {
+                let bytes = |role: Role| {
+                    let elements: usize = role.shape(&self.config).iter().product();
+                    mix.dtype(role, &self.config).row_bytes(elements).unwrap_or(0) as u64
+                };
+                Role::all(&self.config).into_iter().map(bytes).sum()
+            }
+            _ => compute.weight_bytes(&self.weights),
+        }
     }
 
     /// What the model is.
@@ -168,5 +222,40 @@ impl ModelFile {
         let loader = Loader::new(&self.weights, &self.config, progress);
         let mut loader = loader.with_mix(self.mix);
         compute.load(self.config.clone(), &mut loader)
+    }
+}
+
+impl EncoderFile {
+    /// What the model is.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Its tensors and metadata.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Loads it. `progress` is told the bytes of every tensor as it is taken.
+    pub fn load(
+        &self,
+        compute: &Compute,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Box<dyn TextEncoder>> {
+        let (config, loader) =
+            (self.config.clone(), &mut Loader::new(&self.weights, &self.config, progress));
+        Ok(match compute {
+            Compute::Fused(pool) => {
+                Box::new(Encoder::load(config, loader, Fused::new(Arc::clone(pool)))?)
+            }
+            Compute::Plain(device, dtype) => {
+                Box::new(Encoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
+            }
+        })
     }
 }

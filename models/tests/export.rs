@@ -147,8 +147,8 @@ fn quantised_while_loading_is_quantised_in_a_file() {
         assert_eq!(meta.value("general.file_type").unwrap(), Some(Value::U32(named.file_type())));
         let loaded = source().quantized(named).unwrap();
         assert_eq!(
-            compute.weight_bytes(&loaded),
-            compute.weight_bytes(&written),
+            loaded.weight_bytes(&compute),
+            written.weight_bytes(&compute),
             "{mix}: the memory plan knows the types"
         );
         let (a, b) = (logits(&loaded, &compute), logits(&written, &compute));

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
-use hearth_models::backend::{AttentionParams, Backend, Plain};
+use hearth_models::backend::{AttentionParams, Backend, Gelu, Heads, Plain};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
 use hearth_models::layers::rotary::RopeTable;
@@ -66,6 +66,18 @@ impl Backend for Training {
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         self.plain.rms_norm(x, weight, eps)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+        self.plain.layer_norm(x, weight, bias, eps)
+    }
+
+    fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {
+        self.plain.bidirectional(qkv, cu_q, heads)
+    }
+
+    fn gelu(&self, x: Tensor, kind: Gelu) -> Result<Tensor> {
+        self.plain.gelu(x, kind)
     }
 
     fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {

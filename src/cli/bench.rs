@@ -6,7 +6,9 @@ use std::time::Instant;
 use hearth_models::{ForwardBatch, KvStore, Model};
 use serde::Serialize;
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::ModelArgs;
 use crate::registry::plan::BLOCK_LEN;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +32,7 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    common: Common,
+    common: Common<ModelArgs>,
 }
 
 /// One measured cell.
@@ -64,7 +66,7 @@ impl Row {
 }
 
 pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
-    let config = args.common.clone().validate()?;
+    let config = args.common.clone().validate_one()?;
     args.check_counts()?;
     let name = &open::names(&config)?[0];
     let out = &mut io::stdout().lock();

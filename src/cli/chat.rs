@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{EngineArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::Registry;
 use crate::types::{SamplingOverrides, Timings, Usage};
@@ -19,7 +21,7 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +31,22 @@ pub(super) struct CompleteArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    common: Common,
+    common: Common<TalkArgs>,
+}
+
+/// Flags of a model that answers one request at a time.
+#[derive(Clone, Debug, clap::Args)]
+struct TalkArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl From<TalkArgs> for RawConfig {
+    fn from(TalkArgs { model, engine }: TalkArgs) -> Self {
+        Self { model, engine, ..Self::default() }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -54,17 +71,7 @@ struct SamplingArgs {
 impl SamplingArgs {
     fn request(&self, model: &str, prompt: Prompt) -> TextRequest {
         TextRequest {
-            model: model.to_owned(),
-            prompt,
-            n: 1,
             max_tokens: self.max_tokens,
-            max_tokens_param: "max_tokens",
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            echo: false,
             sampling: SamplingOverrides {
                 temperature: self.temperature,
                 top_p: self.top_p,
@@ -72,6 +79,7 @@ impl SamplingArgs {
                 seed: self.seed,
                 ..SamplingOverrides::default()
             },
+            ..TextRequest::new(model, prompt)
         }
     }
 }
@@ -137,8 +145,10 @@ struct Session {
 }
 
 impl Session {
-    fn open(common: Common) -> Result<Self, Failure> {
-        let config = common.validate()?;
+    fn open(common: Common<TalkArgs>) -> Result<Self, Failure> {
+        let mut config = common.validate_one()?;
+        // Nobody else asks.
+        (config.plan.running_len, config.plan.queue_len) = (1, 1);
         let registry = Arc::new(open::models(&config)?);
         let model = registry.models()[0].id().to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -158,6 +168,14 @@ impl Session {
                         io::stdout().flush()?;
                         answer.push_str(&text);
                     }
+                    TextEvent::Reasoning { text, .. } => {
+                        write!(io::stdout(), "{text}")?;
+                        io::stdout().flush()?;
+                    }
+                    // Only a request with tools has them.
+                    TextEvent::ToolCall { .. } | TextEvent::ToolArguments { .. } => {}
+                    // Nobody asked for numbers.
+                    TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
                     TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
                 }
             }

@@ -4,10 +4,29 @@ use std::io::{self, Write};
 
 use hearth_kernels::{Isa, cpu, pool};
 
-use super::{Common, Failure, open};
+use super::common::Common;
+use super::{Failure, open};
+use crate::config::{CapacityArgs, EngineArgs, ModelArgs, RawConfig};
 use crate::registry::plan;
 
-pub(super) fn run(common: Common) -> Result<(), Failure> {
+/// Flags that change what would be used.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    capacity: CapacityArgs,
+}
+
+impl From<DoctorArgs> for RawConfig {
+    fn from(DoctorArgs { model, engine, capacity }: DoctorArgs) -> Self {
+        Self { model, engine, capacity, ..Self::default() }
+    }
+}
+
+pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let config = common.validate()?;
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
@@ -27,7 +46,7 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
     for (model, limits) in open::open(&config, &compute)?.iter() {
-        let (file, weights) = (model.file(), compute.weight_bytes(model.file()));
+        let (file, weights) = (model.file(), model.file().weight_bytes(&compute));
         let numbers = file.config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
         writeln!(out, "\nmodel       {}", file.path().display())?;
@@ -35,6 +54,8 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
         writeln!(out, "weights     {} MB", weights >> 20)?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
+        let (running, waiting) = (limits.running_len, limits.queue_len);
+        writeln!(out, "requests    {running} at once, {waiting} waiting")?;
     }
     Ok(())
 }

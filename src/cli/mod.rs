@@ -1,20 +1,24 @@
 //! The composition root: flags in, rooms built and wired, an exit code out. Owns no logic.
 
 mod bench;
+mod bundle;
 mod chat;
+mod common;
+mod data;
 mod doctor;
+mod keys;
 mod models;
 mod open;
 mod quantize;
 mod serve;
 
 use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, RawConfig};
+use self::common::{Common, without_empty_variables};
+use crate::config::RawConfig;
 
 /// The whole OpenAI platform on localhost, in one binary.
 #[derive(Debug, Parser)]
@@ -27,7 +31,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve models through the OpenAI API.
-    Serve(Common),
+    Serve(Common<RawConfig>),
     /// Talk to a model in the terminal.
     Chat(chat::ChatArgs),
     /// Continue a text.
@@ -37,40 +41,37 @@ enum Command {
     Models(models::ModelsCommand),
     /// Write a model as a GGUF file with fewer bits.
     Quantize(quantize::QuantizeArgs),
+    /// Make or check a folder for a machine without a network.
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Back up, restore and tidy the data directory.
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure prefill and decode speed.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
-    Doctor(Common),
-}
-
-/// Flags that every command about a model has.
-#[derive(Clone, Debug, clap::Args)]
-struct Common {
-    /// TOML file with the same names as the flags.
-    #[arg(long, env = "HEARTH_CONFIG")]
-    config: Option<PathBuf>,
-    #[command(flatten)]
-    raw: RawConfig,
+    Doctor(Common<doctor::DoctorArgs>),
 }
 
 /// What `main` shows when a command fails.
 type Failure = Box<dyn std::error::Error>;
 
-impl Common {
-    fn validate(self) -> Result<Config, Failure> {
-        let file = self.config.as_deref().map(RawConfig::from_file).transpose()?;
-        Ok(self.raw.or(file.unwrap_or_default()).validate()?)
-    }
-}
-
 /// Runs the program.
 pub fn run() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = without_empty_variables(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let done = match cli.command {
         Command::Serve(common) => serve::run(common),
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
         Command::Quantize(args) => quantize::run(args),
+        Command::Bundle(command) => bundle::run(command),
+        Command::Keys(command) => keys::run(command),
+        Command::Data(command) => data::run(command),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(common) => doctor::run(common),
     };

@@ -13,9 +13,12 @@ use crate::config::Config;
 use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::ModelSource;
-use crate::registry::{self, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan};
+use crate::registry::{
+    self, LoadError, LoadOptions, OpenModel, Registry, ServedModel, builtin, plan,
+};
 
-const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); name one:\n  \
+pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
+    name one:\n  \
     --model path/to/model.gguf      a GGUF file\n  \
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";
@@ -60,7 +63,8 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
         }
         served.push(load(model, id, limits, &compute, config)?);
     }
-    Ok(Registry::new(served))
+    let aliases = config.model_aliases.clone();
+    Ok(Registry::new(served).with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?)
 }
 
 /// What to load: what the configuration names, or else the model that the binary carries.
@@ -75,7 +79,7 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
 /// Threads and device.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
-    Ok(Compute::parse(&config.device, &pool)?)
+    Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}").into())
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.
@@ -95,7 +99,7 @@ pub(super) fn opened(source: ModelSource, mix: Option<Mix>) -> Result<ModelFile,
         ModelSource::Builtin => builtin::open().ok_or(NO_BUILTIN)??,
         source => {
             let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()))?
+            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source })?
         }
     };
     match mix {

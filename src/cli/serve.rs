@@ -1,36 +1,49 @@
 //! `hearth serve`: load, listen, answer, drain.
 
-use std::io::{self, IsTerminal};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use super::{Common, Failure, open};
-use crate::config::Config;
+use super::common::Common;
+use super::{Failure, open};
+use crate::auth::Keyring;
+use crate::config::{Config, RawConfig};
+use crate::files::{Files, Quota};
+use crate::history::History;
 use crate::pipeline::Pipeline;
 use crate::registry::{ServedModel, builtin};
-use crate::server::{self, ServerConfig};
+use crate::server::{self, Rooms, ServerConfig};
+use crate::store::Store;
 
 /// Silence on a stream is broken this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-pub(super) fn run(common: Common) -> Result<(), Failure> {
+pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let config = common.validate()?;
     open::names(&config)?;
     check_port(&config)?;
+    let store = Arc::new(open_store(&config)?);
+    let keyring = Arc::new(Keyring::new(Arc::clone(&store), &config.api_keys));
+    let door = check_door(&config, keyring.is_open()?)?;
     start_log(&config);
-    eprintln!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe());
+    tell(format_args!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe()));
+    tell(format_args!("  keys            {door}"));
     let started = Instant::now();
     let registry = Arc::new(open::models(&config)?);
     for model in registry.models() {
-        eprintln!("{}", describe(model));
+        tell(describe(model));
         if model.id() == builtin::NAME {
-            eprintln!("  {} is {}", builtin::NAME, builtin::NOTICE);
+            tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
         }
     }
-    eprintln!("  ready after     {:.2} s", started.elapsed().as_secs_f64());
+    tell(format_args!("  ready after     {:.2} s", started.elapsed().as_secs_f64()));
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
+    let quota = Quota { project_bytes_max: config.files_quota_bytes };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
@@ -38,7 +51,7 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    let stopped = runtime.block_on(listen(config, pipeline))?;
+    let stopped = runtime.block_on(listen(config, pipeline, rooms))?;
     if !registry.drain(drain_timeout.saturating_sub(stopped.elapsed())) {
         tracing::warn!("some answers did not finish in time");
     }
@@ -47,16 +60,22 @@ pub(super) fn run(common: Common) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells the operator. A full disk or a closed terminal is no reason to stop.
+fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Answers until a signal comes and answers are finished; returns when the signal came.
-async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Failure> {
+async fn listen(config: Config, pipeline: Arc<Pipeline>, rooms: Rooms) -> Result<Instant, Failure> {
     let listener =
         TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
     let address = listener.local_addr()?;
-    let key = if config.api_keys.is_empty() { "any key" } else { "one of its keys" };
-    eprintln!("  OpenAI clients  base_url http://{address}/v1 with {key}");
-    println!("listening on http://{address}");
+    let key = if rooms.keyring.is_open()? { "any key" } else { "one of its keys" };
+    tell(format_args!("  OpenAI clients  base_url http://{address}/v1 with {key}"));
+    // Who started it may read no further.
+    let _ = writeln!(io::stdout(), "listening on http://{address}");
     let server = ServerConfig {
-        api_keys: config.api_keys,
+        cors_origins: config.cors_origins,
         body_limit_bytes: config.body_limit_bytes,
         lenient_fields: config.lenient_fields,
         heartbeat: HEARTBEAT,
@@ -72,8 +91,33 @@ async fn listen(config: Config, pipeline: Arc<Pipeline>) -> Result<Instant, Fail
             std::process::exit(130); // asked twice: now
         });
     };
-    server::serve(server, pipeline, listener, shutdown).await;
+    server::serve(server, pipeline, rooms, listener, shutdown).await;
     Ok(tells.await.unwrap_or_else(|_| Instant::now()))
+}
+
+fn open_store(config: &Config) -> Result<Store, Failure> {
+    Ok(match &config.data_dir {
+        Some(folder) => Store::open(folder)?,
+        None => Store::in_memory()?,
+    })
+}
+
+/// Who may ask, in a line.
+///
+/// # Errors
+/// Other machines could, without any key, and nobody said that they should.
+fn check_door(config: &Config, open: bool) -> Result<&'static str, Failure> {
+    match (open, config.host.is_loopback(), config.insecure) {
+        (false, ..) => Ok("one is asked for"),
+        (true, true, _) => Ok("none: open to every program on this machine (see `hearth keys`)"),
+        (true, false, true) => Ok("none: OPEN TO EVERY MACHINE that reaches this one"),
+        (true, false, false) => Err(format!(
+            "--host {} would serve other machines without asking for a key; make one with `hearth \
+             keys create`, set --api-key, or say --insecure",
+            config.host
+        )
+        .into()),
+    }
 }
 
 /// Before a model is loaded, which may take minutes: whether its port can be had at all.
@@ -136,6 +180,8 @@ fn start_log(config: &Config) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // They would be told on stderr too, and a failure there is a panic.
+        .log_internal_errors(false)
         .with_ansi(colours);
     match config.log_json {
         true => log.json().init(),

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 pub use hearth_kernels::sampling::SamplingParams;
 use tokio::sync::mpsc;
 
-use crate::types::{FinishReason, SeqId, Timings, TokenId, Usage};
+pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
+use crate::types::{CacheScope, FinishReason, SeqId, Timings, TokenId, Usage};
 
 /// Rows of one step whose logits are read for the scoring of prompts.
 pub const SCORE_CHUNK: usize = 64;
@@ -38,6 +39,10 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub grammar: Option<Arc<dyn Grammar>>,
+    /// With whom it shares the prefixes that are cached.
+    pub scope: CacheScope,
 }
 
 /// Log-probability of a token under the raw distribution, and of the best alternatives.
@@ -49,12 +54,17 @@ pub struct Logprobs {
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// What a running sequence tells its client, in this order: at most one `Prompt`, any number of
-/// `Token`, one `Finished` or `Failed`.
+/// What a running sequence tells its client, in this order: one `Prompt`, any number of `Token`,
+/// one `Finished`; or `Failed` instead of what is left of that.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Log-probabilities of prompt tokens `1..`, (the first has none), when asked for.
-    Prompt(Vec<Logprobs>),
+    /// The prompt is computed.
+    Prompt {
+        /// Tokens of it that were found in the prefix cache.
+        cached: usize,
+        /// Log-probabilities of its tokens `1..`, (the first has none); empty unless asked for.
+        logprobs: Vec<Logprobs>,
+    },
     /// A generated token. The stop token itself is reported, so that text can decide to hide it.
     Token {
         /// The token.
@@ -135,6 +145,14 @@ pub struct Stats {
     pub running: AtomicUsize,
     /// KV blocks held by sequences.
     pub kv_blocks_used: AtomicUsize,
+    /// KV blocks that nobody holds and that the prefix cache remembers.
+    pub kv_blocks_cached: AtomicUsize,
+    /// Prompts that began with something cached.
+    pub prefix_hits: AtomicU64,
+    /// Prompt tokens that were not computed because they were cached.
+    pub prefix_hit_tokens: AtomicU64,
+    /// Blocks that the prefix cache had to forget.
+    pub prefix_evictions: AtomicU64,
     /// Requests ever submitted.
     pub requests: AtomicU64,
     /// Tokens of the prompts that were admitted.

@@ -4,6 +4,7 @@
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
 
+mod grammar;
 pub mod handle;
 mod live;
 mod runner;
@@ -17,15 +18,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hearth_models::{KvDType, Model};
 
+use self::grammar::Masks;
 use self::handle::{Command, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
-use self::live::{Live, Sampled};
+use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
-use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig};
+use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig, Sequence};
 use crate::types::{FinishReason, SeqId, TokenId};
 
 /// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
@@ -35,11 +37,14 @@ pub fn spawn(
     limits: Limits,
 ) -> Result<(EngineHandle, JoinHandle<()>), hearth_models::Error> {
     let runner = Runner::new(model, &limits, kv_dtype)?;
+    let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
+    let masks = Masks::spawn().map_err(no_thread)?;
     let (handle, commands) = EngineHandle::new(limits);
     let engine = Engine {
         runner,
         scheduler: Scheduler::new(scheduler_config(handle.limits())),
         sampler: Sampler::new(handle.limits().vocab_len),
+        masks,
         live: BTreeMap::new(),
         commands,
         stats: Arc::clone(handle.stats()),
@@ -49,7 +54,7 @@ pub fn spawn(
     let thread = thread::Builder::new()
         .name("hearth-engine".into())
         .spawn(move || engine.run())
-        .map_err(|e| hearth_models::Error::Batch(format!("the engine has no thread: {e}")))?;
+        .map_err(no_thread)?;
     Ok((handle, thread))
 }
 
@@ -67,6 +72,7 @@ struct Engine {
     runner: Runner,
     scheduler: Scheduler,
     sampler: Sampler,
+    masks: Masks,
     /// Every sequence that waits or runs.
     live: BTreeMap<SeqId, Live>,
     commands: Receiver<Command>,
@@ -75,14 +81,19 @@ struct Engine {
     last_finish: Instant,
 }
 
+/// How long a step without rows waits for the grammar of one sequence.
+const GRAMMAR_PATIENCE: Duration = Duration::from_millis(20);
+
 /// What a step gave to a sequence.
 enum Outcome {
     /// A token.
     Token(Sampled),
     /// The end of a prompt that wanted none.
     PromptDone,
-    /// The logits leave no token to choose.
-    Stuck,
+    /// The end of an answer that its grammar calls complete.
+    Complete,
+    /// No token can be chosen, because of this.
+    Stuck(String),
 }
 
 impl Engine {
@@ -136,8 +147,9 @@ impl Engine {
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
+            scope: request.scope,
         });
-        self.live.insert(id, Live::new(submission));
+        self.live.insert(id, Live::new(submission, &self.masks));
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -157,6 +169,11 @@ impl Engine {
     fn begin(&mut self, batch: &Batch) {
         let now = Instant::now();
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
+        for id in &batch.preempted {
+            if let Some(live) = self.live.get_mut(id) {
+                live.preempted();
+            }
+        }
         for entry in &batch.entries {
             if let Some(live) = self.live.get_mut(&entry.id)
                 && live.begin(now)
@@ -187,23 +204,48 @@ impl Engine {
                 live.score(position, logits.row(row), &mut self.sampler);
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
+            if prompt_is_done {
+                let cached = self.scheduler.running(entry.id).map_or(0, Sequence::cached);
+                if live.prompt_done(cached) && cached > 0 {
+                    self.stats.prefix_hits.fetch_add(1, Ordering::Relaxed);
+                    self.stats.prefix_hit_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+                }
+            }
             let outcome = match rows.sample {
-                Some(row) => match live.sample(logits.row(row), &mut self.sampler) {
-                    Some(token) => Outcome::Token(token),
-                    None => Outcome::Stuck,
+                Some(row) => match outcome(live.sample(logits.row(row), &mut self.sampler)) {
+                    Some(outcome) => outcome,
+                    None => continue,
                 },
                 None if prompt_is_done && live.wants_no_token() => Outcome::PromptDone,
                 None => continue,
             };
             outcomes.push((entry.id, outcome));
         }
+        self.sample_held(batch, &mut outcomes);
         outcomes
+    }
+
+    /// Logits of earlier steps whose grammar was late. With nothing else to do there is time to
+    /// wait for it.
+    fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
+        let mut patience = match batch.entries.is_empty() {
+            true => GRAMMAR_PATIENCE,
+            false => Duration::ZERO,
+        };
+        let computed = |id: &SeqId| batch.entries.iter().any(|entry| entry.id == *id);
+        for (id, live) in self.live.iter_mut().filter(|(id, live)| live.is_held() && !computed(id))
+        {
+            if let Some(outcome) = outcome(live.sample_held(&mut self.sampler, patience)) {
+                outcomes.push((*id, outcome));
+                patience = Duration::ZERO;
+            }
+        }
     }
 
     fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)]) {
         let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
             Outcome::Token(token) => Some((*id, token.id)),
-            Outcome::PromptDone | Outcome::Stuck => None,
+            Outcome::PromptDone | Outcome::Complete | Outcome::Stuck(_) => None,
         });
         self.scheduler.update(batch, &sampled.collect::<Vec<(SeqId, TokenId)>>());
     }
@@ -218,9 +260,10 @@ impl Engine {
                     live.emit(token, Instant::now())
                 }
                 Outcome::PromptDone => Some(FinishReason::Length),
-                Outcome::Stuck => {
+                Outcome::Complete => Some(FinishReason::Stop),
+                Outcome::Stuck(why) => {
                     if let Some(live) = self.remove(id) {
-                        live.fail("the model's output leaves no token to choose");
+                        live.fail(&why);
                     }
                     continue;
                 }
@@ -283,13 +326,26 @@ impl Engine {
 
     fn publish(&self, batch: &Batch) {
         let stats = &self.stats;
+        let pool = self.scheduler.pool();
         stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
+        stats.kv_blocks_cached.store(pool.idle_count(), Ordering::Relaxed);
+        stats.prefix_evictions.store(pool.evictions(), Ordering::Relaxed);
         stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
         if !batch.entries.is_empty() {
             stats.steps.fetch_add(1, Ordering::Relaxed);
             let computed = batch.row_count() as u64;
             stats.computed_tokens.fetch_add(computed, Ordering::Relaxed);
         }
+    }
+}
+
+/// `None` for logits that wait for their grammar.
+fn outcome(choice: Choice) -> Option<Outcome> {
+    match choice {
+        Choice::Token(token) => Some(Outcome::Token(token)),
+        Choice::Complete => Some(Outcome::Complete),
+        Choice::Stuck(why) => Some(Outcome::Stuck(why)),
+        Choice::Later => None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use hearth_kernels::sampling::{self, Scratch, Seen};
 
+use super::grammar::Mask;
 use super::handle::{GenerateRequest, Logprobs};
 use crate::types::TokenId;
 
@@ -55,14 +56,15 @@ impl Sampler {
         Self { vocab_len, row: Vec::new(), scratch: Scratch::new() }
     }
 
-    /// The token at `position` of the answer; `None` when no token is left to choose (the logits
-    /// are not numbers, or everything is forbidden).
+    /// The token at `position` of the answer, out of `mask` where there is one; `None` when none is
+    /// left to choose (the logits are not numbers, or everything is forbidden).
     pub fn sample(
         &mut self,
         logits: &[f32],
         request: &GenerateRequest,
         history: &History,
         position: usize,
+        mask: Option<&Mask>,
     ) -> Option<TokenId> {
         let row = &mut self.row;
         row.clear();
@@ -73,6 +75,9 @@ impl Sampler {
             let known = |id: &&TokenId| (**id as usize) < self.vocab_len;
             let stops: Vec<TokenId> = request.stop_ids.iter().filter(known).copied().collect();
             sampling::forbid(row, &stops);
+        }
+        if let Some(mask) = mask {
+            mask.apply(row);
         }
         let (params, scratch) = (&request.sampling, &mut self.scratch);
         sampling::sample(row, params, request.seed, position as u64, scratch)

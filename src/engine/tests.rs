@@ -9,7 +9,7 @@ use hearth_models::{Compute, Error, ForwardBatch, KvGeometry, ModelConfig, tiny}
 
 use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams, SubmitError};
 use super::*;
-use crate::types::Usage;
+use crate::types::{CacheScope, Usage};
 
 /// A prompt token that makes [`Faulty`] panic, one that makes its logits NaN,
 const PANIC: TokenId = 500;
@@ -54,7 +54,7 @@ fn roomy() -> Limits {
     Limits { context_len: ENDLESS + 64, kv_blocks: ENDLESS / 16 + 8, ..limits() }
 }
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         context_len: 256,
         vocab_len: 512,
@@ -71,12 +71,12 @@ fn model() -> Box<dyn Model> {
     tiny::load(&tiny::config(), DType::Q8_0, 7, &compute).unwrap()
 }
 
-fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
+pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
     spawn(model(), KvDType::F16, limits).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
-fn request(i: u32) -> GenerateRequest {
+pub(super) fn request(i: u32) -> GenerateRequest {
     let prompt = (0..3 + 17 * i % 61).map(|p| (p * 31 + i * 97) % 480).collect();
     let sampling = match i % 3 {
         0 => SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -87,26 +87,26 @@ fn request(i: u32) -> GenerateRequest {
     GenerateRequest { prompt, sampling, max_tokens, seed: u64::from(i), ..Default::default() }
 }
 
-fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
+pub(super) fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     GenerateRequest { prompt: prompt.to_vec(), sampling, max_tokens, ..Default::default() }
 }
 
 /// Everything a generation said.
 #[derive(Debug, Default)]
-struct Answer {
-    tokens: Vec<TokenId>,
+pub(super) struct Answer {
+    pub(super) tokens: Vec<TokenId>,
     logprobs: Vec<Logprobs>,
     prompt: Vec<Logprobs>,
-    end: Option<(FinishReason, Usage)>,
-    failed: Option<String>,
+    pub(super) end: Option<(FinishReason, Usage)>,
+    pub(super) failed: Option<String>,
 }
 
-fn collect(mut generation: Generation) -> Answer {
+pub(super) fn collect(mut generation: Generation) -> Answer {
     let mut answer = Answer::default();
     while let Some(event) = generation.blocking_next() {
         match event {
-            Event::Prompt(logprobs) => answer.prompt = logprobs,
+            Event::Prompt { logprobs, .. } => answer.prompt = logprobs,
             Event::Token { id, logprobs } => {
                 answer.tokens.push(id);
                 answer.logprobs.extend(logprobs);
@@ -118,12 +118,12 @@ fn collect(mut generation: Generation) -> Answer {
     answer
 }
 
-fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
+pub(super) fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
     collect(handle.submit(request).unwrap())
 }
 
 /// Tokens of requests `0..12`, each alone in a roomy engine.
-fn alone() -> Vec<Vec<TokenId>> {
+pub(super) fn alone() -> Vec<Vec<TokenId>> {
     let (handle, _thread) = engine(limits());
     (0..12).map(|i| ask(&handle, request(i)).tokens).collect()
 }
@@ -164,6 +164,71 @@ fn usage_counts_what_was_asked_and_given() {
     let usage = Usage { prompt: 3, cached: 0, completion: 9 };
     assert_eq!(answer.end, Some((FinishReason::Length, usage)));
     assert_eq!(answer.tokens.len(), 9);
+}
+
+#[test]
+fn a_cached_prefix_changes_nothing_but_the_usage() {
+    let prompt: Vec<TokenId> = (0..100).map(|i| (i * 37 + 11) % 480).collect();
+    let ask_for = |seed| GenerateRequest {
+        sampling: SamplingParams { top_p: 0.9, top_k: 40, ..SamplingParams::default() },
+        seed,
+        logprobs: Some(3),
+        ..greedy(&prompt, 30)
+    };
+    let alone: Vec<Answer> = (0..3).map(|i| ask(&engine(limits()).0, ask_for(i))).collect();
+    let (handle, _thread) = engine(limits());
+    for (i, alone) in alone.iter().enumerate() {
+        let answer = ask(&handle, ask_for(i as u64));
+        assert_eq!((&answer.tokens, &answer.logprobs), (&alone.tokens, &alone.logprobs));
+        // Six whole blocks; from the second time on.
+        let cached = if i == 0 { 0 } else { 96 };
+        let usage = Usage { prompt: 100, cached, completion: 30 };
+        assert_eq!(answer.end, Some((FinishReason::Length, usage)));
+    }
+    let stats = handle.stats();
+    assert_eq!(stats.prefix_hits.load(Ordering::Relaxed), 2);
+    assert_eq!(stats.prefix_hit_tokens.load(Ordering::Relaxed), 2 * 96);
+    assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+    assert!(stats.kv_blocks_cached.load(Ordering::Relaxed) >= 8);
+}
+
+#[test]
+fn a_long_conversation_and_its_cached_turns_are_bitwise_the_same() {
+    // Each turn's prompt is the last one with its answer and something new.
+    let (handle, _thread) = engine(limits());
+    let mut history: Vec<TokenId> = vec![3, 1, 4, 1, 5];
+    for turn in 0..6 {
+        let request = GenerateRequest { logprobs: Some(0), ..greedy(&history, 21) };
+        let here = ask(&handle, request.clone());
+        let alone = ask(&engine(limits()).0, request);
+        assert_eq!((&here.tokens, &here.logprobs), (&alone.tokens, &alone.logprobs));
+        let cached = here.end.unwrap().1.cached;
+        assert_eq!(cached, if turn == 0 { 0 } else { (history.len() - 4) / 16 * 16 });
+        history.extend(here.tokens);
+        history.extend([7, 8, 9]);
+    }
+}
+
+#[test]
+fn tenants_that_are_apart_share_no_prefix() {
+    let (handle, _thread) = engine(limits());
+    let cached = |tenant| {
+        let scope = CacheScope { adapter: 0, tenant };
+        let answer = ask(&handle, GenerateRequest { scope, ..greedy(&[5; 40], 2) });
+        answer.end.unwrap().1.cached
+    };
+    assert_eq!([1, 2, 1, 2, 3].map(cached), [0, 0, 32, 32, 0]);
+}
+
+#[test]
+fn a_scored_prompt_does_not_read_the_cache() {
+    let (handle, _thread) = engine(limits());
+    let scored = GenerateRequest { prompt_logprobs: Some(1), ..greedy(&[9; 50], 0) };
+    let first = ask(&handle, scored.clone());
+    ask(&handle, greedy(&[9; 50], 3));
+    let again = ask(&handle, scored);
+    assert_eq!((&first.prompt, again.end.unwrap().1.cached), (&again.prompt, 0));
+    assert_eq!(again.prompt.len(), 49);
 }
 
 #[test]

@@ -1,58 +1,141 @@
-//! The block pool: which KV blocks are free and how many sequences hold each of the others.
+//! The block pool: which KV blocks are free, how many hold each of the others, and what text each
+//! of them is the KV of.
+//!
+//! A block is *held* by sequences, or *idle*: nobody holds it but its text is known, so that the
+//! next sequence that begins with the same text may have it; or *blank*. Idle blocks are free
+//! blocks: when no blank one is left, the one that has been idle longest forgets its text.
 //!
 //! Ids and reference counts, no tensors. Owned by the scheduler, so it needs no lock. Deliberately
 //! absent: the storage itself (`hearth_models::kv_store`) and any knowledge of sequences.
 
-use crate::types::BlockId;
+mod prefix;
+
+use std::collections::BTreeMap;
+
+pub use prefix::Before;
+use prefix::PrefixIndex;
+
+use crate::types::{BlockId, TokenId};
 
 /// All blocks of one engine.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
-    /// Blocks that nobody holds; the last one is handed out next.
-    free: Vec<BlockId>,
+    /// Blocks without holders and without a known text; the last one is handed out next.
+    blank: Vec<BlockId>,
+    /// Blocks without holders whose text is known, by the tick at which they were let go.
+    idle: BTreeMap<u64, BlockId>,
     /// Holders of each block, by id.
     refs: Vec<u32>,
+    /// The key in `idle`, by id; of no meaning for others.
+    idle_since: Vec<u64>,
+    tick: u64,
+    index: PrefixIndex,
+    /// Blocks that ever had to forget their text.
+    evictions: u64,
 }
 
 impl BlockPool {
-    /// `count` free blocks.
+    /// `count` blank blocks.
     pub fn new(count: usize) -> Self {
-        let count = u32::try_from(count).expect("block ids are 32 bits; this is a bug");
-        Self { free: (0..count).rev().map(BlockId).collect(), refs: vec![0; count as usize] }
+        let ids = u32::try_from(count).expect("block ids are 32 bits; this is a bug");
+        Self {
+            blank: (0..ids).rev().map(BlockId).collect(),
+            idle: BTreeMap::new(),
+            refs: vec![0; count],
+            idle_since: vec![0; count],
+            tick: 0,
+            index: PrefixIndex::new(count),
+            evictions: 0,
+        }
     }
 
     /// A block for one holder, or `None` when all are held.
     pub fn allocate(&mut self) -> Option<BlockId> {
-        let block = self.free.pop()?;
+        let block = match self.blank.pop() {
+            Some(block) => block,
+            None => self.evict()?,
+        };
         self.refs[block.0 as usize] = 1;
         Some(block)
     }
 
-    /// One more holder.
+    /// One more holder of a block that is held, or idle.
     pub fn retain(&mut self, block: BlockId) {
-        let refs = &mut self.refs[block.0 as usize];
-        assert!(*refs > 0, "{block:?} is free and cannot be shared; this is a bug");
-        *refs += 1;
+        let i = block.0 as usize;
+        if self.refs[i] == 0 {
+            let idle = self.idle.remove(&self.idle_since[i]);
+            assert_eq!(idle, Some(block), "a blank block cannot be shared; this is a bug");
+        }
+        self.refs[i] += 1;
     }
 
-    /// One holder less; the last one frees the block.
+    /// One holder less; without the last one the block is free. A sequence lets its last block go
+    /// first, so that a text is forgotten from its end.
     pub fn release(&mut self, block: BlockId) {
-        let refs = &mut self.refs[block.0 as usize];
-        assert!(*refs > 0, "{block:?} is released twice; this is a bug");
-        *refs -= 1;
-        if *refs == 0 {
-            self.free.push(block);
+        let i = block.0 as usize;
+        assert!(self.refs[i] > 0, "{block:?} is released twice; this is a bug");
+        self.refs[i] -= 1;
+        if self.refs[i] > 0 {
+            return;
         }
+        if self.index.contains(block) {
+            self.idle_since[i] = self.tick;
+            self.idle.insert(self.tick, block);
+            self.tick += 1;
+        } else {
+            self.blank.push(block);
+        }
+    }
+
+    /// The block with this text in this place, and what to call it as the place of the next.
+    pub fn find(&self, before: Before, text: &[TokenId]) -> Option<(BlockId, Before)> {
+        self.index.find(before, text)
+    }
+
+    /// Makes a held block known by its text, so that others may hold it too. Where another one
+    /// is known already, the holder gets that one instead. A known block is never written again.
+    pub fn publish(
+        &mut self,
+        block: BlockId,
+        before: Before,
+        text: &[TokenId],
+    ) -> (BlockId, Before) {
+        let Some((known, name)) = self.find(before, text) else {
+            return (block, self.index.insert(block, before, text));
+        };
+        self.retain(known);
+        self.release(block);
+        (known, name)
+    }
+
+    /// Only one sequence holds it and its text is not known: it may be written.
+    pub fn is_private(&self, block: BlockId) -> bool {
+        self.refs[block.0 as usize] == 1 && !self.index.contains(block)
+    }
+
+    /// Nobody holds it.
+    pub fn is_free(&self, block: BlockId) -> bool {
+        self.refs[block.0 as usize] == 0
     }
 
     /// Blocks that nobody holds.
     pub fn free_count(&self) -> usize {
-        self.free.len()
+        self.blank.len() + self.idle.len()
+    }
+
+    /// Those of them whose text is known.
+    pub fn idle_count(&self) -> usize {
+        self.idle.len()
     }
 
     /// All blocks.
     pub fn block_count(&self) -> usize {
         self.refs.len()
+    }
+
+    /// Blocks that ever had to forget their text.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     /// Counts every reference again from the tables of all holders and compares.
@@ -64,19 +147,42 @@ impl BlockPool {
         if let Some(i) = (0..refs.len()).find(|&i| refs[i] != self.refs[i]) {
             return Err(format!("block {i}: counted {}, kept {}", refs[i], self.refs[i]));
         }
-        let mut free: Vec<_> = self.free.iter().map(|b| b.0).collect();
-        free.sort_unstable();
-        let expected = (0..refs.len() as u32).filter(|&i| refs[i as usize] == 0);
-        if !expected.eq(free.iter().copied()) {
-            return Err(format!("the free list {free:?} is not the blocks without holders"));
+        self.index.check()?;
+        let free = |known: bool| {
+            let ids = (0..refs.len() as u32).map(BlockId);
+            ids.filter(move |&b| self.is_free(b) && self.index.contains(b) == known)
+        };
+        let mut blank = self.blank.clone();
+        blank.sort_unstable();
+        if !free(false).eq(blank.iter().copied()) {
+            return Err(format!("{blank:?} are not the blocks without holders and text"));
         }
-        Ok(())
+        let mut idle: Vec<BlockId> = self.idle.values().copied().collect();
+        idle.sort_unstable();
+        if !free(true).eq(idle.iter().copied()) {
+            return Err(format!("{idle:?} are not the blocks without holders whose text is known"));
+        }
+        match self.idle.iter().find(|(tick, b)| self.idle_since[b.0 as usize] != **tick) {
+            Some((_, block)) => Err(format!("{block:?} does not know since when it is idle")),
+            None => Ok(()),
+        }
+    }
+
+    /// The block that has been idle longest, its text forgotten.
+    fn evict(&mut self) -> Option<BlockId> {
+        let (_, block) = self.idle.pop_first()?;
+        self.index.remove(block);
+        self.evictions += 1;
+        Some(block)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::CacheScope;
+
+    const START: Before = Before::Start(CacheScope { adapter: 0, tenant: 0 });
 
     #[test]
     fn a_shared_block_is_free_after_its_last_holder() {
@@ -113,5 +219,64 @@ mod tests {
         let a = pool.allocate().unwrap();
         pool.release(a);
         pool.release(a);
+    }
+
+    #[test]
+    #[should_panic(expected = "a blank block cannot be shared")]
+    fn a_blank_block_is_nobodys() {
+        let mut pool = BlockPool::new(1);
+        let a = pool.allocate().unwrap();
+        pool.release(a);
+        pool.retain(a);
+    }
+
+    #[test]
+    fn a_known_text_is_found_in_its_place_only() {
+        let mut pool = BlockPool::new(4);
+        let [a, b] = [(); 2].map(|()| pool.allocate().unwrap());
+        let (held, after_a) = pool.publish(a, START, &[1, 2]);
+        assert_eq!(held, a);
+        let (_, after_b) = pool.publish(b, after_a, &[3, 4]);
+        assert_eq!(pool.find(START, &[1, 2]), Some((a, after_a)));
+        assert_eq!(pool.find(after_a, &[3, 4]), Some((b, after_b)));
+        assert_eq!(pool.find(START, &[3, 4]), None, "another place");
+        assert_eq!(pool.find(after_a, &[3, 5]), None, "another text");
+        for other in [CacheScope { adapter: 1, tenant: 0 }, CacheScope { adapter: 0, tenant: 1 }] {
+            assert_eq!(pool.find(Before::Start(other), &[1, 2]), None, "another scope");
+        }
+        pool.check([[a, b].as_slice()].into_iter()).unwrap();
+    }
+
+    #[test]
+    fn who_computed_the_same_gets_the_block_that_is_known() {
+        let mut pool = BlockPool::new(2);
+        let [a, b] = [(); 2].map(|()| pool.allocate().unwrap());
+        let first = pool.publish(a, START, &[1]);
+        assert_eq!(pool.publish(b, START, &[1]), first);
+        assert_eq!(pool.free_count(), 1);
+        assert!(!pool.is_private(a), "known and held twice");
+        pool.check([[a].as_slice(), &[a]].into_iter()).unwrap();
+    }
+
+    #[test]
+    fn the_longest_idle_block_is_forgotten_first_and_its_name_never_comes_back() {
+        let mut pool = BlockPool::new(3);
+        let blocks = [(); 3].map(|()| pool.allocate().unwrap());
+        let (_, after) = pool.publish(blocks[0], START, &[1]);
+        let (_, after) = pool.publish(blocks[1], after, &[2]);
+        pool.publish(blocks[2], after, &[3]);
+        blocks.iter().rev().for_each(|&b| pool.release(b));
+        assert_eq!((pool.free_count(), pool.idle_count()), (3, 3));
+        assert_eq!(pool.allocate(), Some(blocks[2]), "the end of the text");
+        assert_eq!(pool.find(after, &[3]), None);
+        pool.retain(blocks[0]);
+        assert_eq!(pool.allocate(), Some(blocks[1]));
+        assert_eq!((pool.allocate(), pool.evictions()), (None, 2));
+        pool.release(blocks[1]);
+        pool.check([[blocks[0]].as_slice(), &[blocks[2]]].into_iter()).unwrap();
+        let b = pool.allocate().unwrap();
+        let (_, first) = pool.find(START, &[1]).unwrap();
+        let (_, again) = pool.publish(b, first, &[2]);
+        assert_ne!(again, after, "what hung below the old block must not be found again");
     }
 }

@@ -1,7 +1,8 @@
 //! One choice of a request: tokens in, certain text out.
 //!
-//! Between the engine's events and the client's stand the incremental decoder (no half character)
-//! and the stop matcher (no beginning of a stop string). A stop string that appears ends the choice
+//! Between the engine's events and the client's stand the incremental decoder (no half character),
+//! the stop matcher (no beginning of a stop string) and the parser that tells words from thought
+//! and calls. A stop string that appears ends the choice
 //! here; the engine learns of it by the stopped generation.
 
 use std::collections::VecDeque;
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob};
+use super::form::Form;
+use super::tools::{self, Tools};
+use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob, random_seed};
 use crate::engine::handle::{Event, GenerateRequest, Generation, Logprobs};
 use crate::error::Error;
 use crate::registry::ServedModel;
-use crate::text::{DecodeStream, StopMatcher};
+use crate::text::{DecodeStream, OutputParser, Piece, StopMatcher};
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
 pub(super) struct Choice {
@@ -23,17 +26,39 @@ pub(super) struct Choice {
     model: Arc<ServedModel>,
     decoder: DecodeStream,
     stop: StopMatcher,
+    parser: Box<dyn OutputParser>,
+    tools: Option<Tools>,
+    calls: Calls,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
+    /// The log-probabilities of the prompt are wanted: in the text, and by themselves.
+    scored: [Option<usize>; 2],
+    token_ids: bool,
     /// Tokens whose text is not out yet, with the bytes of text before each.
     held: VecDeque<(usize, TokenLogprob)>,
+    /// Tokens whose text is out of the matcher, and not of the parser.
+    told: Vec<TokenLogprob>,
     /// Bytes of text decoded, and of those sent.
     decoded: usize,
     sent: usize,
     generated: usize,
+    reasoning: usize,
+    /// Prompt tokens that were found in the prefix cache.
+    cached: usize,
     started: Instant,
     first_token: Option<Instant>,
     ready: VecDeque<TextEvent>,
+}
+
+/// The calls of a choice.
+#[derive(Default)]
+struct Calls {
+    /// How many have begun,
+    begun: usize,
+    /// and how many are complete.
+    complete: usize,
+    /// Arguments of a custom tool, which are told as a text at the end.
+    custom: Option<String>,
 }
 
 impl Choice {
@@ -43,30 +68,39 @@ impl Choice {
         model: &Arc<ServedModel>,
         request: &TextRequest,
         generate: &GenerateRequest,
+        form: &Form,
     ) -> Self {
         let mut choice = Self {
             index,
             generation: Some(generation),
-            decoder: decoder(model, request, &generate.prompt),
+            decoder: decoder(model, request, &generate.prompt, form),
             model: Arc::clone(model),
             stop: StopMatcher::new(request.stop.clone()),
+            parser: form.parser(),
+            tools: request.tools.clone(),
+            calls: Calls::default(),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
+            scored: [request.logprobs.filter(|_| request.echo), request.prompt_logprobs],
+            token_ids: request.token_ids,
             held: VecDeque::new(),
+            told: Vec::new(),
             decoded: 0,
             sent: 0,
             generated: 0,
+            reasoning: 0,
+            cached: 0,
             started: Instant::now(),
             first_token: None,
             ready: VecDeque::new(),
         };
         // With log-probabilities the prompt comes back when the engine has scored it.
-        if request.echo && generate.prompt_logprobs.is_none() {
+        if request.echo && request.logprobs.is_none() {
             let text = match &request.prompt {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
             };
-            choice.delta(text, Vec::new());
+            choice.delta(text);
         }
         choice
     }
@@ -79,7 +113,7 @@ impl Choice {
             }
             let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
             match ready!(generation.poll_next(cx)) {
-                Some(Event::Prompt(logprobs)) => self.prompt(logprobs),
+                Some(Event::Prompt { cached, logprobs }) => self.prompt(cached, logprobs),
                 Some(Event::Token { id, logprobs }) => self.token(id, logprobs),
                 Some(Event::Finished { reason, usage, timings }) => {
                     self.end(reason, usage, timings);
@@ -96,17 +130,33 @@ impl Choice {
         }
     }
 
-    /// The scored prompt, as the first delta.
-    fn prompt(&mut self, logprobs: Vec<Logprobs>) {
+    /// The prompt is computed; where it was scored, it is the first delta.
+    fn prompt(&mut self, cached: usize, logprobs: Vec<Logprobs>) {
+        self.cached = cached;
+        if self.scored == [None; 2] {
+            return;
+        }
         let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
         let tokens = self.prompt.iter().zip(scores);
         let mut tokens: Vec<_> = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
+        let only = |tokens: &[TokenLogprob], top: usize| {
+            let mut tokens = tokens.to_vec();
+            tokens.iter_mut().for_each(|token| token.top.truncate(top));
+            tokens
+        };
+        if let Some(top) = self.scored[1] {
+            let tokens = only(&tokens, top);
+            self.ready.push_back(TextEvent::Prompt { choice: self.index, tokens });
+        }
+        let Some(top) = self.scored[0] else { return };
+        tokens = only(&tokens, top);
         let text = self.prompt_text();
         let chars: usize = tokens.iter().map(|token| token.chars).sum();
         if let Some(first) = tokens.iter_mut().find(|token| token.chars > 0) {
             first.chars = first.chars.saturating_sub(chars.saturating_sub(text.chars().count()));
         }
-        self.delta(text, tokens);
+        self.told = tokens;
+        self.delta(text);
     }
 
     fn prompt_text(&self) -> String {
@@ -116,6 +166,9 @@ impl Choice {
     fn token(&mut self, id: TokenId, logprobs: Option<Logprobs>) {
         self.generated += 1;
         self.first_token.get_or_insert_with(Instant::now);
+        if self.token_ids {
+            self.ready.push_back(TextEvent::Tokens { choice: self.index, ids: vec![id] });
+        }
         if self.stop_ids.contains(&id) {
             return; // the end of the text, not a part of it
         }
@@ -132,6 +185,7 @@ impl Choice {
         self.decoded += text.len();
         let text = self.stop.push(&text);
         self.send(text);
+        self.reasoning += usize::from(self.parser.is_thinking());
         if self.stop.hit().is_some() {
             self.stopped();
         }
@@ -141,7 +195,8 @@ impl Choice {
     fn stopped(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        let usage = Usage { prompt: self.prompt.len(), cached: 0, completion: self.generated };
+        let (prompt, cached) = (self.prompt.len(), self.cached);
+        let usage = Usage { prompt, cached, completion: self.generated };
         let timings = Timings {
             queue_ms: 0.0,
             prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
@@ -150,6 +205,7 @@ impl Choice {
         if let Some(generation) = self.generation.take() {
             generation.stop();
         }
+        self.finish_text(FinishReason::Stop);
         self.finished(FinishReason::Stop, usage, timings);
     }
 
@@ -162,17 +218,30 @@ impl Choice {
         };
         text.push_str(&self.stop.flush());
         self.decoded += rest.len();
-        self.sent += text.len();
-        let logprobs = self.held.drain(..).map(|(_, token)| token).collect::<Vec<_>>();
-        if !text.is_empty() || !logprobs.is_empty() {
-            self.delta(text, logprobs);
-        }
+        self.send(text);
+        self.told.extend(self.held.drain(..).map(|(_, token)| token));
+        self.finish_text(reason);
         self.finished(reason, usage, timings);
     }
 
+    /// The text is over: the parser lets go of what it held.
+    fn finish_text(&mut self, reason: FinishReason) {
+        let mut pieces = Vec::new();
+        self.parser.finish(reason == FinishReason::Length, &mut pieces);
+        self.tell(pieces);
+        if !self.told.is_empty() {
+            self.delta(String::new());
+        }
+    }
+
     fn finished(&mut self, reason: FinishReason, usage: Usage, timings: Timings) {
-        let choice = self.index;
-        self.ready.push_back(TextEvent::Finished { choice, reason, usage, timings });
+        let reason = match reason {
+            FinishReason::Stop if self.calls.complete > 0 => FinishReason::ToolCalls,
+            reason => reason,
+        };
+        let (choice, reasoning_tokens) = (self.index, self.reasoning);
+        let event = TextEvent::Finished { choice, reason, usage, reasoning_tokens, timings };
+        self.ready.push_back(event);
         self.generation = None;
     }
 
@@ -183,11 +252,53 @@ impl Choice {
         }
         self.sent += text.len();
         let out = self.held.iter().take_while(|(start, _)| *start < self.sent).count();
-        let logprobs = self.held.drain(..out).map(|(_, token)| token).collect();
-        self.delta(text, logprobs);
+        self.told.extend(self.held.drain(..out).map(|(_, token)| token));
+        let mut pieces = Vec::new();
+        self.parser.push(&text, &mut pieces);
+        self.tell(pieces);
     }
 
-    fn delta(&mut self, text: String, logprobs: Vec<TokenLogprob>) {
+    /// What the parser understood, as events.
+    fn tell(&mut self, pieces: Vec<Piece>) {
+        let choice = self.index;
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.delta(text),
+                Piece::Reasoning(text) => {
+                    let logprobs = std::mem::take(&mut self.told);
+                    self.ready.push_back(TextEvent::Reasoning { choice, text, logprobs });
+                }
+                Piece::Call { name } => {
+                    let custom = self.tools.as_ref().is_some_and(|tools| tools.is_custom(&name));
+                    self.calls.custom = custom.then(String::new);
+                    let index = self.calls.begun;
+                    self.calls.begun += 1;
+                    let id = format!("call_{:016x}{:08x}", random_seed(), random_seed() as u32);
+                    self.ready.push_back(TextEvent::ToolCall { choice, index, id, name, custom });
+                }
+                Piece::Arguments(text) => match &mut self.calls.custom {
+                    Some(arguments) => arguments.push_str(&text),
+                    None => self.arguments(text),
+                },
+                Piece::CallEnd => {
+                    self.calls.complete += 1;
+                    if let Some(arguments) = self.calls.custom.take() {
+                        self.arguments(tools::input(&arguments));
+                    }
+                }
+            }
+        }
+    }
+
+    fn arguments(&mut self, text: String) {
+        let (choice, index) = (self.index, self.calls.begun.saturating_sub(1));
+        let logprobs = std::mem::take(&mut self.told);
+        self.ready.push_back(TextEvent::ToolArguments { choice, index, text, logprobs });
+    }
+
+    /// Words, with the tokens that were told meanwhile.
+    fn delta(&mut self, text: String) {
+        let logprobs = std::mem::take(&mut self.told);
         self.ready.push_back(TextEvent::Delta { choice: self.index, text, logprobs });
     }
 
@@ -216,11 +327,20 @@ impl Choice {
 
 /// A completion goes on after its prompt: the space before its first word is kept, unless the
 /// prompt is nothing but special tokens. An answer in a chat is a text of its own.
-fn decoder(model: &ServedModel, request: &TextRequest, prompt: &[TokenId]) -> DecodeStream {
+///
+/// Under a grammar every byte counts, so nothing is dropped.
+fn decoder(
+    model: &ServedModel,
+    request: &TextRequest,
+    prompt: &[TokenId],
+    form: &Form,
+) -> DecodeStream {
     let tokenizer = model.tokenizer();
+    let stream = tokenizer.stream().showing(form.shown.clone());
     let answer = matches!(request.prompt, Prompt::Chat { .. });
-    match answer || prompt.iter().all(|&id| tokenizer.is_special(id)) {
-        true => tokenizer.stream(),
-        false => tokenizer.stream().continuing(),
+    let first = answer || prompt.iter().all(|&id| tokenizer.is_special(id));
+    match first && request.format.is_none() {
+        true => stream,
+        false => stream.continuing(),
     }
 }

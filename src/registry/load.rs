@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
@@ -40,7 +40,7 @@ pub struct OpenModel {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Weights or configuration.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Model {
         /// What was opened.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum LoadError {
         source: hearth_models::Error,
     },
     /// Tokenizer or template.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, source))]
     Text {
         /// What was opened.
         path: PathBuf,
@@ -66,6 +66,12 @@ pub enum LoadError {
         /// What is wrong.
         what: String,
     },
+}
+
+/// `path: error`, or the error alone where it names the file already.
+fn in_file(path: &Path, error: &dyn std::error::Error) -> String {
+    let (path, error) = (path.display().to_string(), error.to_string());
+    if error.contains(&path) { error } else { format!("{path}: {error}") }
 }
 
 /// Tokenizer, template and defaults of a model.
@@ -88,7 +94,7 @@ impl OpenModel {
         Demand {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
-            weight_bytes: compute.weight_bytes(&self.file),
+            weight_bytes: self.file.weight_bytes(compute),
         }
     }
 
@@ -149,6 +155,8 @@ impl OpenModel {
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
+            vocabulary: OnceLock::new(),
+            tool_style: text.template.as_ref().map(ChatTemplate::tool_style),
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,

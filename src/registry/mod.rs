@@ -10,7 +10,7 @@ mod load;
 pub mod plan;
 pub mod source;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub use convert::write_gguf;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
 use crate::engine::handle::EngineHandle;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers.
@@ -29,7 +29,9 @@ pub struct ServedModel {
     engine: EngineHandle,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Tokenizer,
+    vocabulary: OnceLock<Vocabulary>,
     template: Option<ChatTemplate>,
+    tool_style: Option<ToolStyle>,
     stop_ids: Vec<TokenId>,
     defaults: SamplingOverrides,
 }
@@ -38,12 +40,36 @@ pub struct ServedModel {
 #[derive(Default)]
 pub struct Registry {
     models: Vec<Arc<ServedModel>>,
+    /// Other names: name and id.
+    aliases: Vec<(String, String)>,
 }
 
 impl Registry {
     /// Over loaded models, in the order in which `/v1/models` lists them.
     pub fn new(models: Vec<ServedModel>) -> Self {
-        Self { models: models.into_iter().map(Arc::new).collect() }
+        Self { models: models.into_iter().map(Arc::new).collect(), aliases: Vec::new() }
+    }
+
+    /// The same with other names for its models, each a name and an id.
+    ///
+    /// # Errors
+    /// A name that is an id already, or an id that nothing is served under.
+    pub fn with_aliases(mut self, aliases: Vec<(String, String)>) -> Result<Self, String> {
+        for (name, id) in &aliases {
+            if self.models.iter().any(|m| m.id == *name) {
+                return Err(format!("`{name}` is the id of a model; it cannot name another"));
+            }
+            if !self.models.iter().any(|m| m.id == *id) {
+                return Err(format!("`{name}` stands for `{id}`, which is not served"));
+            }
+        }
+        self.aliases = aliases;
+        Ok(self)
+    }
+
+    /// Other names of models: name and id.
+    pub fn aliases(&self) -> &[(String, String)] {
+        &self.aliases
     }
 
     /// All of them.
@@ -51,8 +77,10 @@ impl Registry {
         &self.models
     }
 
-    /// One of them.
+    /// One of them, by its id or another name of it.
     pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
+        let alias = self.aliases.iter().find(|(name, _)| name == id);
+        let id = alias.map_or(id, |(_, id)| id);
         self.models.iter().find(|m| m.id == id).cloned()
     }
 
@@ -95,9 +123,25 @@ impl ServedModel {
         &self.tokenizer
     }
 
+    /// Its tokens as grammars see them. The first call takes up to a second.
+    pub fn vocabulary(&self) -> Result<&Vocabulary, TextError> {
+        if let Some(vocabulary) = self.vocabulary.get() {
+            return Ok(vocabulary);
+        }
+        let vocab_len = self.engine.limits().vocab_len;
+        let vocabulary = Vocabulary::new(&self.tokenizer, vocab_len, &self.stop_ids)?;
+        // Whoever came first has built the same.
+        Ok(self.vocabulary.get_or_init(|| vocabulary))
+    }
+
     /// Conversation to text; a base model may have none.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// How its template treats tools.
+    pub fn tool_style(&self) -> Option<ToolStyle> {
+        self.tool_style
     }
 
     /// Tokens that end an answer.

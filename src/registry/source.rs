@@ -111,6 +111,16 @@ impl fmt::Display for HubId {
     }
 }
 
+/// What a file in `folder` means by the name of a model: a path in it begins at that folder.
+pub fn relative_to(folder: &Path, text: &str) -> String {
+    let path = folder.join(text);
+    let is_path = !text.is_empty() && (looks_like_path(text) || path.exists());
+    match is_path && !text.starts_with('~') {
+        true => path.to_string_lossy().into_owned(),
+        false => text.to_owned(),
+    }
+}
+
 /// Spellings that no hub id has.
 fn looks_like_path(text: &str) -> bool {
     let is_file = [".gguf", ".safetensors"].iter().any(|ending| text.ends_with(ending));
@@ -196,6 +206,17 @@ mod tests {
     #[test]
     fn the_built_in_model_has_a_name() {
         assert_eq!(ModelSource::parse("hearth-tiny"), Ok(ModelSource::Builtin));
+    }
+
+    #[test]
+    fn a_path_in_a_file_begins_at_its_folder() {
+        let in_folder = |text| relative_to(Path::new("src"), text);
+        assert_eq!(in_folder("none.gguf"), "src/none.gguf");
+        assert_eq!(in_folder("./none"), "src/./none");
+        assert_eq!(in_folder("registry/hub"), "src/registry/hub");
+        for other in ["org/name", "org/name:a.gguf", "hearth-tiny", "/tmp/x.gguf", "~/x", ""] {
+            assert_eq!(in_folder(other), other);
+        }
     }
 
     #[test]

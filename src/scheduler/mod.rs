@@ -11,14 +11,18 @@
 //! blocks run out the youngest sequence gives its own back and waits again at its old place.
 
 mod batch;
+mod sequence;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trace;
 
 use std::collections::VecDeque;
 
 pub use batch::{Admit, Batch, Entry, Later};
+pub use sequence::{NewSequence, Sequence};
 
-use crate::kv::BlockPool;
+use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, SeqId, TokenId};
 
 /// Bounds. All positive.
@@ -34,51 +38,6 @@ pub struct SchedulerConfig {
     pub running_len: usize,
     /// Rows of one sequence in one batch when the logits of all of them are wanted.
     pub score_chunk: usize,
-}
-
-/// A sequence as it arrives.
-#[derive(Clone, Debug)]
-pub struct NewSequence {
-    /// Ascending in order of arrival.
-    pub id: SeqId,
-    /// Never empty.
-    pub prompt: Vec<TokenId>,
-    /// Whether a token is wanted at all (prompt scoring wants none).
-    pub samples: bool,
-    /// The logits of every prompt row are wanted.
-    pub score: bool,
-}
-
-/// One sequence.
-#[derive(Clone, Debug)]
-pub struct Sequence {
-    id: SeqId,
-    /// Prompt and answer so far.
-    tokens: Vec<TokenId>,
-    prompt_len: usize,
-    /// Leading tokens whose KV is in `blocks`.
-    computed: usize,
-    /// Leading prompt rows whose logits have been read.
-    scored: usize,
-    blocks: Vec<BlockId>,
-    samples: bool,
-    score: bool,
-}
-
-impl Sequence {
-    /// Prompt and answer so far.
-    pub fn tokens(&self) -> &[TokenId] {
-        &self.tokens
-    }
-
-    /// Blocks in order of position.
-    pub fn blocks(&self) -> &[BlockId] {
-        &self.blocks
-    }
-
-    fn todo(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
 }
 
 /// The state machine.
@@ -110,19 +69,7 @@ impl Scheduler {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
         // Threads that submit at once may hand over their ids in another order.
         let place = self.waiting.partition_point(|s| s.id < new.id);
-        self.waiting.insert(
-            place,
-            Sequence {
-                id: new.id,
-                prompt_len: new.prompt.len(),
-                tokens: new.prompt,
-                computed: 0,
-                scored: 0,
-                blocks: Vec::new(),
-                samples: new.samples,
-                score: new.score,
-            },
-        );
+        self.waiting.insert(place, Sequence::new(new));
     }
 
     /// Picks the rows of the next step and gives them their blocks.
@@ -139,7 +86,8 @@ impl Scheduler {
     pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)]) {
         for entry in &batch.entries {
             if let Some(seq) = self.running.iter_mut().find(|s| s.id == entry.id) {
-                seq.computed = entry.start + entry.rows;
+                seq.advance(entry.start + entry.rows);
+                seq.publish(&mut self.pool, self.config.block_len);
                 seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
             }
         }
@@ -154,8 +102,7 @@ impl Scheduler {
     pub fn finish(&mut self, id: SeqId) {
         self.waiting.retain(|s| s.id != id);
         if let Some(place) = self.running.iter().position(|s| s.id == id) {
-            let seq = self.running.remove(place);
-            seq.blocks.into_iter().for_each(|b| self.pool.release(b));
+            self.running.remove(place).release(&mut self.pool);
         }
     }
 
@@ -179,6 +126,11 @@ impl Scheduler {
         self.pool.block_count() - self.pool.free_count()
     }
 
+    /// The blocks: how many are free, known, evicted.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
@@ -195,10 +147,7 @@ impl Scheduler {
             return Err(format!("{} sequences run", self.running.len()));
         }
         for s in &self.running {
-            let held = s.blocks.len() * self.config.block_len;
-            if s.computed > s.tokens.len() || s.computed > held {
-                return Err(format!("{}: {} computed, {held} held", s.id, s.computed));
-            }
+            s.check(&self.pool, self.config.block_len)?;
         }
         match self.waiting.iter().find(|s| s.computed > 0 || !s.blocks.is_empty()) {
             Some(s) => Err(format!("{} waits and holds something", s.id)),
@@ -210,6 +159,7 @@ impl Scheduler {
     fn schedule_running(&mut self, batch: &mut Batch, wanted: impl Fn(&Sequence) -> bool) {
         let ids: Vec<SeqId> = self.running.iter().filter(|s| wanted(s)).map(|s| s.id).collect();
         for id in ids {
+            self.adopt(id);
             if !self.grow(id, batch) {
                 continue; // gave its blocks to an older one, now or meanwhile
             }
@@ -221,30 +171,45 @@ impl Scheduler {
         }
     }
 
-    /// Lets sequences in from the waiting room until something says no. A sequence brings the
-    /// blocks of all its tokens and the next one, so that only answers ever need more.
+    /// Lets sequences in from the waiting room until something says no.
     fn admit(&mut self, batch: &mut Batch) -> Admit {
         while let Some(next) = self.waiting.front() {
-            if self.running.len() == self.config.running_len {
-                return Admit::Later(Later::RunningFull);
-            }
-            let rows = self.row_limit(next, batch);
-            if rows == 0 {
-                return Admit::Later(Later::BatchFull);
-            }
-            let tokens = next.tokens.len() + usize::from(next.samples);
-            let needed = tokens.div_ceil(self.config.block_len);
-            if needed > self.pool.free_count() {
-                return Admit::Later(Later::NoBlocks);
-            }
+            let found = match self.room_for(next, batch) {
+                Ok(found) => found,
+                Err(why) => return Admit::Later(why),
+            };
             let mut next = self.waiting.pop_front().expect("just looked at; this is a bug");
-            next.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
-            batch.push(&next, rows);
+            next.adopt(&found, &mut self.pool, self.config.block_len);
+            let missing = self.blocks_wanted(&next) - next.blocks.len();
+            next.blocks.extend((0..missing).map_while(|_| self.pool.allocate()));
+            batch.push(&next, self.row_limit(&next, batch));
             // Preempted sequences come back with ids older than some that run.
             let place = self.running.partition_point(|s| s.id < next.id);
             self.running.insert(place, next);
         }
         Admit::Now
+    }
+
+    /// The known blocks with which a sequence may come in, or why it may not.
+    fn room_for(&self, next: &Sequence, batch: &Batch) -> Result<Vec<(BlockId, Before)>, Later> {
+        if self.running.len() == self.config.running_len {
+            return Err(Later::RunningFull);
+        }
+        if self.row_limit(next, batch) == 0 {
+            return Err(Later::BatchFull);
+        }
+        let found = next.found(&self.pool, self.config.block_len);
+        // A known block that nobody holds is one of the free ones.
+        let held = found.iter().filter(|(block, _)| !self.pool.is_free(*block)).count();
+        match self.blocks_wanted(next) - held <= self.pool.free_count() {
+            true => Ok(found),
+            false => Err(Later::NoBlocks),
+        }
+    }
+
+    /// Blocks of all its tokens and the next one, so that only answers ever need more.
+    fn blocks_wanted(&self, seq: &Sequence) -> usize {
+        (seq.tokens.len() + usize::from(seq.samples)).div_ceil(self.config.block_len)
     }
 
     /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
@@ -274,10 +239,17 @@ impl Scheduler {
         }
     }
 
+    /// Somebody may have computed meanwhile what comes next in it.
+    fn adopt(&mut self, id: SeqId) {
+        if let Some(seq) = self.running.iter_mut().find(|s| s.id == id) {
+            let found = seq.found(&self.pool, self.config.block_len);
+            seq.adopt(&found, &mut self.pool, self.config.block_len);
+        }
+    }
+
     fn preempt_youngest(&mut self, batch: &mut Batch) {
         let mut seq = self.running.pop().expect("the one that asks runs; this is a bug");
-        seq.blocks.drain(..).for_each(|b| self.pool.release(b));
-        seq.computed = 0;
+        seq.release(&mut self.pool);
         batch.preempted.push(seq.id);
         let place = self.waiting.partition_point(|s| s.id < seq.id);
         self.waiting.insert(place, seq);

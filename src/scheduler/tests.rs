@@ -1,6 +1,7 @@
 //! By state, not by call: what a batch holds after named steps, and random traces.
 
 use super::*;
+use crate::types::CacheScope;
 
 fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
     let config =
@@ -9,7 +10,13 @@ fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Sch
 }
 
 fn sequence(id: u64, prompt: usize) -> NewSequence {
-    NewSequence { id: SeqId(id), prompt: vec![7; prompt], samples: true, score: false }
+    let prompt = (0..prompt as u32).map(|i| 100 * id as u32 + i).collect();
+    text(id, prompt)
+}
+
+fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
+    let scope = CacheScope::default();
+    NewSequence { id: SeqId(id), prompt, samples: true, score: false, scope }
 }
 
 /// `id:start+rows`, with `!` where a token is sampled.
@@ -88,7 +95,7 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (1, 1, 3));
     s.finish(SeqId(0));
-    assert_eq!(step(&mut s), "1:0+9!", "prompt and answer are computed again, then it goes on");
+    assert_eq!(step(&mut s), "1:4+5!", "what was taken is computed again, then it goes on");
 }
 
 #[test]
@@ -145,83 +152,101 @@ fn a_finished_sequence_leaves_nothing() {
     s.check().unwrap();
 }
 
-/// A model that is only arithmetic: the next token depends on all tokens before it. Whatever the
-/// trace does, each sequence must see the tokens it would have seen alone, each position computed
-/// from the first after every preemption, none skipped.
 #[test]
-fn random_traces_keep_every_promise() {
-    for seed in 0..200u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let running_len = 1 + random.below(6);
-        let batch_tokens = running_len + random.below(20);
-        let mut s = scheduler(12 + random.below(20), batch_tokens, running_len);
-        let mut next_id = 0;
-        let mut live: Vec<(SeqId, usize)> = Vec::new(); // with the length at which it ends
-        let mut written: std::collections::HashMap<SeqId, usize> = Default::default();
-        for _ in 0..500 {
-            if random.below(3) == 0 && live.len() < 12 {
-                let prompt = 1 + random.below(30);
-                let id = SeqId(next_id);
-                next_id += 1;
-                s.add(NewSequence { score: random.below(4) == 0, ..sequence(id.0, prompt) });
-                live.push((id, prompt + 1 + random.below(48 - prompt)));
-            }
-            if random.below(10) == 0 && !live.is_empty() {
-                let (id, _) = live.swap_remove(random.below(live.len()));
-                s.finish(id);
-            }
-            let batch = s.schedule();
-            s.check().unwrap();
-            assert!(batch.row_count() <= batch_tokens && batch.score_count() <= 3);
-            let oldest_preempted = batch.preempted.iter().min();
-            let youngest_chosen = batch.entries.iter().map(|e| e.id).max();
-            assert!(oldest_preempted.is_none_or(|id| Some(*id) > youngest_chosen), "seed {seed}");
-            assert!(batch.row_count() > 0 || live.is_empty(), "seed {seed}: no progress");
-            written.retain(|id, _| !batch.preempted.contains(id));
-            let mut sampled = Vec::new();
-            for entry in &batch.entries {
-                let done = written.entry(entry.id).or_default();
-                assert_eq!(*done, entry.start, "seed {seed}: a position is skipped or repeated");
-                *done += entry.rows;
-                let seq = s.running(entry.id).unwrap();
-                assert_eq!(entry.samples, *done == seq.tokens().len());
-                assert!(seq.blocks().len() * 4 >= *done);
-                if entry.samples {
-                    sampled.push((entry.id, seq.tokens().iter().sum::<u32>() % 101));
-                }
-            }
-            s.update(&batch, &sampled);
-            s.check().unwrap();
-            live.retain(|&(id, end)| {
-                let Some(seq) = s.running(id) else { return true };
-                let alive = seq.tokens().len() < end;
-                if !alive {
-                    let mut alone = seq.tokens()[..seq.prompt_len].to_vec();
-                    while alone.len() < end {
-                        alone.push(alone.iter().sum::<u32>() % 101);
-                    }
-                    assert_eq!(alone, seq.tokens(), "seed {seed}");
-                }
-                alive || {
-                    s.finish(id);
-                    written.remove(&id);
-                    false
-                }
-            });
-        }
-        live.iter().for_each(|(id, _)| s.finish(*id));
-        assert_eq!(s.used_blocks(), 0);
-    }
+fn a_text_that_was_computed_is_not_computed_again() {
+    let mut s = scheduler(10, 32, 4);
+    let shared: Vec<TokenId> = (0..9).collect();
+    s.add(text(0, shared.clone()));
+    assert_eq!(step(&mut s), "0:0+9!");
+    // Two whole blocks of it are known, while 0 still runs.
+    s.add(text(1, [&shared[..], &[50, 51]].concat()));
+    assert_eq!(step(&mut s), "0:9+1! 1:8+3!");
+    assert_eq!(s.running(SeqId(1)).unwrap().cached(), 8);
+    assert_eq!(s.used_blocks(), 4, "two are held twice");
+    s.finish(SeqId(0));
+    s.finish(SeqId(1));
+    assert_eq!((s.used_blocks(), s.pool().idle_count()), (0, 2));
+    // The whole prompt is known, and the last token is computed all the same.
+    s.add(text(2, shared[..8].to_vec()));
+    assert_eq!(step(&mut s), "2:4+4!");
+    assert_eq!(s.running(SeqId(2)).unwrap().cached(), 4);
 }
 
-/// xorshift64*
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n as u64) as usize
+#[test]
+fn an_answer_is_a_prefix_of_the_next_question() {
+    let mut s = scheduler(10, 32, 4);
+    s.add(sequence(0, 3));
+    for _ in 0..6 {
+        step(&mut s);
     }
+    let history = s.running(SeqId(0)).unwrap().tokens().to_vec();
+    s.finish(SeqId(0));
+    s.add(text(1, [&history[..], &[7]].concat()));
+    assert_eq!(step(&mut s), "1:8+2!", "eight of nine tokens had been computed");
+}
+
+#[test]
+fn those_who_come_together_compute_their_common_part_once() {
+    let mut s = scheduler(100, 8, 4);
+    let student = |id: u32| [(0..20).collect::<Vec<_>>(), vec![100 + id; 3]].concat();
+    for id in 0..3 {
+        s.add(text(id, student(id as u32)));
+    }
+    assert_eq!(step(&mut s), "0:0+8");
+    assert_eq!(step(&mut s), "0:8+8");
+    assert_eq!(step(&mut s), "0:16+7! 1:16+1", "1 comes in where 0 has arrived");
+    assert_eq!(step(&mut s), "0:23+1! 1:17+6! 2:20+1", "2 goes on where 0 has arrived");
+    assert_eq!(step(&mut s), "0:24+1! 1:23+1! 2:21+2!");
+    let cached = [0, 1, 2].map(|id| s.running(SeqId(id)).unwrap().cached());
+    assert_eq!(cached, [0, 16, 20]);
+}
+
+#[test]
+fn scopes_share_nothing() {
+    let mut s = scheduler(100, 32, 4);
+    let scoped = |id, tenant| NewSequence {
+        scope: CacheScope { adapter: 0, tenant },
+        ..text(id, (0..9).collect())
+    };
+    s.add(scoped(0, 1));
+    assert_eq!(step(&mut s), "0:0+9!");
+    s.add(scoped(1, 2));
+    s.add(scoped(2, 1));
+    assert_eq!(step(&mut s), "0:9+1! 1:0+9! 2:8+1!");
+}
+
+#[test]
+fn what_is_idle_makes_room() {
+    let mut s = scheduler(4, 32, 4);
+    s.add(sequence(0, 8));
+    step(&mut s);
+    s.finish(SeqId(0));
+    assert_eq!(s.pool().idle_count(), 2);
+    s.add(sequence(1, 13));
+    assert_eq!(step(&mut s), "1:0+13!");
+    assert_eq!((s.pool().idle_count(), s.pool().evictions()), (0, 2));
+}
+
+#[test]
+fn a_preempted_sequence_finds_its_own_blocks_and_calls_none_of_them_cached() {
+    let mut s = scheduler(4, 16, 4);
+    s.add(sequence(0, 7));
+    s.add(sequence(1, 6));
+    step(&mut s);
+    step(&mut s);
+    assert_eq!(s.schedule().preempted, [SeqId(1)]); // 0 needs a third block
+    s.finish(SeqId(0));
+    assert_eq!(step(&mut s), "1:4+4!", "its first block was known and idle");
+    assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
+}
+
+#[test]
+fn a_scored_prompt_is_computed_from_its_first_token() {
+    let mut s = scheduler(100, 32, 4);
+    s.add(sequence(0, 9));
+    step(&mut s);
+    s.finish(SeqId(0));
+    s.add(NewSequence { score: true, ..text(1, (0..9).collect()) });
+    assert_eq!(step(&mut s), "1:0+3");
+    assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
 }

@@ -15,24 +15,41 @@ use super::ids;
 use super::objects::{Chunks, Envelope, Whole};
 use super::observe::Watch;
 use super::sse;
+use super::stored::Keeper;
+use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TextStream};
 use crate::registry::ServedModel;
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
-pub(super) async fn answer(app: &App, watch: Arc<Watch>, call: Call) -> Result<Response, ApiError> {
+pub(super) async fn answer(
+    app: &App,
+    watch: Arc<Watch>,
+    caller: &Caller,
+    call: Call,
+) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
     let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
     let mut texts = Vec::with_capacity(call.requests.len());
-    for request in call.requests {
+    for mut request in call.requests {
+        request.tenant = caller.tenant;
         texts.push(app.pipeline.generate(request).await?);
+    }
+    if envelope.prompt_ids.is_some() {
+        envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
     }
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
     watch.generating(model.id(), envelope.prompt_tokens, envelope.n * envelope.prompts);
     let watcher = watch.clone();
     let mut events = merge(texts, envelope.n).inspect(move |event| watcher.event(event)).boxed();
+    if let Some(keep) = call.keep {
+        let history = Arc::clone(&app.rooms.history);
+        let request_id = watch.request_id.clone();
+        let keeper = Keeper { history, project: caller.project, request_id };
+        events = keep.follow(events, Whole::new(envelope.clone()), keeper);
+    }
     if let Some(options) = call.stream {
         watch.streaming();
         return Ok(sse::response(events, Chunks::new(envelope, options), app.config.heartbeat));
@@ -73,6 +90,7 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         n: first.map_or(1, |request| request.n),
         prompts: call.requests.len(),
         prompt_tokens: 0,
+        prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
         logprobs: first.is_some_and(|request| request.logprobs.is_some()),
     }
 }
@@ -95,7 +113,13 @@ fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEven
 
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
     match &mut event {
-        TextEvent::Delta { choice, .. } | TextEvent::Finished { choice, .. } => *choice += first,
+        TextEvent::Delta { choice, .. }
+        | TextEvent::Prompt { choice, .. }
+        | TextEvent::Tokens { choice, .. }
+        | TextEvent::Reasoning { choice, .. }
+        | TextEvent::ToolCall { choice, .. }
+        | TextEvent::ToolArguments { choice, .. }
+        | TextEvent::Finished { choice, .. } => *choice += first,
     }
     event
 }

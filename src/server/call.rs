@@ -4,8 +4,9 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::extract::{self, Fields};
-use super::fields;
-use crate::pipeline::TextRequest;
+use super::stored::Keep;
+use super::{fields, format};
+use crate::pipeline::{Format, Prompt, TextRequest};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// One call of an endpoint, read and validated.
@@ -19,6 +20,8 @@ pub(super) struct Call {
     pub requests: Vec<TextRequest>,
     /// `None`: one object at the end.
     pub stream: Option<StreamOptions>,
+    /// The answer is to be stored.
+    pub keep: Option<Keep>,
 }
 
 /// The two families of objects that carry text.
@@ -46,12 +49,16 @@ pub(super) struct Common {
     pub stop_token_ids: Vec<TokenId>,
     pub ignore_eos: bool,
     pub min_tokens: usize,
+    pub prompt_logprobs: Option<usize>,
+    pub token_ids: bool,
+    pub format: Option<Format>,
     pub sampling: SamplingOverrides,
 }
 
 impl Common {
     pub(super) fn read(body: &mut Fields, lenient: bool) -> Result<Self, ApiError> {
         Ok(Self {
+            prompt_logprobs: prompt_logprobs(body)?,
             model: model(body)?,
             n: body.count("n", 1..=128)?.unwrap_or(1),
             stream: stream(body, lenient)?,
@@ -59,8 +66,26 @@ impl Common {
             stop_token_ids: token_list(body, "stop_token_ids")?,
             ignore_eos: body.bool("ignore_eos")?.unwrap_or(false),
             min_tokens: body.count("min_tokens", 0..=u32::MAX)?.unwrap_or(0),
+            token_ids: body.bool("return_token_ids")?.unwrap_or(false),
+            format: format::read(body, lenient)?,
             sampling: sampling(body)?,
         })
+    }
+
+    /// A request with these fields; what is not common is left open.
+    pub(super) fn request(&self, prompt: Prompt) -> TextRequest {
+        TextRequest {
+            n: self.n,
+            min_tokens: self.min_tokens,
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
+            ignore_eos: self.ignore_eos,
+            prompt_logprobs: self.prompt_logprobs,
+            token_ids: self.token_ids,
+            format: self.format.clone(),
+            sampling: self.sampling.clone(),
+            ..TextRequest::new(&self.model, prompt)
+        }
     }
 
     /// `min_tokens` must leave room under the limit that is given.
@@ -76,6 +101,16 @@ impl Common {
             _ => Ok(()),
         }
     }
+}
+
+/// As vLLM has it; it comes with the whole object alone.
+fn prompt_logprobs(body: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let top = body.count("prompt_logprobs", 0..=20)?;
+    if top.is_some() && body.map().get("stream") == Some(&Value::Bool(true)) {
+        let message = "Unsupported parameter: 'prompt_logprobs' is not told in a stream.";
+        return Err(ApiError::unsupported("prompt_logprobs", message));
+    }
+    Ok(top)
 }
 
 /// Reads a list of token ids.

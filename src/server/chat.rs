@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{fields, messages};
+use super::{fields, messages, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 
 /// Reads a body.
@@ -14,28 +14,19 @@ use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 /// The first field that is unknown, refused, malformed or out of range.
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
+    let keep = stored::wanted(&mut body)?;
     let common = Common::read(&mut body, lenient)?;
     let (max_tokens, max_tokens_param) = max_tokens(&mut body)?;
     common.check_min_tokens(max_tokens)?;
     let template_kwargs = template_kwargs(&mut body)?;
     let logprobs = logprobs(&mut body)?;
+    let tools = tools::read(&mut body, lenient)?;
     let messages = messages::normalise(body.value("messages"), lenient)?;
-    let request = TextRequest {
-        model: common.model.clone(),
-        prompt: Prompt::Chat { messages, template_kwargs },
-        n: common.n,
-        max_tokens,
-        max_tokens_param,
-        min_tokens: common.min_tokens,
-        stop: common.stop,
-        stop_token_ids: common.stop_token_ids,
-        ignore_eos: common.ignore_eos,
-        logprobs,
-        echo: false,
-        sampling: common.sampling,
-    };
+    let prompt = Prompt::Chat { messages, template_kwargs };
+    let request =
+        TextRequest { max_tokens, max_tokens_param, logprobs, tools, ..common.request(prompt) };
     let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream })
+    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
 }
 
 /// `choices[i]` of the first chunk of a choice.
@@ -44,34 +35,101 @@ pub(super) fn first_choice(index: usize) -> Value {
     json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null})
 }
 
-/// `choices[i]` of a chunk with text.
-pub(super) fn delta_choice(index: usize, text: &str, logprobs: Option<&[TokenLogprob]>) -> Value {
+/// A part of an answer that a chunk carries.
+pub(super) enum Part<'a> {
+    Text(&'a str),
+    Reasoning(&'a str),
+    Call { index: usize, id: &'a str, name: &'a str, custom: bool },
+    Arguments { index: usize, text: &'a str, custom: bool },
+}
+
+impl Part<'_> {
+    fn delta(&self) -> Value {
+        match *self {
+            Self::Text(text) => json!({"content": text}),
+            // Two names are in use for the same thing.
+            Self::Reasoning(text) => json!({"reasoning_content": text, "reasoning": text}),
+            Self::Call { index, id, name, custom } => {
+                let mut call = call_object(id, name, "", custom);
+                call.insert("index".to_owned(), json!(index));
+                json!({"tool_calls": [call]})
+            }
+            Self::Arguments { index, text, custom: false } => {
+                json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            }
+            Self::Arguments { index, text, custom: true } => {
+                json!({"tool_calls": [{"index": index, "custom": {"input": text}}]})
+            }
+        }
+    }
+}
+
+/// `choices[i]` of a chunk in the middle.
+pub(super) fn delta_choice(
+    index: usize,
+    part: &Part<'_>,
+    logprobs: Option<&[TokenLogprob]>,
+) -> Value {
     json!({
         "index": index,
-        "delta": {"content": text},
+        "delta": part.delta(),
         "logprobs": logprobs.map(logprobs_object),
         "finish_reason": null,
     })
 }
 
-/// `choices[i]` of the last chunk of a choice.
-pub(super) fn last_choice(index: usize, reason: &str) -> Value {
+/// `choices[i]` of a chunk without a word: the last one of a choice has a reason.
+pub(super) fn last_choice(index: usize, reason: Value) -> Value {
     json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason})
+}
+
+/// A call of an answer.
+#[derive(Clone, Debug)]
+pub(super) struct CallParts {
+    pub id: String,
+    pub name: String,
+    pub arguments: String,
+    pub custom: bool,
 }
 
 /// `choices[i]` of the whole object.
 pub(super) fn whole_choice(
     index: usize,
     text: &str,
+    reasoning: &str,
+    calls: &[CallParts],
     logprobs: Option<&[TokenLogprob]>,
     reason: &str,
 ) -> Value {
+    let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { json!(text) };
+    let mut message =
+        json!({"role": "assistant", "content": content, "refusal": null, "annotations": []});
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = json!(reasoning);
+        message["reasoning"] = json!(reasoning);
+    }
+    if !calls.is_empty() {
+        let calls = calls.iter().map(|c| call_object(&c.id, &c.name, &c.arguments, c.custom));
+        message["tool_calls"] = calls.map(Value::Object).collect();
+    }
     json!({
         "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": null, "annotations": []},
+        "message": message,
         "logprobs": logprobs.map(logprobs_object),
         "finish_reason": reason,
     })
+}
+
+fn call_object(id: &str, name: &str, arguments: &str, custom: bool) -> Map<String, Value> {
+    let (kind, inner) = match custom {
+        false => ("function", json!({"name": name, "arguments": arguments})),
+        true => ("custom", json!({"name": name, "input": arguments})),
+    };
+    Map::from_iter([
+        ("id".to_owned(), json!(id)),
+        ("type".to_owned(), json!(kind)),
+        (kind.to_owned(), inner),
+    ])
 }
 
 /// What stands for the logarithm of zero, which JSON has no word for.
@@ -223,7 +281,9 @@ mod tests {
     #[test]
     fn refused_and_unknown_fields_stop_a_chat() {
         let error = read(with("tools", json!([{"type": "function"}]))).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("tools"));
+        assert_eq!(error.param.as_deref(), Some("tools[0].function"));
+        let error = read(with("functions", json!([{"name": "f"}]))).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("functions"));
         let error = read(with("foo", json!(1))).unwrap_err();
         assert_eq!(error.code, Some("unknown_parameter"));
         for accepted in [
@@ -231,7 +291,6 @@ mod tests {
             ("service_tier", json!("auto")),
             ("prediction", json!({"type": "content", "content": "x"})),
             ("parallel_tool_calls", json!(true)),
-            ("tools", json!([])),
             ("response_format", json!({"type": "text"})),
         ] {
             assert!(read(with(accepted.0, accepted.1)).is_ok(), "{}", accepted.0);

@@ -24,23 +24,24 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     common.check_min_tokens(Some(max_tokens))?;
     let logprobs = body.count("logprobs", 0..=5)?;
     let echo = body.bool("echo")?.unwrap_or(false);
+    let suffix = body.string("suffix")?.filter(|text| !text.is_empty());
     let prompts = prompts(body.value("prompt"))?;
     let request = |prompt| TextRequest {
-        model: common.model.clone(),
-        prompt,
-        n: common.n,
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
-        min_tokens: common.min_tokens,
-        stop: common.stop.clone(),
-        stop_token_ids: common.stop_token_ids.clone(),
-        ignore_eos: common.ignore_eos,
         logprobs,
         echo,
-        sampling: common.sampling.clone(),
+        suffix: suffix.clone(),
+        ..common.request(prompt)
     };
     let requests = prompts.into_iter().map(request).collect();
-    Ok(Call { shape: Shape::Completion, model: common.model, requests, stream: common.stream })
+    Ok(Call {
+        shape: Shape::Completion,
+        model: common.model,
+        requests,
+        stream: common.stream,
+        keep: None,
+    })
 }
 
 /// `choices[i]`, of a chunk or of the whole object: they are the same here.
@@ -213,7 +214,9 @@ mod tests {
             ("best_of", json!(2)),
             ("best_of", json!(0)),
             ("best_of", json!(21)),
-            ("suffix", json!("end")),
+            ("suffix", json!(5)),
+            ("prompt_logprobs", json!(21)),
+            ("return_token_ids", json!(1)),
             ("messages", json!([])),
         ] {
             let mut body = json!({"model": "m", "prompt": "a"});

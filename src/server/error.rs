@@ -103,6 +103,13 @@ impl ApiError {
             .code("unsupported_media_type")
     }
 
+    /// A body that does not say it is a form, or says it wrongly.
+    pub(super) fn not_a_form(why: &str) -> Self {
+        let message = format!("The request body must be a form of type multipart/form-data: {why}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+            .code("unsupported_media_type")
+    }
+
     /// A body beyond the limit.
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("The request body is larger than the limit of {limit_bytes} bytes.");
@@ -124,6 +131,11 @@ impl ApiError {
     /// No key, or a wrong one.
     pub(super) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, message).code("invalid_api_key")
+    }
+
+    /// A right key that may not do this.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message).code("insufficient_permissions")
     }
 
     /// No such route.
@@ -170,6 +182,21 @@ impl From<Error> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     .code("rate_limit_exceeded")
                     .retry_after(retry_after)
+            }
+            Error::NotFound { .. } => {
+                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("not_found")
+            }
+            Error::RateLimited { unit, retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, unit, message)
+                    .code("rate_limit_exceeded")
+                    .retry_after(retry_after)
+            }
+            Error::TooLarge { code, .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message).code(code)
+            }
+            Error::StorageFull(_) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
+                    .code("storage_full")
             }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)

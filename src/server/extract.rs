@@ -12,6 +12,8 @@ use super::error::ApiError;
 
 /// The fields of one object of the body that are not read yet.
 pub(super) struct Fields {
+    /// Where the object stands in the body; empty for the body itself.
+    path: String,
     map: Map<String, Value>,
 }
 
@@ -22,7 +24,7 @@ impl Fields {
     /// It is not JSON (with line and column), or not an object.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Self { map }),
+            Ok(Value::Object(map)) => Ok(Self { path: String::new(), map }),
             Ok(other) => Err(ApiError::bad_json(format!(
                 "The request body must be a JSON object, but it is {}.",
                 kind(&other)
@@ -33,8 +35,17 @@ impl Fields {
         }
     }
 
-    pub(super) fn from_map(map: Map<String, Value>) -> Self {
-        Self { map }
+    /// The fields of an object inside the body, at `path`.
+    pub(super) fn within(path: &str, map: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), map }
+    }
+
+    /// The path of a field, for errors.
+    pub(super) fn at(&self, name: &str) -> String {
+        match self.path.as_str() {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        }
     }
 
     pub(super) fn map(&self) -> &Map<String, Value> {
@@ -50,7 +61,7 @@ impl Fields {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
-            Some(other) => Err(ApiError::wrong_type(name, "a boolean", kind(&other))),
+            Some(other) => Err(ApiError::wrong_type(&self.at(name), "a boolean", kind(&other))),
         }
     }
 
@@ -58,7 +69,7 @@ impl Fields {
         match self.value(name) {
             None => Ok(None),
             Some(Value::String(value)) => Ok(Some(value)),
-            Some(other) => Err(ApiError::wrong_type(name, "a string", kind(&other))),
+            Some(other) => Err(ApiError::wrong_type(&self.at(name), "a string", kind(&other))),
         }
     }
 
@@ -66,7 +77,7 @@ impl Fields {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Object(value)) => Ok(Some(value)),
-            Some(other) => Err(ApiError::wrong_type(name, "an object", kind(&other))),
+            Some(other) => Err(ApiError::wrong_type(&self.at(name), "an object", kind(&other))),
         }
     }
 
@@ -75,7 +86,7 @@ impl Fields {
         name: &str,
         range: RangeInclusive<f64>,
     ) -> Result<Option<f32>, ApiError> {
-        self.value(name).map(|value| number(name, &value, range)).transpose()
+        self.value(name).map(|value| number(&self.at(name), &value, range)).transpose()
     }
 
     pub(super) fn integer(
@@ -83,7 +94,7 @@ impl Fields {
         name: &str,
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
-        self.value(name).map(|value| integer(name, &value, range)).transpose()
+        self.value(name).map(|value| integer(&self.at(name), &value, range)).transpose()
     }
 
     /// An integer that counts something.

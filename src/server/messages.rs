@@ -34,7 +34,7 @@ fn message(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
     let Value::Object(map) = value else {
         return Err(ApiError::wrong_type(path, "an object", kind(&value)));
     };
-    let mut message = Message { path, fields: Fields::from_map(map), out: Map::new() };
+    let mut message = Message { fields: Fields::within(path, map), out: Map::new() };
     let role = message.string("role")?.ok_or_else(|| ApiError::missing(&message.at("role")))?;
     let role = match role.as_str() {
         "developer" => "system",
@@ -63,23 +63,18 @@ fn message(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
 }
 
 /// A message between the wire and the template.
-struct Message<'a> {
-    path: &'a str,
+struct Message {
     fields: Fields,
     out: Map<String, Value>,
 }
 
-impl Message<'_> {
+impl Message {
     fn at(&self, field: &str) -> String {
-        format!("{}.{field}", self.path)
+        self.fields.at(field)
     }
 
     fn string(&mut self, field: &str) -> Result<Option<String>, ApiError> {
-        match self.fields.value(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(ApiError::wrong_type(&self.at(field), "a string", kind(&other))),
-        }
+        self.fields.string(field)
     }
 
     fn content(&mut self, role: &str, called_tools: bool) -> Result<(), ApiError> {
@@ -111,17 +106,8 @@ impl Message<'_> {
             Some(Value::Array(calls)) => calls,
             Some(other) => return Err(ApiError::wrong_type(&path, "an array", kind(&other))),
         };
-        for (i, call) in calls.iter().enumerate() {
-            let function = &call["function"];
-            for (name, value) in
-                [("name", &function["name"]), ("arguments", &function["arguments"])]
-            {
-                if !value.is_string() {
-                    let path = format!("{path}[{i}].function.{name}");
-                    return Err(ApiError::wrong_type(&path, "a string", kind(value)));
-                }
-            }
-        }
+        let one = |(i, call)| tool_call(&format!("{path}[{i}]"), call);
+        let calls: Vec<Value> = calls.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
         let any = !calls.is_empty();
         if any {
             self.out.insert("tool_calls".to_owned(), Value::Array(calls));
@@ -153,6 +139,32 @@ impl Message<'_> {
         }
         Ok(Value::Object(self.out))
     }
+}
+
+/// A call of an earlier turn. Templates know functions; a custom tool is one with one argument.
+fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
+    let custom = call["type"] == "custom";
+    let (inner, names) = match custom {
+        true => ("custom", ["name", "input"]),
+        false => ("function", ["name", "arguments"]),
+    };
+    for name in names {
+        let value = &call[inner][name];
+        if !value.is_string() {
+            return Err(ApiError::wrong_type(
+                &format!("{path}.{inner}.{name}"),
+                "a string",
+                kind(value),
+            ));
+        }
+    }
+    if custom {
+        let custom = &call["custom"];
+        let arguments = json!({"input": custom["input"]}).to_string();
+        call = json!({"id": call["id"], "type": "function",
+                      "function": {"name": custom["name"], "arguments": arguments}});
+    }
+    Ok(call)
 }
 
 fn join_parts(path: &str, parts: Vec<Value>, role: &str) -> Result<String, ApiError> {

@@ -134,7 +134,7 @@ const fn counter(
     EngineMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [EngineMetric; 12] = [
+const ENGINE_METRICS: [EngineMetric; 16] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -145,6 +145,18 @@ const ENGINE_METRICS: [EngineMetric; 12] = [
         m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
     }),
     gauge("kv_blocks_total", "KV blocks there are", |m| m.engine().limits().kv_blocks as u64),
+    gauge("kv_blocks_cached", "KV blocks that nobody holds and the prefix cache remembers", |m| {
+        m.engine().stats().kv_blocks_cached.load(Ordering::Relaxed) as u64
+    }),
+    counter("prefix_cache_hits", "Prompts that began with something cached", |m| {
+        m.engine().stats().prefix_hits.load(Ordering::Relaxed)
+    }),
+    counter("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", |m| {
+        m.engine().stats().prefix_hit_tokens.load(Ordering::Relaxed)
+    }),
+    counter("prefix_cache_evictions", "KV blocks that the prefix cache had to forget", |m| {
+        m.engine().stats().prefix_evictions.load(Ordering::Relaxed)
+    }),
     counter("requests", "Sequences ever submitted", |m| {
         m.engine().stats().requests.load(Ordering::Relaxed)
     }),

@@ -3,52 +3,62 @@
 //! A request walks `observe` (id, panic, log) -> [`App::admit`] (drain, key) -> a route below ->
 //! `chat` or `completions` (body to `TextRequest`) -> `answer` (pipeline) -> `objects` (events to
 //! JSON) -> `sse` when it streams. Deliberately absent: binding the socket, signals, and draining
-//! the engines, which are the caller's; CORS and TLS, which are a proxy's.
+//! the engines, which are the caller's.
 
 mod answer;
 mod auth;
 mod call;
 mod chat;
 mod completions;
+mod cors;
 mod error;
 mod extract;
 mod fields;
+mod files;
+mod format;
 mod ids;
 mod listen;
 mod messages;
+mod metadata;
 mod metrics;
 mod models;
 mod objects;
 mod observe;
+mod paging;
 mod sse;
+mod stored;
+mod tokens;
+mod tools;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use self::auth::Keys;
 use self::error::ApiError;
 use self::extract::Fields;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use crate::auth::{Caller, Keyring};
 use crate::error::Error;
+use crate::files::Files;
+use crate::history::History;
 use crate::pipeline::Pipeline;
 
 /// How to serve. Validated by whoever makes it.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Keys that open `/v1`; none leaves it open.
-    pub api_keys: Vec<String>,
+    /// Origins whose pages may ask from a browser; none by default, `*` is every one.
+    pub cors_origins: Vec<String>,
     /// Longer bodies are refused with a 413.
     pub body_limit_bytes: usize,
     /// A connection on which no whole head of a request comes in this time is closed.
@@ -66,7 +76,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
             body_limit_bytes: 4 << 20,
             head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
@@ -77,16 +87,28 @@ impl Default for ServerConfig {
     }
 }
 
+/// What stands behind the wire besides text.
+#[derive(Clone)]
+pub struct Rooms {
+    /// Who may ask.
+    pub keyring: Arc<Keyring>,
+    /// What is remembered.
+    pub history: Arc<History>,
+    /// What was uploaded.
+    pub files: Arc<Files>,
+}
+
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
 /// `drain_timeout`. The engines are left running: draining them is the caller's.
 pub async fn serve(
     config: ServerConfig,
     pipeline: Arc<Pipeline>,
+    rooms: Rooms,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) {
     let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
-    let app = Arc::new(App::new(config, pipeline));
+    let app = Arc::new(App::new(config, pipeline, rooms));
     let stop = async {
         shutdown.await;
         app.draining.store(true, Ordering::Release);
@@ -104,31 +126,37 @@ pub async fn serve(
 struct App {
     config: ServerConfig,
     pipeline: Arc<Pipeline>,
+    rooms: Rooms,
     metrics: Arc<Metrics>,
-    keys: Keys,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
 }
 
 impl App {
-    fn new(config: ServerConfig, pipeline: Arc<Pipeline>) -> Self {
-        let keys = Keys::new(config.api_keys.clone());
+    fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
-        Self { config, pipeline, metrics, keys, draining, in_work: Arc::default() }
+        Self { config, pipeline, rooms, metrics, draining, in_work: Arc::default() }
     }
 
-    /// Before anything is read: `/v1` wants a key and a server that stays.
-    fn admit(&self, request: &Request) -> Result<(), ApiError> {
-        if !request.uri().path().starts_with("/v1/") {
+    /// Before anything is read: `/v1` wants a key.
+    fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
+        let path = request.uri().path();
+        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
+        wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
+    }
+
+    /// Whoever sends work finds a server that stays, and has not used up what its key may use.
+    fn admit(&self, caller: &Caller, request: &Request) -> Result<(), ApiError> {
+        if request.method() != Method::POST {
             return Ok(());
         }
-        self.keys.check(request.headers())?;
-        if request.method() == Method::POST && self.is_draining() {
+        if self.is_draining() {
             return Err(Error::ShuttingDown.into());
         }
-        Ok(())
+        let limiter = caller.limiter.as_ref();
+        Ok(limiter.map_or(Ok(()), |limiter| limiter.request(Instant::now()))?)
     }
 
     fn is_draining(&self) -> bool {
@@ -164,10 +192,21 @@ impl App {
 
 fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/chat/completions", post(chat_completions).get(stored::list))
+        .route(
+            "/v1/chat/completions/{id}",
+            get(stored::get).post(stored::update).delete(stored::delete),
+        )
+        .route("/v1/chat/completions/{id}/messages", get(stored::messages))
         .route("/v1/completions", post(text_completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(files::router())
+        .route("/v1/admin/keys", get(auth::list).post(auth::create))
+        .route("/v1/admin/keys/{id}", delete(auth::revoke))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(scrape))
@@ -181,19 +220,29 @@ fn router(app: Arc<App>) -> Router {
 async fn chat_completions(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let call = chat::parse(app.body(request).await?, app.config.lenient_fields)?;
-    answer::answer(&app, watch, call).await
+    answer::answer(&app, watch, &caller, call).await
 }
 
 async fn text_completions(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let call = completions::parse(app.body(request).await?, app.config.lenient_fields)?;
-    answer::answer(&app, watch, call).await
+    answer::answer(&app, watch, &caller, call).await
+}
+
+/// Runs what waits for the disk on a thread that may.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Error::Internal("The server failed on this request.".to_owned())))
 }
 
 /// The process lives.

@@ -14,8 +14,11 @@ use crate::registry::ServedModel;
 
 /// Everything that is served.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    let models = app.pipeline.registry().models().iter();
-    let data: Vec<_> = models.map(|model| object(model)).collect();
+    let registry = app.pipeline.registry();
+    let models = registry.models().iter().map(|model| object(model, model.id()));
+    let aliases = registry.aliases().iter();
+    let aliases = aliases.filter_map(|(name, _)| Some(object(&*registry.get(name)?, name)));
+    let data: Vec<_> = models.chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -25,13 +28,14 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
-    let model = app.pipeline.registry().get(&id).ok_or(Error::ModelNotFound(id))?;
-    Ok(Json(object(&model)))
+    let model = app.pipeline.registry().get(&id).ok_or_else(|| Error::ModelNotFound(id.clone()))?;
+    Ok(Json(object(&model, &id)))
 }
 
-fn object(model: &ServedModel) -> Value {
+/// A model under one of its names.
+fn object(model: &ServedModel, id: &str) -> Value {
     json!({
-        "id": model.id(),
+        "id": id,
         "object": "model",
         "created": model.created_s(),
         "owned_by": "hearth",

@@ -6,11 +6,12 @@
 use serde_json::{Map, Value, json};
 
 use super::call::{Shape, StreamOptions};
+use super::chat::{CallParts, Part};
 use super::error::ApiError;
 use super::{chat, completions};
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TokenLogprob};
-use crate::types::{FinishReason, Usage};
+use crate::types::{FinishReason, TokenId, Usage};
 
 /// What is the same in every object of one answer.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Envelope {
     pub prompt_tokens: usize,
     /// The client asked for log-probabilities.
     pub logprobs: bool,
+    /// The client asked for token ids: those of every prompt.
+    pub prompt_ids: Option<Vec<Vec<TokenId>>>,
 }
 
 impl Envelope {
@@ -64,6 +67,7 @@ impl Envelope {
 struct Tally {
     prompt: usize,
     completion: usize,
+    reasoning: usize,
     /// By prompt, the least that any choice found in the prefix cache: what was there before.
     cached: Vec<Option<usize>>,
 }
@@ -71,11 +75,12 @@ struct Tally {
 impl Tally {
     fn new(envelope: &Envelope) -> Self {
         let cached = vec![None; envelope.prompts];
-        Self { prompt: envelope.prompt_tokens, completion: 0, cached }
+        Self { prompt: envelope.prompt_tokens, completion: 0, reasoning: 0, cached }
     }
 
-    fn add(&mut self, prompt: usize, usage: &Usage) {
+    fn add(&mut self, prompt: usize, usage: &Usage, reasoning: usize) {
         self.completion += usage.completion;
+        self.reasoning += reasoning;
         let cached = &mut self.cached[prompt];
         *cached = Some(cached.map_or(usage.cached, |least| least.min(usage.cached)));
     }
@@ -90,7 +95,7 @@ impl Tally {
                 "audio_tokens": 0,
             },
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
@@ -116,43 +121,97 @@ pub(super) struct Chunks {
     begun: Vec<bool>,
     /// By choice: where its next token begins, in characters.
     offsets: Vec<usize>,
+    /// By choice: its last call is of a custom tool.
+    custom: Vec<bool>,
+    /// By choice: the tokens of its prompt are out.
+    told: Vec<bool>,
 }
 
 impl Chunks {
     pub(super) fn new(envelope: Envelope, options: StreamOptions) -> Self {
         let (tally, open) = (Tally::new(&envelope), envelope.choices());
-        Self { envelope, options, tally, open, begun: vec![false; open], offsets: vec![0; open] }
+        Self {
+            envelope,
+            options,
+            tally,
+            open,
+            begun: vec![false; open],
+            offsets: vec![0; open],
+            custom: vec![false; open],
+            told: vec![false; open],
+        }
     }
 
     /// One event, as zero or more chunks at the end of `out`.
     pub(super) fn event(&mut self, event: TextEvent, out: &mut Vec<u8>) {
         match event {
             TextEvent::Delta { choice, text, logprobs } => {
-                self.begin(choice, out);
-                let part = match self.envelope.shape {
-                    Shape::Chat => {
-                        chat::delta_choice(choice, &text, self.envelope.logprobs(&logprobs))
-                    }
-                    Shape::Completion => {
-                        let offset = &mut self.offsets[choice];
-                        let logprobs = self.envelope.legacy_logprobs(&logprobs, offset);
-                        completions::choice(choice, &text, logprobs, None)
-                    }
-                };
-                self.write(vec![part], Value::Null, out);
+                self.text(choice, &text, &logprobs, out);
             }
-            TextEvent::Finished { choice, reason, usage, .. } => {
+            // A stream is refused that asks for it.
+            TextEvent::Prompt { .. } => {}
+            TextEvent::Tokens { choice, ids } => self.tokens(choice, &ids, out),
+            TextEvent::Reasoning { choice, text, logprobs } => {
+                self.part(choice, &Part::Reasoning(&text), &logprobs, out);
+            }
+            TextEvent::ToolCall { choice, index, id, name, custom } => {
+                self.custom[choice] = custom;
+                let call = Part::Call { index, id: &id, name: &name, custom };
+                self.part(choice, &call, &[], out);
+            }
+            TextEvent::ToolArguments { choice, index, text, logprobs } => {
+                let custom = self.custom[choice];
+                let arguments = Part::Arguments { index, text: &text, custom };
+                self.part(choice, &arguments, &logprobs, out);
+            }
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
                 self.begin(choice, out);
                 self.open -= 1;
-                self.tally.add(choice / self.envelope.n, &usage);
+                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
                 let reason = reason.as_str();
                 let part = match self.envelope.shape {
-                    Shape::Chat => chat::last_choice(choice, reason),
+                    Shape::Chat => chat::last_choice(choice, json!(reason)),
                     Shape::Completion => completions::choice(choice, "", Value::Null, Some(reason)),
                 };
                 self.write(vec![part], Value::Null, out);
             }
         }
+    }
+
+    fn text(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Vec<u8>) {
+        if self.envelope.shape == Shape::Chat {
+            return self.part(choice, &Part::Text(text), logprobs, out);
+        }
+        let logprobs = self.envelope.legacy_logprobs(logprobs, &mut self.offsets[choice]);
+        self.write(vec![completions::choice(choice, text, logprobs, None)], Value::Null, out);
+    }
+
+    /// Tokens of an answer; with the first of a choice come those of its prompt.
+    fn tokens(&mut self, choice: usize, ids: &[TokenId], out: &mut Vec<u8>) {
+        self.begin(choice, out);
+        let mut part = match self.envelope.shape {
+            Shape::Chat => chat::last_choice(choice, Value::Null),
+            Shape::Completion => completions::choice(choice, "", Value::Null, None),
+        };
+        part["token_ids"] = json!(ids);
+        if !std::mem::replace(&mut self.told[choice], true) {
+            let prompt = self.envelope.prompt_ids.as_ref();
+            part["prompt_token_ids"] = json!(prompt.and_then(|p| p.get(choice / self.envelope.n)));
+        }
+        self.write(vec![part], Value::Null, out);
+    }
+
+    /// A part of a chat.
+    fn part(
+        &mut self,
+        choice: usize,
+        part: &Part<'_>,
+        logprobs: &[TokenLogprob],
+        out: &mut Vec<u8>,
+    ) {
+        self.begin(choice, out);
+        let logprobs = self.envelope.logprobs(logprobs);
+        self.write(vec![chat::delta_choice(choice, part, logprobs)], Value::Null, out);
     }
 
     /// The end: usage where it is wanted, then `[DONE]`.
@@ -211,6 +270,10 @@ pub(super) struct Whole {
 #[derive(Clone, Debug, Default)]
 struct Choice {
     text: String,
+    reasoning: String,
+    token_ids: Vec<TokenId>,
+    prompt: Option<Vec<TokenLogprob>>,
+    calls: Vec<CallParts>,
     logprobs: Vec<TokenLogprob>,
     reason: Option<FinishReason>,
 }
@@ -228,9 +291,27 @@ impl Whole {
                 choice.text.push_str(&text);
                 choice.logprobs.extend(logprobs);
             }
-            TextEvent::Finished { choice, reason, usage, .. } => {
+            TextEvent::Prompt { choice, tokens } => self.choices[choice].prompt = Some(tokens),
+            TextEvent::Tokens { choice, ids } => self.choices[choice].token_ids.extend(ids),
+            TextEvent::Reasoning { choice, text, logprobs } => {
+                let choice = &mut self.choices[choice];
+                choice.reasoning.push_str(&text);
+                choice.logprobs.extend(logprobs);
+            }
+            TextEvent::ToolCall { choice, id, name, custom, .. } => {
+                let arguments = String::new();
+                self.choices[choice].calls.push(CallParts { id, name, arguments, custom });
+            }
+            TextEvent::ToolArguments { choice, index, text, logprobs } => {
+                let choice = &mut self.choices[choice];
+                choice.logprobs.extend(logprobs);
+                if let Some(call) = choice.calls.get_mut(index) {
+                    call.arguments.push_str(&text);
+                }
+            }
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
                 self.choices[choice].reason = Some(reason);
-                self.tally.add(choice / self.envelope.n, &usage);
+                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
             }
         }
     }
@@ -243,16 +324,25 @@ impl Whole {
         let envelope = &self.envelope;
         let one = |(i, choice): (usize, &Choice)| {
             let reason = choice.reason.ok_or_else(cut_short)?.as_str();
-            Ok(match envelope.shape {
+            let mut object = match envelope.shape {
                 Shape::Chat => {
                     let logprobs = envelope.logprobs(&choice.logprobs);
-                    chat::whole_choice(i, &choice.text, logprobs, reason)
+                    let Choice { text, reasoning, calls, .. } = choice;
+                    chat::whole_choice(i, text, reasoning, calls, logprobs, reason)
                 }
                 Shape::Completion => {
                     let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);
                     completions::choice(i, &choice.text, logprobs, Some(reason))
                 }
-            })
+            };
+            if let Some(prompts) = &envelope.prompt_ids {
+                object["token_ids"] = json!(choice.token_ids);
+                object["prompt_token_ids"] = json!(prompts.get(i / envelope.n));
+            }
+            if let Some(tokens) = &choice.prompt {
+                object["prompt_logprobs"] = prompt_logprobs(tokens);
+            }
+            Ok(object)
         };
         let choices = self.choices.iter().enumerate().map(one).collect::<Result<_, ApiError>>()?;
         let name = match envelope.shape {
@@ -263,6 +353,23 @@ impl Whole {
         object.insert("usage".to_owned(), self.tally.usage());
         Ok(Value::Object(object))
     }
+}
+
+/// vLLM's form: for every token of the prompt the token itself and its alternatives, by id.
+fn prompt_logprobs(tokens: &[TokenLogprob]) -> Value {
+    let entry = |logprob: f32, rank: Option<usize>, text: &str| {
+        let logprob = logprob.max(chat::LOGPROB_MIN);
+        json!({"logprob": logprob, "rank": rank, "decoded_token": text})
+    };
+    let one = |token: &TokenLogprob| {
+        let own = token.logprob?;
+        let top = token.top.iter().enumerate();
+        let mut map: Map<String, Value> =
+            top.map(|(i, t)| (t.id.to_string(), entry(t.logprob, Some(i + 1), &t.text))).collect();
+        map.entry(token.id.to_string()).or_insert_with(|| entry(own, None, &token.text));
+        Some(map)
+    };
+    tokens.iter().map(|token| json!(one(token))).collect()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
         prompts,
         prompt_tokens: 7,
         logprobs: false,
+        prompt_ids: None,
     }
 }
 
@@ -24,7 +25,8 @@ fn delta(choice: usize, text: &str) -> TextEvent {
 
 fn finished(choice: usize, reason: FinishReason, cached: usize, completion: usize) -> TextEvent {
     let usage = Usage { prompt: 7, cached, completion };
-    TextEvent::Finished { choice, reason, usage, timings: Timings::default() }
+    let (reasoning_tokens, timings) = (2 * choice, Timings::default());
+    TextEvent::Finished { choice, reason, usage, reasoning_tokens, timings }
 }
 
 fn stream(envelope: Envelope, include_usage: bool, events: Vec<TextEvent>) -> String {
@@ -204,4 +206,64 @@ fn prompts_of_one_completion_are_counted_each_and_ordered() {
     assert_eq!(texts, ["0", "1", "2", "3"]);
     assert_eq!(whole["usage"]["completion_tokens"], 20);
     assert_eq!(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 1 + 3);
+}
+
+/// Thought, words, a call of a function and one of a custom tool.
+fn calling() -> Vec<TextEvent> {
+    let reasoning =
+        |text: &str| TextEvent::Reasoning { choice: 0, text: text.into(), logprobs: vec![] };
+    let call = |index, name: &str, custom| TextEvent::ToolCall {
+        choice: 0,
+        index,
+        id: format!("call_{index}"),
+        name: name.into(),
+        custom,
+    };
+    let arguments = |index, text: &str| TextEvent::ToolArguments {
+        choice: 0,
+        index,
+        text: text.into(),
+        logprobs: vec![],
+    };
+    vec![
+        reasoning("h"),
+        reasoning("m"),
+        call(0, "f", false),
+        arguments(0, "{\"a\""),
+        arguments(0, ":1}"),
+        call(1, "sql", true),
+        arguments(1, "SELECT 1"),
+        finished(0, FinishReason::ToolCalls, 0, 9),
+    ]
+}
+
+#[test]
+fn streamed_calls_name_themselves_once_and_grow() {
+    let chunks = values(&stream(envelope(Shape::Chat, 1, 1), false, calling()));
+    let deltas: Vec<Value> = chunks.iter().map(|c| c["choices"][0]["delta"].clone()).collect();
+    assert_eq!(deltas[1], json!({"reasoning_content": "h", "reasoning": "h"}));
+    let first = json!([{"id": "call_0", "type": "function",
+                        "function": {"name": "f", "arguments": ""}, "index": 0}]);
+    assert_eq!(deltas[3]["tool_calls"], first);
+    let more = json!([{"index": 0, "function": {"arguments": "{\"a\""}}]);
+    assert_eq!(deltas[4], json!({"tool_calls": more}));
+    assert_eq!(deltas[6]["tool_calls"][0]["custom"], json!({"name": "sql", "input": ""}));
+    assert_eq!(deltas[7], json!({"tool_calls": [{"index": 1, "custom": {"input": "SELECT 1"}}]}));
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[test]
+fn a_whole_chat_with_calls_has_no_content_and_tells_its_thought() {
+    let mut whole = Whole::new(envelope(Shape::Chat, 1, 1));
+    calling().into_iter().for_each(|event| whole.event(event));
+    let whole = whole.end().unwrap();
+    let message = &whole["choices"][0]["message"];
+    assert!(message["content"].is_null() && message["refusal"].is_null());
+    assert_eq!(message["reasoning_content"], "hm");
+    assert_eq!(
+        message["tool_calls"][0]["function"],
+        json!({"name": "f", "arguments": "{\"a\":1}"})
+    );
+    assert_eq!(message["tool_calls"][1]["custom"], json!({"name": "sql", "input": "SELECT 1"}));
+    assert_eq!(message["tool_calls"][0]["id"], "call_0");
 }

@@ -5,7 +5,7 @@
 //! client that went away. Never in the log: what was asked and what was answered.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -16,8 +16,9 @@ use futures_util::FutureExt;
 
 use super::App;
 use super::error::{ApiError, Refusal};
-use super::ids;
 use super::metrics::Metrics;
+use super::{auth, cors, ids};
+use crate::auth::limits::Limiter;
 use crate::error::Error;
 use crate::pipeline::TextEvent;
 use crate::types::{FinishReason, Timings, Usage};
@@ -30,21 +31,48 @@ pub(super) async fn layer(
 ) -> Response {
     let watch = Arc::new(Watch::new(&app, &request));
     request.extensions_mut().insert(watch.clone());
-    let mut response = match app.admit(&request) {
-        Err(error) => error.into_response(),
-        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-            let error = Error::Internal("The server failed on this request.".to_owned());
-            ApiError::from(error).into_response()
-        }),
+    let origin = cors::allowed(&app.config.cors_origins, request.headers());
+    let asks = origin.as_ref().and_then(|_| cors::preflight(&request));
+    let mut response = match asks {
+        Some(permission) => permission,
+        None => admitted(&app, &watch, request, next).await,
     };
     watch.answered(&response);
     let headers = response.headers_mut();
+    if let Some(origin) = origin {
+        cors::mark(origin, headers);
+    }
+    if let Some(limiter) = watch.limiter.get() {
+        auth::limit_headers(limiter, headers);
+    }
     let id = HeaderValue::from_str(&watch.request_id)
         .expect("ids are hexadecimal digits; this is a bug");
     headers.insert("x-request-id", id);
     headers.insert("openai-processing-ms", (watch.started.elapsed().as_millis() as u64).into());
     headers.insert("openai-version", HeaderValue::from_static("2020-10-01"));
+    headers.insert("openai-organization", HeaderValue::from_static("hearth"));
     response
+}
+
+/// Lets a request pass if its key does, and survives a panic behind it.
+async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) -> Response {
+    match app.caller(&request) {
+        Err(error) => return error.into_response(),
+        Ok(None) => {}
+        Ok(Some(caller)) => {
+            if let Some(limiter) = &caller.limiter {
+                watch.limiter.get_or_init(|| Arc::clone(limiter));
+            }
+            if let Err(error) = app.admit(&caller, &request) {
+                return error.into_response();
+            }
+            request.extensions_mut().insert(caller);
+        }
+    }
+    AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+        let error = Error::Internal("The server failed on this request.".to_owned());
+        ApiError::from(error).into_response()
+    })
 }
 
 /// What is known of one request so far.
@@ -56,6 +84,8 @@ pub(super) struct Watch {
     method: String,
     route: String,
     started: Instant,
+    /// Pays for the tokens, where the key has a limit.
+    limiter: OnceLock<Arc<Limiter>>,
     facts: Mutex<Facts>,
 }
 
@@ -74,6 +104,8 @@ struct Facts {
     streaming: bool,
     /// When the last text of each choice came.
     last_text: Vec<Option<Instant>>,
+    /// Pieces of text of each choice.
+    deltas: Vec<usize>,
     choices: usize,
 }
 
@@ -94,6 +126,7 @@ impl Watch {
             // A path that no route knows is the client's invention and would flood the labels.
             route: route.map_or("unmatched", MatchedPath::as_str).to_owned(),
             started: Instant::now(),
+            limiter: OnceLock::new(),
             facts: Mutex::default(),
         }
     }
@@ -104,7 +137,15 @@ impl Watch {
         facts.model = Some(model.to_owned());
         facts.prompt_tokens = prompt_tokens;
         facts.last_text = vec![None; choices];
+        facts.deltas = vec![0; choices];
         facts.choices = choices;
+        self.charge(prompt_tokens);
+    }
+
+    fn charge(&self, tokens: usize) {
+        if let Some(limiter) = self.limiter.get() {
+            limiter.tokens(tokens, Instant::now());
+        }
     }
 
     /// The answer is a stream, whose end is not the end of the handler.
@@ -117,8 +158,17 @@ impl Watch {
         let mut facts = self.facts();
         match event {
             Err(error) => facts.failure = Some(error.to_string()),
-            Ok(TextEvent::Delta { choice, .. }) => self.text(&mut facts, *choice),
-            Ok(TextEvent::Finished { reason, usage, timings, .. }) => {
+            Ok(
+                TextEvent::Delta { choice, .. }
+                | TextEvent::Reasoning { choice, .. }
+                | TextEvent::ToolArguments { choice, .. },
+            ) => self.text(&mut facts, *choice),
+            Ok(
+                TextEvent::ToolCall { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. },
+            ) => {}
+            Ok(TextEvent::Finished { choice, reason, usage, timings, .. }) => {
+                // Every piece of text was paid for as one token when it came; now comes the truth.
+                self.charge(usage.completion.saturating_sub(facts.deltas[*choice]));
                 facts.finished(*reason, usage, timings);
             }
         }
@@ -128,6 +178,8 @@ impl Watch {
         let now = Instant::now();
         let first = facts.last_text.iter().all(Option::is_none);
         let before = facts.last_text[choice].replace(now);
+        facts.deltas[choice] += 1;
+        self.charge(1);
         let model = facts.model.as_deref().unwrap_or_default();
         if first {
             self.metrics.first_token(model, now - self.started);

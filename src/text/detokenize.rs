@@ -21,6 +21,8 @@ use super::Tokenizer;
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that appear in the text in any case.
+    shown: Vec<u32>,
     /// The next token is the first of the text.
     first: bool,
     /// Bytes of a character that is not complete yet: at most three.
@@ -31,12 +33,25 @@ pub struct DecodeStream {
 
 impl DecodeStream {
     pub(super) fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, skip_special: true, first: true, pending: Vec::new(), held: Vec::new() }
+        Self {
+            tokenizer,
+            skip_special: true,
+            shown: Vec::new(),
+            first: true,
+            pending: Vec::new(),
+            held: Vec::new(),
+        }
     }
 
     /// Special tokens appear in the text, as they are spelled.
     pub fn keep_special(mut self) -> Self {
         self.skip_special = false;
+        self
+    }
+
+    /// These special tokens appear in the text, as they are spelled.
+    pub fn showing(mut self, ids: Vec<u32>) -> Self {
+        self.shown = ids;
         self
     }
 
@@ -49,7 +64,7 @@ impl DecodeStream {
 
     /// Takes the next token; returns the text that became certain with it.
     pub fn push(&mut self, id: u32) -> Option<String> {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.shown.contains(&id) {
             return None;
         }
         let token = self.tokenizer.raw_token(id)?;

@@ -1,7 +1,8 @@
 //! Text: everything between characters and token ids.
 //!
 //! Owns the tokenizer (from `tokenizer.json` or from GGUF metadata), incremental detokenisation,
-//! chat templates and stop strings. Everything here is a plain value without a thread of its own:
+//! chat templates, stop strings, grammars, and the parsers that tell words from thought and calls.
+//! Everything here is a plain value without a thread of its own:
 //! a [`Tokenizer`] and a [`ChatTemplate`] are shared, a [`DecodeStream`] and a [`StopMatcher`]
 //! belong to one request.
 //!
@@ -11,20 +12,29 @@
 
 mod detokenize;
 mod export;
+mod fim;
 mod gguf;
+mod grammar;
+mod guard;
+mod output;
 mod pretokenizer;
 mod python;
 mod spm;
 mod stop;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use detokenize::DecodeStream;
 pub use export::export;
 pub use gguf::{GgufVocab, VocabKind};
+pub use grammar::{Follower, Grammar, Next, Opening, Rules, Shape, Thinking, Trigger, Vocabulary};
+pub use guard::Guard;
+pub use output::{CallFormat, CallParser, OutputParser, Piece, PlainParser, THINK, ThinkParser};
 pub use stop::{StopHit, StopMatcher};
 pub use template::{ChatTemplate, Clock};
 pub use tokenizer::{Special, Tokenizer};
+pub use tools::{CallRule, ToolStyle, call_rules, triggers};
 
 /// What can go wrong with text. Every message is fit to be shown to the user.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +59,9 @@ pub enum TextError {
     /// The template itself refused the conversation through `raise_exception`.
     #[error("the chat template refused the conversation: {0}")]
     Refused(String),
+    /// A grammar, or a JSON schema, cannot be enforced.
+    #[error("{0}")]
+    Grammar(String),
     /// A chat template failed, or ran out of its budget of instructions or output, on this input.
     #[error("chat template failed: {0}")]
     Render(String),

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::TextError;
 use super::python;
 use super::tokenizer::{Special, Tokenizer};
+use super::tools::ToolStyle;
 
 /// Tells the time to templates that print a date.
 pub type Clock = Arc<dyn Fn() -> Zoned + Send + Sync>;
@@ -49,6 +50,8 @@ pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
     /// `bos_token`, `eos_token`, ...: name and text.
     tokens: Map<String, Value>,
+    /// The text of all templates.
+    source: Arc<str>,
 }
 
 impl ChatTemplate {
@@ -107,22 +110,24 @@ impl ChatTemplate {
         env.set_fuel(Some(FUEL));
         env.add_function("raise_exception", raise_exception);
         python::install(&mut env);
+        let texts: Vec<&str> = templates.iter().map(|(_, source)| source.as_str()).collect();
+        let all: Arc<str> = texts.join("\n").into();
         for (name, source) in templates {
             env.add_template_owned(name, without_generation_blocks(&source))
                 .map_err(|e| TextError::BadTemplate(describe(&e)))?;
         }
-        Ok(Self { env: Arc::new(env), tokens }.with_clock(Arc::new(Zoned::now)))
+        Ok(Self { env: Arc::new(env), tokens, source: all }.with_clock(Arc::new(Zoned::now)))
     }
 
     /// The same template with another clock.
     pub fn with_clock(self, clock: Clock) -> Self {
-        let mut env = Arc::unwrap_or_clone(self.env);
+        let mut env = (*self.env).clone();
         env.add_function("strftime_now", move |format: &str| {
             jiff::fmt::strtime::format(format, &clock()).map_err(|e| {
                 Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"))
             })
         });
-        Self { env: Arc::new(env), tokens: self.tokens }
+        Self { env: Arc::new(env), ..self }
     }
 
     /// Renders a conversation. `messages` is the list of messages as the OpenAI API has them,
@@ -163,6 +168,16 @@ impl ChatTemplate {
     pub fn starts_with_bos(&self, rendered: &str) -> bool {
         let bos = self.tokens.get("bos_token").and_then(Value::as_str);
         bos.is_some_and(|bos| !bos.is_empty() && rendered.starts_with(bos))
+    }
+
+    /// Whether its text speaks of something: a variable such as `enable_thinking`, a mark.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.source.contains(word)
+    }
+
+    /// How it treats tools.
+    pub fn tool_style(&self) -> ToolStyle {
+        ToolStyle::of(self)
     }
 
     /// The tokens after which the assistant's turn is over: the one that the template writes

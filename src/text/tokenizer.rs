@@ -206,6 +206,12 @@ impl Tokenizer {
         self.stages.added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
+    /// The texts of all special tokens.
+    pub fn special_texts(&self) -> Vec<String> {
+        let added = self.stages.added.get_added_tokens_decoder().values();
+        added.filter(|token| token.special).map(|token| token.content.clone()).collect()
+    }
+
     /// Whether a token was added beside the model's own vocabulary: special tokens, and others
     /// such as `<tool_call>` that are found in text before tokenization.
     pub fn is_added(&self, id: u32) -> bool {

@@ -10,10 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::files::{Files, Quota};
+use hearth::history::History;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
-use hearth::server::{ServerConfig, serve};
+use hearth::server::{Rooms, ServerConfig, serve};
+use hearth::store::Store;
 use hearth_kernels::Pool;
 use hearth_models::{Compute, KvDType};
 use serde_json::{Map, Value, json};
@@ -25,6 +29,9 @@ use crate::http::{self, Answer, Pending};
 
 /// The id under which the model is served: with what needs encoding in a URL.
 pub(crate) const MODEL: &str = "org/tiny:F32";
+
+/// Another name of it.
+pub(crate) const ALIAS: &str = "gpt-4o-mini";
 
 /// Tokens of one request. Long enough that a whole answer takes seconds.
 pub(crate) const CONTEXT_LEN: usize = 32_768;
@@ -38,19 +45,37 @@ pub(crate) struct Server {
 /// What differs between tests.
 pub(crate) struct Options {
     pub(crate) config: ServerConfig,
+    pub(crate) store: Store,
+    /// Keys that stand in no table.
+    pub(crate) api_keys: Vec<String>,
+    pub(crate) files_bytes_max: u64,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { config: ServerConfig::default(), running_len: 8, queue_len: 64 }
+        Self {
+            config: ServerConfig::default(),
+            store: Store::in_memory().expect("a store"),
+            api_keys: Vec::new(),
+            files_bytes_max: 20 << 20,
+            running_len: 8,
+            queue_len: 64,
+        }
     }
 }
 
 pub(crate) async fn start(options: Options) -> Server {
     let model = model(&options);
-    let pipeline = Arc::new(Pipeline::new(Arc::new(Registry::new(vec![model]))));
+    let registry = Registry::new(vec![model]);
+    let registry = registry.with_aliases(vec![(ALIAS.to_owned(), MODEL.to_owned())]);
+    let pipeline = Arc::new(Pipeline::new(Arc::new(registry.expect("a served model"))));
+    let store = Arc::new(options.store);
+    let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
+    let quota = Quota { project_bytes_max: options.files_bytes_max };
+    let files = Arc::new(Files::open(Arc::clone(&store), quota).expect("a folder"));
+    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
@@ -58,13 +83,30 @@ pub(crate) async fn start(options: Options) -> Server {
         // A test that ends without a word stops its server too.
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(options.config, pipeline, listener, shutdown));
+    let task = tokio::spawn(serve(options.config, pipeline, rooms, listener, shutdown));
     Server { address, stop: Some(stop), task }
 }
 
 impl Server {
     pub(crate) async fn get(&self, path: &str) -> Answer {
         http::send(self.address, "GET", path, &[], b"").await.answer().await
+    }
+
+    /// Any request, with a key or without.
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> Answer {
+        let bearer = key.map(|key| format!("Bearer {key}"));
+        let mut headers: Vec<_> =
+            bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
+        let body = body.map(|body| body.to_string());
+        headers.extend(body.iter().map(|_| ("Content-Type", "application/json")));
+        let body = body.unwrap_or_default();
+        http::send(self.address, method, path, &headers, body.as_bytes()).await.answer().await
     }
 
     /// Sends JSON and does not wait.
@@ -179,6 +221,9 @@ fn tokenizer() -> Value {
         let content = match id {
             257 => "<|im_start|>".to_owned(),
             258 => "<|im_end|>".to_owned(),
+            259 => "<|fim_prefix|>".to_owned(),
+            261 => "<|fim_suffix|>".to_owned(),
+            262 => "<|fim_middle|>".to_owned(),
             id => format!("<|{id}|>"),
         };
         json!({

@@ -72,6 +72,7 @@ trap stop_server EXIT
 # built-in one.
 start_server() { # [model]
   local log=$work/server.log address= deadline=$((SECONDS + 60))
+  rm -rf "$work/data"
   "$binary" serve ${1:+--model "$1"} --port 0 --api-key "$HEARTH_API_KEY" --data-dir "$work/data" \
     >"$log" 2>&1 </dev/null &
   server=$!

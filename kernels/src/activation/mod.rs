@@ -5,7 +5,11 @@
 //! `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, which equals
 //! `x * sigmoid(2 sqrt(2 / pi) * (x + 0.044715 x^3))` and is computed so.
 //!
-//! Deliberately absent: activations without a gate.
+//! GELU without a gate, for encoders, is in `gelu.rs`.
+
+mod gelu;
+
+pub use gelu::{Gelu, gelu, gelu_with};
 
 use crate::pool::{Parts, run_rows};
 use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_map};
@@ -118,11 +122,16 @@ struct GeluTanh;
 impl Map for GeluTanh {
     #[inline(always)]
     fn map<S: Simd>(&self, simd: S, gate: S::V, up: S::V) -> S::V {
-        let twice = simd.splat(2.0 * 0.797_884_6); // 2 sqrt(2 / pi)
-        let cubic = simd.mul(simd.splat(0.044_715), simd.mul(gate, gate));
-        let inner = simd.mul(twice, simd.mul_add(cubic, gate, gate));
-        simd.mul(simd.mul(gate, sigmoid(simd, inner)), up)
+        simd.mul(gelu_tanh(simd, gate), up)
     }
+}
+
+#[inline(always)]
+fn gelu_tanh<S: Simd>(simd: S, x: S::V) -> S::V {
+    let twice = simd.splat(2.0 * 0.797_884_6); // 2 sqrt(2 / pi)
+    let cubic = simd.mul(simd.splat(0.044_715), simd.mul(x, x));
+    let inner = simd.mul(twice, simd.mul_add(cubic, x, x));
+    simd.mul(x, sigmoid(simd, inner))
 }
 
 #[cfg(test)]

@@ -11,6 +11,13 @@ use crate::kv::Number;
 use crate::simd::{Simd, exp, sum};
 use std::ops::Range;
 
+/// Groups that are asked for before they are used. Half of a unit is 4 KiB in f16, and the
+/// hardware stops at the end of a page: left alone, every half begins with a wait for memory.
+pub(super) const AHEAD: usize = 4;
+
+/// Bytes that a prefetch brings.
+const LINE: usize = 64;
+
 /// Memory that a thread uses again.
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -35,8 +42,9 @@ impl Default for Weights {
 
 /// Keys of one chunk. Positions count from the start of the chunk.
 pub(super) struct Chunk<'a, E> {
-    /// K and V of each group of sixteen keys; empty outside `keys`.
-    pub(super) units: &'a [&'a [E]; CHUNK / LANES],
+    /// K and V of each group of sixteen keys; empty outside `keys`. The last [`AHEAD`] are the
+    /// first groups of the next chunk.
+    pub(super) units: &'a [&'a [E]; CHUNK / LANES + AHEAD],
     /// Keys that some line sees.
     pub(super) keys: Range<usize>,
     /// Keys that each line sees.
@@ -47,6 +55,20 @@ pub(super) struct Chunk<'a, E> {
 impl<E: Number> Chunk<'_, E> {
     fn groups(&self) -> Range<usize> {
         self.keys.start / LANES..self.keys.end.div_ceil(LANES)
+    }
+
+    /// Where the half unit begins that is read `distance` halves after the half `half`. Halves
+    /// count from the first group: all K, all V, then K of the next chunk. Null beyond.
+    #[inline(always)]
+    fn ahead(&self, half: usize, distance: usize) -> *const E {
+        let (groups, half) = (self.groups(), half + distance);
+        let (group, vector) = match half / groups.len() {
+            0 => (groups.start + half, 0),
+            1 => (groups.start + half - groups.len(), self.head_dim),
+            _ => (CHUNK / LANES + half - 2 * groups.len(), 0),
+        };
+        let unit = self.units.get(group).and_then(|unit| unit.get(vector * LANES..));
+        unit.map_or(std::ptr::null(), <[E]>::as_ptr)
     }
 
     /// K of a group, `[head_dim][16 keys]`.
@@ -82,7 +104,6 @@ pub(super) fn partials<S: Simd, E: Number>(
             3.. => scores::<S, E, 4, 1>(simd, chunk, queries, line, weights),
             2 if S::WIDE => scores::<S, E, 2, 4>(simd, chunk, queries, line, weights),
             2 => scores::<S, E, 2, 2>(simd, chunk, queries, line, weights),
-            _ if S::WIDE => scores::<S, E, 1, 8>(simd, chunk, queries, line, weights),
             _ => scores::<S, E, 1, 4>(simd, chunk, queries, line, weights),
         };
     }
@@ -96,8 +117,9 @@ pub(super) fn partials<S: Simd, E: Number>(
             5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, weights, line, out),
             3.. if S::WIDE => values::<S, E, 4, 4>(simd, chunk, weights, line, out),
             3.. => values::<S, E, 4, 1>(simd, chunk, weights, line, out),
-            2 if S::WIDE => values::<S, E, 2, 4>(simd, chunk, weights, line, out),
+            2 if S::WIDE => values::<S, E, 2, 8>(simd, chunk, weights, line, out),
             2 => values::<S, E, 2, 2>(simd, chunk, weights, line, out),
+            _ if S::WIDE => values::<S, E, 1, 8>(simd, chunk, weights, line, out),
             _ => values::<S, E, 1, 4>(simd, chunk, weights, line, out),
         };
     }
@@ -137,7 +159,14 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
     let k: [&[[E; LANES]]; B] = std::array::from_fn(|b| &chunk.k(group + b)[..queries.len()]);
     let mut acc = [[simd.splat(0.0); B]; L];
+    let half = group - chunk.groups().start;
+    let ahead: [*const E; B] = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
     for (d, q) in queries.iter().enumerate() {
+        if line == 0 && d.is_multiple_of(LINE / (LANES * size_of::<E>())) {
+            for ahead in ahead {
+                simd.prefetch(ahead.wrapping_add(LANES * d).cast());
+            }
+        }
         let mut vectors = [simd.splat(0.0); B];
         for (vector, k) in vectors.iter_mut().zip(&k) {
             *vector = E::load(simd, &k[d]);
@@ -216,6 +245,10 @@ fn values<S: Simd, E: Number, const L: usize, const D: usize>(
         value_tile::<S, E, L, D>(simd, chunk, weights, line, vector, out);
         vector += D;
     }
+    while D > 4 && vector + 4 <= vectors {
+        value_tile::<S, E, L, 4>(simd, chunk, weights, line, vector, out);
+        vector += 4;
+    }
     while vector < vectors {
         value_tile::<S, E, L, 1>(simd, chunk, weights, line, vector, out);
         vector += 1;
@@ -242,7 +275,15 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
         // Places beyond the last key may hold anything, even NaN of another sequence.
         let keys = chunk.keys.end.min(first_key + LANES) - first_key;
         let rows = chunk.v(group).chunks_exact(vectors).take(keys);
+        let groups = chunk.groups();
+        let mut ahead = chunk.ahead(groups.len() + group - groups.start, AHEAD);
         for (key, row) in (first_key..CHUNK).zip(rows) {
+            if line == 0 && vector == 0 {
+                for at in (0..vectors * LANES).step_by(LINE / size_of::<E>()) {
+                    simd.prefetch(ahead.wrapping_add(at).cast());
+                }
+                ahead = ahead.wrapping_add(vectors * LANES);
+            }
             let mut v = [simd.splat(0.0); D];
             for (v, numbers) in v.iter_mut().zip(&row[vector..vector + D]) {
                 *v = E::load(simd, numbers);

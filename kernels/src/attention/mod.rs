@@ -20,12 +20,16 @@
 //!
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1].
 //!
+//! Encoders, which have no cache, attend in `bidirectional.rs`.
 //! Deliberately absent: masks other than causal and window, a cap on scores, dropout, ALiBi,
 //! attention sinks.
 
+mod bidirectional;
 mod chunk;
 pub mod scalar;
 mod tile;
+
+pub use bidirectional::{Heads, bidirectional};
 
 use crate::kv::{KvSlab, KvType, Number};
 use crate::pool::Parts;

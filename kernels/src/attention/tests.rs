@@ -22,7 +22,12 @@ impl World {
         let mut kv = KvSlab::new(shape, ty);
         // Whatever nobody owns is poison.
         let poison = vec![f32::NAN; n_blocks * BLOCK_LEN * n_kv_heads * dim];
-        kv.write(&poison, &poison, &(0..(n_blocks * BLOCK_LEN) as u32).collect::<Vec<_>>());
+        kv.write(
+            &Pool::new(1),
+            &poison,
+            &poison,
+            &(0..(n_blocks * BLOCK_LEN) as u32).collect::<Vec<_>>(),
+        );
         let mut ids: Vec<u32> = (0..n_blocks as u32).collect();
         for i in (1..ids.len()).rev() {
             ids.swap(i, i * 7919 % (i + 1));
@@ -35,6 +40,7 @@ impl World {
             let row = n_kv_heads * dim;
             let seed = 100 * s as u64;
             kv.write(
+                &Pool::new(1),
                 &cases::randoms(len * row, seed),
                 &cases::randoms(len * row, seed + 1),
                 &slots,
@@ -174,7 +180,7 @@ fn larger_blocks_change_no_bit() {
             let mut kv = KvSlab::new(shape, KvType::BF16);
             let table: Vec<u32> = (0..n_blocks as u32).rev().collect();
             let slot = |p: usize| table[p / block_len] * block_len as u32 + (p % block_len) as u32;
-            kv.write(&k, &v, &(0..len).map(slot).collect::<Vec<_>>());
+            kv.write(&Pool::new(1), &k, &v, &(0..len).map(slot).collect::<Vec<_>>());
             let batch = AttentionBatch {
                 cu_q: &[0, 2],
                 context_len: &[len as u32],

@@ -1,6 +1,6 @@
 //! Tiles: up to sixteen lines (row, query head) of one sequence that share a KV head.
 
-use super::chunk::{self, Chunk, Scratch, Weights};
+use super::chunk::{self, AHEAD, Chunk, Scratch, Weights};
 use super::{AttentionBatch, AttentionParams, CHUNK};
 use crate::LANES;
 use crate::kv::{KvShape, KvSlab, Number};
@@ -249,8 +249,9 @@ fn partials_of_chunk<S: Simd, E: Number>(
     };
     let keys = local(tile.keys.clone());
     let table = call.batch.block_tables[tile.seq];
-    let mut units: [&[E]; CHUNK / LANES] = [&[]; CHUNK / LANES];
-    let groups = keys.start / LANES..keys.end.div_ceil(LANES);
+    let mut units: [&[E]; CHUNK / LANES + AHEAD] = [&[]; CHUNK / LANES + AHEAD];
+    let last = tile.keys.end.min(base + CHUNK + AHEAD * LANES) - base;
+    let groups = keys.start / LANES..last.div_ceil(LANES);
     for (unit, group) in units[groups.clone()].iter_mut().zip(groups) {
         let position = base + group * LANES;
         let block = table[position / shape.block_len] as usize;

@@ -12,11 +12,13 @@
 //!
 //! Deliberately absent: which block belongs to whom, reference counts, and layers.
 
-use crate::LANES;
 use crate::buffer::HugeBuf;
-use crate::simd::Simd;
+use crate::pool::Parts;
+use crate::simd::{Kernel, Simd, run};
+use crate::{Isa, LANES, Pool};
 use bytemuck::Pod;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// How a number of K and V is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,18 +121,26 @@ impl KvSlab {
         self.shape.bytes(self.kv_type)
     }
 
-    /// Stores rows of K and V, both `[rows, n_kv_heads, head_dim]`, row `r` at `slots[r]`.
+    /// Stores rows of K and V, both `[rows, n_kv_heads, head_dim]`, row `r` at `slots[r]`. Of rows
+    /// with one slot the last one stays.
     ///
     /// # Panics
     /// When a slice has another length or a slot is outside the slab.
-    pub fn write(&mut self, k: &[f32], v: &[f32], slots: &[u32]) {
+    pub fn write(&mut self, pool: &Pool, k: &[f32], v: &[f32], slots: &[u32]) {
+        self.write_with(Isa::best(), pool, k, v, slots);
+    }
+
+    /// [`KvSlab::write`] with a chosen instruction set.
+    pub fn write_with(&mut self, isa: Isa, pool: &Pool, k: &[f32], v: &[f32], slots: &[u32]) {
         let numbers = slots.len() * self.shape.n_kv_heads * self.shape.head_dim;
         assert_eq!(k.len(), numbers, "k is [rows, n_kv_heads, head_dim]");
         assert_eq!(v.len(), numbers, "v is [rows, n_kv_heads, head_dim]");
+        let inside = |slot: &u32| (*slot as usize) < self.shape.slots();
+        assert!(slots.iter().all(inside), "a slot outside the slab");
         match self.kv_type {
-            KvType::F32 => self.write_as::<f32>(k, v, slots),
-            KvType::F16 => self.write_as::<f16>(k, v, slots),
-            KvType::BF16 => self.write_as::<bf16>(k, v, slots),
+            KvType::F32 => self.write_as::<f32>(isa, pool, k, v, slots),
+            KvType::F16 => self.write_as::<f16>(isa, pool, k, v, slots),
+            KvType::BF16 => self.write_as::<bf16>(isa, pool, k, v, slots),
         }
     }
 
@@ -159,24 +169,20 @@ impl KvSlab {
         bytemuck::cast_slice(&self.memory)
     }
 
-    fn write_as<E: Number>(&mut self, k: &[f32], v: &[f32], slots: &[u32]) {
+    /// A task is a head: heads share no unit.
+    fn write_as<E: Number>(&mut self, isa: Isa, pool: &Pool, k: &[f32], v: &[f32], slots: &[u32]) {
+        /// Numbers below which a second thread is not worth waking.
+        const SMALL: usize = 16 * 1024;
         let shape = self.shape;
-        let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
-        let numbers: &mut [E] = bytemuck::cast_slice_mut(&mut self.memory);
-        let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
-        for (i, (k, v)) in heads.enumerate() {
-            let (row, head) = (i / shape.n_kv_heads, i % shape.n_kv_heads);
-            let slot = slots[row] as usize;
-            assert!(slot < shape.slots(), "a slot outside the slab");
-            let (start, lane) = (shape.unit_start(slot, head), slot % LANES);
-            let unit = &mut numbers[start..start + shape.unit_numbers()];
-            let (unit_k, unit_v) = unit.split_at_mut(LANES * dim);
-            for (place, x) in unit_k.chunks_exact_mut(LANES).zip(k) {
-                place[lane] = E::narrow(*x);
+        let numbers: Parts<E> = Parts::new(bytemuck::cast_slice_mut(&mut self.memory));
+        let heads = |heads: Range<usize>| {
+            for head in heads {
+                run(isa, WriteHead { shape, numbers: &numbers, head, k, v, slots });
             }
-            for (place, x) in unit_v[lane * padded..].iter_mut().zip(v) {
-                *place = E::narrow(*x);
-            }
+        };
+        match k.len() < SMALL {
+            true => heads(0..shape.n_kv_heads),
+            false => pool.run(shape.n_kv_heads, &|head| heads(head..head + 1)),
         }
     }
 
@@ -198,21 +204,79 @@ impl KvSlab {
     }
 }
 
+/// One head of some rows.
+struct WriteHead<'a, E> {
+    shape: KvShape,
+    numbers: &'a Parts<'a, E>,
+    head: usize,
+    /// `[rows, n_kv_heads, head_dim]`
+    k: &'a [f32],
+    v: &'a [f32],
+    /// Inside the slab.
+    slots: &'a [u32],
+}
+
+impl<E: Number> Kernel for WriteHead<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let WriteHead { shape, numbers, head, k, v, slots } = self;
+        let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
+        for (row, &slot) in slots.iter().enumerate() {
+            let (start, lane) = (shape.unit_start(slot as usize, head), slot as usize % LANES);
+            // SAFETY: a unit belongs to one head, and a head is written by one task, one unit at
+            // a time.
+            let unit = unsafe { numbers.take(start..start + shape.unit_numbers()) };
+            let (unit_k, unit_v) = unit.split_at_mut(LANES * dim);
+            let at = (row * shape.n_kv_heads + head) * dim;
+            let mut narrow = [E::zeroed(); LANES];
+            let places = unit_k.chunks_mut(LANES * LANES);
+            for (x, places) in k[at..at + dim].chunks(LANES).zip(places) {
+                E::narrow(simd, x, &mut narrow);
+                for (place, x) in places.as_chunks_mut::<LANES>().0.iter_mut().zip(narrow) {
+                    place[lane] = x;
+                }
+            }
+            let places = unit_v[lane * padded..][..padded].as_chunks_mut::<LANES>().0;
+            for (x, place) in v[at..at + dim].chunks(LANES).zip(places) {
+                E::narrow(simd, x, place);
+            }
+        }
+    }
+}
+
 /// A type that K and V are stored in.
 pub(crate) trait Number: Pod + Send + Sync {
     /// Its name.
     const TYPE: KvType;
-    fn narrow(x: f32) -> Self;
+    /// Stores up to sixteen numbers, and zeroes in the places beyond them.
+    fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [Self; LANES]);
     fn widen(self) -> f32;
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
+}
+
+/// Up to sixteen numbers as a vector, finite ones between `-largest` and `largest`.
+#[inline(always)]
+fn load_finite<S: Simd>(simd: S, x: &[f32], largest: f32) -> S::V {
+    let x = match x.try_into() {
+        Ok(whole) => simd.load(whole),
+        Err(_) => simd.load_part(x, 0.0),
+    };
+    let (low, high) = (simd.splat(-largest), simd.splat(largest));
+    let within = simd.min(high, simd.max(low, x));
+    // Infinities stay what they are.
+    let (lowest, highest) = (simd.splat(f32::MIN), simd.splat(f32::MAX));
+    simd.if_less(x, lowest, x, simd.if_less(highest, x, x, within))
 }
 
 impl Number for f32 {
     const TYPE: KvType = KvType::F32;
 
     #[inline(always)]
-    fn narrow(x: f32) -> f32 {
-        x
+    fn narrow<S: Simd>(_: S, x: &[f32], out: &mut [f32; LANES]) {
+        out[..x.len()].copy_from_slice(x);
+        out[x.len()..].fill(0.0);
     }
 
     #[inline(always)]
@@ -230,8 +294,8 @@ impl Number for f16 {
     const TYPE: KvType = KvType::F16;
 
     #[inline(always)]
-    fn narrow(x: f32) -> f16 {
-        f16::from_f32(finite_within(x, f16::MAX.to_f32_const()))
+    fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [f16; LANES]) {
+        simd.store_f16(load_finite(simd, x, f16::MAX.to_f32_const()), out);
     }
 
     #[inline(always)]
@@ -249,8 +313,10 @@ impl Number for bf16 {
     const TYPE: KvType = KvType::BF16;
 
     #[inline(always)]
-    fn narrow(x: f32) -> bf16 {
-        bf16::from_f32(finite_within(x, bf16::MAX.to_f32_const()))
+    fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [bf16; LANES]) {
+        let mut finite = [0.0; LANES];
+        simd.store(load_finite(simd, x, bf16::MAX.to_f32_const()), &mut finite);
+        *out = finite.map(bf16::from_f32);
     }
 
     #[inline(always)]
@@ -262,12 +328,6 @@ impl Number for bf16 {
     fn load<S: Simd>(simd: S, x: &[bf16; LANES]) -> S::V {
         simd.load_bf16(x)
     }
-}
-
-/// `x` brought between `-largest` and `largest`; infinities and NaN stay what they are.
-#[inline(always)]
-fn finite_within(x: f32, largest: f32) -> f32 {
-    if x.is_finite() { x.clamp(-largest, largest) } else { x }
 }
 
 #[cfg(test)]
@@ -295,7 +355,7 @@ mod tests {
             let slots: Vec<u32> = vec![95, 0, 31, 32, 17, 50];
             let row = 2 * head_dim;
             let (k, v) = (cases::randoms(6 * row, 1), cases::randoms(6 * row, 2));
-            slab.write(&k, &v, &slots);
+            slab.write(&Pool::new(1), &k, &v, &slots);
             for (i, slot) in [(0, 95), (1, 0), (2, 31), (3, 32), (4, 17), (5, 50)] {
                 let (mut got_k, mut got_v) = (vec![0.0; row], vec![0.0; row]);
                 slab.read(slot, &mut got_k, &mut got_v);
@@ -313,15 +373,39 @@ mod tests {
         let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: 8 };
         let mut slab = KvSlab::new(shape, KvType::F16);
         let row = [1e9, -1e9, f32::NAN, f32::INFINITY, 65504.0, 0.0, -0.0, 1e-9];
-        slab.write(&row, &row, &[3]);
+        slab.write(&Pool::new(1), &row, &row, &[3]);
         let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
         slab.read(3, &mut k, &mut v);
         assert_eq!((k[0], k[1], k[3], k[4]), (65504.0, -65504.0, f32::INFINITY, 65504.0));
         assert!(v[2].is_nan());
         let mut slab = KvSlab::new(shape, KvType::BF16);
-        slab.write(&[f32::MAX; 8], &[f32::MIN; 8], &[0]);
+        slab.write(&Pool::new(1), &[f32::MAX; 8], &[f32::MIN; 8], &[0]);
         slab.read(0, &mut k, &mut v);
         assert_eq!((k[0], v[0]), (bf16::MAX.to_f32(), bf16::MIN.to_f32()));
+    }
+
+    #[test]
+    fn every_isa_and_thread_writes_the_same_bytes() {
+        for (kv_type, &head_dim) in
+            TYPES.iter().flat_map(|t| cases::HEAD_DIMS.iter().map(move |d| (*t, d)))
+        {
+            let shape = KvShape { n_blocks: 9, block_len: 16, n_kv_heads: 3, head_dim };
+            // Many rows, out of order; the last one takes the place of the first.
+            let slots: Vec<u32> = (0..144).map(|i| i * 7 % 144).chain([0]).collect();
+            let len = slots.len() * 3 * head_dim;
+            let mut k: Vec<f32> = cases::randoms(len, 1).iter().map(|x| x * 1e5).collect();
+            let v: Vec<f32> = cases::randoms(len, 2).iter().map(|x| x.powi(9)).collect();
+            (k[5], k[6], k[7]) = (f32::INFINITY, f32::NEG_INFINITY, f32::MAX);
+            let written = |isa, threads| {
+                let mut slab = KvSlab::new(shape, kv_type);
+                slab.write_with(isa, &Pool::new(threads), &k, &v, &slots);
+                slab.memory.to_vec()
+            };
+            let truth = written(Isa::Scalar, 1);
+            for isa in Isa::available() {
+                assert!(truth == written(*isa, 3), "{kv_type:?} {head_dim} {}", isa.name());
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The left side of a product: rows of x, quantised to 8 bits where the weights are quantised.
 
-use std::borrow::Cow;
-
 use super::Shared;
 use crate::Pool;
 
@@ -43,7 +41,7 @@ pub struct Activations<'a> {
     pub(super) m: usize,
     pub(super) k: usize,
     /// (m, k), for `Float`; else empty.
-    pub(super) x: Cow<'a, [f32]>,
+    pub(super) x: &'a [f32],
     /// (k / block, m, block)
     pub(super) codes: Vec<i8>,
     /// (k / block, m)
@@ -54,6 +52,15 @@ pub struct Activations<'a> {
     pub(super) sub_sums: Vec<i16>,
 }
 
+/// Memory of [`Activations`] between two uses, so that preparing an input asks for none.
+#[derive(Debug, Default)]
+pub struct ActivationBuffers {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+    sub_sums: Vec<i16>,
+}
+
 /// Sums per block of 256 in [`Activations::sub_sums`].
 pub(super) const SUB_SUMS: usize = 24;
 
@@ -62,39 +69,47 @@ impl<'a> Activations<'a> {
     ///
     /// # Panics
     /// If `x` is not `m * k` long, or `k` not a whole number of blocks.
-    pub fn new(
+    pub fn new(pool: &Pool, x: &'a [f32], m: usize, k: usize, kind: ActivationKind) -> Self {
+        Self::new_in(ActivationBuffers::default(), pool, x, m, k, kind)
+    }
+
+    /// [`Activations::new`] in memory that was used before.
+    ///
+    /// # Panics
+    /// As [`Activations::new`].
+    pub fn new_in(
+        buffers: ActivationBuffers,
         pool: &Pool,
         x: &'a [f32],
         m: usize,
         k: usize,
         kind: ActivationKind,
-    ) -> Activations<'a> {
+    ) -> Self {
         assert_eq!(Some(x.len()), m.checked_mul(k), "elements of x, [{m}, {k}]");
         let block = kind.block();
         assert_eq!(k % block, 0, "rows of {k} elements in blocks of {block}");
-        let mut made = Activations {
-            kind,
-            m,
-            k,
-            x: Cow::Borrowed(&[]),
-            codes: Vec::new(),
-            scales: Vec::new(),
-            sums: Vec::new(),
-            sub_sums: Vec::new(),
-        };
-        if kind == ActivationKind::Float {
-            made.x = Cow::Borrowed(x);
-            return made;
+        let ActivationBuffers { mut codes, mut scales, mut sums, mut sub_sums } = buffers;
+        if kind != ActivationKind::Float {
+            codes.resize(m * k, 0);
+            scales.resize(m * k / block, 0.0);
         }
-        made.codes = vec![0; m * k];
-        made.scales = vec![0.0; m * k / block];
-        if kind == ActivationKind::Block32 {
-            made.sums = vec![0; m * k / 32];
-        } else {
-            made.sub_sums = vec![0; m * k / 256 * SUB_SUMS];
+        match kind {
+            ActivationKind::Float => {}
+            ActivationKind::Block32 => sums.resize(m * k / 32, 0),
+            ActivationKind::Block256 => sub_sums.resize(m * k / 256 * SUB_SUMS, 0),
         }
-        made.fill(pool, x);
+        let mut made = Activations { kind, m, k, x: &[], codes, scales, sums, sub_sums };
+        match kind {
+            ActivationKind::Float => made.x = x,
+            _ => made.fill(pool, x),
+        }
         made
+    }
+
+    /// The memory, for [`Activations::new_in`].
+    pub fn into_buffers(self) -> ActivationBuffers {
+        let Activations { codes, scales, sums, sub_sums, .. } = self;
+        ActivationBuffers { codes, scales, sums, sub_sums }
     }
 
     /// Rows.

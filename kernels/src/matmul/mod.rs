@@ -22,7 +22,7 @@ mod scalar;
 
 use std::ops::Range;
 
-pub use activations::{ActivationKind, Activations};
+pub use activations::{ActivationBuffers, ActivationKind, Activations};
 pub use packed::{Packed, Rows};
 
 use crate::{Isa, Pool};
@@ -55,34 +55,65 @@ pub fn matmul(pool: &Pool, x: &[f32], m: usize, w: &Packed, y: &mut [f32]) {
 /// [`matmul`] with a given instruction set, for tests and benches.
 pub fn matmul_isa(isa: Isa, pool: &Pool, x: &[f32], m: usize, w: &Packed, y: &mut [f32]) {
     let acts = Activations::new(pool, x, m, w.k(), w.activation_kind());
-    matmul_prepared_isa(isa, pool, &acts, w, y);
+    products_isa(isa, pool, [Product { acts: &acts, w, y }]);
 }
 
-/// [`matmul`] with an input that several matrices share: `y` is `[acts.m(), n]`.
+/// [`matmul`] with an input that is prepared: `y` is `[acts.m(), n]`.
 ///
 /// # Panics
 /// If the input has another width or kind than `w` wants, or `y` another length.
 pub fn matmul_prepared(pool: &Pool, acts: &Activations, w: &Packed, y: &mut [f32]) {
-    matmul_prepared_isa(Isa::best(), pool, acts, w, y);
+    products(pool, [Product { acts, w, y }]);
 }
 
-fn matmul_prepared_isa(isa: Isa, pool: &Pool, acts: &Activations, w: &Packed, y: &mut [f32]) {
-    assert_eq!(acts.kind(), w.activation_kind(), "kind of the input");
-    assert_eq!(acts.k(), w.k(), "width of the input");
-    assert_eq!(Some(y.len()), acts.m().checked_mul(w.n()), "elements of y");
+/// One of several products that are computed together.
+pub struct Product<'a> {
+    /// x
+    pub acts: &'a Activations<'a>,
+    /// W
+    pub w: &'a Packed,
+    /// `[acts.m(), n]`
+    pub y: &'a mut [f32],
+}
+
+/// Several products in one run of the pool: threads wait for each other once (q, k and v; gate and
+/// up).
+///
+/// # Panics
+/// As [`matmul_prepared`].
+pub fn products<const N: usize>(pool: &Pool, products: [Product<'_>; N]) {
+    products_isa(Isa::best(), pool, products);
+}
+
+fn products_isa<const N: usize>(isa: Isa, pool: &Pool, products: [Product<'_>; N]) {
     assert!(Isa::available().contains(&isa), "{} on this processor", isa.name());
-    let job = Job { w, acts, y: Shared(y.as_mut_ptr()) };
-    let cut = Cut::new(acts.m(), w.n().div_ceil(COLUMNS), pool.threads());
-    pool.run(cut.tasks(), &|task| {
-        let (tiles, rows) = cut.task(task);
-        for first in tiles.clone().step_by(Cut::TILES) {
-            let tiles = first..tiles.end.min(first + Cut::TILES);
-            for first in rows.clone().step_by(ROWS_MAX) {
-                let rows = first..rows.end.min(first + ROWS_MAX);
-                run(isa, &job, tiles.clone(), rows);
+    let all_tiles: usize = products.iter().map(|p| p.w.n().div_ceil(COLUMNS)).sum();
+    let jobs = products.map(|Product { acts, w, y }| {
+        assert_eq!(acts.kind(), w.activation_kind(), "kind of the input");
+        assert_eq!(acts.k(), w.k(), "width of the input");
+        assert_eq!(Some(y.len()), acts.m().checked_mul(w.n()), "elements of y");
+        let cut = Cut::new(acts.m(), w.n().div_ceil(COLUMNS), all_tiles, pool.threads());
+        (Job { w, acts, y: Shared(y.as_mut_ptr()) }, cut)
+    });
+    pool.run(jobs.iter().map(|(_, cut)| cut.tasks()).sum(), &|mut task| {
+        for (job, cut) in &jobs {
+            match task.checked_sub(cut.tasks()) {
+                Some(beyond) => task = beyond,
+                None => return run_task(isa, job, cut, task),
             }
         }
     });
+}
+
+fn run_task(isa: Isa, job: &Job, cut: &Cut, task: usize) {
+    let (tiles, rows) = cut.task(task);
+    for first in tiles.clone().step_by(Cut::TILES) {
+        let tiles = first..tiles.end.min(first + Cut::TILES);
+        for first in rows.clone().step_by(ROWS_MAX) {
+            let rows = first..rows.end.min(first + ROWS_MAX);
+            run(isa, job, tiles.clone(), rows);
+        }
+    }
 }
 
 /// One product, as the kernels see it. Kernels write the columns and rows that they are given.
@@ -121,10 +152,11 @@ impl Cut {
     /// Tasks per thread, so that a thread that is interrupted does not hold up the others.
     const TASKS_PER_THREAD: usize = 8;
 
-    fn new(m: usize, tiles: usize, threads: usize) -> Cut {
+    /// A product of `tiles` of the `all_tiles` that one run computes.
+    fn new(m: usize, tiles: usize, all_tiles: usize, threads: usize) -> Cut {
         let wanted = if threads == 1 { 1 } else { threads * Cut::TASKS_PER_THREAD };
-        let tiles_each = tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
-        let columns = tiles.div_ceil(tiles_each.max(1)).max(1);
+        let tiles_each = all_tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
+        let columns = all_tiles.div_ceil(tiles_each.max(1)).max(1);
         let rows_each = m.div_ceil(wanted.div_ceil(columns)).next_multiple_of(ROWS_MAX);
         Cut { m, tiles, tiles_each, rows_each }
     }

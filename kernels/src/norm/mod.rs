@@ -4,8 +4,12 @@
 //! then added as a tree. All instruction sets agree bit by bit; against a sum in f64 the result is
 //! within 2e-6 relative for the sizes of real models.
 //!
-//! Deliberately absent: the mean-subtracting layer norm of encoders, and weights stored as `w - 1`
-//! (the loader adds the 1).
+//! The mean-subtracting layer norm of encoders is in `layer.rs`. Deliberately absent: weights stored
+//! as `w - 1` (the loader adds the 1).
+
+mod layer;
+
+pub use layer::{LayerNorm, layer_norm, layer_norm_with};
 
 use crate::pool::{Parts, run_rows};
 use crate::simd::{Kernel, Map, Simd, run, sum, zip_map};

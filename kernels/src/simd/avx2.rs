@@ -64,6 +64,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_f16(self, v: Pair, out: &mut [f16; LANES]) {
+        let out = out.as_mut_ptr().cast::<__m128i>();
+        // SAFETY: F16C is here; the array holds two registers of eight halves.
+        unsafe {
+            _mm_storeu_si128(out, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(out.add(1), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        }
+    }
+
+    #[inline(always)]
     fn store(self, v: Pair, out: &mut [f32; LANES]) {
         // SAFETY: AVX2 is here; the array holds two registers.
         unsafe {
@@ -128,5 +138,11 @@ impl Simd for Avx2 {
             let low = _mm256_castsi256_ps(_mm256_add_epi32(low, one));
             Pair(low, _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: SSE is here; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 }

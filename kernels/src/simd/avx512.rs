@@ -59,6 +59,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn store_f16(self, v: __m512, out: &mut [f16; LANES]) {
+        // SAFETY: AVX-512 is here; the array is one register of sixteen halves.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         pure!(_mm512_add_ps(a, b))
     }
@@ -105,5 +114,11 @@ impl Simd for Avx512 {
             let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
             _mm512_castsi512_ps(_mm512_add_epi32(shifted, one))
         })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: SSE is here; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 }

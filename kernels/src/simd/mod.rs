@@ -69,6 +69,8 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
+    /// Rounds to nearest, ties to even.
+    fn store_f16(self, v: Self::V, out: &mut [f16; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -83,6 +85,8 @@ pub(crate) trait Simd: Copy {
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The bits of a lane shifted left by 23, plus those of 1.0, as f32: see [`exp`].
     fn exponent(self, v: Self::V) -> Self::V;
+    /// Asks for the cache line at `line`, which need not exist: nothing is read.
+    fn prefetch(self, line: *const u8);
 
     /// Loads a short slice; the lanes beyond it are `fill`.
     #[inline(always)]

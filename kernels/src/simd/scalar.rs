@@ -38,6 +38,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn store_f16(self, v: Self::V, out: &mut [f16; LANES]) {
+        *out = v.map(f16::from_f32);
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         from_fn(|i| a[i] + b[i])
     }
@@ -81,4 +86,7 @@ impl Simd for Scalar {
     fn exponent(self, v: Self::V) -> Self::V {
         v.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1.0f32.to_bits())))
     }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
 }

@@ -27,7 +27,9 @@ impl Map for Op {
             Op::Halves => {
                 let mut x = [0.0; LANES];
                 simd.store(a, &mut x);
-                let wide = simd.load_f16(&x.map(f16::from_f32));
+                let mut halves = [f16::ZERO; LANES];
+                simd.store_f16(a, &mut halves);
+                let wide = simd.load_f16(&halves);
                 simd.add(wide, simd.load_bf16(&x.map(bf16::from_f32)))
             }
         }

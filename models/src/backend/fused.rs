@@ -3,14 +3,17 @@
 //! Weights are packed once and embedded from the packed form; activations are f32 buffers that go
 //! round in an arena; K and V live in one slab a layer. No candle operation runs here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_kernels::attention::{self, AttentionBatch};
 use hearth_kernels::kv::KvSlab;
-use hearth_kernels::matmul::{self, Activations, Packed};
+use hearth_kernels::matmul::{
+    self, ActivationBuffers, ActivationKind, Activations, Packed, Product,
+};
 use hearth_kernels::{Isa, Pool, activation, norm, rope};
 
-use super::{AttentionParams, Backend};
+use super::{AttentionParams, Backend, Gelu, Heads};
 use crate::Result;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
@@ -21,34 +24,61 @@ use crate::weights::MatrixSource;
 pub struct Fused {
     pool: Arc<Pool>,
     arena: Arc<Arena>,
+    /// Memory of inputs that were prepared before.
+    prepared: Mutex<Vec<ActivationBuffers>>,
 }
 
 impl Fused {
     /// Every operation runs on `pool`.
     pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, arena: Arc::default() }
+        Self { pool, arena: Arc::default(), prepared: Mutex::default() }
     }
 
     /// A buffer with whatever was in it before: the caller writes every element.
     fn rows(&self, count: usize, width: usize) -> Rows {
-        let mut data = self.arena.take(count * width);
-        data.resize(count * width, 0.0);
-        Rows { data, count, width, arena: Arc::clone(&self.arena) }
+        let mut buffer = self.arena.take(count * width);
+        if buffer.len() < count * width {
+            buffer.resize(count * width, 0.0);
+        }
+        Rows { buffer, count, width, arena: Arc::clone(&self.arena) }
+    }
+
+    /// `x` as weights of one kind want it, in memory that was used before.
+    fn prepare<'x>(&self, x: &'x Rows, kind: ActivationKind) -> Activations<'x> {
+        let buffers = lock(&self.prepared).pop().unwrap_or_default();
+        Activations::new_in(buffers, &self.pool, x, x.count, x.width, kind)
     }
 }
 
-/// Activations. `[count, width]`
+/// Activations, `[count, width]`, at the start of a buffer that may be longer.
 pub struct Rows {
-    data: Vec<f32>,
+    buffer: Vec<f32>,
     count: usize,
     width: usize,
     arena: Arc<Arena>,
 }
 
+impl Deref for Rows {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.buffer[..self.count * self.width]
+    }
+}
+
+impl DerefMut for Rows {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.count * self.width]
+    }
+}
+
 impl Drop for Rows {
     fn drop(&mut self) {
-        self.arena.give(std::mem::take(&mut self.data));
+        self.arena.give(std::mem::take(&mut self.buffer));
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Buffers between two uses: a forward pass no larger than one before asks for little more than
@@ -96,7 +126,7 @@ impl Backend for Fused {
 
     fn embed(&self, table: &Packed, ids: &[u32]) -> Result<Rows> {
         let mut out = self.rows(ids.len(), table.k());
-        for (&id, row) in ids.iter().zip(out.data.chunks_exact_mut(table.k())) {
+        for (&id, row) in ids.iter().zip(out.chunks_exact_mut(table.k())) {
             table.row(id as usize, row);
         }
         Ok(out)
@@ -108,32 +138,47 @@ impl Backend for Fused {
         weights: [(&Packed, Option<&Vec<f32>>); N],
     ) -> Result<[Rows; N]> {
         // Weights of one kind read one prepared (quantised) input.
-        let mut prepared: Option<Activations> = None;
-        Ok(weights.map(|(weight, bias)| {
+        let mut prepared: Vec<Activations<'_>> = Vec::with_capacity(N);
+        for (weight, _) in weights {
             let kind = weight.activation_kind();
-            if prepared.as_ref().is_none_or(|p| p.kind() != kind) {
-                prepared = Some(Activations::new(&self.pool, &x.data, x.count, x.width, kind));
+            if prepared.iter().all(|acts| acts.kind() != kind) {
+                prepared.push(self.prepare(x, kind));
             }
-            let acts = prepared.as_ref().expect("prepared above; this is a bug");
-            let mut y = self.rows(x.count, weight.n());
-            matmul::matmul_prepared(&self.pool, acts, weight, &mut y.data);
+        }
+        let mut outs = weights.map(|(weight, _)| self.rows(x.count, weight.n()));
+        let mut ys = outs.iter_mut();
+        let products = weights.map(|(w, _)| {
+            let acts = prepared.iter().find(|acts| acts.kind() == w.activation_kind());
+            let acts = acts.expect("prepared above; this is a bug");
+            Product { acts, w, y: ys.next().expect("N of them; this is a bug") }
+        });
+        matmul::products(&self.pool, products);
+        for ((_, bias), y) in weights.iter().zip(&mut outs) {
             if let Some(bias) = bias {
-                activation::add_bias(&self.pool, &mut y.data, bias);
+                activation::add_bias(&self.pool, y, bias);
             }
-            y
-        }))
+        }
+        lock(&self.prepared).extend(prepared.into_iter().map(Activations::into_buffers));
+        Ok(outs)
     }
 
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows> {
         let mut out = self.rows(x.count, x.width);
-        let groups = x.data.len() / weight.len();
-        norm::rms_norm(&self.pool, &x.data, weight, eps, groups, weight.len(), &mut out.data);
+        let groups = x.len() / weight.len();
+        norm::rms_norm(&self.pool, x, weight, eps, groups, weight.len(), &mut out);
+        Ok(out)
+    }
+
+    fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<Rows> {
+        let mut out = self.rows(x.count, x.width);
+        let params = norm::LayerNorm { weight, bias, eps };
+        norm::layer_norm(&self.pool, x, &params, &mut out);
         Ok(out)
     }
 
     fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
         let heads = x.width / head_dim;
-        rope::rope(&self.pool, &mut x.data, &table.cos, &table.sin, heads, head_dim, table.dim);
+        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
         Ok(x)
     }
 
@@ -147,7 +192,7 @@ impl Backend for Fused {
         params: &AttentionParams,
     ) -> Result<Rows> {
         let slab = kv.slab(params.layer)?;
-        slab.write(&k.data, &v.data, &batch.slot_mapping);
+        slab.write(&self.pool, k, v, &batch.slot_mapping);
         let mut out = self.rows(q.count, q.width);
         let tables: Vec<&[u32]> = batch.block_tables.iter().map(Vec::as_slice).collect();
         let sequences = AttentionBatch {
@@ -160,40 +205,47 @@ impl Backend for Fused {
             scale: params.scale,
             window: params.window,
         };
-        attention::attention(
-            &self.pool,
-            Isa::best(),
-            &q.data,
-            slab,
-            &sequences,
-            &params,
-            &mut out.data,
-        );
+        attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
+        Ok(out)
+    }
+
+    fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
+        let mut out = self.rows(qkv[0].count, qkv[0].width);
+        let qkv = qkv.map(|rows| &rows[..]);
+        attention::bidirectional(&self.pool, Isa::best(), qkv, cu_q, heads, &mut out);
+        Ok(out)
+    }
+
+    fn gelu(&self, x: Rows, kind: Gelu) -> Result<Rows> {
+        let mut out = self.rows(x.count, x.width);
+        activation::gelu(&self.pool, kind, &x, &mut out);
         Ok(out)
     }
 
     fn silu_mul(&self, gate: Rows, up: &Rows) -> Result<Rows> {
         let mut out = self.rows(gate.count, gate.width);
-        activation::silu_mul(&self.pool, &gate.data, &up.data, &mut out.data);
+        activation::silu_mul(&self.pool, &gate, up, &mut out);
         Ok(out)
     }
 
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
-        activation::add(&self.pool, &mut x.data, &y.data);
+        activation::add(&self.pool, &mut x, y);
         Ok(x)
     }
 
     fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
         let mut out = self.rows(rows.len(), x.width);
-        for (&row, out) in rows.iter().zip(out.data.chunks_exact_mut(x.width)) {
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.width)) {
             let start = row as usize * x.width;
-            out.copy_from_slice(&x.data[start..start + x.width]);
+            out.copy_from_slice(&x[start..start + x.width]);
         }
         Ok(out)
     }
 
     fn read(&self, mut x: Rows) -> Result<Vec<f32>> {
-        Ok(std::mem::take(&mut x.data))
+        let mut numbers = std::mem::take(&mut x.buffer);
+        numbers.truncate(x.count * x.width);
+        Ok(numbers)
     }
 }
 

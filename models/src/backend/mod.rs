@@ -1,8 +1,8 @@
-//! Two paths, one answer: the operations that a decoder is written in.
+//! Two paths, one answer: the operations that models are written in.
 //!
 //! [`Plain`] is candle on any device: the reference, the accelerator fallback, the training path.
 //! [`Fused`] is our own kernels on the CPU: packed weights, one thread pool, one KV slab. The
-//! decoder and its layers are generic over this trait, so both walk the same lines of the same
+//! models and their layers are generic over this trait, so both walk the same lines of the same
 //! file and differ in arithmetic only; golden tests hold them equal. Deliberately absent: any
 //! knowledge of layers, files or requests.
 
@@ -10,6 +10,8 @@ mod fused;
 mod plain;
 
 pub use fused::Fused;
+pub use hearth_kernels::activation::Gelu;
+pub use hearth_kernels::attention::Heads;
 pub use plain::Plain;
 
 use crate::Result;
@@ -50,6 +52,15 @@ pub trait Backend: Send + Sized {
     /// each head of it).
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows>;
 
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over whole rows.
+    fn layer_norm(
+        &self,
+        x: &Self::Rows,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f32,
+    ) -> Result<Self::Rows>;
+
     /// Rotates every head of every row.
     fn rope(&self, x: Self::Rows, table: &RopeTable, head_dim: usize) -> Result<Self::Rows>;
 
@@ -63,6 +74,18 @@ pub trait Backend: Send + Sized {
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Self::Rows>;
+
+    /// Attends from every row of `q` to all rows of its sequence, nothing kept. Sequence `s` has the
+    /// rows `cu_q[s]..cu_q[s + 1]`.
+    fn bidirectional(
+        &self,
+        qkv: [&Self::Rows; 3],
+        cu_q: &[u32],
+        heads: &Heads,
+    ) -> Result<Self::Rows>;
+
+    /// `x * Phi(x)`.
+    fn gelu(&self, x: Self::Rows, kind: Gelu) -> Result<Self::Rows>;
 
     /// `silu(gate) * up`.
     fn silu_mul(&self, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;

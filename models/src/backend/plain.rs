@@ -8,7 +8,7 @@
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend};
+use super::{AttentionParams, Backend, Gelu, Heads};
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
 use crate::layers::rotary::RopeTable;
@@ -48,7 +48,7 @@ impl Plain {
         Self::new(Device::Cpu, DType::F32)
     }
 
-    /// Attention of `count` sequences of one length: `q [count * n, heads * dim]`,
+    /// Causal attention of `count` sequences of one length: `q [count * n, heads * dim]`,
     /// `k, v [count * context, kv_heads * dim]`.
     fn attend(
         &self,
@@ -57,6 +57,20 @@ impl Plain {
         v: &Tensor,
         count: usize,
         params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let (n, context) = (q.dims2()?.0 / count, k.dims2()?.0 / count);
+        self.attend_where(q, k, v, count, params, &self.mask(n, context, params.window)?)
+    }
+
+    /// [`Plain::attend`] with what is added to the scores. `[n, context]`
+    fn attend_where(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        count: usize,
+        params: &AttentionParams,
+        mask: &Tensor,
     ) -> Result<Tensor> {
         let (n, context) = (q.dims2()?.0 / count, k.dims2()?.0 / count);
         let (kv, dim) = (params.kv_head_count, params.head_dim);
@@ -71,8 +85,7 @@ impl Plain {
         let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let scores = q.to_dtype(wide)?.matmul(&k.to_dtype(wide)?)?;
         let scores = scores.reshape((count * kv * group, n, context))?;
-        let mask = self.mask(n, context, params.window)?.to_dtype(wide)?;
-        let scores = scores.broadcast_add(&mask)?;
+        let scores = scores.broadcast_add(&mask.to_dtype(wide)?)?;
         // A softmax does not depend on what is subtracted, so no gradient flows through it.
         let top = scores.max_keepdim(D::Minus1)?.detach();
         let weights = scores.broadcast_sub(&top)?.exp()?;
@@ -166,6 +179,13 @@ impl Backend for Plain {
         Ok(ops::rms_norm_slow(&x, weight, eps)?.reshape((rows, width))?)
     }
 
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+        let apart = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = apart.sqr()?.mean_keepdim(D::Minus1)?;
+        let even = apart.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+        Ok(even.broadcast_mul(weight)?.broadcast_add(bias)?)
+    }
+
     fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let (heads, half) = (width / head_dim, table.dim / 2);
@@ -214,6 +234,32 @@ impl Backend for Plain {
             }
         }
         Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {
+        let params = AttentionParams {
+            layer: 0,
+            head_count: heads.count,
+            kv_head_count: heads.count,
+            head_dim: heads.dim,
+            scale: heads.scale,
+            window: None,
+        };
+        let mut rows = Vec::with_capacity(cu_q.len() - 1);
+        for bounds in cu_q.windows(2).filter(|bounds| bounds[0] < bounds[1]) {
+            let (start, len) = (bounds[0] as usize, (bounds[1] - bounds[0]) as usize);
+            let [q, k, v] = qkv.map(|x| x.narrow(0, start, len));
+            let open = Tensor::zeros((len, len), DType::F32, &self.device)?;
+            rows.push(self.attend_where(&q?, &k?, &v?, 1, &params, &open)?);
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn gelu(&self, x: Tensor, kind: Gelu) -> Result<Tensor> {
+        Ok(match kind {
+            Gelu::Erf => x.gelu_erf()?,
+            Gelu::Tanh => x.gelu()?,
+        })
     }
 
     fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {

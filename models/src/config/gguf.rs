@@ -61,7 +61,7 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
         num_key_value_heads: Some(keys.named("num_key_value_heads")?),
         head_dim,
         // A `vocab_size` key may be older than the tensor.
-        vocab_size: Some(embedding_rows(weights)?),
+        vocab_size: Some(rows(weights, "token_embd.weight")?),
         max_position_embeddings: keys.named("max_position_embeddings")?,
         rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?,
         sliding_window: Some(keys.named("sliding_window")?),
@@ -73,10 +73,10 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
     })
 }
 
-fn embedding_rows(weights: &Weights) -> Result<usize> {
-    const NAME: &str = "token_embd.weight";
-    weights.readable(NAME)?;
-    Ok(weights.info(NAME).map_or(0, |info| info.shape[0]))
+/// Rows of a table.
+pub(super) fn rows(weights: &Weights, name: &str) -> Result<usize> {
+    weights.readable(name)?;
+    Ok(weights.info(name).map_or(0, |info| info.shape[0]))
 }
 
 /// Rotary positions; `head_dim` is what an absent width means.
@@ -169,17 +169,17 @@ fn yarn(keys: &Keys<'_>, factor: f64) -> Result<RopeScaling> {
 }
 
 /// The keys of one architecture.
-struct Keys<'a> {
-    meta: &'a Metadata,
-    arch: &'a str,
+pub(super) struct Keys<'a> {
+    pub(super) meta: &'a Metadata,
+    pub(super) arch: &'a str,
 }
 
 impl Keys<'_> {
-    fn of(&self, key: &str) -> String {
+    pub(super) fn of(&self, key: &str) -> String {
         format!("{}.{key}", self.arch)
     }
 
-    fn wrong(&self, key: &str, what: impl Into<String>) -> Error {
+    pub(super) fn wrong(&self, key: &str, what: impl Into<String>) -> Error {
         Error::config(&self.of(key), what)
     }
 
@@ -187,12 +187,12 @@ impl Keys<'_> {
         Ok(self.meta.get_opt::<u32>(&self.of(key))?.map(|n| n as usize))
     }
 
-    fn number(&self, key: &str) -> weights::Result<Option<f64>> {
+    pub(super) fn number(&self, key: &str) -> weights::Result<Option<f64>> {
         Ok(self.meta.get_opt::<f32>(&self.of(key))?.map(f64::from))
     }
 
     /// A count, by its name in `config.json`.
-    fn named(&self, name: &str) -> weights::Result<Option<usize>> {
+    pub(super) fn named(&self, name: &str) -> weights::Result<Option<usize>> {
         let key = KEYS.iter().find(|(json, _)| *json == name);
         self.count(key.expect("asked for by a name of the table; this is a bug").1)
     }

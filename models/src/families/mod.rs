@@ -1,5 +1,6 @@
 //! What each family sets. A family is a row of this table, not a second decoder.
 
+mod bert;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -29,6 +30,30 @@ pub(crate) struct Family {
 
 const FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
+/// One family of encoders.
+pub(crate) struct EncoderFamily {
+    /// Name in logs.
+    pub name: &'static str,
+    /// `model_type` values of `config.json`.
+    pub model_types: &'static [&'static str],
+    /// `general.architecture` values of GGUF.
+    pub gguf_architectures: &'static [&'static str],
+    /// Before every tensor name of a SafeTensors file that was saved with a head.
+    pub prefix: &'static str,
+}
+
+const ENCODERS: &[&EncoderFamily] = &[&bert::FAMILY];
+
+/// The encoder family of a `config.json`.
+pub(crate) fn encoder_by_model_type(model_type: &str) -> Option<&'static EncoderFamily> {
+    ENCODERS.iter().copied().find(|f| f.model_types.contains(&model_type))
+}
+
+/// The encoder family of a GGUF file.
+pub(crate) fn encoder_by_gguf_architecture(arch: &str) -> Option<&'static EncoderFamily> {
+    ENCODERS.iter().copied().find(|f| f.gguf_architectures.contains(&arch))
+}
+
 /// The family of a `config.json`.
 pub(crate) fn by_model_type(model_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|f| f.model_types.contains(&model_type))
@@ -46,7 +71,8 @@ pub(crate) fn by_name(name: &str) -> Option<&'static Family> {
 
 /// All names, for an error.
 pub(crate) fn known() -> String {
-    FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
+    let encoders = ENCODERS.iter().map(|f| f.name);
+    FAMILIES.iter().map(|f| f.name).chain(encoders).collect::<Vec<_>>().join(", ")
 }
 
 /// Window of a `config.json` that switches it on and does not say how wide it is.

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::backend::Backend;
-use crate::weights::{Loader, Role};
+use crate::weights::{Layout, Loader};
 
 /// A projection from `k` to `n` elements.
 pub struct Linear<B: Backend> {
@@ -14,7 +14,7 @@ pub struct Linear<B: Backend> {
 
 impl<B: Backend> Linear<B> {
     /// Takes the weight, and the bias where the file has one.
-    pub fn load(loader: &mut Loader<'_>, ops: &B, role: Role) -> Result<Self> {
+    pub fn load<L: Layout>(loader: &mut Loader<'_, L>, ops: &B, role: L::Role) -> Result<Self> {
         let weight = loader.matrix(role, |source| ops.matrix(source))?;
         let bias = loader.bias(role)?.map(|values| ops.vector(values)).transpose()?;
         Ok(Self { weight, bias })

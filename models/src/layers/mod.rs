@@ -1,4 +1,4 @@
-//! The parts of a decoder, each written once for both backends.
+//! The parts of a model, each written once for both backends.
 
 pub mod attention;
 pub mod linear;

@@ -1,6 +1,6 @@
 //! From a role in the architecture to numbers: checks, row order, page release.
 //!
-//! Every tensor is read once, in the order the decoder asks, and its pages are let go as soon as
+//! Every tensor is read once, in the order the model asks, and its pages are let go as soon as
 //! the backend has taken them (row by row where it packs), so that resident memory never exceeds
 //! one copy of the weights by more than what is being packed.
 
@@ -11,7 +11,7 @@ use std::ops::Range;
 use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Format, MappedFile, Mix, Role, TensorView, Weights};
+use super::{Layout, MappedFile, Mix, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -59,7 +59,7 @@ impl<'a> MatrixSource<'a> {
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n * self.k];
         for (row, out) in out.chunks_exact_mut(self.k).enumerate() {
-            quant::dequantize(self.dtype, &Rows::row(self, row), out);
+            quant::dequantize(self.dtype, &self.row(row), out);
         }
         out
     }
@@ -89,23 +89,19 @@ impl Rows for MatrixSource<'_> {
 }
 
 /// Hands out the tensors of one model.
-pub struct Loader<'a> {
+pub struct Loader<'a, L: Layout = ModelConfig> {
     weights: &'a Weights,
-    config: &'a ModelConfig,
+    config: &'a L,
     mix: Option<Mix>,
     /// Roles still to come, if they are asked for in their order.
-    order: std::vec::IntoIter<Role>,
+    order: std::vec::IntoIter<L::Role>,
     progress: &'a mut dyn FnMut(usize),
 }
 
-impl<'a> Loader<'a> {
+impl<'a, L: Layout> Loader<'a, L> {
     /// `progress` is told the bytes of every tensor as it is taken.
-    pub fn new(
-        weights: &'a Weights,
-        config: &'a ModelConfig,
-        progress: &'a mut dyn FnMut(usize),
-    ) -> Self {
-        Self { weights, config, mix: None, order: Role::all(config).into_iter(), progress }
+    pub fn new(weights: &'a Weights, config: &'a L, progress: &'a mut dyn FnMut(usize)) -> Self {
+        Self { weights, config, mix: None, order: config.roles().into_iter(), progress }
     }
 
     /// Matrices of floats are quantised on the way; others are refused by [`Loader::check`].
@@ -117,8 +113,8 @@ impl<'a> Loader<'a> {
     /// tensor that is missing, strange or of no use is refused before the first is packed.
     pub fn check(&self) -> Result<()> {
         let mut used = HashSet::new();
-        for role in Role::all(self.config) {
-            let (name, shape) = (self.name(role, "weight"), role.shape(self.config));
+        for role in self.config.roles() {
+            let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
             let dtype = self.check_tensor(&name, &shape)?;
             if self.mix.is_some() && dtype.block_len() > 1 {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
@@ -126,7 +122,8 @@ impl<'a> Loader<'a> {
             }
             used.insert(name);
             let bias = self.name(role, "bias");
-            if role.needs_bias(self.config) || role.may_have_bias() && self.weights.has(&bias) {
+            let may = self.config.may_have_bias(role) && self.weights.has(&bias);
+            if may || self.config.needs_bias(role) {
                 if self.check_tensor(&bias, &shape[..1])?.block_len() > 1 {
                     let what = "a bias cannot be quantised".into();
                     return Err(Error::Tensor { name: bias, what });
@@ -134,13 +131,7 @@ impl<'a> Loader<'a> {
                 used.insert(bias);
             }
         }
-        let ignored = |name: &str| {
-            // Recomputed from the configuration, read with it, or the second copy of a tied head.
-            name.ends_with("rotary_emb.inv_freq")
-                || name == "rope_freqs.weight"
-                || name == "lm_head.weight"
-        };
-        let stray = |name: &&str| !used.contains(*name) && !ignored(name);
+        let stray = |name: &&str| !used.contains(*name) && !self.config.ignores(name);
         let strays: Vec<&str> = self.weights.names().filter(stray).collect();
         match strays.first() {
             None => Ok(()),
@@ -169,7 +160,7 @@ impl<'a> Loader<'a> {
     /// Gives the matrix to `take` and then lets its pages go.
     pub fn matrix<T>(
         &mut self,
-        role: Role,
+        role: L::Role,
         take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
     ) -> Result<T> {
         let name = self.name(role, "weight");
@@ -178,16 +169,17 @@ impl<'a> Loader<'a> {
         let &[n, k] = view.shape else {
             return Err(Error::Tensor { name, what: "is not a matrix".into() });
         };
-        let interleaved = self.rotated(role);
+        let interleaved = self.config.interleaved(role);
         let (stored, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
-        let dtype = self.mix.map_or(stored, |mix| mix.dtype(role, self.config));
+        let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
+        let dtype = mixed.unwrap_or(stored);
         let taken = take(&MatrixSource { dtype, stored, n, k, bytes, interleaved, file })?;
         self.weights.release(&name);
         Ok(taken)
     }
 
     /// A norm.
-    pub fn vector(&mut self, role: Role) -> Result<Vec<f32>> {
+    pub fn vector(&mut self, role: L::Role) -> Result<Vec<f32>> {
         let name = self.name(role, "weight");
         self.read_ahead(role);
         let view = self.view(&name)?;
@@ -198,13 +190,13 @@ impl<'a> Loader<'a> {
     }
 
     /// The bias of a projection, where the file has one.
-    pub fn bias(&mut self, role: Role) -> Result<Option<Vec<f32>>> {
+    pub fn bias(&mut self, role: L::Role) -> Result<Option<Vec<f32>>> {
         let name = self.name(role, "bias");
         if !self.weights.has(&name) {
             return Ok(None);
         }
         let view = self.view(&name)?;
-        let (n, interleaved) = (view.shape[0], self.rotated(role));
+        let (n, interleaved) = (view.shape[0], self.config.interleaved(role));
         let (dtype, bytes) = (view.dtype, view.bytes);
         let stored = dtype;
         let source = MatrixSource { dtype, stored, n, k: 1, bytes, interleaved, file: None };
@@ -213,17 +205,12 @@ impl<'a> Loader<'a> {
         Ok(Some(values))
     }
 
-    fn name(&self, role: Role, suffix: &str) -> String {
-        role.name(self.weights.format() == Format::Gguf, suffix)
-    }
-
-    fn rotated(&self, role: Role) -> Option<usize> {
-        let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.config.knobs.interleaved_qk;
-        rotates.then_some(self.config.head_dim)
+    fn name(&self, role: L::Role, suffix: &str) -> String {
+        self.config.name(role, self.weights.format(), suffix)
     }
 
     /// Lets the disk work on the next tensor while this one is packed.
-    fn read_ahead(&mut self, role: Role) {
+    fn read_ahead(&mut self, role: L::Role) {
         self.order.by_ref().find(|next| *next == role);
         if let Some(next) = self.order.as_slice().first() {
             self.weights.will_need(&self.name(*next, "weight"));

@@ -1,7 +1,7 @@
 //! Weight files as named tensors: GGUF and SafeTensors behind one type.
 //!
 //! Owns: opening and checking the files, the memory map, the tensor index, GGUF metadata, the
-//! writer of GGUF files, and in `role` the names that each format gives to a weight. May import:
+//! writer of GGUF files, and in `role` and `encoder_role` the names that each format gives to a weight. May import:
 //! `hearth-kernels`. Runs on whatever thread asks; everything is read-only and `Sync`.
 //!
 //! Absent on purpose: what a family does with its tensors, arithmetic on them (kernels), JSON
@@ -11,10 +11,12 @@
 //! against the bytes that are really there, and errors name the offset or the tensor.
 
 mod cursor;
+mod encoder_role;
 mod error;
 pub mod gguf;
 pub mod gguf_writer;
 mod index;
+mod layout;
 mod loader;
 mod metadata;
 mod mix;
@@ -22,9 +24,11 @@ mod mmap;
 mod role;
 pub mod safetensors;
 
+pub use encoder_role::EncoderRole;
 pub use error::{Error, Result};
 pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
+pub use layout::Layout;
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
 pub use mix::Mix;

@@ -8,13 +8,16 @@ pub(super) const SHARD_INDEX: &str = "model.safetensors.index.json";
 const ONE_FILE: &str = "model.safetensors";
 
 /// Small files that a SafeTensors model needs beside its weights, where the repository has them.
-const COMPANIONS: [&str; 6] = [
+const COMPANIONS: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
 ];
 
 /// The files to have, and what to open.

@@ -1,8 +1,10 @@
 """The Python client against `hearth serve` as a fresh machine has it: no model named, no network."""
 
+import json
 import os
 
 import openai
+import pydantic
 import pytest
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -38,3 +40,102 @@ def test_another_model_is_not_there(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
+
+
+def function(name, description, **properties):
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {
+        "name": name, "description": description, "parameters": parameters}}
+
+
+TOOLS = [
+    function("get_weather", "Weather of a place", city={"type": "string"}),
+    function("set_timer", "Start a timer", minutes={"type": "integer"}),
+]
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def ask(client, **options):
+    options = {"model": "hearth-tiny", "messages": WEATHER, "temperature": 0} | options
+    return client.chat.completions.create(**options)
+
+
+def test_it_calls_a_tool_by_itself_and_goes_on_with_the_result(client):
+    [choice] = ask(client, tools=TOOLS).choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    [call] = choice.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "get_weather")
+    assert list(json.loads(call.function.arguments)) == ["city"]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    [choice] = ask(client, tools=TOOLS, messages=[*WEATHER, choice.message, result]).choices
+    assert choice.finish_reason == "stop" and "sunny" in choice.message.content
+
+
+def test_a_streamed_call_is_the_whole_one_in_pieces(client):
+    [whole] = ask(client, tools=TOOLS).choices[0].message.tool_calls
+    with client.chat.completions.stream(
+        model="hearth-tiny", messages=WEATHER, temperature=0, tools=TOOLS
+    ) as stream:
+        names = [event.name for event in stream
+                 if event.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls"
+    [call] = final.message.tool_calls
+    assert call.function.arguments == whole.function.arguments
+    assert len(names) > 1 and set(names) == {"get_weather"}
+
+
+@pytest.mark.parametrize("name", ["get_weather", "set_timer"])
+def test_a_named_tool_is_called_whatever_was_said(client, name):
+    choice = {"type": "function", "function": {"name": name}}
+    [call] = ask(client, tools=TOOLS, tool_choice=choice, messages=MESSAGES).choices[
+        0].message.tool_calls
+    [value] = json.loads(call.function.arguments).values()
+    assert call.function.name == name
+    assert isinstance(value, {"get_weather": str, "set_timer": int}[name])
+
+
+def test_required_and_none(client):
+    required = ask(client, tools=TOOLS, tool_choice="required", messages=MESSAGES).choices[0]
+    assert required.message.tool_calls
+    none = ask(client, tools=TOOLS, tool_choice="none").choices[0]
+    assert none.message.tool_calls is None and none.finish_reason == "stop"
+
+
+class Person(pydantic.BaseModel):
+    """What `parse` asks for."""
+
+    name: str
+    age: int
+    likes_tea: bool
+
+
+def test_parse_gives_an_object_of_the_class(client):
+    message = [{"role": "user", "content": "Ann is 41 years old. Answer in JSON."}]
+    answer = client.chat.completions.parse(
+        model="hearth-tiny", messages=message, response_format=Person, seed=1,
+        max_completion_tokens=400, temperature=0.2,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+
+
+def test_parse_gives_the_arguments_of_a_call(client):
+    class GetWeather(pydantic.BaseModel):
+        """Weather of a place."""
+
+        city: str
+
+    answer = client.chat.completions.parse(
+        model="hearth-tiny", messages=WEATHER, temperature=0, tool_choice="required",
+        tools=[openai.pydantic_function_tool(GetWeather, name="get_weather")],
+    )
+    [call] = answer.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, GetWeather)
+
+
+def test_a_schema_that_cannot_be_kept_to_is_named(client):
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, response_format={
+            "type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
+    assert caught.value.param == "response_format" and "uniqueItems" in caught.value.message

@@ -151,12 +151,13 @@ describe("completions", () => {
 
 describe("errors", () => {
   const { BadRequestError, AuthenticationError, NotFoundError } = OpenAI;
-  const schema = { name: "s", schema: { type: "object" } };
-  const tool = { type: "function", function: { name: "f", parameters: { type: "object" } } };
+  const schema = { name: "s", schema: { type: "array", uniqueItems: true } };
+  const functions = [{ name: "f", parameters: { type: "object" } }];
   const cases = [
     ["temperature", 3, "invalid_value"],
-    ["tools", [tool], "unsupported_parameter"],
-    ["response_format", { type: "json_schema", json_schema: schema }, "unsupported_parameter"],
+    ["functions", functions, "unsupported_parameter"],
+    ["tools", [], "invalid_value"],
+    ["response_format", { type: "json_schema", json_schema: schema }, "invalid_value"],
     ["tempature", 1, "unknown_parameter"],
   ];
   for (const [param, value, code] of cases) {

@@ -1,0 +1,190 @@
+//! How much of the world's JSON schemas is enforced, and what a mask costs.
+//!
+//! ```text
+//! cargo run --release --example eval_grammar -- [DATA [OUTPUTS]]
+//! ```
+//!
+//! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl`: schemas with instances that
+//! are valid and some that are not, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k
+//! tokens. For every set it prints how many schemas are accepted, how many instances are judged
+//! right, how many answers of a random model come to an end, and how long a mask takes. With
+//! OUTPUTS the answers are written there, one JSON object a line with its schema, so that any
+//! validator can judge them.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth::text::{
+    Follower, Grammar, Next, Opening, Rules, Shape, Special, Tokenizer, Vocabulary,
+};
+use hearth_models::train::Rng;
+use serde_json::{Value, json};
+
+/// A random answer that is longer is given up.
+const ANSWER_TOKENS_MAX: usize = 1500;
+
+#[derive(Default)]
+struct Tally {
+    schemas: usize,
+    accepted: usize,
+    valid: [usize; 2],
+    invalid: [usize; 2],
+    ended: usize,
+    masks: Vec<Duration>,
+    compiled: Duration,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let data = PathBuf::from(arguments.next().unwrap_or_else(|| "../shared/data".to_owned()));
+    let mut outputs = arguments.next().map(File::create).transpose()?.map(BufWriter::new);
+    let tokenizer = Tokenizer::from_file(&data.join("tokenizers/llama3/tokenizer.json"))?;
+    let end = tokenizer.id_of("<|eot_id|>").ok_or("no <|eot_id|>")?;
+    let began = Instant::now();
+    let vocabulary = Vocabulary::new(&tokenizer, tokenizer.vocab_len(), &[end])?;
+    println!("{} tokens, prepared in {:.2?}", tokenizer.vocab_len(), began.elapsed());
+    println!(
+        "{:<14} {:>7} {:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "set",
+        "schemas",
+        "accepted",
+        "valid",
+        "invalid",
+        "ended",
+        "compile",
+        "mask mean",
+        "p50",
+        "p99",
+        "max",
+    );
+    let mut sets: Vec<PathBuf> = fs::read_dir(data.join("eval/jsonschemabench-maskbench"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
+        .collect();
+    sets.sort();
+    let mut rng = Rng::new(7);
+    for set in sets {
+        let mut tally = Tally::default();
+        for line in fs::read_to_string(&set)?.lines() {
+            let case: Value = serde_json::from_str(line)?;
+            tally.schemas += 1;
+            let began = Instant::now();
+            let shape = Shape::Json { schema: case["schema"].clone(), lenient: false };
+            let Ok(grammar) = vocabulary.compile(Rules::of(shape)) else { continue };
+            tally.compiled += began.elapsed();
+            tally.accepted += 1;
+            let grammar = Arc::new(grammar);
+            for test in case["tests"].as_array().into_iter().flatten() {
+                let passed = passes(&grammar, &tokenizer, end, &test["data"].to_string())?;
+                let valid = test["valid"] == true;
+                let counts = if valid { &mut tally.valid } else { &mut tally.invalid };
+                counts[0] += usize::from(passed == valid);
+                counts[1] += 1;
+            }
+            if let Some(answer) = answer(&grammar, &tokenizer, end, &mut rng, &mut tally.masks) {
+                tally.ended += 1;
+                if let Some(out) = &mut outputs {
+                    let set = set.file_stem().unwrap_or_default().to_string_lossy();
+                    let line = json!({"set": set, "schema": case["schema"], "text": answer});
+                    writeln!(out, "{line}")?;
+                }
+            }
+        }
+        tally.print(&set.file_stem().unwrap_or_default().to_string_lossy());
+    }
+    Ok(())
+}
+
+impl Tally {
+    fn print(mut self, name: &str) {
+        let share = |[right, all]: [usize; 2]| 100.0 * right as f64 / all.max(1) as f64;
+        self.masks.sort_unstable();
+        let at = |share: f64| {
+            let place = (self.masks.len().max(1) - 1) as f64 * share;
+            self.masks.get(place as usize).copied().unwrap_or_default()
+        };
+        let mean = self.masks.iter().sum::<Duration>() / self.masks.len().max(1) as u32;
+        println!(
+            "{name:<14} {:>7} {:>7.1}% {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
+            self.schemas,
+            share([self.accepted, self.schemas]),
+            share(self.valid),
+            share(self.invalid),
+            share([self.ended, self.accepted]),
+            self.compiled / self.accepted.max(1) as u32,
+            at(0.5),
+            at(0.99),
+            at(1.0),
+        );
+    }
+}
+
+fn allows(next: &Next, id: u32) -> bool {
+    match next {
+        Next::Any => true,
+        Next::Only(words) => words[id as usize / 32] >> (id % 32) & 1 == 1,
+        Next::End | Next::Failed(_) => false,
+    }
+}
+
+/// The grammar lets a text pass as a whole answer.
+fn passes(
+    grammar: &Arc<Grammar>,
+    tokenizer: &Tokenizer,
+    end: u32,
+    text: &str,
+) -> Result<bool, Box<dyn Error>> {
+    let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
+    for id in tokenizer.encode(text, Special::NONE)? {
+        if !allows(&follower.allowed(), id) {
+            return Ok(false);
+        }
+        follower.push(id);
+    }
+    let next = follower.allowed();
+    Ok(next == Next::End || allows(&next, end))
+}
+
+/// What a model says that knows nothing but likes to come to an end.
+fn answer(
+    grammar: &Arc<Grammar>,
+    tokenizer: &Tokenizer,
+    end: u32,
+    rng: &mut Rng,
+    masks: &mut Vec<Duration>,
+) -> Option<String> {
+    let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
+    let closing: Vec<u32> = ["\"", "}", "]", "\"}", "\",", "]}", ":", "\":"]
+        .iter()
+        .filter_map(|text| tokenizer.id_of(text))
+        .collect();
+    let mut ids = Vec::new();
+    while ids.len() < ANSWER_TOKENS_MAX {
+        let began = Instant::now();
+        let next = follower.allowed();
+        masks.push(began.elapsed());
+        let Next::Only(words) = &next else {
+            return (next == Next::End).then(|| tokenizer.decode(&ids, true));
+        };
+        if allows(&next, end) {
+            return Some(tokenizer.decode(&ids, true));
+        }
+        let liked: Vec<u32> = closing.iter().copied().filter(|&id| allows(&next, id)).collect();
+        let id = match liked.is_empty() || rng.chance(0.3) {
+            false => liked[rng.below(liked.len())],
+            true => {
+                let all: Vec<u32> = (0..32 * words.len() as u32)
+                    .filter(|&id| words[id as usize / 32] >> (id % 32) & 1 == 1)
+                    .collect();
+                all[rng.below(all.len())]
+            }
+        };
+        follower.push(id);
+        ids.push(id);
+    }
+    None
+}

@@ -1,0 +1,78 @@
+//! What the loader must know of an architecture: which tensors it asks for, under which names.
+
+use super::{DType, Format, Mix, Role};
+use crate::config::ModelConfig;
+
+/// The tensors of one configuration.
+pub trait Layout {
+    /// What a tensor is for.
+    type Role: Copy + PartialEq;
+
+    /// Every weight, in the order in which the model takes them.
+    fn roles(&self) -> Vec<Self::Role>;
+
+    /// `[n]` of a norm, `[n, k]` of a matrix with n outputs and k inputs.
+    fn shape(&self, role: Self::Role) -> Vec<usize>;
+
+    /// Its name in a file; `suffix` is `weight` or `bias`.
+    fn name(&self, role: Self::Role, format: Format, suffix: &str) -> String;
+
+    /// Whether it may stand beside a bias of its own, which is then as long as its outputs.
+    fn may_have_bias(&self, role: Self::Role) -> bool;
+
+    /// Whether that bias must not be missing.
+    fn needs_bias(&self, role: Self::Role) -> bool;
+
+    /// Head width, where the file has the rows of each head in the order of adjacent pairs.
+    fn interleaved(&self, _role: Self::Role) -> Option<usize> {
+        None
+    }
+
+    /// The type that a mix gives a matrix; `None` where mixes have no word for the architecture.
+    fn mixed(&self, _role: Self::Role, _mix: Mix) -> Option<DType> {
+        None
+    }
+
+    /// Whether a tensor that no role names is harmless.
+    fn ignores(&self, name: &str) -> bool;
+}
+
+impl Layout for ModelConfig {
+    type Role = Role;
+
+    fn roles(&self) -> Vec<Role> {
+        Role::all(self)
+    }
+
+    fn shape(&self, role: Role) -> Vec<usize> {
+        role.shape(self)
+    }
+
+    fn name(&self, role: Role, format: Format, suffix: &str) -> String {
+        role.name(format == Format::Gguf, suffix)
+    }
+
+    fn may_have_bias(&self, role: Role) -> bool {
+        role.may_have_bias()
+    }
+
+    fn needs_bias(&self, role: Role) -> bool {
+        role.needs_bias(self)
+    }
+
+    fn mixed(&self, role: Role, mix: Mix) -> Option<DType> {
+        Some(mix.dtype(role, self))
+    }
+
+    fn interleaved(&self, role: Role) -> Option<usize> {
+        let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.knobs.interleaved_qk;
+        rotates.then_some(self.head_dim)
+    }
+
+    /// Recomputed from the configuration, read with it, or the second copy of a tied head.
+    fn ignores(&self, name: &str) -> bool {
+        name.ends_with("rotary_emb.inv_freq")
+            || name == "rope_freqs.weight"
+            || name == "lm_head.weight"
+    }
+}

@@ -1,0 +1,284 @@
+//! What flags, environment and a TOML file say, nothing checked: groups of flags, of which every
+//! command takes those that mean something to it, and one file for all of them.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
+use super::{ConfigError, wrong};
+
+/// What the operator says: every flag of `hearth serve`, and every key of a TOML file. Other
+/// commands have the groups that mean something to them.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct RawConfig {
+    /// Which model, and what computes it.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How the engine runs it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// How many requests there may be.
+    #[command(flatten)]
+    pub capacity: CapacityArgs,
+    /// What clients meet.
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// Which model, and what computes it.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Model to load: a .gguf file, a .safetensors file, a folder, or a hub id such as
+    /// `org/name`, `org/name:Q4_K_M`, `org/name@revision`. Repeat to serve several; in the
+    /// variable they stand between commas.
+    #[arg(long, short = 'm', env = "HEARTH_MODEL")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub model: Vec<String>,
+    /// Where to compute: auto, cpu, cuda, cuda:N, metal or plain (candle on the CPU, the reference)
+    /// (default: auto).
+    #[arg(long, env = "HEARTH_DEVICE")]
+    pub device: Option<String>,
+    /// Threads that compute (default: physical cores that this process may use).
+    #[arg(long, short = 't', env = "HEARTH_THREADS")]
+    pub threads: Option<usize>,
+    /// Quantise the weights of a model in floats while loading it: q4_k_m, q8_0, ... (what
+    /// `hearth quantize --type` takes).
+    #[arg(long, env = "HEARTH_QUANTIZE")]
+    pub quantize: Option<String>,
+    /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
+    #[arg(long, env = "HEARTH_KV_DTYPE")]
+    pub kv_dtype: Option<String>,
+}
+
+/// How the engine runs a model.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Tokens of one request, prompt and completion together (default: what the model was made for
+    /// and the free memory holds).
+    #[arg(long, short = 'c', env = "HEARTH_CTX_SIZE")]
+    pub ctx_size: Option<usize>,
+    /// Rows of one forward pass (default: 512).
+    #[arg(long, env = "HEARTH_BATCH_TOKENS")]
+    pub batch_tokens: Option<usize>,
+}
+
+/// How many requests there may be.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Capacity")]
+pub struct CapacityArgs {
+    /// Requests that run at once (default: 32).
+    #[arg(long, env = "HEARTH_MAX_RUNNING")]
+    pub max_running: Option<usize>,
+    /// Requests that may wait before clients are told to come back (default: 256).
+    #[arg(long, env = "HEARTH_MAX_QUEUE")]
+    pub max_queue: Option<usize>,
+}
+
+/// What clients meet.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Server")]
+pub struct ServerArgs {
+    /// Id under which a model is served, in the order of --model (default: the file's or folder's
+    /// name).
+    #[arg(long, env = "HEARTH_ALIAS")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub alias: Vec<String>,
+    /// Another name for a served model, as `gpt-4o-mini=hearth-tiny`, for clients that insist on
+    /// theirs; repeat for several.
+    #[arg(long, env = "HEARTH_MODEL_ALIAS")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub model_alias: Vec<String>,
+    /// Address to listen on (default: 127.0.0.1).
+    #[arg(long, env = "HEARTH_HOST")]
+    pub host: Option<String>,
+    /// Port to listen on; 0 picks one and prints it (default: 8080).
+    #[arg(long, env = "HEARTH_PORT")]
+    pub port: Option<u16>,
+    /// Folder for what must outlive the process: keys, stored answers; `none` keeps everything in
+    /// memory (default: ~/.local/share/hearth).
+    #[arg(long, env = "HEARTH_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Key that clients must send; repeat for several. Without one, anyone who reaches the port
+    /// may ask.
+    #[arg(long, env = "HEARTH_API_KEY", hide_env_values = true)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub api_key: Vec<String>,
+    /// Serve other machines although no key is asked for.
+    #[arg(
+        long,
+        env = "HEARTH_INSECURE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub insecure: Option<bool>,
+    /// Origin whose pages may ask from a browser, such as `https://app.example`; repeat for
+    /// several, `*` for all (default: none).
+    #[arg(long, env = "HEARTH_CORS_ORIGIN")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub cors_origin: Vec<String>,
+    /// Largest request body in MB (default: 4).
+    #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
+    pub body_limit_mb: Option<usize>,
+    /// GB of uploaded files that one project may have (default: 20).
+    #[arg(long, env = "HEARTH_FILES_QUOTA_GB")]
+    pub files_quota_gb: Option<usize>,
+    /// Warn about request fields that nobody knows instead of refusing them.
+    #[arg(
+        long,
+        env = "HEARTH_LENIENT_FIELDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub lenient_fields: Option<bool>,
+    /// Log as text or json (default: text).
+    #[arg(long, env = "HEARTH_LOG_FORMAT")]
+    pub log_format: Option<String>,
+}
+
+impl RawConfig {
+    /// What a TOML file says; keys are the long flags.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|e| e.to_string());
+        let read = text.and_then(|text| Self::from_toml(&text));
+        read.or_else(|what| wrong(&path.display().to_string(), what))
+    }
+
+    /// The groups are read one by one from the same text: each knows its own keys, all of them
+    /// together every key.
+    pub(super) fn from_toml(text: &str) -> Result<Self, String> {
+        fn group<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+            toml::from_str(text).map_err(|e| e.to_string())
+        }
+        let keys: toml::Table = group(text)?;
+        let command = Self::augment_args(clap::Command::new("hearth"));
+        let known: Vec<&str> = command.get_arguments().filter_map(|a| a.get_long()).collect();
+        if let Some(odd) = keys.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(format!("unknown key `{odd}`, expected one of {}", known.join(", ")));
+        }
+        Ok(Self {
+            model: group(text)?,
+            engine: group(text)?,
+            capacity: group(text)?,
+            server: group(text)?,
+        })
+    }
+
+    /// `self`, and `file` where `self` says nothing.
+    pub fn or(self, file: Self) -> Self {
+        fn list<T>(a: Vec<T>, b: Vec<T>) -> Vec<T> {
+            if a.is_empty() { b } else { a }
+        }
+        let (model, engine, capacity, server) =
+            (self.model, self.engine, self.capacity, self.server);
+        Self {
+            server: ServerArgs {
+                // Ids belong to the models that stand with them.
+                alias: match model.model.is_empty() {
+                    true => list(server.alias, file.server.alias),
+                    false => server.alias,
+                },
+                model_alias: list(server.model_alias, file.server.model_alias),
+                host: server.host.or(file.server.host),
+                port: server.port.or(file.server.port),
+                data_dir: server.data_dir.or(file.server.data_dir),
+                api_key: list(server.api_key, file.server.api_key),
+                insecure: server.insecure.or(file.server.insecure),
+                cors_origin: list(server.cors_origin, file.server.cors_origin),
+                body_limit_mb: server.body_limit_mb.or(file.server.body_limit_mb),
+                files_quota_gb: server.files_quota_gb.or(file.server.files_quota_gb),
+                lenient_fields: server.lenient_fields.or(file.server.lenient_fields),
+                log_format: server.log_format.or(file.server.log_format),
+            },
+            model: ModelArgs {
+                model: list(model.model, file.model.model),
+                device: model.device.or(file.model.device),
+                threads: model.threads.or(file.model.threads),
+                quantize: model.quantize.or(file.model.quantize),
+                kv_dtype: model.kv_dtype.or(file.model.kv_dtype),
+            },
+            engine: EngineArgs {
+                ctx_size: engine.ctx_size.or(file.engine.ctx_size),
+                batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
+            },
+            capacity: CapacityArgs {
+                max_running: capacity.max_running.or(file.capacity.max_running),
+                max_queue: capacity.max_queue.or(file.capacity.max_queue),
+            },
+        }
+    }
+}
+
+/// A list in the file, or its only value.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or a list of strings")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> Vec<clap::Arg> {
+        let command = RawConfig::augment_args(clap::Command::new("hearth"));
+        command.get_arguments().cloned().collect()
+    }
+
+    #[test]
+    fn every_flag_is_a_key_of_the_file_and_has_a_variable() {
+        for flag in flags() {
+            let key = flag.get_long().unwrap();
+            let error = RawConfig::from_toml(&format!("{key} = {{}}")).unwrap_err();
+            assert!(error.contains("line 1") && error.contains("expected"), "{key}: {error}");
+            let variable = format!("HEARTH_{}", key.to_uppercase().replace('-', "_"));
+            assert_eq!(flag.get_env().unwrap(), variable.as_str());
+        }
+    }
+
+    #[test]
+    fn a_key_that_nobody_knows_is_an_error() {
+        let error = RawConfig::from_toml("prot = 1").unwrap_err();
+        assert!(error.contains("`prot`") && error.contains("port"), "{error}");
+    }
+
+    #[test]
+    fn one_value_is_a_list_of_one() {
+        let one = RawConfig::from_toml("model = \"a.gguf\"\napi-key = \"k\"");
+        assert_eq!(one, RawConfig::from_toml("model = [\"a.gguf\"]\napi-key = [\"k\"]"));
+        assert!(RawConfig::from_toml("model = 3").is_err());
+    }
+
+    #[test]
+    fn what_the_flags_do_not_say_the_file_says() {
+        let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
+            quantize = \"q8_0\"\n\
+            batch-tokens = 3\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            model-alias = \"x=a\"\nhost = \"::1\"\n\
+            port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
+            cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
+            lenient-fields = true\nlog-format = \"json\"";
+        assert_eq!(all.lines().count(), flags().len());
+        let all = RawConfig::from_toml(all).unwrap();
+        assert_eq!(RawConfig::default().or(all.clone()), all);
+        assert_eq!(all.clone().or(RawConfig::default()), all);
+    }
+}

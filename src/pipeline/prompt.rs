@@ -1,0 +1,79 @@
+//! From what a request wants continued to the tokens that the model sees.
+
+use serde_json::{Map, Value};
+
+use super::form::Form;
+use super::{Prompt, TextRequest, Tools};
+use crate::error::Error;
+use crate::registry::ServedModel;
+use crate::text::{Guard, Special};
+use crate::types::TokenId;
+
+/// What takes time to find out about a request.
+pub(super) struct Prepared {
+    pub prompt: Vec<TokenId>,
+    pub form: Form,
+}
+
+/// Renders, encodes and compiles.
+pub(super) fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prepared, Error> {
+    let (text, mut prompt) = encode(model, request, Special::PROMPT)?;
+    if let Some(suffix) = &request.suffix {
+        let filled = model.tokenizer().fill_in(&prompt, suffix);
+        let filled = filled.map_err(|e| Error::invalid("suffix", e.to_string()))?;
+        prompt = filled.ok_or_else(|| {
+            let message = format!("The model `{}` cannot fill in the middle.", model.id());
+            Error::unsupported("suffix", message)
+        })?;
+    }
+    Ok(Prepared { prompt, form: Form::new(model, request, &text)? })
+}
+
+/// The prompt as text and as tokens. `special` is for plain text; a conversation has its special
+/// tokens where its template puts them. A text that already begins with the beginning-of-text token
+/// gets no second one.
+pub(super) fn encode(
+    model: &ServedModel,
+    request: &TextRequest,
+    special: Special,
+) -> Result<(String, Vec<TokenId>), Error> {
+    let tokenizer = model.tokenizer();
+    let fail = |e: crate::text::TextError| Error::invalid(request.prompt_param(), e.to_string());
+    match &request.prompt {
+        Prompt::Tokens(ids) => Ok((String::new(), ids.clone())),
+        Prompt::Text(text) => Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?)),
+        Prompt::Chat { messages, template_kwargs } => {
+            let guard = Guard::new(messages.clone(), tokenizer);
+            let tools = request.tools.as_ref().and_then(Tools::definitions);
+            let text = render(model, &guard.messages, tools, template_kwargs)?;
+            let ids = guard.encode(&text, tokenizer).map_err(fail)?;
+            Ok((guard.reveal(&text), ids))
+        }
+    }
+}
+
+/// A conversation as the model's template has it.
+fn render(
+    model: &ServedModel,
+    messages: &Value,
+    tools: Option<Value>,
+    template_kwargs: &Map<String, Value>,
+) -> Result<String, Error> {
+    let (Some(template), Some(style)) = (model.template(), model.tool_style()) else {
+        let message = format!("The model `{}` has no chat template.", model.id());
+        return Err(Error::unsupported("messages", message));
+    };
+    let (messages, tools) = style.adapt(messages.clone(), tools);
+    let mut kwargs = template_kwargs.clone();
+    if let Some(effort) = kwargs.get("reasoning_effort").and_then(Value::as_str) {
+        // Other templates know a switch only.
+        let thinks = Value::Bool(effort != "none" && effort != "minimal");
+        for switch in ["enable_thinking", "thinking"] {
+            if template.mentions(switch) {
+                kwargs.entry(switch).or_insert(thinks.clone());
+            }
+        }
+    }
+    let text = template.render(&messages, tools.as_ref(), true, &kwargs);
+    text.map_err(|e| Error::invalid("messages", e.to_string()))
+}

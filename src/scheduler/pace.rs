@@ -1,0 +1,150 @@
+//! How many rows of prompts a step may carry without making running answers wait.
+//!
+//! A step is taken to cost what its answers cost, and something more for every row of a prompt.
+//! Both are learned from the steps themselves, which come in as numbers: no clock here. Where the
+//! two guesses are off, a step that was too long makes the next one shorter all the same: the only
+//! number of rows that stays is the one that meets the target. Deliberately absent: what a row
+//! costs by its position. A long context makes rows dearer slowly, and the guess follows.
+
+/// The guess, and what it is for. Times are milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    target_ms: f64,
+    /// A step with answers only.
+    answers_ms: f64,
+    /// What one more row of a prompt adds; `None` before the first prompt.
+    row_ms: Option<f64>,
+}
+
+/// Rows of the very first prompt, of which nothing is known.
+const FIRST_ROWS: usize = 64;
+/// A prompt is never cut smaller than this, so that it always arrives.
+const ROWS_MIN: usize = 16;
+/// Where no answer waits, only newcomers do, and a longer step computes a little faster.
+const ALONE: f64 = 4.0;
+/// Prompts may take this part of what the answers take, where those fill the target on their own.
+const SHARE: f64 = 0.5;
+/// Weight of the newest step in the guess.
+const NEWEST: f64 = 0.25;
+/// One step changes a guess at most as if it had been this much longer than expected.
+const SURPRISE_MAX: f64 = 4.0;
+
+impl Pace {
+    pub fn new(target_ms: f64) -> Self {
+        Self { target_ms, answers_ms: 0.0, row_ms: None }
+    }
+
+    /// Rows of prompts for a step that also carries `answers` rows of answers.
+    pub fn prompt_rows(&self, answers: usize) -> usize {
+        let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
+        let left_ms = match answers {
+            0 => self.target_ms * ALONE,
+            _ => (self.target_ms - self.answers_ms).max(self.answers_ms * SHARE),
+        };
+        // A float beyond the integers becomes the largest one, which is what is meant.
+        ((left_ms / row_ms) as usize).max(ROWS_MIN)
+    }
+
+    /// A step took this long.
+    pub fn learn(&mut self, answers: usize, prompt_rows: usize, took_ms: f64) {
+        let answers_ms = if answers > 0 { self.answers_ms } else { 0.0 };
+        match (prompt_rows, self.row_ms) {
+            (0, _) if answers == 0 => {}
+            (0, _) => self.answers_ms = nearer(self.answers_ms, took_ms),
+            (rows, known) => {
+                let row_ms = (took_ms - answers_ms).max(0.0) / rows as f64;
+                self.row_ms = Some(known.map_or(row_ms, |known| nearer(known, row_ms)));
+            }
+        }
+    }
+}
+
+/// A guess, corrected.
+fn nearer(guess: f64, seen: f64) -> f64 {
+    if guess == 0.0 {
+        return seen;
+    }
+    guess + NEWEST * (seen.min(guess * SURPRISE_MAX) - guess)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine: milliseconds of a step, with a part that no guess knows of.
+    fn machine(answers: usize, rows: usize, position: usize) -> f64 {
+        let weights_ms = 12.0;
+        weights_ms + 2.5 * answers as f64 + rows as f64 * (2.0 + position as f64 / 2000.0)
+    }
+
+    #[test]
+    fn steps_meet_the_target_from_the_third_on_while_rows_become_dearer() {
+        let mut pace = Pace::new(100.0);
+        for _ in 0..20 {
+            pace.learn(4, 0, machine(4, 0, 0));
+        }
+        let (mut position, mut steps) = (0, Vec::new());
+        while position < 4000 {
+            let rows = pace.prompt_rows(4);
+            let took_ms = machine(4, rows, position);
+            pace.learn(4, rows, took_ms);
+            position += rows;
+            steps.push(took_ms);
+        }
+        assert!(steps[0] < 200.0, "{}", steps[0]);
+        assert!(steps[2..].iter().all(|ms| (80.0..115.0).contains(ms)), "{steps:?}");
+    }
+
+    #[test]
+    fn a_target_that_was_never_learned_without_prompts_is_met_all_the_same() {
+        let mut pace = Pace::new(100.0);
+        let mut took_ms = 0.0;
+        for _ in 0..40 {
+            let rows = pace.prompt_rows(8);
+            took_ms = machine(8, rows, 500);
+            pace.learn(8, rows, took_ms);
+        }
+        assert!((90.0..105.0).contains(&took_ms), "{took_ms}");
+    }
+
+    #[test]
+    fn answers_that_fill_the_target_leave_prompts_half_as_much_again() {
+        let mut pace = Pace::new(100.0);
+        for _ in 0..60 {
+            pace.learn(40, 0, machine(40, 0, 0)); // 112 ms
+            let rows = pace.prompt_rows(40);
+            pace.learn(40, rows, machine(40, rows, 0));
+        }
+        let took_ms = machine(40, pace.prompt_rows(40), 0);
+        assert!((150.0..180.0).contains(&took_ms), "{took_ms}");
+    }
+
+    #[test]
+    fn one_long_step_does_not_stop_the_prompts() {
+        let mut pace = Pace::new(100.0);
+        for _ in 0..20 {
+            pace.learn(4, 0, machine(4, 0, 0));
+            pace.learn(4, 30, machine(4, 30, 0));
+        }
+        let before = pace.prompt_rows(4);
+        pace.learn(4, before, 60_000.0);
+        assert!(pace.prompt_rows(4) >= before / 2, "{} after {before}", pace.prompt_rows(4));
+        pace.learn(4, 30, f64::MAX);
+        assert!(pace.prompt_rows(4) >= ROWS_MIN);
+    }
+
+    #[test]
+    fn where_nobody_waits_steps_are_longer() {
+        let mut pace = Pace::new(100.0);
+        assert_eq!(pace.prompt_rows(0), FIRST_ROWS);
+        pace.learn(0, 64, 64.0 * 2.0);
+        assert_eq!((pace.prompt_rows(0), pace.prompt_rows(1)), (200, 50));
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_means_no_bound() {
+        let mut pace = Pace::new(100.0);
+        pace.learn(1, 64, 0.0);
+        assert!(pace.prompt_rows(1) > 1 << 40);
+    }
+}

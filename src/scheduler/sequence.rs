@@ -1,0 +1,162 @@
+//! One sequence: its tokens, and how far their keys and values have come.
+
+use crate::kv::{Before, BlockPool};
+use crate::types::{BlockId, CacheScope, SeqId, TokenId};
+
+/// A sequence as it arrives.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    /// Ascending in order of arrival.
+    pub id: SeqId,
+    /// Never empty.
+    pub prompt: Vec<TokenId>,
+    /// Whether a token is wanted at all (prompt scoring wants none).
+    pub samples: bool,
+    /// The logits of every prompt row are wanted.
+    pub score: bool,
+    /// With whom it shares prefixes. A scored prompt shares none: all its rows are computed.
+    pub scope: CacheScope,
+}
+
+/// One sequence.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub(super) id: SeqId,
+    /// Prompt and answer so far.
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) prompt_len: usize,
+    /// Leading tokens whose KV is in `blocks`.
+    pub(super) computed: usize,
+    /// The most that `computed` has ever been.
+    reached: usize,
+    /// Leading prompt rows whose logits have been read.
+    pub(super) scored: usize,
+    pub(super) blocks: Vec<BlockId>,
+    /// Leading blocks that stand in the prefix index; the next one's place is `place`.
+    pub(super) known: usize,
+    place: Option<Before>,
+    scope: Option<CacheScope>,
+    /// Prompt tokens whose KV somebody else had computed.
+    cached: usize,
+    pub(super) samples: bool,
+    pub(super) score: bool,
+}
+
+impl Sequence {
+    pub(super) fn new(new: NewSequence) -> Self {
+        let scope = (!new.score).then_some(new.scope);
+        Self {
+            id: new.id,
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            computed: 0,
+            reached: 0,
+            scored: 0,
+            blocks: Vec::new(),
+            known: 0,
+            place: scope.map(Before::Start),
+            scope,
+            cached: 0,
+            samples: new.samples,
+            score: new.score,
+        }
+    }
+
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// Blocks in order of position.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    /// Prompt tokens that were not computed for it but found in the prefix cache.
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    pub(super) fn todo(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Known blocks for the text that comes next, and the place after each. The last token is
+    /// always left to compute, because its logits are wanted.
+    pub(super) fn found(&self, pool: &BlockPool, block_len: usize) -> Vec<(BlockId, Before)> {
+        let mut found = Vec::new();
+        let aligned = self.computed == self.known * block_len;
+        let mut place = self.place.filter(|_| aligned);
+        let ahead = self.tokens[self.computed..].split_last().map_or(&[][..], |(_, ahead)| ahead);
+        for text in ahead.chunks_exact(block_len) {
+            let Some((block, next)) = place.and_then(|place| pool.find(place, text)) else { break };
+            place = Some(next);
+            found.push((block, next));
+        }
+        found
+    }
+
+    /// Takes what was found, in exchange for blank blocks where it has some.
+    pub(super) fn adopt(
+        &mut self,
+        found: &[(BlockId, Before)],
+        pool: &mut BlockPool,
+        block_len: usize,
+    ) {
+        for &(block, next) in found {
+            pool.retain(block);
+            match self.blocks.get_mut(self.known) {
+                Some(own) => pool.release(std::mem::replace(own, block)),
+                None => self.blocks.push(block),
+            }
+            self.known += 1;
+            self.place = Some(next);
+            let before = self.reached;
+            self.advance(self.computed + block_len);
+            self.cached += self.reached - before;
+        }
+    }
+
+    /// Keys and values have come to `computed`.
+    pub(super) fn advance(&mut self, computed: usize) {
+        self.computed = computed;
+        self.reached = self.reached.max(computed);
+    }
+
+    /// Lets others know of the blocks that have become full.
+    pub(super) fn publish(&mut self, pool: &mut BlockPool, block_len: usize) {
+        while let Some(place) = self.place
+            && (self.known + 1) * block_len <= self.computed
+        {
+            let text = &self.tokens[self.known * block_len..][..block_len];
+            let (block, next) = pool.publish(self.blocks[self.known], place, text);
+            self.blocks[self.known] = block;
+            self.known += 1;
+            self.place = Some(next);
+        }
+    }
+
+    /// Gives all blocks back, the last one first.
+    pub(super) fn release(&mut self, pool: &mut BlockPool) {
+        self.blocks.drain(..).rev().for_each(|b| pool.release(b));
+        self.computed = 0;
+        self.known = 0;
+        self.place = self.scope.map(Before::Start);
+    }
+
+    /// What must hold of its own numbers.
+    pub(super) fn check(&self, pool: &BlockPool, block_len: usize) -> Result<(), String> {
+        let held = self.blocks.len() * block_len;
+        if self.computed > self.tokens.len() || self.computed > held {
+            return Err(format!("{}: {} computed, {held} held", self.id, self.computed));
+        }
+        let full = if self.scope.is_some() { self.computed / block_len } else { 0 };
+        if self.known != full || self.cached > self.prompt_len {
+            return Err(format!("{}: {} of {full} full blocks known", self.id, self.known));
+        }
+        match self.blocks[self.known..].iter().find(|b| !pool.is_private(**b)) {
+            Some(b) => Err(format!("{}: {b:?} will be written and is not its own", self.id)),
+            None => Ok(()),
+        }
+    }
+}

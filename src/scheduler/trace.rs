@@ -1,0 +1,184 @@
+//! Random traces: whatever happens, every sequence sees the text that it would have seen alone.
+//!
+//! The model is only arithmetic: what it stores for a position is a hash of all tokens up to it,
+//! and the next token follows from what is stored. So a block that is lent to the wrong text,
+//! written twice, or given away too early changes an answer, and is found before that.
+
+use std::collections::HashMap;
+
+use super::*;
+use crate::types::CacheScope;
+
+const BLOCK_LEN: usize = 4;
+/// Steps of all traces together; `HEARTH_TRACE_STEPS` asks for more.
+const STEPS: usize = 200_000;
+const STEPS_OF_ONE: usize = 500;
+
+#[test]
+fn random_traces_keep_every_promise() {
+    let asked = std::env::var("HEARTH_TRACE_STEPS").ok().map(|n| n.parse().unwrap());
+    for seed in 0..asked.unwrap_or(STEPS).div_ceil(STEPS_OF_ONE) as u64 {
+        let mut trace = Trace::new(seed);
+        (0..STEPS_OF_ONE).for_each(|_| trace.step());
+        trace.end();
+    }
+}
+
+struct Trace {
+    seed: u64,
+    random: Random,
+    scheduler: Scheduler,
+    batch_tokens: usize,
+    /// What the model stored, by block and offset.
+    kv: HashMap<(BlockId, usize), u64>,
+    live: HashMap<SeqId, Promise>,
+    next_id: u64,
+}
+
+/// What a sequence was told on arrival.
+struct Promise {
+    prompt: Vec<TokenId>,
+    /// Tokens of prompt and answer at which it ends.
+    end: usize,
+    scope: CacheScope,
+}
+
+impl Trace {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let running_len = 1 + random.below(6);
+        let batch_tokens = running_len + random.below(20);
+        let config = SchedulerConfig {
+            block_count: 12 + random.below(20),
+            block_len: BLOCK_LEN,
+            batch_tokens,
+            running_len,
+            score_chunk: 3,
+        };
+        let scheduler = Scheduler::new(config);
+        let (kv, live) = (HashMap::new(), HashMap::new());
+        Self { seed, random, scheduler, batch_tokens, kv, live, next_id: 0 }
+    }
+
+    fn step(&mut self) {
+        if self.random.below(3) == 0 && self.live.len() < 12 {
+            self.arrive();
+        }
+        if self.random.below(10) == 0 {
+            self.leave();
+        }
+        let batch = self.scheduler.schedule();
+        self.judge(&batch);
+        let sampled = self.compute(&batch);
+        self.scheduler.update(&batch, &sampled);
+        self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
+        self.finish(&sampled);
+    }
+
+    /// A prompt out of a few texts, so that many have a beginning in common.
+    fn arrive(&mut self) {
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        let (text, len) = (self.random.below(3) as u32, 1 + self.random.below(30));
+        let differs = self.random.below(40);
+        let token = |i: usize| 1000 * text + i as u32 + 7 * u32::from(i >= differs);
+        let prompt: Vec<TokenId> = (0..len).map(token).collect();
+        let scope = CacheScope { adapter: 0, tenant: self.random.below(2) as u64 };
+        let score = self.random.below(4) == 0;
+        let end = len + 1 + self.random.below(48 - len);
+        let new = NewSequence { id, prompt: prompt.clone(), samples: true, score, scope };
+        self.scheduler.add(new);
+        self.live.insert(id, Promise { prompt, end, scope });
+    }
+
+    /// A client goes away.
+    fn leave(&mut self) {
+        let mut ids: Vec<SeqId> = self.live.keys().copied().collect();
+        ids.sort_unstable();
+        if !ids.is_empty() {
+            let id = ids[self.random.below(ids.len())];
+            self.live.remove(&id);
+            self.scheduler.finish(id);
+        }
+    }
+
+    /// Bounds and progress.
+    fn judge(&self, batch: &Batch) {
+        let seed = self.seed;
+        assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
+        assert!(batch.row_count() > 0 || self.live.is_empty(), "seed {seed}: no progress");
+    }
+
+    /// Stores every row, and reads what stands before it.
+    fn compute(&mut self, batch: &Batch) -> Vec<(SeqId, TokenId)> {
+        let mut sampled = Vec::new();
+        for entry in &batch.entries {
+            let seq = self.scheduler.running(entry.id).unwrap();
+            let scope = self.live[&entry.id].scope;
+            let end = entry.start + entry.rows;
+            let mut hash = scope.tenant;
+            for (i, &token) in seq.tokens()[..end].iter().enumerate() {
+                hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+                let slot = (seq.blocks()[i / BLOCK_LEN], i % BLOCK_LEN);
+                match i < entry.start {
+                    true => assert_eq!(self.kv[&slot], hash, "seed {}: another text", self.seed),
+                    false => drop(self.kv.insert(slot, hash)),
+                }
+            }
+            assert_eq!(entry.samples, end == seq.tokens().len(), "seed {}", self.seed);
+            if entry.samples {
+                sampled.push((entry.id, (hash % 101) as TokenId));
+            }
+        }
+        sampled
+    }
+
+    /// Those at their end say what they would have said alone.
+    fn finish(&mut self, sampled: &[(SeqId, TokenId)]) {
+        for &(id, _) in sampled {
+            let seq = self.scheduler.running(id).unwrap();
+            let promise = &self.live[&id];
+            if seq.tokens().len() < promise.end {
+                continue;
+            }
+            assert!(seq.cached() <= promise.prompt.len(), "seed {}", self.seed);
+            assert_eq!(alone(promise), seq.tokens(), "seed {}", self.seed);
+            self.scheduler.finish(id);
+            self.live.remove(&id);
+        }
+    }
+
+    fn end(mut self) {
+        self.live.keys().for_each(|id| self.scheduler.finish(*id));
+        assert_eq!(self.scheduler.used_blocks(), 0, "seed {}", self.seed);
+        self.scheduler.check().unwrap();
+    }
+}
+
+/// Prompt and answer of a sequence that never met another.
+fn alone(promise: &Promise) -> Vec<TokenId> {
+    let mut hash = promise.scope.tenant;
+    let mut tokens = promise.prompt.clone();
+    let mut i = 0;
+    while tokens.len() < promise.end {
+        while i < tokens.len() {
+            let token = u64::from(tokens[i]);
+            hash = (hash ^ token).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+            i += 1;
+        }
+        tokens.push((hash % 101) as TokenId);
+    }
+    tokens
+}
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n as u64) as usize
+    }
+}

@@ -1,0 +1,387 @@
+//! `/v1/files` and `/v1/uploads`: bodies in forms and JSON to the files room, contents back out.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::multipart::{Field, Multipart};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use super::error::ApiError;
+use super::extract::{Fields, kind};
+use super::paging::{self, PageRule, Query};
+use super::{App, aside, fields, ids};
+use crate::auth::Caller;
+use crate::error::Error;
+use crate::files::{
+    FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, UPLOAD_BYTES_MAX, Writing,
+};
+use crate::types::ProjectId;
+
+/// Characters of a file's name.
+const NAME_CHARS_MAX: usize = 512;
+/// Bytes of a field of a form that is no file.
+const WORD_BYTES_MAX: usize = 4096;
+/// Seconds that a file may live, when it does not live for ever: an hour to thirty days.
+const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
+/// Fields of a form.
+const FIELDS_MAX: usize = 64;
+/// Contents leave in pieces of this many bytes.
+const PIECE: usize = 64 << 10;
+
+type Answer = Result<Json<Value>, ApiError>;
+
+pub(super) fn router() -> Router<Arc<App>> {
+    // Contents go to the disk as they come, and have limits of their own.
+    let unbounded = DefaultBodyLimit::disable;
+    Router::new()
+        .route("/v1/files", post(create).layer(unbounded()).get(list))
+        .route("/v1/files/{id}", get(one).delete(delete))
+        .route("/v1/files/{id}/content", get(content))
+        .route("/v1/uploads", post(begin_upload))
+        .route("/v1/uploads/{id}/parts", post(add_part).layer(unbounded()))
+        .route("/v1/uploads/{id}/complete", post(complete_upload))
+        .route("/v1/uploads/{id}/cancel", post(cancel_upload))
+}
+
+/// `POST /v1/files`.
+async fn create(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Answer {
+    let form = form(&app, request, "file", FILE_BYTES_MAX, fields::FILE).await?;
+    let Form { mut fields, filename, content } = form;
+    let content = content.ok_or_else(|| ApiError::missing("file"))?;
+    let filename = checked_name("file", filename.unwrap_or_default())?;
+    let purpose = purpose(&mut fields)?;
+    let lifetime_s = lifetime(&mut fields)?;
+    let new = NewFile { filename, purpose, lifetime_s };
+    let id = ids::random("file-");
+    let files = Arc::clone(&app.rooms.files);
+    let project = caller.project;
+    Ok(Json(aside(move || files.keep(project, &id, &new, content)).await?))
+}
+
+/// `GET /v1/files`.
+async fn list(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+) -> Answer {
+    let mut query = Query::parse(&uri)?;
+    let purpose = query.take("purpose");
+    let page = query.page(PageRule { limit: 10_000, max: 10_000, descending: true })?;
+    query.end(app.config.lenient_fields)?;
+    let files = Arc::clone(&app.rooms.files);
+    let found = aside(move || files.list(caller.project, purpose.as_deref(), &page)).await?;
+    Ok(Json(paging::list(found)))
+}
+
+/// `GET /v1/files/{id}`.
+async fn one(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
+    let files = Arc::clone(&app.rooms.files);
+    Ok(Json(aside(move || files.get(caller.project, &id)).await?))
+}
+
+/// `DELETE /v1/files/{id}`.
+async fn delete(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
+    let files = Arc::clone(&app.rooms.files);
+    let deleted = json!({"id": id, "object": "file", "deleted": true});
+    aside(move || files.delete(caller.project, &id)).await?;
+    Ok(Json(deleted))
+}
+
+/// `GET /v1/files/{id}/content`.
+async fn content(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let files = Arc::clone(&app.rooms.files);
+    let (object, file) = aside(move || files.content(caller.project, &id)).await?;
+    let pieces = stream::unfold(tokio::fs::File::from_std(file), |mut file| async {
+        let mut piece = vec![0; PIECE];
+        match file.read(&mut piece).await {
+            Ok(0) => None,
+            Ok(got) => {
+                piece.truncate(got);
+                Some((Ok(piece), file))
+            }
+            Err(error) => Some((Err(error), file)),
+        }
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    let headers = response.headers_mut();
+    let bytes = HeaderValue::from_static("application/octet-stream");
+    headers.insert(header::CONTENT_TYPE, bytes);
+    headers.insert(header::CONTENT_LENGTH, object["bytes"].as_u64().unwrap_or_default().into());
+    // Never shown as a page of ours, whatever is in it.
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Ok(response)
+}
+
+/// `POST /v1/uploads`.
+async fn begin_upload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Answer {
+    let mut body = app.body(request).await?;
+    fields::check(body.map(), fields::UPLOAD, "", app.config.lenient_fields)?;
+    let filename = body.string("filename")?.ok_or_else(|| ApiError::missing("filename"))?;
+    let filename = checked_name("filename", filename)?;
+    let purpose = purpose(&mut body)?;
+    let bytes = body.integer("bytes", 1..=UPLOAD_BYTES_MAX as i64)?;
+    let bytes = bytes.ok_or_else(|| ApiError::missing("bytes"))?.unsigned_abs();
+    let mime_type = body.string("mime_type")?.ok_or_else(|| ApiError::missing("mime_type"))?;
+    let lifetime_s = lifetime(&mut body)?;
+    let file = NewFile { filename, purpose, lifetime_s };
+    let new = NewUpload { file, bytes, mime_type };
+    let id = ids::random("upload_");
+    let files = Arc::clone(&app.rooms.files);
+    Ok(Json(aside(move || files.begin_upload(caller.project, &id, &new)).await?))
+}
+
+/// `POST /v1/uploads/{id}/parts`.
+async fn add_part(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(upload): Path<String>,
+    request: Request,
+) -> Answer {
+    check_upload(&app, caller.project, &upload).await?;
+    let form = form(&app, request, "data", PART_BYTES_MAX, fields::UPLOAD_PART).await?;
+    let content = form.content.ok_or_else(|| ApiError::missing("data"))?;
+    let id = ids::random("part_");
+    let files = Arc::clone(&app.rooms.files);
+    let project = caller.project;
+    Ok(Json(aside(move || files.add_part(project, &upload, &id, content)).await?))
+}
+
+/// `POST /v1/uploads/{id}/complete`.
+async fn complete_upload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(upload): Path<String>,
+    request: Request,
+) -> Answer {
+    let mut body = app.body(request).await?;
+    fields::check(body.map(), fields::UPLOAD_COMPLETE, "", app.config.lenient_fields)?;
+    let parts = body.value("part_ids").ok_or_else(|| ApiError::missing("part_ids"))?;
+    let Value::Array(parts) = parts else {
+        return Err(ApiError::wrong_type("part_ids", "an array", kind(&parts)));
+    };
+    let word = |(i, part): (usize, &Value)| match part.as_str() {
+        Some(part) => Ok(part.to_owned()),
+        None => Err(ApiError::wrong_type(&format!("part_ids[{i}]"), "a string", kind(part))),
+    };
+    let parts = parts.iter().enumerate().map(word).collect::<Result<Vec<_>, _>>()?;
+    let md5 = body.string("md5")?;
+    let id = ids::random("file-");
+    let files = Arc::clone(&app.rooms.files);
+    let project = caller.project;
+    let done = aside(move || files.complete_upload(project, &upload, &parts, md5.as_deref(), &id));
+    Ok(Json(done.await?))
+}
+
+/// `POST /v1/uploads/{id}/cancel`.
+async fn cancel_upload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(upload): Path<String>,
+) -> Answer {
+    let files = Arc::clone(&app.rooms.files);
+    Ok(Json(aside(move || files.cancel_upload(caller.project, &upload)).await?))
+}
+
+async fn check_upload(app: &App, project: ProjectId, upload: &str) -> Result<(), Error> {
+    let (files, upload) = (Arc::clone(&app.rooms.files), upload.to_owned());
+    aside(move || files.check_upload(project, &upload)).await
+}
+
+/// A form with one file, which is on the disk already, and words beside it.
+struct Form {
+    fields: Fields,
+    filename: Option<String>,
+    content: Option<Writing>,
+}
+
+/// Reads a form whose field `file` is a file.
+async fn form(
+    app: &App,
+    request: Request,
+    file: &str,
+    bytes_max: u64,
+    table: &[fields::Field],
+) -> Result<Form, ApiError> {
+    let form = Multipart::from_request(request, &()).await;
+    let mut form = form.map_err(|error| ApiError::not_a_form(&error.body_text()))?;
+    let (mut words, mut filename, mut content) = (serde_json::Map::new(), None, None);
+    while let Some(field) = form.next_field().await.map_err(broken)? {
+        if words.len() > FIELDS_MAX {
+            return Err(ApiError::unreadable_body());
+        }
+        let name = field.name().unwrap_or_default().to_owned();
+        if name == file {
+            filename = field.file_name().map(str::to_owned);
+            content = Some(save(app, field, bytes_max).await?);
+        } else {
+            put(&mut words, &name, word(app, &name, field).await?);
+        }
+    }
+    fields::check(&words, table, "", app.config.lenient_fields)?;
+    Ok(Form { fields: Fields::within("", words), filename, content })
+}
+
+/// `expires_after[seconds]` is a member of `expires_after`.
+fn put(words: &mut serde_json::Map<String, Value>, name: &str, text: String) {
+    match name.split_once('[').map(|(object, key)| (object, key.strip_suffix(']'))) {
+        Some((object, Some(key))) => {
+            let object = words.entry(object).or_insert_with(|| json!({}));
+            // A number in a form is text.
+            let number = text.parse::<i64>().map_or(Value::String(text), Value::from);
+            if let Some(object) = object.as_object_mut() {
+                object.insert(key.to_owned(), number);
+            }
+        }
+        _ => {
+            words.insert(name.to_owned(), Value::String(text));
+        }
+    }
+}
+
+/// What comes next, within the time that a whole body of JSON has.
+async fn piece(app: &App, field: &mut Field<'_>) -> Result<Option<Bytes>, ApiError> {
+    let limit = app.config.body_timeout;
+    let piece = tokio::time::timeout(limit, field.chunk()).await;
+    piece.map_err(|_| ApiError::body_too_slow(limit))?.map_err(broken)
+}
+
+async fn save(app: &App, mut field: Field<'_>, bytes_max: u64) -> Result<Writing, ApiError> {
+    let files = Arc::clone(&app.rooms.files);
+    let mut writing = aside(move || files.write(bytes_max)).await?;
+    while let Some(piece) = piece(app, &mut field).await? {
+        writing = aside(move || writing.push(&piece).map(|()| writing)).await?;
+    }
+    Ok(writing)
+}
+
+async fn word(app: &App, name: &str, mut field: Field<'_>) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = piece(app, &mut field).await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > WORD_BYTES_MAX {
+            let message = format!("Invalid '{name}': longer than {WORD_BYTES_MAX} bytes.");
+            return Err(ApiError::invalid(name, message));
+        }
+    }
+    let invalid = |_| ApiError::invalid(name, format!("Invalid '{name}': it is not UTF-8."));
+    String::from_utf8(bytes).map_err(invalid)
+}
+
+fn broken(error: axum::extract::multipart::MultipartError) -> ApiError {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(FILE_BYTES_MAX as usize),
+        _ => ApiError::unreadable_body(),
+    }
+}
+
+fn checked_name(param: &str, name: String) -> Result<String, ApiError> {
+    let len = name.chars().count();
+    if len == 0 || len > NAME_CHARS_MAX || name.contains(char::is_control) {
+        let message = format!(
+            "Invalid '{param}': expected a name of 1 to {NAME_CHARS_MAX} printable characters."
+        );
+        return Err(ApiError::invalid(param, message));
+    }
+    Ok(name)
+}
+
+fn purpose(fields: &mut Fields) -> Result<String, ApiError> {
+    let purpose = fields.string("purpose")?.ok_or_else(|| ApiError::missing("purpose"))?;
+    if PURPOSES.contains(&purpose.as_str()) {
+        return Ok(purpose);
+    }
+    let list = PURPOSES.map(|purpose| format!("'{purpose}'")).join(", ");
+    let message = format!("Invalid value: '{purpose}'. Supported values are: {list}.");
+    Err(ApiError::invalid("purpose", message))
+}
+
+/// `expires_after`: how many seconds after its creation a file goes.
+fn lifetime(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+    let Some(expires_after) = fields.object("expires_after")? else { return Ok(None) };
+    fields::check(&expires_after, fields::EXPIRES_AFTER, "expires_after.", false)?;
+    match expires_after.get("anchor").map(|anchor| anchor == "created_at") {
+        Some(true) => {}
+        Some(false) => {
+            let message = "Invalid 'expires_after.anchor': the only value is 'created_at'.";
+            return Err(ApiError::invalid("expires_after.anchor", message));
+        }
+        None => return Err(ApiError::missing("expires_after.anchor")),
+    }
+    let name = "expires_after.seconds";
+    let seconds = expires_after.get("seconds").ok_or_else(|| ApiError::missing(name))?;
+    Ok(Some(super::extract::integer(name, seconds, LIFETIME_S)?.unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(value: Value) -> Fields {
+        Fields::parse(value.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn brackets_make_objects_and_numbers() {
+        let mut words = serde_json::Map::new();
+        for (name, text) in [
+            ("purpose", "batch"),
+            ("expires_after[anchor]", "created_at"),
+            ("expires_after[seconds]", "3600"),
+        ] {
+            put(&mut words, name, text.to_owned());
+        }
+        let mut fields = Fields::within("", words);
+        assert_eq!(purpose(&mut fields).unwrap(), "batch");
+        assert_eq!(lifetime(&mut fields).unwrap(), Some(3600));
+    }
+
+    #[test]
+    fn wrong_words_are_refused_by_name() {
+        let refused = |result: Result<(), ApiError>| result.unwrap_err().param.unwrap();
+        assert_eq!(refused(purpose(&mut fields(json!({}))).map(drop)), "purpose");
+        assert_eq!(refused(purpose(&mut fields(json!({"purpose": "fun"}))).map(drop)), "purpose");
+        for (value, param) in [
+            (json!({"seconds": 3600}), "expires_after.anchor"),
+            (json!({"anchor": "now", "seconds": 3600}), "expires_after.anchor"),
+            (json!({"anchor": "created_at"}), "expires_after.seconds"),
+            (json!({"anchor": "created_at", "seconds": 3599}), "expires_after.seconds"),
+            (json!({"anchor": "created_at", "seconds": 2_592_001}), "expires_after.seconds"),
+            (json!({"anchor": "created_at", "days": 3}), "expires_after.days"),
+            (json!(3), "expires_after"),
+        ] {
+            let mut fields = fields(json!({"expires_after": value}));
+            assert_eq!(refused(lifetime(&mut fields).map(drop)), param);
+        }
+        for name in ["", "a\nb", &"x".repeat(513)] {
+            assert_eq!(refused(checked_name("file", name.into()).map(drop)), "file");
+        }
+    }
+}

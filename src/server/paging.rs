@@ -1,0 +1,141 @@
+//! Lists: the query that asks for a part of one, and the object that carries it.
+
+use std::collections::VecDeque;
+
+use axum::http::Uri;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields;
+use crate::history::{Listing, Page};
+
+/// The parameters of a URL that are not read yet.
+pub(super) struct Query {
+    pairs: VecDeque<(String, String)>,
+}
+
+impl Query {
+    pub(super) fn parse(uri: &Uri) -> Result<Self, ApiError> {
+        let query = axum::extract::Query::<VecDeque<(String, String)>>::try_from_uri(uri);
+        let query = query.map_err(|e| ApiError::invalid("query", e.body_text()))?;
+        Ok(Self { pairs: query.0 })
+    }
+
+    /// The last value of a name, as a form would have it.
+    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+        let mut found = None;
+        self.pairs.retain(|(key, value)| {
+            let hit = key == name;
+            if hit {
+                found = Some(value.clone());
+            }
+            !hit
+        });
+        found.filter(|value| !value.is_empty())
+    }
+
+    /// The members of an object: `name[key]=value`.
+    pub(super) fn object(&mut self, name: &str) -> Vec<(String, String)> {
+        let member = |key: &str| {
+            let key = key.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?;
+            Some(key.to_owned())
+        };
+        let mut members = Vec::new();
+        self.pairs.retain(|(key, value)| match member(key) {
+            Some(key) => {
+                members.push((key, value.clone()));
+                false
+            }
+            None => true,
+        });
+        members
+    }
+
+    /// `after`, `limit` and `order`.
+    pub(super) fn page(&mut self, rule: PageRule) -> Result<Page, ApiError> {
+        let PageRule { limit, max, descending } = rule;
+        let limit = match self.take("limit").map(|text| text.parse::<usize>()) {
+            None => limit,
+            Some(Ok(limit)) if (1..=max).contains(&limit) => limit,
+            Some(_) => {
+                let message = format!("Invalid 'limit': expected an integer between 1 and {max}.");
+                return Err(ApiError::invalid("limit", message));
+            }
+        };
+        let descending = match self.take("order").as_deref() {
+            None => descending,
+            Some("asc") => false,
+            Some("desc") => true,
+            Some(_) => {
+                let message = "Invalid 'order': supported values are: 'asc', 'desc'.";
+                return Err(ApiError::invalid("order", message));
+            }
+        };
+        Ok(Page { after: self.take("after"), before: None, limit, descending })
+    }
+
+    /// What is left is unknown.
+    pub(super) fn end(self, lenient: bool) -> Result<(), ApiError> {
+        self.pairs.iter().try_for_each(|(name, _)| fields::unknown(name, lenient))
+    }
+}
+
+/// The defaults of a list, which differ by what it lists.
+#[derive(Clone, Copy)]
+pub(super) struct PageRule {
+    pub limit: usize,
+    pub max: usize,
+    pub descending: bool,
+}
+
+impl PageRule {
+    /// 20 of at most 100, oldest first.
+    pub(super) const ASCENDING: Self = Self { limit: 20, max: 100, descending: false };
+}
+
+/// A list object.
+pub(super) fn list(listing: Listing) -> Value {
+    let Listing { documents, has_more } = listing;
+    json!({
+        "object": "list",
+        "first_id": documents.first().map(|document| &document.id),
+        "last_id": documents.last().map(|document| &document.id),
+        "has_more": has_more,
+        "data": documents.iter().map(|document| &document.body).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(text: &str) -> Query {
+        Query::parse(&format!("/v1/x?{text}").parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn objects_come_in_brackets() {
+        let mut q = query("includes=x&metadata[k%5D=v%20w");
+        assert_eq!(q.object("metadata"), [("k".to_owned(), "v w".to_owned())]);
+        assert_eq!(q.end(false).unwrap_err().param.as_deref(), Some("includes"));
+        assert!(query("x=1").end(true).is_ok());
+    }
+
+    #[test]
+    fn pages_have_defaults_and_bounds() {
+        let read = |text: &str| query(text).page(PageRule::ASCENDING);
+        let page = read("").unwrap();
+        assert_eq!((page.limit, page.descending, page.after), (20, false, None));
+        let page = read("limit=100&order=desc&after=x").unwrap();
+        assert_eq!((page.limit, page.descending, page.after.as_deref()), (100, true, Some("x")));
+        for (bad, param) in [
+            ("limit=0", "limit"),
+            ("limit=101", "limit"),
+            ("limit=-1", "limit"),
+            ("limit=ten", "limit"),
+            ("order=up", "order"),
+        ] {
+            assert_eq!(read(bad).unwrap_err().param.as_deref(), Some(param), "{bad}");
+        }
+    }
+}

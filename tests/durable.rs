@@ -1,0 +1,220 @@
+//! What outlives the process: the real binary on a data directory, killed without warning, and the
+//! commands that manage its keys and copies.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn hearth(data: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("HEARTH_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).env("HEARTH_DATA_DIR", data).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+fn run(data: &Path, args: &[&str]) -> Output {
+    hearth(data, args).output().unwrap()
+}
+
+/// What a command that must succeed prints.
+fn stdout_of(data: &Path, args: &[&str]) -> String {
+    let output = run(data, args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {error}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The last words of a command that must fail.
+fn error_of(data: &Path, args: &[&str]) -> String {
+    let output = run(data, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text.rsplit_once("error: ").unwrap_or_else(|| panic!("no error in {text}")).1.to_owned()
+}
+
+#[test]
+fn keys_are_made_listed_and_revoked() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path();
+    let create = ["keys", "create", "--name", "room 1", "--project", "class", "--expires", "30d"];
+    let key = stdout_of(data, &create);
+    assert!(key.starts_with("sk-hearth-") && !key.contains(char::is_whitespace));
+    let list = stdout_of(data, &["keys", "list"]);
+    let hint = &key[key.len() - 4..];
+    for word in ["key_1", "room 1", "class", hint, "until 20"] {
+        assert!(list.contains(word), "no {word} in {list}");
+    }
+    assert!(!list.contains(&key));
+    assert!(
+        !fs::read(data.join("hearth.db")).unwrap().windows(43).any(|w| key.as_bytes().ends_with(w))
+    );
+    assert_eq!(stdout_of(data, &["keys", "revoke", "room 1"]), "revoked key_1 room 1");
+    assert!(stdout_of(data, &["keys", "list"]).contains("revoked 20"));
+    assert!(error_of(data, &["keys", "revoke", "room 1"]).contains("room 1"));
+    assert!(error_of(data, &["keys", "create", "--name", " "]).contains("name"));
+    assert_eq!(run(data, &["keys", "create"]).status.code(), Some(2));
+}
+
+#[test]
+fn other_machines_are_not_served_without_a_key_by_accident() {
+    let data = tempfile::tempdir().unwrap();
+    let serve = ["serve", "--port", "0", "--host", "0.0.0.0", "-m", "no-such-file.gguf"];
+    let error = error_of(data.path(), &serve);
+    for word in ["0.0.0.0", "hearth keys create", "--api-key", "--insecure"] {
+        assert!(error.contains(word), "{error}");
+    }
+    // With any of the three it goes on to the model, which is not there.
+    for way in ["--insecure", "--api-key=sk-k"] {
+        assert!(error_of(data.path(), &[&serve[..], &[way]].concat()).contains("no-such-file"));
+    }
+    stdout_of(data.path(), &["keys", "create", "--name", "a"]);
+    assert!(error_of(data.path(), &serve).contains("no-such-file"));
+    // A key that is revoked opens nothing, and does not open the door either.
+    stdout_of(data.path(), &["keys", "revoke", "a"]);
+    assert!(error_of(data.path(), &serve).contains("no-such-file"));
+}
+
+#[test]
+fn folders_that_cannot_be_used_are_named_before_a_model_is_loaded() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = error_of(&file, &["serve", "--port", "0"]);
+    assert!(error.contains("file") && error.contains("--data-dir"), "{error}");
+    assert!(error_of(Path::new("none"), &["keys", "list"]).contains("none"));
+}
+
+#[test]
+fn copies_come_back() {
+    let data = tempfile::tempdir().unwrap();
+    let copy = data.path().join("copy");
+    let data = data.path().join("data");
+    stdout_of(&data, &["keys", "create", "--name", "early"]);
+    fs::create_dir(data.join("files")).unwrap();
+    fs::write(data.join("files/file-1"), "contents").unwrap();
+    stdout_of(&data, &["data", "backup", copy.to_str().unwrap()]);
+    stdout_of(&data, &["keys", "create", "--name", "late"]);
+    assert!(error_of(&data, &["data", "backup", copy.to_str().unwrap()]).contains("not empty"));
+    fs::remove_file(data.join("files/file-1")).unwrap();
+    stdout_of(&data, &["data", "restore", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(data.join("files/file-1")).unwrap(), "contents");
+    let list = stdout_of(&data, &["keys", "list"]);
+    assert!(list.contains("early") && !list.contains("late"), "{list}");
+    assert!(stdout_of(&data, &["data", "gc"]).contains("0 expired"));
+    assert!(error_of(&data, &["data", "restore", "/nowhere"]).contains("nowhere"));
+}
+
+#[cfg(all(unix, feature = "builtin-model"))]
+mod killed {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpStream;
+    use std::process::{Child, ChildStdout, Stdio};
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    struct Server {
+        child: Child,
+        address: String,
+        _stdout: BufReader<ChildStdout>,
+    }
+
+    impl Server {
+        fn start(data: &Path) -> Self {
+            let mut command = hearth(data, &["serve", "--port", "0"]);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut stdout = BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let address = line.trim().strip_prefix("listening on http://");
+            let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+            Self { child, address, _stdout: stdout }
+        }
+
+        /// Status and body; an answer that is cut off has status 0.
+        fn ask(&self, method: &str, path: &str, key: &str, body: &Value) -> (u16, Value) {
+            let mut socket = TcpStream::connect(&self.address).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let body = body.to_string();
+            let head = format!(
+                "{method} {path} HTTP/1.1\r\nhost: hearth\r\nconnection: close\r\n\
+                 authorization: Bearer {key}\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let mut text = String::new();
+            if socket.write_all(head.as_bytes()).is_err()
+                || socket.read_to_string(&mut text).is_err()
+            {
+                return (0, Value::Null);
+            }
+            let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
+            let body = text.split_once("\r\n\r\n").map(|(_, body)| serde_json::from_str(body));
+            match (status, body) {
+                (Some(status), Some(Ok(body))) => (status, body),
+                _ => (0, Value::Null),
+            }
+        }
+
+        /// `kill -9`.
+        fn kill(&mut self) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn every_answer_that_was_given_is_kept_through_kill_9() {
+        let data = tempfile::tempdir().unwrap();
+        let key = stdout_of(data.path(), &["keys", "create", "--name", "a"]);
+        let mut answered = Vec::new();
+        for round in 0..3 {
+            let mut server = Server::start(data.path());
+            let body = json!({
+                "model": "hearth-tiny", "store": true, "max_tokens": 3,
+                "messages": [{"role": "user", "content": "Hi"}],
+                "metadata": {"round": round.to_string()},
+            });
+            let ask = || server.ask("POST", "/v1/chat/completions", &key, &body);
+            answered.extend((0..5).map(|_| {
+                let (status, answer) = ask();
+                assert_eq!(status, 200, "{answer}");
+                answer["id"].clone()
+            }));
+            // Killed while others are still being answered: those that were count.
+            let late = std::thread::scope(|scope| {
+                let asking = [(); 4].map(|()| scope.spawn(ask));
+                std::thread::sleep(Duration::from_millis(20));
+                let pid = server.child.id().to_string();
+                assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+                asking.map(|thread| thread.join().unwrap())
+            });
+            answered.extend(late.iter().filter(|(s, _)| *s == 200).map(|(_, a)| a["id"].clone()));
+            server.kill();
+        }
+        let server = Server::start(data.path());
+        let path = "/v1/chat/completions?limit=100";
+        let list = server.ask("GET", path, &key, &Value::Null).1;
+        let kept = list["data"].as_array().unwrap();
+        assert!(answered.len() >= 15);
+        for id in &answered {
+            let found = kept.iter().filter(|object| object["id"] == *id).count();
+            assert_eq!(found, 1, "{id} of {} answers, {} kept", answered.len(), kept.len());
+        }
+        assert_eq!(server.ask("GET", "/v1/models", "sk-other", &Value::Null).0, 401);
+    }
+}
