@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hearth_models::KvDType;
+use hearth_models::weights::Mix;
 
 pub use raw::{CapacityArgs, EngineArgs, ModelArgs, RawConfig, ServerArgs};
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub threads: usize,
     /// Name of the device.
     pub device: String,
+    /// Weights in floats are quantised to these types.
+    pub quantize: Option<Mix>,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
     /// Other machines may be served without a key.
@@ -85,16 +88,18 @@ fn wrong<T>(option: &str, what: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError { option: option.to_owned(), what: what.into() })
 }
 
-/// A count between 1 and `max`.
-fn in_range(
-    option: &str,
-    value: Option<usize>,
-    default: usize,
-    max: usize,
-) -> Result<usize, ConfigError> {
-    match value {
-        Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
-        other => Ok(other.unwrap_or(default)),
+fn mix(name: &str) -> Result<Mix, ConfigError> {
+    let unknown = || format!("`{name}` is not one of {}", Mix::names());
+    Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
+}
+
+/// Element type of keys and values.
+fn kv_dtype(name: &str) -> Result<KvDType, ConfigError> {
+    match name {
+        "f32" => Ok(KvDType::F32),
+        "f16" => Ok(KvDType::F16),
+        "bf16" => Ok(KvDType::BF16),
+        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
     }
 }
 
@@ -110,12 +115,7 @@ impl RawConfig {
         let Ok(host) = host.parse() else {
             return wrong("--host", format!("`{host}` is not an IP address"));
         };
-        let kv_dtype = match model.kv_dtype.as_deref().unwrap_or("f16") {
-            "f32" => KvDType::F32,
-            "f16" => KvDType::F16,
-            "bf16" => KvDType::BF16,
-            other => return wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
-        };
+        let kv_dtype = kv_dtype(model.kv_dtype.as_deref().unwrap_or("f16"))?;
         let log_json = match server.log_format.as_deref().unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -149,6 +149,7 @@ impl RawConfig {
                 1024,
             )?,
             device: model.device.unwrap_or_else(|| "auto".to_owned()),
+            quantize: model.quantize.as_deref().map(mix).transpose()?,
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
@@ -250,6 +251,7 @@ impl Config {
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
+            ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
             ("kv-dtype", format!("{:?}", plan.kv_dtype).to_lowercase()),
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
@@ -309,6 +311,7 @@ mod tests {
             ("threads = 0", "--threads"),
             ("host = \"here\"", "--host"),
             ("kv-dtype = \"f8\"", "--kv-dtype"),
+            ("quantize = \"q9\"", "--quantize"),
             ("alias = \"a\"", "--alias"),
             ("api-key = \" \"", "--api-key"),
             ("model = \"\"", "--model"),

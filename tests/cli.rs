@@ -59,7 +59,8 @@ fn assert_fails(args: &[&str], words: &[&str]) {
 
 #[test]
 fn help_lists_commands_and_flags() {
-    let commands = ["serve", "chat", "complete", "models", "keys", "data", "bench", "doctor"];
+    let commands =
+        ["serve", "chat", "complete", "models", "quantize", "keys", "data", "bench", "doctor"];
     assert_mentions(&stdout_of(&["--help"]), &commands);
     assert_mentions(&stdout_of(&["serve", "--help"]), &["--model", "--port", "--ctx-size"]);
     assert_mentions(&stdout_of(&["--version"]), &[env!("CARGO_PKG_VERSION")]);

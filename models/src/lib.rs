@@ -15,6 +15,7 @@ pub mod batch;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
+mod export;
 mod families;
 pub mod kv_store;
 pub mod layers;
@@ -26,6 +27,7 @@ pub mod weights;
 pub use batch::ForwardBatch;
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
+pub use export::Export;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{AnyFile, Compute, EncoderFile, ModelFile, open, open_any, open_bytes};
 

@@ -11,7 +11,7 @@ use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::weights::{Loader, Weights};
+use crate::weights::{Loader, Mix, Role, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -112,6 +112,7 @@ pub struct ModelFile {
     weights: Weights,
     config: ModelConfig,
     path: PathBuf,
+    mix: Option<Mix>,
 }
 
 /// An encoder's files, opened and understood but not yet loaded.
@@ -154,7 +155,7 @@ pub fn open_any(path: &Path) -> Result<AnyFile> {
         None => ModelConfig::from_gguf(&weights)?,
     };
     Loader::new(&weights, &config, &mut |_| {}).check()?;
-    Ok(AnyFile::Decoder(ModelFile { weights, config, path }))
+    Ok(AnyFile::Decoder(ModelFile { weights, config, path, mix: None }))
 }
 
 /// The text of the `config.json` beside the weights.
@@ -170,10 +171,31 @@ pub fn open_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Mo
     let weights = Weights::from_bytes(name, bytes)?;
     let config = ModelConfig::from_gguf(&weights)?;
     Loader::new(&weights, &config, &mut |_| {}).check()?;
-    Ok(ModelFile { weights, config, path: PathBuf::from(name) })
+    Ok(ModelFile { weights, config, path: PathBuf::from(name), mix: None })
 }
 
 impl ModelFile {
+    /// The same model, its matrices of floats quantised while they are loaded: one row at a time,
+    /// so that the floats are never all in memory. Refused where a matrix is quantised already.
+    pub fn quantized(self, mix: Mix) -> Result<Self> {
+        Loader::new(&self.weights, &self.config, &mut |_| {}).with_mix(Some(mix)).check()?;
+        Ok(Self { mix: Some(mix), ..self })
+    }
+
+    /// Memory that the weights will take: as packed, or widened to one float type.
+    pub fn weight_bytes(&self, compute: &Compute) -> u64 {
+        match (compute, self.mix) {
+            (Compute::Fused(_), Some(mix)) => {
+                let bytes = |role: Role| {
+                    let elements: usize = role.shape(&self.config).iter().product();
+                    mix.dtype(role, &self.config).row_bytes(elements).unwrap_or(0) as u64
+                };
+                Role::all(&self.config).into_iter().map(bytes).sum()
+            }
+            _ => compute.weight_bytes(&self.weights),
+        }
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -197,7 +219,8 @@ impl ModelFile {
     ) -> Result<Box<dyn Model>> {
         // What was read to understand it: a vocabulary, samples.
         self.weights.release_all();
-        let mut loader = Loader::new(&self.weights, &self.config, progress);
+        let loader = Loader::new(&self.weights, &self.config, progress);
+        let mut loader = loader.with_mix(self.mix);
         compute.load(self.config.clone(), &mut loader)
     }
 }

@@ -90,7 +90,7 @@ fn model(args: BenchArgs) -> Result<(), Failure> {
     let name = &open::names(&config)?[0];
     let out = &mut io::stdout().lock();
     let compute = open::compute(&config)?;
-    let file = open::named(name)?;
+    let file = open::named(name, config.quantize)?;
     args.check_lengths(file.config().context_len)?;
     let started = Instant::now();
     let model = file.load(&compute, &mut |_| {})?;

@@ -54,7 +54,7 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
         writeln!(out, "embeds      {} numbers a text", numbers.hidden_len)?;
     }
     for (model, limits) in opened.iter() {
-        let (file, weights) = (model.file(), compute.weight_bytes(model.file().weights()));
+        let (file, weights) = (model.file(), model.file().weight_bytes(&compute));
         let numbers = file.config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
         writeln!(out, "\nmodel       {}", file.path().display())?;

@@ -9,6 +9,7 @@ mod doctor;
 mod keys;
 mod models;
 mod open;
+mod quantize;
 mod serve;
 
 use std::io;
@@ -38,6 +39,8 @@ enum Command {
     /// Fetch, list and inspect models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Write a model as a GGUF file with fewer bits.
+    Quantize(quantize::QuantizeArgs),
     /// Make or check a folder for a machine without a network.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
@@ -65,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
+        Command::Quantize(args) => quantize::run(args),
         Command::Bundle(command) => bundle::run(command),
         Command::Keys(command) => keys::run(command),
         Command::Data(command) => data::run(command),

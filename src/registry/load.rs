@@ -94,7 +94,7 @@ impl OpenModel {
         Demand {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
-            weight_bytes: compute.weight_bytes(self.file.weights()),
+            weight_bytes: self.file.weight_bytes(compute),
         }
     }
 
@@ -210,13 +210,7 @@ fn from_folder(path: &Path) -> Result<TextParts, LoadError> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let text_error = |source| LoadError::Text { path: folder.to_owned(), source };
     let config = json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-    let word = |key: &str| match &config[key] {
-        Value::String(text) => Some(text.clone()),
-        object => object["content"].as_str().map(str::to_owned),
-    };
-    let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json")).map_err(text_error)?;
-    let tokenizer =
-        tokenizer.with_bos_eos(word("bos_token").as_deref(), word("eos_token").as_deref());
+    let tokenizer = folder_tokenizer(folder, &config)?;
     let jinja = optional(&folder.join("chat_template.jinja"))?.map(|bytes| {
         String::from_utf8_lossy(&bytes).into_owned() // a template is text, or refused below
     });
@@ -229,6 +223,18 @@ fn from_folder(path: &Path) -> Result<TextParts, LoadError> {
     };
     let defaults = checked(defaults(&generation), folder)?;
     Ok(TextParts { tokenizer, template, stop_ids, defaults })
+}
+
+/// `tokenizer.json`, with BOS and EOS as `tokenizer_config.json` names them.
+pub(super) fn folder_tokenizer(folder: &Path, config: &Value) -> Result<Tokenizer, LoadError> {
+    let word = |key: &str| match &config[key] {
+        Value::String(text) => Some(text.clone()),
+        object => object["content"].as_str().map(str::to_owned),
+    };
+    let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"));
+    let tokenizer =
+        tokenizer.map_err(|source| LoadError::Text { path: folder.to_owned(), source })?;
+    Ok(tokenizer.with_bos_eos(word("bos_token").as_deref(), word("eos_token").as_deref()))
 }
 
 fn from_gguf(path: &Path, meta: &Metadata) -> Result<TextParts, LoadError> {
@@ -306,7 +312,7 @@ pub fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, hearth_models::weights::
 }
 
 /// `generation_config.json`: greedy when it says not to sample.
-fn defaults(config: &Value) -> SamplingOverrides {
+pub(super) fn defaults(config: &Value) -> SamplingOverrides {
     let number = |key: &str| config[key].as_f64().map(|n| n as f32);
     let temperature = match config["do_sample"].as_bool() {
         Some(false) => Some(0.0),
@@ -356,7 +362,7 @@ pub(super) fn json(path: &Path) -> Result<Option<Value>, LoadError> {
 }
 
 /// A file that may be absent.
-fn optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
+pub(super) fn optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -6,6 +6,7 @@
 //! start, read from any thread.
 
 pub mod builtin;
+mod convert;
 mod embedding;
 pub mod hub;
 mod load;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use convert::write_gguf;
 pub use embedding::OpenEmbedding;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 

@@ -84,9 +84,9 @@ pub enum VocabKind {
 }
 
 const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const BYTE: i32 = 6;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
+pub(super) const BYTE: i32 = 6;
 
 impl GgufVocab {
     /// The kind of vocabulary.

@@ -11,6 +11,7 @@
 //! and the wire format of messages (templates see plain JSON).
 
 mod detokenize;
+mod export;
 mod fim;
 mod gguf;
 mod grammar;
@@ -25,6 +26,7 @@ mod tokenizer;
 mod tools;
 
 pub use detokenize::DecodeStream;
+pub use export::export;
 pub use gguf::{GgufVocab, VocabKind};
 pub use grammar::{Follower, Grammar, Next, Opening, Rules, Shape, Thinking, Trigger, Vocabulary};
 pub use guard::Guard;

@@ -174,6 +174,57 @@ pub(super) fn by_name(name: &str) -> Option<PreTokenizerKind> {
     })
 }
 
+/// Names under which a pre-tokeniser is written; each of a kind of its own.
+const WRITTEN: [&str; 13] = [
+    "llama-bpe",
+    "qwen2",
+    "gpt-2",
+    "smollm",
+    "tekken",
+    "gpt-4o",
+    "dbrx",
+    "falcon",
+    "bloom",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "qwen35",
+];
+
+/// The name of what a `tokenizer.json` does before merging, if it has one.
+pub(super) fn name_of(file: &Value) -> Option<&'static str> {
+    let stages = match &file["pre_tokenizer"] {
+        Value::Object(stage) if stage["type"] == "Sequence" => stage["pretokenizers"].as_array()?,
+        stage => &vec![stage.clone()],
+    };
+    let mut splits = Vec::new();
+    for stage in stages {
+        let regex = match stage["type"].as_str()? {
+            "Split" if stage["behavior"] == "Isolated" && stage["invert"] != true => {
+                stage["pattern"]["Regex"].as_str()?.to_owned()
+            }
+            "Digits" if stage["individual_digits"] == true => DIGIT.to_owned(),
+            "ByteLevel" if stage["add_prefix_space"] == true => return None,
+            "ByteLevel" if stage["use_regex"] == false => continue,
+            "ByteLevel" => GPT2.join("|"),
+            _ => return None,
+        };
+        splits.push(regex);
+    }
+    let nfc = match file["normalizer"]["type"].as_str() {
+        None => false,
+        Some("NFC") => true,
+        Some(_) => return None,
+    };
+    let whole_first = file["model"]["ignore_merges"] == true;
+    WRITTEN.into_iter().find(|name| {
+        by_name(name).is_some_and(|kind| {
+            kind.splits.iter().map(|split| split.join("|")).eq(splits.iter().cloned())
+                && (kind.nfc, kind.ignore_merges) == (nfc, whole_first)
+        })
+    })
+}
+
 impl PreTokenizerKind {
     /// The pre-tokeniser in the notation of `tokenizer.json`.
     pub(super) fn to_json(self) -> Value {

@@ -3,7 +3,8 @@
 The blocks are random bytes with sane scales, so every code, sub-scale and high bit occurs; the
 numbers are what the `gguf` package of PyPI dequantises them to. Q8_K, which that package does not
 decode, is computed here from its definition (f32 scale, 256 signed bytes, 16 sums). For each
-format NAME the file holds `NAME.blocks` (u8) and `NAME.values` (f32).
+format NAME the file holds `NAME.blocks` (u8) and `NAME.values` (f32). `normal.values` are
+numbers of a normal distribution, `normal.NAME` what the package quantises them to.
 
 Run it with no argument to rewrite the file, or with `--check` to compare.
 """
@@ -63,6 +64,12 @@ def main() -> int:
         assert np.isfinite(values).all() and (values != 0).any(), name
         tensors[f"{name}.blocks"] = made.reshape(-1)
         tensors[f"{name}.values"] = values.astype(np.float32).reshape(-1)
+    normal = rng.normal(0, 0.02, WEIGHTS).astype(np.float32)
+    normal[:32] = 0
+    tensors["normal.values"] = normal
+    for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]:
+        kind = gguf.GGMLQuantizationType[name]
+        tensors[f"normal.{name}"] = gguf.quants.quantize(normal, kind).reshape(-1)
     made = save(tensors)
     if arguments.check:
         same = PATH.read_bytes() == made

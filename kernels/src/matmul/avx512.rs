@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, book, scale_bytes};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
-use float::floats;
+use float::{floats, scale};
 
 /// Distance of prefetches, in bytes. They take a third off the time of eight rows. A single row
 /// reads so steadily that the hardware does better alone (10 to 20 %), unless the codes have two
@@ -436,26 +436,6 @@ fn shifted(v: __m512i, by: i32) -> __m512i {
         -4 => _mm512_srli_epi16::<4>(v),
         -5 => _mm512_srli_epi16::<5>(v),
         _ => _mm512_srli_epi16::<6>(v),
-    }
-}
-
-/// The scales of a step.
-///
-/// # Safety
-/// `head` points to the head of a record that has such a step.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn scale<const D: u8>(head: *const u8, step: usize) -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match D {
-            WIDE => _mm512_loadu_ps(head.cast()),
-            BRAIN => {
-                let bits = _mm256_loadu_si256(head.add(32 * step).cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
-            }
-            _ => halves(head.add(32 * step)),
-        }
     }
 }
 

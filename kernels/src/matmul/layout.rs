@@ -6,8 +6,8 @@
 //! two blocks of 32:
 //!
 //! ```text
-//! record = 64 bytes: d[16] and m[16] of 16 bits, or the d[16] of two steps when there is no minimum,
-//!          or d[16] in f32
+//! record = 64 bytes: d[16] and m[16] of 16 bits, or the d[16] of two steps when there is no
+//!          minimum, or d[16] in f32
 //!        | scale bytes (super-blocks: 256, or 128 for signed scales of 32 weights)
 //!        | steps * [ low planes | high planes ]   codes; a step is 32 weights of 16 columns
 //! ```

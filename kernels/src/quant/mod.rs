@@ -18,12 +18,13 @@
 //! The formulas are evaluated in f32, in the order written, without fused operations: that is the
 //! exact meaning of a format, and [`dequantize`] is its definition for all of this crate.
 //!
-//! Owns the type table, the decoder of every format and simple quantisers (for random models and
-//! benches). Deliberately absent: files, tensors, arithmetic on codes (that is `matmul`), and
-//! quantisers that search for the best scale.
+//! Owns the type table, the decoder of every format and the quantisers of those that files are
+//! written in. Deliberately absent: files, tensors, arithmetic on codes (that is `matmul`), and
+//! quantisers that look at the activations a weight will meet.
 
 mod decode;
 mod encode;
+mod fit;
 
 pub(crate) use decode::{Parts, decode};
 pub use encode::quantize;

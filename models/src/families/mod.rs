@@ -64,6 +64,11 @@ pub(crate) fn by_gguf_architecture(arch: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|f| f.gguf_architectures.contains(&arch))
 }
 
+/// The family of a [`ModelConfig`](crate::ModelConfig).
+pub(crate) fn by_name(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|f| f.name == name)
+}
+
 /// All names, for an error.
 pub(crate) fn known() -> String {
     let encoders = ENCODERS.iter().map(|f| f.name);

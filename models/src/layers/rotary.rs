@@ -93,6 +93,14 @@ impl Rotary {
     }
 }
 
+/// By what each frequency is divided. `[dim / 2]`
+pub(crate) fn divisors(config: &RopeConfig) -> Vec<f32> {
+    let plain = Rotary::new(&RopeConfig { scaling: RopeScaling::None, ..config.clone() });
+    let scaled = Rotary::new(config);
+    let pairs = plain.frequencies.iter().zip(&scaled.frequencies);
+    pairs.map(|(plain, scaled)| (plain / scaled) as f32).collect()
+}
+
 /// `low` at weight 0, `high` at weight 1, a line between, flat outside.
 fn blend(low: f64, high: f64, weight: f64) -> f64 {
     let weight = weight.clamp(0.0, 1.0);

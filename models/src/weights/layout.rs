@@ -1,6 +1,6 @@
 //! What the loader must know of an architecture: which tensors it asks for, under which names.
 
-use super::{Format, Role};
+use super::{DType, Format, Mix, Role};
 use crate::config::ModelConfig;
 
 /// The tensors of one configuration.
@@ -25,6 +25,11 @@ pub trait Layout {
 
     /// Head width, where the file has the rows of each head in the order of adjacent pairs.
     fn interleaved(&self, _role: Self::Role) -> Option<usize> {
+        None
+    }
+
+    /// The type that a mix gives a matrix; `None` where mixes have no word for the architecture.
+    fn mixed(&self, _role: Self::Role, _mix: Mix) -> Option<DType> {
         None
     }
 
@@ -53,6 +58,10 @@ impl Layout for ModelConfig {
 
     fn needs_bias(&self, role: Role) -> bool {
         role.needs_bias(self)
+    }
+
+    fn mixed(&self, role: Role, mix: Mix) -> Option<DType> {
+        Some(mix.dtype(role, self))
     }
 
     fn interleaved(&self, role: Role) -> Option<usize> {

@@ -11,38 +11,39 @@ use std::ops::Range;
 use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Layout, MappedFile, TensorView, Weights};
+use super::{Layout, MappedFile, Mix, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
 /// A matrix on its way from a file to a backend. `W [n, k]`, `y = x W^T`.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixSource<'a> {
-    /// Element or block type.
+    /// Element or block type of the rows that it hands out.
     pub dtype: DType,
+    /// That of the file; differs only where floats are quantised on the way.
+    stored: DType,
     /// Outputs.
     pub n: usize,
     /// Inputs.
     pub k: usize,
     /// Rows as the file has them.
-    pub bytes: &'a [u8],
+    bytes: &'a [u8],
     /// Head width, when the file has the rows of each head in the order of adjacent pairs.
-    pub interleaved: Option<usize>,
+    interleaved: Option<usize>,
     /// The file that `bytes` are of, where its pages may be let go row by row.
     file: Option<&'a MappedFile>,
 }
 
 impl<'a> MatrixSource<'a> {
-    /// Bytes of output `row`.
-    ///
-    /// GGUF files of the Llama type store row `s * half + j` of a head at `2 j + s`.
-    pub fn row(&self, row: usize) -> &'a [u8] {
+    /// Output `row` as the file has it.
+    fn stored_row(&self, row: usize) -> &'a [u8] {
         let source = self.place(row);
         let len = self.bytes.len() / self.n;
         &self.bytes[source * len..(source + 1) * len]
     }
 
-    /// Where the file has output `row`.
+    /// Where the file has output `row`: GGUF files of the Llama type store row `s * half + j` of a
+    /// head at `2 j + s`.
     fn place(&self, row: usize) -> usize {
         match self.interleaved {
             Some(head_dim) => {
@@ -58,7 +59,7 @@ impl<'a> MatrixSource<'a> {
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n * self.k];
         for (row, out) in out.chunks_exact_mut(self.k).enumerate() {
-            quant::dequantize(self.dtype, self.row(row), out);
+            quant::dequantize(self.dtype, &self.row(row), out);
         }
         out
     }
@@ -66,7 +67,14 @@ impl<'a> MatrixSource<'a> {
 
 impl Rows for MatrixSource<'_> {
     fn row(&self, row: usize) -> Cow<'_, [u8]> {
-        Cow::Borrowed(MatrixSource::row(self, row))
+        let bytes = self.stored_row(row);
+        if self.dtype == self.stored {
+            return Cow::Borrowed(bytes);
+        }
+        let mut values = vec![0.0; self.k];
+        quant::dequantize(self.stored, bytes, &mut values);
+        let made = quant::quantize(self.dtype, &values);
+        Cow::Owned(made.expect("a mix has only types with a quantiser; this is a bug"))
     }
 
     /// Lets the pages of the rows go (and, where heads are interleaved, of their whole heads).
@@ -84,6 +92,7 @@ impl Rows for MatrixSource<'_> {
 pub struct Loader<'a, L: Layout = ModelConfig> {
     weights: &'a Weights,
     config: &'a L,
+    mix: Option<Mix>,
     /// Roles still to come, if they are asked for in their order.
     order: std::vec::IntoIter<L::Role>,
     progress: &'a mut dyn FnMut(usize),
@@ -92,7 +101,12 @@ pub struct Loader<'a, L: Layout = ModelConfig> {
 impl<'a, L: Layout> Loader<'a, L> {
     /// `progress` is told the bytes of every tensor as it is taken.
     pub fn new(weights: &'a Weights, config: &'a L, progress: &'a mut dyn FnMut(usize)) -> Self {
-        Self { weights, config, order: config.roles().into_iter(), progress }
+        Self { weights, config, mix: None, order: config.roles().into_iter(), progress }
+    }
+
+    /// Matrices of floats are quantised on the way; others are refused by [`Loader::check`].
+    pub fn with_mix(self, mix: Option<Mix>) -> Self {
+        Self { mix, ..self }
     }
 
     /// Holds names, types and shapes of all tensors against the configuration, and reads none: a
@@ -101,7 +115,11 @@ impl<'a, L: Layout> Loader<'a, L> {
         let mut used = HashSet::new();
         for role in self.config.roles() {
             let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
-            self.check_tensor(&name, &shape)?;
+            let dtype = self.check_tensor(&name, &shape)?;
+            if self.mix.is_some() && dtype.block_len() > 1 {
+                let what = format!("is {dtype} already: only floats are quantised while loading");
+                return Err(Error::Tensor { name, what });
+            }
             used.insert(name);
             let bias = self.name(role, "bias");
             let may = self.config.may_have_bias(role) && self.weights.has(&bias);
@@ -152,8 +170,10 @@ impl<'a, L: Layout> Loader<'a, L> {
             return Err(Error::Tensor { name, what: "is not a matrix".into() });
         };
         let interleaved = self.config.interleaved(role);
-        let (dtype, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
-        let taken = take(&MatrixSource { dtype, n, k, bytes, interleaved, file })?;
+        let (stored, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
+        let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
+        let dtype = mixed.unwrap_or(stored);
+        let taken = take(&MatrixSource { dtype, stored, n, k, bytes, interleaved, file })?;
         self.weights.release(&name);
         Ok(taken)
     }
@@ -178,7 +198,8 @@ impl<'a, L: Layout> Loader<'a, L> {
         let view = self.view(&name)?;
         let (n, interleaved) = (view.shape[0], self.config.interleaved(role));
         let (dtype, bytes) = (view.dtype, view.bytes);
-        let source = MatrixSource { dtype, n, k: 1, bytes, interleaved, file: None };
+        let stored = dtype;
+        let source = MatrixSource { dtype, stored, n, k: 1, bytes, interleaved, file: None };
         let values = source.to_f32();
         self.weights.release(&name);
         Ok(Some(values))

@@ -20,6 +20,7 @@ mod index;
 mod layout;
 mod loader;
 mod metadata;
+mod mix;
 mod mmap;
 mod role;
 pub mod safetensors;
@@ -31,6 +32,7 @@ pub use index::{TensorInfo, TensorType};
 pub use layout::Layout;
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
+pub use mix::Mix;
 pub use mmap::MappedFile;
 pub use role::Role;
 

@@ -1,4 +1,5 @@
-//! Float weights: register tiles of up to 6 rows and 64 columns, weights widened on load.
+//! Float weights: register tiles of up to 6 rows and 64 columns, weights widened on load; and the
+//! scales of quantised ones.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -6,6 +7,7 @@ use std::ops::Range;
 
 use super::super::{FLOAT_CHUNK, Job, ROWS_MAX};
 use super::{halves, store, sums};
+use crate::matmul::layout::{BRAIN, WIDE};
 
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
@@ -112,6 +114,26 @@ unsafe fn float_part<const W: u8, const C: usize, const R: usize>(
         let acc = unsafe { acc.assume_init_mut() };
         for c in 0..C {
             acc[c] = _mm512_add_ps(acc[c], part[c]);
+        }
+    }
+}
+
+/// The scales of a step.
+///
+/// # Safety
+/// `head` points to the head of a record that has such a step.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn scale<const D: u8>(head: *const u8, step: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match D {
+            WIDE => _mm512_loadu_ps(head.cast()),
+            BRAIN => {
+                let bits = _mm256_loadu_si256(head.add(32 * step).cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
+            _ => halves(head.add(32 * step)),
         }
     }
 }

@@ -1,0 +1,217 @@
+//! `hearth quantize` and `--quantize`, through the binary: what is written answers as what was
+//! read, and what must not happen does not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use hearth::text::{self, Special, Tokenizer};
+use hearth_models::weights::{DType, TensorType, Weights};
+use serde_json::{Value, json};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
+    if !found.exists() {
+        println!("SKIPPED: {} is not here", found.display());
+    }
+    found.exists().then_some(found)
+}
+
+fn hearth(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("HEARTH_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn said(args: &[&str]) -> String {
+    let output = hearth(args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(args: &[&str], words: &[&str]) {
+    let output = hearth(args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && !error.contains("panicked"), "{args:?}: {error}");
+    for word in words {
+        assert!(error.contains(word), "`{error}` does not mention `{word}`");
+    }
+}
+
+/// Greedy text of a model.
+fn greedy(model: &Path, more: &[&str]) -> String {
+    let model = model.to_str().unwrap();
+    let flags = ["complete", "the a in", "-n", "24", "--temperature", "0", "--model", model];
+    said(&[&flags[..], more].concat())
+}
+
+/// The `qwen3` golden with a tokenizer of its 264 tokens beside it.
+fn folder_with_tokenizer(folder: &Path) {
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        fs::copy(golden("qwen3").join(name), folder.join(name)).unwrap();
+    }
+    let shown = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256;
+    let mut vocab: Vec<String> = Vec::new();
+    for byte in 0..256 {
+        let stand_in = if shown(byte) { byte } else { next };
+        next += u32::from(!shown(byte));
+        vocab.push(char::from_u32(stand_in).unwrap().into());
+    }
+    let merges = ["t h", "th e", "Ġ the", "Ġ a", "i n"];
+    vocab.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let ids: serde_json::Map<String, Value> =
+        vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+    let added: Vec<Value> = special
+        .iter()
+        .enumerate()
+        .map(|(i, content)| {
+            json!({ "id": 261 + i, "content": content, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
+        })
+        .collect();
+    let words = concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    );
+    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+        "use_regex": false });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": { "type": "NFC" },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": words }, "behavior": "Isolated",
+              "invert": false }, level ] },
+        "post_processor": level, "decoder": level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null,
+            "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": false, "vocab": ids, "merges": merges },
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = json!({ "eos_token": "<|im_end|>", "bos_token": null,
+        "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}" });
+    fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_becomes_one_file_that_answers_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("model");
+    fs::create_dir(&source).unwrap();
+    folder_with_tokenizer(&source);
+    let out = folder.path().join("out.gguf");
+    let (from, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+    let told = said(&["quantize", from, "-o", to, "--type", "F32"]);
+    assert!(told.contains("out.gguf: f32"), "{told}");
+    assert_eq!(greedy(&out, &[]), greedy(&source, &[]));
+    let weights = Weights::open(&out).unwrap();
+    let meta = weights.metadata().unwrap();
+    assert_eq!(meta.get::<&str>("tokenizer.ggml.pre").unwrap(), "qwen2");
+    assert_eq!(meta.get::<u32>("tokenizer.ggml.eos_token_id").unwrap(), 263);
+    assert!(meta.get::<&str>("tokenizer.chat_template").unwrap().contains("m.content"));
+    assert_eq!(meta.get::<f32>("general.sampling.temp").unwrap(), 0.0);
+
+    // The same types, whether in a file or while loading.
+    let small = folder.path().join("small.gguf");
+    said(&["quantize", from, "-o", small.to_str().unwrap(), "--type", "q8_0"]);
+    assert_eq!(greedy(&small, &[]), greedy(&source, &["--quantize", "q8_0"]));
+    // From the file in floats too, with all its metadata.
+    let again = folder.path().join("again.gguf");
+    said(&["quantize", to, "-o", again.to_str().unwrap(), "--type", "q8_0"]);
+    assert_eq!(greedy(&again, &[]), greedy(&small, &[]));
+    let copied = Weights::open(&again).unwrap();
+    let keys: Vec<&str> = meta.keys().collect();
+    assert!(copied.metadata().unwrap().keys().eq(keys), "metadata is kept");
+}
+
+#[test]
+fn what_must_not_happen_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source.gguf");
+    fs::copy(golden("llama.gguf"), &source).unwrap();
+    let (from, out) = (source.to_str().unwrap(), folder.path().join("out.gguf"));
+    let to = out.to_str().unwrap();
+    fs::write(&out, "precious").unwrap();
+    refused(&["quantize", from, "-o", to], &["out.gguf exists", "--force"]);
+    assert_eq!(fs::read(&out).unwrap(), b"precious");
+    refused(&["quantize", from, "-o", to, "--type", "q9"], &["q9", "q4_k_m"]);
+    refused(&["quantize", from, "-o", from, "--force"], &["is the source itself"]);
+    refused(&["quantize", from, "-o", folder.path().to_str().unwrap(), "--force"], &["a folder"]);
+    let nowhere = folder.path().join("no/where.gguf");
+    refused(&["quantize", from, "-o", nowhere.to_str().unwrap()], &["where.gguf"]);
+    said(&["quantize", from, "-o", to, "--force", "--type", "q4_0"]);
+    // 48 is no whole block of 32: these rows stay f16.
+    let weights = Weights::open(&out).unwrap();
+    let ty = &weights.info("blk.0.attn_q.weight").unwrap().ty;
+    assert_eq!(*ty, TensorType::Readable(DType::F16));
+
+    let quantised = golden("qwen2-q4_0.gguf");
+    let quantised = quantised.to_str().unwrap();
+    refused(&["quantize", quantised, "-o", to, "--force", "--type", "q8_0"], &["Q4_0 already"]);
+    assert!(Weights::open(&out).is_ok(), "the old file is whole");
+    refused(
+        &["complete", "a", "--model", quantised, "--quantize", "q8_0"],
+        &["--quantize", "Q4_0 already"],
+    );
+    refused(&["complete", "a", "--model", from, "--quantize", "x"], &["--quantize", "`x`"]);
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(names.len(), 2, "nothing unfinished stays: {names:?}");
+}
+
+#[test]
+fn a_trained_model_tells_the_same_story() {
+    let Some(source) = shared("models/stories260K-hf") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("stories.gguf");
+    said(&["quantize", source.to_str().unwrap(), "-o", out.to_str().unwrap(), "-t", "f32"]);
+    let story = |model: &Path| {
+        let model = model.to_str().unwrap();
+        let prompt = "Once upon a time, there was";
+        said(&["complete", prompt, "-n", "100", "--temperature", "0", "--model", model])
+    };
+    assert_eq!(story(&out), story(&source));
+}
+
+#[test]
+fn well_known_tokenizers_have_words_in_gguf() {
+    for (folder, rows, model, pre) in [
+        ("tokenizers/qwen", 151_936, "gpt2", "qwen2"),
+        ("tokenizers/llama3", 128_256, "gpt2", "llama-bpe"),
+        ("tokenizers/phi-3-mini", 32_064, "llama", "default"),
+    ] {
+        let Some(folder) = shared(folder) else { return };
+        let files = walk(&folder);
+        let found: Vec<&PathBuf> =
+            files.iter().filter(|path| path.ends_with("tokenizer.json")).collect();
+        assert!(!found.is_empty(), "{}", folder.display());
+        for path in found {
+            let tokenizer = Tokenizer::from_file(path).unwrap();
+            let rows = rows.max(tokenizer.vocab_len());
+            let made = text::export(&fs::read(path).unwrap(), &tokenizer, rows);
+            let made = made.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!((&*made.model, made.pre.as_deref()), (model, Some(pre)));
+            assert_eq!(made.tokens.len(), rows);
+            let again = Tokenizer::from_gguf(&made).unwrap();
+            let text = "A text that no probe has: 42 Äpfel, 三十個學生.\n\tif x { y }";
+            assert_eq!(
+                again.encode(text, Special::PROMPT).unwrap(),
+                tokenizer.encode(text, Special::PROMPT).unwrap()
+            );
+        }
+    }
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
