@@ -100,12 +100,6 @@ impl RawConfig {
         let Ok(host) = host.parse() else {
             return wrong("--host", format!("`{host}` is not an IP address"));
         };
-        let kv_dtype = match model.kv_dtype.as_deref().unwrap_or("f16") {
-            "f32" => KvDType::F32,
-            "f16" => KvDType::F16,
-            "bf16" => KvDType::BF16,
-            other => return wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
-        };
         let log_json = match server.log_format.as_deref().unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -148,7 +142,7 @@ impl RawConfig {
                 running_len: in_range("--max-running", capacity.max_running, 32, 4096)?,
                 queue_len: in_range("--max-queue", capacity.max_queue, 256, 1 << 20)?,
                 batch_tokens: in_range("--batch-tokens", engine.batch_tokens, 512, 1 << 16)?,
-                kv_dtype,
+                kv_dtype: kv_dtype(model.kv_dtype.as_deref().unwrap_or("f16"))?,
             },
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
             files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
@@ -164,6 +158,15 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
     match named {
         Some(folder) => (folder != Path::new("none")).then_some(folder),
         None => default_data_dir(),
+    }
+}
+
+fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
+    match word {
+        "f32" => Ok(KvDType::F32),
+        "f16" => Ok(KvDType::F16),
+        "bf16" => Ok(KvDType::BF16),
+        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
     }
 }
 
