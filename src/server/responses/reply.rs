@@ -99,6 +99,8 @@ impl Reply {
                 };
                 self.emit(kind, self.place([("delta", json!(more))]));
             }
+            // Nobody asks for these here.
+            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::Finished { reason, usage, reasoning_tokens, .. } => {
                 self.outcome = Some((reason, usage, reasoning_tokens));
             }
