@@ -101,8 +101,6 @@ impl Reply {
                 };
                 self.emit(kind, self.place([("delta", json!(more))]));
             }
-            // Nobody can ask for them here.
-            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::Finished { reason, usage, reasoning_tokens, .. } => {
                 self.outcome = Some((reason, usage, reasoning_tokens));
             }
