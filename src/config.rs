@@ -66,6 +66,10 @@ pub struct PlanOptions {
     pub queue_len: usize,
     /// Rows of one forward pass.
     pub batch_tokens: usize,
+    /// How long a forward pass with running answers should take at most.
+    pub target_itl: Duration,
+    /// A request that waited this long and was not begun is given up.
+    pub queue_timeout: Option<Duration>,
     /// Element type of KV.
     pub kv_dtype: KvDType,
 }
@@ -99,16 +103,25 @@ fn kv_dtype(name: &str) -> Result<KvDType, ConfigError> {
     }
 }
 
+/// A count between 1 and `max`.
+fn in_range(
+    option: &str,
+    value: Option<usize>,
+    default: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
+    match value {
+        Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
+        other => Ok(other.unwrap_or(default)),
+    }
+}
+
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
         let Self { model, engine, capacity, server } = self;
-        let in_range = |option: &str, value: Option<usize>, default: usize, max: usize| match value
-        {
-            Some(n) if n == 0 || n > max => {
-                wrong(option, format!("{n} is not between 1 and {max}"))
-            }
-            other => Ok(other.unwrap_or(default)),
+        let gb = |option, value, default| {
+            in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
         };
         let host = server.host.as_deref().unwrap_or("127.0.0.1");
         let host = if host == "localhost" { "127.0.0.1" } else { host };
@@ -135,7 +148,6 @@ impl RawConfig {
             let what = format!("`{origin}` is not an origin such as https://app.example, or *");
             return wrong("--cors-origin", what);
         }
-        let ctx_size = engine.ctx_size.map(|n| in_range("--ctx-size", Some(n), n, 1 << 24));
         Ok(Config {
             models: model.model,
             aliases: server.alias,
@@ -154,21 +166,48 @@ impl RawConfig {
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
-            plan: PlanOptions {
-                ctx_size: ctx_size.transpose()?,
-                running_len: in_range("--max-running", capacity.max_running, 32, 4096)?,
-                queue_len: in_range("--max-queue", capacity.max_queue, 256, 1 << 20)?,
-                batch_tokens: in_range("--batch-tokens", engine.batch_tokens, 512, 1 << 16)?,
-                kv_dtype,
-            },
+            plan: plan(&engine, &capacity, kv_dtype)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
-            files_quota_bytes: (in_range("--files-quota-gb", server.files_quota_gb, 20, 1 << 20)?
-                as u64)
-                << 30,
+            files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),
         })
+    }
+}
+
+/// Bounds of every engine.
+fn plan(
+    engine: &EngineArgs,
+    capacity: &CapacityArgs,
+    kv_dtype: KvDType,
+) -> Result<PlanOptions, ConfigError> {
+    let given = |option, value: Option<usize>, max| {
+        value.map(|n| in_range(option, Some(n), n, max)).transpose()
+    };
+    let target_itl_ms = in_range("--target-itl-ms", engine.target_itl_ms, 100, 60_000)?;
+    let queue_timeout_s = given("--queue-timeout-s", engine.queue_timeout_s, 1 << 20)?;
+    Ok(PlanOptions {
+        ctx_size: given("--ctx-size", engine.ctx_size, 1 << 24)?,
+        running_len: in_range("--max-running", capacity.max_running, 32, 4096)?,
+        queue_len: in_range("--max-queue", capacity.max_queue, 256, 1 << 20)?,
+        batch_tokens: in_range("--batch-tokens", engine.batch_tokens, 512, 1 << 16)?,
+        target_itl: Duration::from_millis(target_itl_ms as u64),
+        queue_timeout: queue_timeout_s.map(|s| Duration::from_secs(s as u64)),
+        kv_dtype,
+    })
+}
+
+/// A count, or what holds without one.
+fn in_range(
+    option: &str,
+    value: Option<usize>,
+    default: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
+    match value {
+        Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
+        other => Ok(other.unwrap_or(default)),
     }
 }
 
@@ -230,6 +269,11 @@ impl Config {
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
+            ("target-itl-ms", plan.target_itl.as_millis().to_string()),
+            (
+                "queue-timeout-s",
+                plan.queue_timeout.map_or("none".to_owned(), |t| t.as_secs().to_string()),
+            ),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",

@@ -58,6 +58,9 @@ pub enum Error {
         /// Under which id.
         id: String,
     },
+    /// A response that is to be continued is not there.
+    #[error("Previous response with id '{0}' not found.")]
+    PreviousNotFound(String),
     /// The caller's own limit, not the server's.
     #[error(
         "Rate limit reached for {unit} per minute of this API key: limit {limit}, used {used}. \
@@ -84,6 +87,15 @@ pub enum Error {
     /// There is no room to keep what should be kept.
     #[error("{0}")]
     StorageFull(String),
+    /// The request waited longer than the operator allows, and was not begun.
+    #[error(
+        "The request waited {:.0} s and was not begun: the server is too busy. Please retry later.",
+        .waited.as_secs_f64()
+    )]
+    Expired {
+        /// How long it waited.
+        waited: Duration,
+    },
     /// The server drains and takes nothing new.
     #[error("The server is shutting down.")]
     ShuttingDown,

@@ -6,6 +6,7 @@
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
 mod choice;
+mod embed;
 mod form;
 mod prompt;
 mod tools;
@@ -18,13 +19,16 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
 use crate::text::{Shape, Special};
-use crate::types::{CacheScope, FinishReason, SamplingOverrides, Tenant, Timings, TokenId, Usage};
+use crate::types::{
+    CacheScope, FinishReason, Place, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
+};
 
 pub use self::tools::{Tool, ToolChoice, Tools};
 
@@ -107,6 +111,8 @@ pub struct TextRequest {
     pub sampling: SamplingOverrides,
     /// Who asks.
     pub tenant: Tenant,
+    /// Its place among what the same tenant asks.
+    pub priority: Priority,
 }
 
 /// What an answer must look like.
@@ -247,25 +253,42 @@ impl Pipeline {
 
     /// Starts a request, or says at once why not. Dropping the stream cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
-        let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
-        let prepared = self.aside(len, move || {
-            prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
-        });
-        let (Prepared { prompt, form }, request) = prepared.await?;
-        let template = generate_request(&model, &request, prompt, &form)?;
-        let seed = request.sampling.seed.unwrap_or_else(random_seed);
-        let mut choices = Vec::with_capacity(request.n);
-        for index in 0..request.n {
-            let mut generate = template.clone();
-            // Far apart, so that choice 1 of a seed is not choice 0 of the next.
-            generate.seed = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let generation = model.engine().submit(generate);
-            let generation = generation.map_err(|e| submit_error(e, &request))?;
-            choices.push(Choice::new(index, generation, &model, &request, &template, &form));
+        let mut one = self.generate_all(vec![request]).await?;
+        Ok(one.pop().expect("one for each request; this is a bug"))
+    }
+
+    /// Starts requests to one model, all or none.
+    pub async fn generate_all(&self, requests: Vec<TextRequest>) -> Result<Vec<TextStream>, Error> {
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let model = self.registry.generator(&first.model)?;
+        let (mut all, mut generates) = (Vec::new(), Vec::new());
+        for request in requests {
+            let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
+            let prepared = self.aside(len, move || {
+                prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
+            });
+            let (Prepared { prompt, form }, request) = prepared.await?;
+            let template = generate_request(&model, &request, prompt, &form)?;
+            let seed = request.sampling.seed.unwrap_or_else(random_seed);
+            for index in 0..request.n as u64 {
+                // Far apart, so that choice 1 of a seed is not choice 0 of the next.
+                let seed = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                generates.push(GenerateRequest { seed, ..template.clone() });
+            }
+            all.push((request, template, form));
         }
-        Ok(TextStream { choices, prompt: template.prompt, next: 0 })
+        let submitted = model.engine().submit_all(generates);
+        let mut generations = submitted.map_err(|e| submit_error(e, &all[0].0))?.into_iter();
+        let stream = |(request, template, form): (TextRequest, GenerateRequest, Form)| {
+            let own = generations.by_ref().take(request.n).collect::<Vec<_>>();
+            let place = own.first().map_or_else(Place::default, |generation| generation.place);
+            let choice = |(index, generation)| {
+                Choice::new(index, generation, &model, &request, &template, &form)
+            };
+            let choices = own.into_iter().enumerate().map(choice).collect();
+            TextStream { choices, prompt: template.prompt, place, next: 0 }
+        };
+        Ok(all.into_iter().map(stream).collect())
     }
 
     /// The prompt of a request as text and as tokens. `special` is for plain text; a conversation
@@ -275,8 +298,7 @@ impl Pipeline {
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let model = self.registry.get(&request.model);
-        let model = model.ok_or_else(|| Error::ModelNotFound(request.model.clone()))?;
+        let model = self.registry.generator(&request.model)?;
         let len = request.prompt.len_bytes();
         self.aside(len, move || prompt::encode(&model, &request, special)).await
     }
@@ -346,6 +368,8 @@ fn generate_request(
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
         scope: CacheScope::default(),
+        tenant: request.tenant,
+        priority: request.priority,
     })
 }
 
@@ -417,6 +441,7 @@ impl TextRequest {
             tools: None,
             sampling: SamplingOverrides::default(),
             tenant: Tenant::default(),
+            priority: Priority::Default,
         }
     }
 
@@ -432,6 +457,7 @@ impl TextRequest {
 pub struct TextStream {
     choices: Vec<Choice>,
     prompt: Vec<TokenId>,
+    place: Place,
     /// Where the next round begins, so that no choice starves the others.
     next: usize,
 }
@@ -445,6 +471,11 @@ impl TextStream {
     /// The prompt as the model sees it.
     pub fn prompt_ids(&self) -> &[TokenId] {
         &self.prompt
+    }
+
+    /// Where it came into the queue.
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// The next event of any choice; `None` after every choice has finished.

@@ -4,7 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Index of a token in the model's vocabulary.
 pub type TokenId = u32;
@@ -16,6 +16,18 @@ pub struct SeqId(pub u64);
 /// One block of KV storage (a fixed number of consecutive tokens of one sequence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
+
+/// Which requests of a tenant go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// When there is nothing else to do for the tenant.
+    Flex,
+    /// As most.
+    #[default]
+    Default,
+    /// Before the tenant's others.
+    Priority,
+}
 
 /// Whose keys and values may be lent to whom: sequences of one scope share the prefixes that they
 /// have in common, others never do. (Every loaded model has a pool of its own.)
@@ -99,6 +111,15 @@ pub struct SamplingOverrides {
     pub frequency_penalty: Option<f32>,
     pub logit_bias: Vec<(TokenId, f32)>,
     pub seed: Option<u64>,
+}
+
+/// What was known of the queue when a request came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Sequences whose turn comes before.
+    pub position: usize,
+    /// How long that takes, as fast as it went lately.
+    pub wait: Duration,
 }
 
 /// Tokens that a request used. All counts are tokens.

@@ -55,10 +55,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("jobs", &["store"]),
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
-    ("registry", &["engine::handle", "engine::spawn", "hearth_models", "store", "text"]),
+    // The same of `embeddings`: to load an encoder is to start its thread.
+    (
+        "registry",
+        &["engine::handle", "engine::spawn", "embeddings", "hearth_models", "store", "text"],
+    ),
     // Opens models as `serve` would, and copies their files.
     ("bundle", &["registry", "hearth_models"]),
-    ("embeddings", &["engine::handle", "text"]),
+    // A client of any server: it knows nothing of ours.
+    ("loadtest", &[]),
+    // `hearth_models`: the thread of an encoder owns it, as the engine owns its model.
+    ("embeddings", &["hearth_models", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
     ("rag", &["embeddings", "vector", "store"]),
     ("vector", &["hearth_kernels"]),
@@ -93,7 +100,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("llguidance", &["src/text/grammar"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
-    ("ureq", &["src/registry/hub"]),
+    ("ureq", &["src/registry/hub", "src/loadtest/client.rs"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("rustix", &["src/bundle/"]),

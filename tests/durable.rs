@@ -217,4 +217,20 @@ mod killed {
         }
         assert_eq!(server.ask("GET", "/v1/models", "sk-other", &Value::Null).0, 401);
     }
+
+    #[test]
+    fn a_response_in_the_background_that_is_killed_has_failed() {
+        let data = tempfile::tempdir().unwrap();
+        let mut server = Server::start(data.path());
+        let body = json!({"model": "hearth-tiny", "input": "Hi", "background": true,
+                          "ignore_eos": true});
+        let (status, queued) = server.ask("POST", "/v1/responses", "-", &body);
+        assert_eq!((status, &queued["status"]), (200, &json!("queued")));
+        server.kill();
+        let server = Server::start(data.path());
+        let path = format!("/v1/responses/{}", queued["id"].as_str().unwrap());
+        let (status, response) = server.ask("GET", &path, "-", &Value::Null);
+        assert_eq!((status, &response["status"]), (200, &json!("failed")), "{response}");
+        assert_eq!(response["error"]["code"], "server_error");
+    }
 }

@@ -12,6 +12,8 @@ mod fixture;
 mod http;
 #[path = "openai_surface/keys.rs"]
 mod keys;
+#[path = "openai_surface/responses.rs"]
+mod responses;
 #[path = "openai_surface/stored.rs"]
 mod stored;
 #[path = "openai_surface/structured.rs"]
@@ -184,6 +186,82 @@ async fn a_prompt_can_be_scored_without_generating() {
         assert!(own < 0.0 && top[name].as_f64() == Some(own) && (3..=4).contains(&top.len()));
     }
     assert_eq!(scored["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_was_seen_is_cached_and_usage_says_so() {
+    let server = start(Options::default()).await;
+    let prompt = "the same long beginning ".repeat(20);
+    let complete = async |rest: &str| {
+        let body = json!({
+            "model": MODEL, "prompt": format!("{prompt}{rest}"), "max_tokens": 3, "temperature": 0,
+        });
+        let answer = server.post("/v1/completions", body).await.json();
+        let details = &answer["usage"]["prompt_tokens_details"];
+        (details["cached_tokens"].as_u64().unwrap(), answer["usage"]["prompt_tokens"].clone())
+    };
+    // A byte is a token here, and a block has sixteen.
+    assert_eq!(complete("one").await, (0, json!(483)));
+    assert_eq!(complete("two").await, (480, json!(483)));
+    let chat = async || server.chat(greedy(2, json!({}))).await.json();
+    assert_eq!(chat().await["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let again = chat().await;
+    let prompt_tokens = again["usage"]["prompt_tokens"].as_u64().unwrap();
+    let cached = (prompt_tokens - 1) / 16 * 16;
+    assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], cached);
+    server.wait_for_metric("hearth_prefix_cache_hit_tokens_total", 480.0 + cached as f64).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_best_of_several_is_the_likeliest_and_all_are_counted() {
+    let server = start(Options::default()).await;
+    let ask = async |fields: Value| {
+        let mut body = json!({
+            "model": MODEL, "prompt": "abc", "max_tokens": 8, "temperature": 1.5, "seed": 11,
+            "ignore_eos": true,
+        });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server.post("/v1/completions", body).await.json()
+    };
+    let all = ask(json!({"n": 5, "logprobs": 0})).await;
+    let mean = |choice: &Value| {
+        let list = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        list.iter().map(|l| l.as_f64().unwrap()).sum::<f64>() / list.len() as f64
+    };
+    let mut choices = all["choices"].as_array().unwrap().clone();
+    choices.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    let best = ask(json!({"n": 2, "best_of": 5})).await;
+    let texts = |list: &[Value]| list.iter().map(|c| c["text"].clone()).collect::<Vec<_>>();
+    let given = best["choices"].as_array().unwrap();
+    assert_eq!(texts(given), texts(&choices[..2]));
+    assert_eq!(given[0]["logprobs"], Value::Null, "they were not asked for");
+    assert_eq!(best["usage"]["completion_tokens"], 40);
+    assert_eq!(best["usage"]["prompt_tokens"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_tell_their_tier_and_their_place_in_the_queue() {
+    let server = start(Options::default()).await;
+    for (asked, had) in [("auto", "default"), ("flex", "flex"), ("priority", "priority")] {
+        let answer = server.chat(greedy(1, json!({"service_tier": asked}))).await;
+        assert_eq!(answer.json()["service_tier"], had);
+        assert_eq!(answer.header("x-hearth-queue-position"), Some("0"));
+        assert_eq!(answer.header("x-hearth-estimated-wait-ms"), Some("0"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_begun_in_time_is_told_so() {
+    let queue_timeout = Some(Duration::from_millis(50));
+    let server = start(Options { running_len: 1, queue_timeout, ..Options::default() }).await;
+    let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &long).await;
+    running.wait_for("\"content\":").await;
+    let late = server.chat(greedy(1, json!({}))).await;
+    assert_eq!((late.status, &late.error()["code"]), (503, &json!("queue_timeout")));
+    assert!(late.header("retry-after").is_some());
+    server.wait_for_metric("hearth_expired_total", 1.0).await;
+    server.wait_for_metric("hearth_requests_waiting", 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

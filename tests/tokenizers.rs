@@ -199,6 +199,7 @@ fn golden_texts_encode_and_decode() {
             let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
             let ids = tokenizer.encode(text, Special { parse: true, add }).unwrap();
             let decoded = tokenizer.decode(&expected, false);
+            assert!(tokenizer.tokens_at_least(text.len()) <= ids.len(), "{name} {text:?}");
             if ids != expected {
                 wrong.push(format!("{name} {text:?}: {ids:?}, not {expected:?}"));
             }
@@ -208,6 +209,14 @@ fn golden_texts_encode_and_decode() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let qwen = json("qwen/tokenizer.json");
+    let least = qwen.tokens_at_least(4 << 20);
+    assert!(least > 10_000, "{least}");
+    // The longest tokens there are, and text that the normaliser shortens.
+    for text in [" ".repeat(5000), "\u{1112}\u{1161}\u{11ab}".repeat(500), "=".repeat(5000)] {
+        let ids = qwen.encode(&text, Special::NONE).unwrap();
+        assert!(qwen.tokens_at_least(text.len()) <= ids.len());
+    }
 }
 
 /// A unigram vocabulary as GGUF would hold it, against the `tokenizer.json` it comes from.

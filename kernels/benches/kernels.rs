@@ -51,7 +51,8 @@ struct Limits {
 
 impl Limits {
     fn measure(pool: &Pool) -> Limits {
-        let memory = HugeBuf::<u64>::zeroed(64 << 20);
+        let mut memory = HugeBuf::<u64>::zeroed(64 << 20);
+        memory.fill(1); // Pages that nobody has written are all one page.
         let part = memory.len() / pool.threads();
         let read = best(8, || {
             pool.run(pool.threads(), &|i| {

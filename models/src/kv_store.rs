@@ -56,6 +56,18 @@ pub enum KvStore {
 }
 
 impl KvStore {
+    /// Copies all tokens of a block, in every layer.
+    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Slabs(slabs) => {
+                slabs.iter_mut().for_each(|slab| slab.copy_block(from, to));
+                Ok(())
+            }
+            Self::Tensors(store) => store.copy_block(from as usize, to as usize),
+        }
+    }
+
     /// The slab of one layer, for the fused path.
     pub(crate) fn slab(&mut self, layer: usize) -> Result<&mut KvSlab> {
         match self {
@@ -92,6 +104,17 @@ impl TensorKv {
             |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, block_len: shape.block_len })
+    }
+
+    fn copy_block(&mut self, from: usize, to: usize) -> Result<()> {
+        for (k, v) in &self.layers {
+            for stored in [k, v] {
+                // A tensor cannot be written from a view of itself.
+                let rows = stored.narrow(0, from * self.block_len, self.block_len)?;
+                stored.slice_set(&rows.force_contiguous()?, 0, to * self.block_len)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -134,6 +157,38 @@ impl LayerKv<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copied_block_holds_the_same_tokens() {
+        let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim: 5 };
+        let row = |token: u32| [token as f32; 10];
+        for kv_type in [KvDType::F32, KvDType::F16, KvDType::BF16] {
+            let mut store = KvStore::Slabs(vec![KvSlab::new(shape, kv_type)]);
+            let KvStore::Slabs(slabs) = &mut store else { unreachable!() };
+            (0..64).for_each(|slot| slabs[0].write(&row(slot), &row(slot + 100), &[slot]));
+            store.copy_block(1, 2).unwrap();
+            let KvStore::Slabs(slabs) = &store else { unreachable!() };
+            for slot in 32..64 {
+                let (mut k, mut v) = (row(0), row(0));
+                slabs[0].read(slot + 32, &mut k, &mut v);
+                assert_eq!((k, v), (row(slot), row(slot + 100)), "{kv_type:?}");
+            }
+        }
+        let geometry = KvGeometry {
+            layer_count: 1,
+            block_count: 3,
+            block_len: 4,
+            kv_head_count: 1,
+            head_dim: 2,
+            dtype: KvDType::F32,
+        };
+        let mut tensors = TensorKv::new(geometry, DType::F32, &Device::Cpu).unwrap();
+        let rows = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((4, 2)).unwrap();
+        tensors.layers[0].0.slice_set(&rows, 0, 4).unwrap();
+        tensors.copy_block(1, 2).unwrap();
+        let copied = tensors.layers[0].0.narrow(0, 8, 4).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(copied, rows.to_vec2::<f32>().unwrap());
+    }
 
     /// What the fused path's slab does with numbers that its type cannot hold.
     #[test]

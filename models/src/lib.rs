@@ -2,9 +2,9 @@
 //!
 //! A model is opened with [`open`] and spoken to through [`Model`]: a [`ForwardBatch`] goes in,
 //! logits come out, keys and values stay in a [`KvStore`]. An encoder is a [`TextEncoder`]: an
-//! [`EncoderBatch`] goes in, hidden states come out, nothing stays. The way through the house: `weights`
-//! (files to named tensors) -> `config` and `families` (numbers and switches) -> `decoder`, `encoder`
-//! and `layers` (the paper) -> `backend` (candle, or our kernels).
+//! [`EncoderBatch`] goes in, hidden states come out, nothing stays. The way through the house:
+//! `weights` (files to named tensors) -> `config` and `families` (numbers and switches) ->
+//! `decoder`, `encoder` and `layers` (the paper) -> `backend` (candle, or our kernels).
 //!
 //! Deliberately absent: text, requests, scheduling. Block ids are only numbers here.
 

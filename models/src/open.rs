@@ -122,8 +122,8 @@ pub struct EncoderFile {
     path: PathBuf,
 }
 
-/// Opens a causal language model: a `.gguf` file, a `.safetensors` file or a folder; checks all that
-/// can be checked without reading a weight.
+/// Opens a causal language model: a `.gguf` file, a `.safetensors` file or a folder; checks all
+/// that can be checked without reading a weight.
 pub fn open(path: &Path) -> Result<ModelFile> {
     match open_any(path)? {
         AnyFile::Decoder(file) => Ok(file),

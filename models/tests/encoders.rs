@@ -1,6 +1,6 @@
 //! Hidden states of tiny random encoders equal those of Hugging Face `transformers` in both paths,
-//! from every kind of file; a text has the same bits alone and in company; what is not understood is
-//! refused by name.
+//! from every kind of file; a text has the same bits alone and in company; what is not understood
+//! is refused by name.
 //!
 //! `tests/goldens/make_encoder_goldens.py` says what the goldens are.
 
@@ -120,12 +120,10 @@ fn tokens_and_positions_beyond_the_tables_are_refused() {
     }
 }
 
+type Tensors = Vec<(String, Tensor)>;
+
 /// The golden `bert` with another configuration and other tensors.
-fn variant(
-    folder: &Path,
-    config: &dyn Fn(&mut Value),
-    tensors: &dyn Fn(&mut Vec<(String, Tensor)>),
-) {
+fn variant(folder: &Path, config: &dyn Fn(&mut Value), tensors: &dyn Fn(&mut Tensors)) {
     let golden = goldens().join("bert");
     let json = fs::read(golden.join("config.json")).unwrap();
     let mut json: Value = serde_json::from_slice(&json).unwrap();
@@ -160,14 +158,13 @@ fn spellings_of_names_do_not_change_the_numbers() {
 
 #[test]
 fn what_is_not_understood_is_refused_by_name() {
-    let refused =
-        |word: &str, config: &dyn Fn(&mut Value), tensors: &dyn Fn(&mut Vec<(String, Tensor)>)| {
-            let folder = tempfile::tempdir().unwrap();
-            variant(folder.path(), config, tensors);
-            let error = hearth_models::open_any(folder.path()).err();
-            let error = error.unwrap_or_else(|| panic!("{word} is taken")).to_string();
-            assert!(error.contains(word), "`{error}` does not mention `{word}`");
-        };
+    let refused = |word: &str, config: &dyn Fn(&mut Value), tensors: &dyn Fn(&mut Tensors)| {
+        let folder = tempfile::tempdir().unwrap();
+        variant(folder.path(), config, tensors);
+        let error = hearth_models::open_any(folder.path()).err();
+        let error = error.unwrap_or_else(|| panic!("{word} is taken")).to_string();
+        assert!(error.contains(word), "`{error}` does not mention `{word}`");
+    };
     let keys = [
         ("hidden_act", json!("relu")),
         ("position_embedding_type", json!("relative_key")),
@@ -181,9 +178,7 @@ fn what_is_not_understood_is_refused_by_name() {
     for (key, value) in keys {
         refused(key, &|c| c[key] = value.clone(), &|_| {});
     }
-    let drop = |name: &'static str| {
-        move |tensors: &mut Vec<(String, Tensor)>| tensors.retain(|(n, _)| n != name)
-    };
+    let drop = |name: &'static str| move |tensors: &mut Tensors| tensors.retain(|(n, _)| n != name);
     let bias = "encoder.layer.1.attention.output.LayerNorm.bias";
     refused(bias, &|_| {}, &drop(bias));
     let weight = "encoder.layer.0.output.dense.weight";

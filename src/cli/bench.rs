@@ -1,5 +1,7 @@
 //! `hearth bench`: prefill and decode speed of a model, without scheduler and server.
 
+mod serve;
+
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -12,7 +14,10 @@ use crate::config::ModelArgs;
 use crate::registry::plan::BLOCK_LEN;
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
     /// Prompt lengths in tokens.
     #[arg(long, short = 'p', value_delimiter = ',', default_values_t = [128, 512])]
     prefill: Vec<usize>,
@@ -33,6 +38,12 @@ pub(super) struct BenchArgs {
     json: bool,
     #[command(flatten)]
     common: Common<ModelArgs>,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum BenchCommand {
+    /// Load a server that speaks the OpenAI API, and measure what its clients feel.
+    Serve(serve::ServeArgs),
 }
 
 /// One measured cell.
@@ -65,7 +76,15 @@ impl Row {
     }
 }
 
-pub(super) fn run(args: BenchArgs) -> Result<(), Failure> {
+pub(super) fn run(mut args: BenchArgs) -> Result<(), Failure> {
+    match args.command.take() {
+        Some(BenchCommand::Serve(args)) => serve::run(args),
+        None => model(args),
+    }
+}
+
+/// The model alone.
+fn model(args: BenchArgs) -> Result<(), Failure> {
     let config = args.common.clone().validate_one()?;
     args.check_counts()?;
     let name = &open::names(&config)?[0];

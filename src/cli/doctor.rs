@@ -45,7 +45,15 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let free = plan::free_bytes();
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
-    for (model, limits) in open::open(&config, &compute)?.iter() {
+    let opened = open::open(&config, &compute)?;
+    for model in opened.embedders() {
+        let numbers = model.file().config();
+        writeln!(out, "\nmodel       {}", model.file().path().display())?;
+        writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
+        writeln!(out, "weights     {} MB", model.weight_bytes(&compute) >> 20)?;
+        writeln!(out, "embeds      {} numbers a text", numbers.hidden_len)?;
+    }
+    for (model, limits) in opened.iter() {
         let (file, weights) = (model.file(), model.file().weight_bytes(&compute));
         let numbers = file.config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);

@@ -50,7 +50,7 @@ enum Command {
     /// Back up, restore and tidy the data directory.
     #[command(subcommand)]
     Data(data::DataCommand),
-    /// Measure prefill and decode speed.
+    /// Measure prefill and decode speed of a model, or load a server.
     Bench(bench::BenchArgs),
     /// Show what this machine offers and what would be used.
     Doctor(Common<doctor::DoctorArgs>),

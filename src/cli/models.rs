@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Subcommand;
+use hearth_models::AnyFile;
 use hearth_models::weights::{Value, Weights};
 
 use super::{Failure, open};
@@ -65,11 +66,12 @@ fn inspect(out: &mut impl Write, name: &str, every_tensor: bool) -> Result<(), F
     let (weights, config) = match ModelSource::parse(name)? {
         ModelSource::Builtin => {
             let bytes = builtin::bytes().ok_or("this build carries no model")?;
-            (Weights::from_bytes(name, bytes)?, hearth_models::open_bytes(name, bytes))
+            let file = hearth_models::open_bytes(name, bytes).map(AnyFile::Decoder);
+            (Weights::from_bytes(name, bytes)?, file)
         }
         source => {
             let path = open::path_of(source)?;
-            (Weights::open(&path)?, hearth_models::open(&path))
+            (Weights::open(&path)?, hearth_models::open_any(&path))
         }
     };
     let path = weights.path();
@@ -94,7 +96,8 @@ fn inspect(out: &mut impl Write, name: &str, every_tensor: bool) -> Result<(), F
         writeln!(out, "  {count} tensors of {ty}, {bytes} bytes")?;
     }
     match config {
-        Ok(file) => writeln!(out, "{:#?}", file.config())?,
+        Ok(AnyFile::Decoder(file)) => writeln!(out, "{:#?}", file.config())?,
+        Ok(AnyFile::Encoder(file)) => writeln!(out, "{:#?}", file.config())?,
         Err(error) => writeln!(out, "cannot be run: {error}")?,
     }
     Ok(())

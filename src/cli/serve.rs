@@ -39,11 +39,21 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
             tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
         }
     }
+    for model in registry.embedders() {
+        tell(format_args!(
+            "  embedding       {} ({} numbers, texts of up to {} tokens)",
+            model.id(),
+            model.vector_len(),
+            model.settings().context_len
+        ));
+    }
     tell(format_args!("  ready after     {:.2} s", started.elapsed().as_secs_f64()));
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let quota = Quota { project_bytes_max: config.files_quota_bytes };
     let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
+    let history = Arc::new(History::new(store));
+    history.fail_interrupted()?;
+    let rooms = Rooms { keyring, history, files };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))

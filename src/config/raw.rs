@@ -45,8 +45,8 @@ pub struct ModelArgs {
     /// Threads that compute (default: physical cores that this process may use).
     #[arg(long, short = 't', env = "HEARTH_THREADS")]
     pub threads: Option<usize>,
-    /// Quantise the weights of a model in floats while loading it: q4_k_m, q8_0, ... (what
-    /// `hearth quantize --type` takes).
+    /// Quantise the weights of language models in floats while loading them: q4_k_m, q8_0, ...
+    /// (what `hearth quantize --type` takes).
     #[arg(long, env = "HEARTH_QUANTIZE")]
     pub quantize: Option<String>,
     /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
@@ -66,6 +66,13 @@ pub struct EngineArgs {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
+    /// Milliseconds that a running answer may wait for its next token while prompts are computed
+    /// (default: 100).
+    #[arg(long, env = "HEARTH_TARGET_ITL_MS")]
+    pub target_itl_ms: Option<usize>,
+    /// Seconds that a request may wait before it is begun; then it is given up (default: for ever).
+    #[arg(long, env = "HEARTH_QUEUE_TIMEOUT_S")]
+    pub queue_timeout_s: Option<usize>,
 }
 
 /// How many requests there may be.
@@ -211,6 +218,8 @@ impl RawConfig {
             engine: EngineArgs {
                 ctx_size: engine.ctx_size.or(file.engine.ctx_size),
                 batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
+                target_itl_ms: engine.target_itl_ms.or(file.engine.target_itl_ms),
+                queue_timeout_s: engine.queue_timeout_s.or(file.engine.queue_timeout_s),
             },
             capacity: CapacityArgs {
                 max_running: capacity.max_running.or(file.capacity.max_running),
@@ -271,7 +280,7 @@ mod tests {
     fn what_the_flags_do_not_say_the_file_says() {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
             quantize = \"q8_0\"\n\
-            batch-tokens = 3\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            batch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\

@@ -1,19 +1,23 @@
 //! The door of the engine: commands in, events out.
 //!
-//! Owns the bounded waiting room (a count, not a lock) and the shared counters. Used from any
+//! Owns the bounded waiting room (counts behind a lock that nobody holds for long) and the shared
+//! counters. Used from any
 //! thread. Dropping a [`Generation`] cancels it: the engine sees the closed channel before its next
 //! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
 use tokio::sync::mpsc;
 
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
-use crate::types::{CacheScope, FinishReason, SeqId, Timings, TokenId, Usage};
+use super::queue::{self, WaitingRoom};
+use crate::types::{
+    CacheScope, FinishReason, Place, Priority, SeqId, Tenant, Timings, TokenId, Usage,
+};
 
 /// Rows of one step whose logits are read for the scoring of prompts.
 pub const SCORE_CHUNK: usize = 64;
@@ -43,6 +47,19 @@ pub struct GenerateRequest {
     pub grammar: Option<Arc<dyn Grammar>>,
     /// With whom it shares the prefixes that are cached.
     pub scope: CacheScope,
+    /// Who asks.
+    pub tenant: Tenant,
+    /// Its place among what the same tenant asks.
+    pub priority: Priority,
+}
+
+impl GenerateRequest {
+    /// Two answers to one prompt, which is computed once for both.
+    fn shares_prompt_with(&self, other: &Self) -> bool {
+        let wants =
+            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope, r.tenant, r.priority);
+        wants(self) == wants(other) && self.prompt == other.prompt
+    }
 }
 
 /// Log-probability of a token under the raw distribution, and of the best alternatives.
@@ -55,7 +72,7 @@ pub struct Logprobs {
 }
 
 /// What a running sequence tells its client, in this order: one `Prompt`, any number of `Token`,
-/// one `Finished`; or `Failed` instead of what is left of that.
+/// one `Finished`; or `Failed` or `Expired` instead of what is left of that.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The prompt is computed.
@@ -83,6 +100,11 @@ pub enum Event {
     },
     /// The step that computed this sequence failed; nothing more will come.
     Failed(String),
+    /// It waited too long and was not begun; nothing will come.
+    Expired {
+        /// How long it waited.
+        waited: Duration,
+    },
 }
 
 /// Why a request was not taken.
@@ -134,6 +156,10 @@ pub struct Limits {
     pub kv_blocks: usize,
     /// Tokens of one block.
     pub block_len: usize,
+    /// How long a step with running answers should take at most.
+    pub target_itl: Duration,
+    /// A request that waited this long and was not begun is given up.
+    pub queue_timeout: Option<Duration>,
 }
 
 /// Counters and gauges that the engine publishes after every step.
@@ -167,6 +193,8 @@ pub struct Stats {
     pub preemptions: AtomicU64,
     /// Sequences whose client went away.
     pub cancelled: AtomicU64,
+    /// Sequences that waited too long to be begun.
+    pub expired: AtomicU64,
     /// Batches that failed.
     pub failures: AtomicU64,
     /// Mean milliseconds between finished requests, for `Retry-After`.
@@ -182,12 +210,14 @@ pub(super) struct Submission {
     /// Set by [`Generation::stop`].
     pub stopped: Arc<AtomicBool>,
     pub arrived: Instant,
+    pub deadline: Option<Instant>,
 }
 
 /// What the engine thread is told.
 #[derive(Debug)]
 pub(super) enum Command {
-    Submit(Box<Submission>),
+    /// Several that share their prompt. Never empty.
+    Submit(Vec<Submission>),
     /// Finish what runs and waits, then stop.
     Drain,
 }
@@ -197,6 +227,8 @@ pub(super) enum Command {
 pub struct Generation {
     /// The engine's name for it.
     pub id: SeqId,
+    /// Where it came in.
+    pub place: Place,
     events: mpsc::UnboundedReceiver<Event>,
     stopped: Arc<AtomicBool>,
 }
@@ -229,41 +261,102 @@ pub struct EngineHandle {
     commands: std_mpsc::Sender<Command>,
     limits: Arc<Limits>,
     stats: Arc<Stats>,
+    door: Door,
     next_id: Arc<AtomicU64>,
+}
+
+/// The waiting room, for those who come in and for the thread that lets them out.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    stats: Arc<Stats>,
+    room: Arc<Mutex<WaitingRoom>>,
+}
+
+impl Door {
+    fn enter(&self, tenant: Tenant, count: usize) -> Result<usize, usize> {
+        let mut room = self.room();
+        let entered = room.enter(tenant, count);
+        self.stats.waiting.store(room.len(), Ordering::Release);
+        entered
+    }
+
+    /// One of a tenant was admitted, or went away before.
+    pub fn leave_queue(&self, tenant: Tenant) {
+        let mut room = self.room();
+        room.leave(tenant);
+        self.stats.waiting.store(room.len(), Ordering::Release);
+    }
+
+    /// Counts are whole whoever panicked beside them.
+    fn room(&self) -> MutexGuard<'_, WaitingRoom> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl EngineHandle {
     pub(super) fn new(limits: Limits) -> (Self, std_mpsc::Receiver<Command>) {
         let (commands, receiver) = std_mpsc::channel();
-        let handle = Self {
-            commands,
-            limits: Arc::new(limits),
-            stats: Arc::default(),
-            next_id: Arc::default(),
-        };
+        let stats = Arc::<Stats>::default();
+        let room = Arc::new(Mutex::new(WaitingRoom::new(limits.queue_len)));
+        let door = Door { stats: Arc::clone(&stats), room };
+        let handle =
+            Self { commands, limits: Arc::new(limits), stats, door, next_id: Arc::default() };
         (handle, receiver)
     }
 
     /// Hands a sequence to the engine, or says at once why not.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
-        self.check(&request)?;
-        self.enter_queue()?;
-        let (events, receiver) = mpsc::unbounded_channel();
-        let id = SeqId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let stopped = Arc::new(AtomicBool::new(false));
-        let submission = Submission {
-            id,
-            request,
-            events,
-            stopped: Arc::clone(&stopped),
-            arrived: Instant::now(),
-        };
-        self.stats.requests.fetch_add(1, Ordering::Relaxed);
-        if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
-            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::ShuttingDown);
+        let mut one = self.submit_all(vec![request])?;
+        Ok(one.pop().expect("one for each request; this is a bug"))
+    }
+
+    /// Hands sequences of one tenant to the engine, all or none. Neighbours with the same prompt
+    /// share it.
+    pub fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<Generation>, SubmitError> {
+        requests.iter().try_for_each(|request| self.check(request))?;
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let place = self.enter_queue(first.tenant, requests.len())?;
+        self.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        let first_id = self.next_id.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        let mut generations = Vec::with_capacity(requests.len());
+        let mut groups: Vec<Vec<Submission>> = Vec::new();
+        for (id, request) in (first_id..).map(SeqId).zip(requests) {
+            let (submission, generation) = self.submission(id, request, place);
+            generations.push(generation);
+            match groups.last_mut() {
+                Some(group) if group[0].request.shares_prompt_with(&submission.request) => {
+                    group.push(submission);
+                }
+                _ => groups.push(vec![submission]),
+            }
         }
-        Ok(Generation { id, events: receiver, stopped })
+        for group in groups {
+            self.commands.send(Command::Submit(group)).map_err(|_| SubmitError::ShuttingDown)?;
+        }
+        Ok(generations)
+    }
+
+    fn submission(
+        &self,
+        id: SeqId,
+        request: GenerateRequest,
+        place: Place,
+    ) -> (Submission, Generation) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let arrived = Instant::now();
+        let deadline = self.limits.queue_timeout.and_then(|t| arrived.checked_add(t));
+        let generation = Generation { id, place, events: receiver, stopped: Arc::clone(&stopped) };
+        (Submission { id, request, events, stopped, arrived, deadline }, generation)
+    }
+
+    /// How long somebody would wait who came in now, behind everybody else.
+    pub fn estimated_wait(&self) -> Duration {
+        let waiting = self.stats.waiting.load(Ordering::Acquire);
+        queue::wait(waiting, self.free(), self.interval())
     }
 
     /// Lets the engine finish what it has and stop.
@@ -280,6 +373,10 @@ impl EngineHandle {
     /// Counters and gauges.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    pub(super) fn door(&self) -> Door {
+        self.door.clone()
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
@@ -299,15 +396,22 @@ impl EngineHandle {
         }
     }
 
-    /// Takes a place in the waiting room.
-    fn enter_queue(&self) -> Result<(), SubmitError> {
-        let waiting = &self.stats.waiting;
-        let room = |n| (n < self.limits.queue_len).then_some(n + 1);
-        waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).map(drop).map_err(|n| {
-            let interval_ms = self.stats.finish_interval_ms.load(Ordering::Relaxed).max(100);
-            let retry_after =
-                Duration::from_millis((interval_ms * n as u64 / 2).clamp(1000, 60_000));
-            SubmitError::QueueFull { waiting: n, retry_after }
-        })
+    /// Takes places in the waiting room.
+    fn enter_queue(&self, tenant: Tenant, count: usize) -> Result<Place, SubmitError> {
+        let position = self.door.enter(tenant, count).map_err(|waiting| {
+            let retry_after = queue::retry_after(waiting, self.interval());
+            SubmitError::QueueFull { waiting, retry_after }
+        })?;
+        Ok(Place { position, wait: queue::wait(position, self.free(), self.interval()) })
+    }
+
+    /// How many more may run.
+    fn free(&self) -> usize {
+        self.limits.running_len.saturating_sub(self.stats.running.load(Ordering::Acquire))
+    }
+
+    /// Between two finished requests, lately.
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.stats.finish_interval_ms.load(Ordering::Relaxed))
     }
 }

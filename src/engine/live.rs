@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::grammar::{Allowed, Guide, Masks};
 use super::handle::{Event, GenerateRequest, Logprobs, Submission};
 use super::sampler::{History, Sampler};
-use crate::types::{FinishReason, Timings, TokenId, Usage};
+use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
 
 /// A sequence that waits or runs.
 pub(super) struct Live {
@@ -50,7 +50,7 @@ pub(super) struct Sampled {
 
 impl Live {
     pub fn new(submission: Submission, masks: &Masks) -> Self {
-        let Submission { id: _, request, events, stopped, arrived } = submission;
+        let Submission { id: _, request, events, stopped, arrived, deadline: _ } = submission;
         let history = History::new(&request);
         let guide = request.grammar.as_deref().map(|grammar| Guide::new(grammar, masks));
         Self {
@@ -94,6 +94,15 @@ impl Live {
         self.request.prompt.len()
     }
 
+    pub fn tenant(&self) -> Tenant {
+        self.request.tenant
+    }
+
+    /// It will not be begun any more.
+    pub fn expire(&self) {
+        self.send(Event::Expired { waited: self.arrived.elapsed() });
+    }
+
     pub fn wants_no_token(&self) -> bool {
         self.request.max_tokens == 0
     }
@@ -106,11 +115,15 @@ impl Live {
         }
     }
 
+    /// The log-probabilities of the whole prompt, once.
+    pub fn take_prompt_logprobs(&mut self) -> Vec<Logprobs> {
+        std::mem::take(&mut self.prompt_logprobs)
+    }
+
     /// The prompt is computed; true when it is so for the first time.
-    pub fn prompt_done(&mut self, cached: usize) -> bool {
+    pub fn prompt_done(&mut self, cached: usize, logprobs: Vec<Logprobs>) -> bool {
         let first = self.cached.replace(cached).is_none();
         if first {
-            let logprobs = std::mem::take(&mut self.prompt_logprobs);
             self.send(Event::Prompt { cached, logprobs });
         }
         first

@@ -7,8 +7,11 @@
 mod grammar;
 pub mod handle;
 mod live;
+mod queue;
 mod runner;
 mod sampler;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +26,11 @@ use std::time::{Duration, Instant};
 use hearth_models::{KvDType, Model};
 
 use self::grammar::Masks;
-use self::handle::{Command, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
+use self::handle::{Command, Door, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
 use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
-use crate::scheduler::{Batch, NewSequence, Scheduler, SchedulerConfig, Sequence};
+use crate::scheduler::{Batch, Entry, NewSequence, Scheduler, SchedulerConfig, Sequence};
 use crate::types::{FinishReason, SeqId, TokenId};
 
 /// Starts the engine's thread. `Limits` are derived by the caller, who knows the memory.
@@ -48,7 +51,9 @@ pub fn spawn(
         live: BTreeMap::new(),
         commands,
         stats: Arc::clone(handle.stats()),
+        door: handle.door(),
         draining: false,
+        started: Instant::now(),
         last_finish: Instant::now(),
     };
     let thread = thread::Builder::new()
@@ -65,6 +70,7 @@ fn scheduler_config(limits: &Limits) -> SchedulerConfig {
         batch_tokens: limits.batch_tokens,
         running_len: limits.running_len,
         score_chunk: SCORE_CHUNK,
+        target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
 
@@ -77,7 +83,10 @@ struct Engine {
     live: BTreeMap<SeqId, Live>,
     commands: Receiver<Command>,
     stats: Arc<Stats>,
+    door: Door,
     draining: bool,
+    /// From here on the scheduler counts time.
+    started: Instant,
     last_finish: Instant,
 }
 
@@ -108,12 +117,14 @@ impl Engine {
     /// One step of every sequence that has rows.
     fn step(&mut self) {
         self.drop_closed();
-        let batch = self.scheduler.schedule();
+        let started = Instant::now();
+        let batch = self.scheduler.schedule(started - self.started);
+        self.expire(&batch);
         self.begin(&batch);
         match self.compute(&batch) {
             Ok(logits) => {
                 let outcomes = self.sample(&batch, &logits);
-                self.update(&batch, &outcomes);
+                self.update(&batch, &outcomes, started.elapsed());
                 self.emit(outcomes);
             }
             Err(message) => self.fail(&batch, &message),
@@ -133,23 +144,29 @@ impl Engine {
                 false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
             };
             match command {
-                Ok(Command::Submit(submission)) => self.add(*submission),
+                Ok(Command::Submit(group)) => self.add(group),
                 Ok(Command::Drain) => self.draining = true,
                 Err(closed) => return !self.live.is_empty() || !(closed || self.draining),
             }
         }
     }
 
-    fn add(&mut self, submission: Submission) {
-        let (id, request) = (submission.id, &submission.request);
+    /// Sequences that share their prompt: the first one computes it.
+    fn add(&mut self, group: Vec<Submission>) {
+        let leader = &group[0];
+        let request = &leader.request;
         self.scheduler.add(NewSequence {
-            id,
+            id: leader.id,
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
             scope: request.scope,
+            tenant: request.tenant,
+            priority: request.priority,
+            deadline: leader.deadline.map(|deadline| deadline - self.started),
+            forks: group[1..].iter().map(|s| s.id).collect(),
         });
-        self.live.insert(id, Live::new(submission, &self.masks));
+        self.live.extend(group.into_iter().map(|s| (s.id, Live::new(s, &self.masks))));
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -165,6 +182,16 @@ impl Engine {
         }
     }
 
+    /// Sequences that waited too long are told so.
+    fn expire(&mut self, batch: &Batch) {
+        for id in &batch.expired {
+            if let Some(live) = self.remove(*id) {
+                self.stats.expired.fetch_add(1, Ordering::Relaxed);
+                live.expire();
+            }
+        }
+    }
+
     /// Sequences that appear for the first time leave the waiting room.
     fn begin(&mut self, batch: &Batch) {
         let now = Instant::now();
@@ -174,14 +201,16 @@ impl Engine {
                 live.preempted();
             }
         }
-        for entry in &batch.entries {
-            if let Some(live) = self.live.get_mut(&entry.id)
+        for (entry, id) in batch.entries.iter().flat_map(|e| e.ids().map(move |id| (e, id))) {
+            if let Some(live) = self.live.get_mut(&id)
                 && live.begin(now)
             {
                 self.stats.running.fetch_add(1, Ordering::AcqRel);
-                self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
-                let prompt = live.prompt_len() as u64;
-                self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+                self.door.leave_queue(live.tenant());
+                if id == entry.id {
+                    let prompt = live.prompt_len() as u64;
+                    self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -195,7 +224,7 @@ impl Engine {
         }
     }
 
-    /// One token for every entry that wants one; log-probabilities of scored prompt rows.
+    /// One token for every sequence that wants one; log-probabilities of scored prompt rows.
     fn sample(&mut self, batch: &Batch, logits: &Logits) -> Vec<(SeqId, Outcome)> {
         let mut outcomes = Vec::new();
         for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
@@ -205,24 +234,37 @@ impl Engine {
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
             if prompt_is_done {
-                let cached = self.scheduler.running(entry.id).map_or(0, Sequence::cached);
-                if live.prompt_done(cached) && cached > 0 {
-                    self.stats.prefix_hits.fetch_add(1, Ordering::Relaxed);
-                    self.stats.prefix_hit_tokens.fetch_add(cached as u64, Ordering::Relaxed);
-                }
+                self.prompt_done(entry);
             }
-            let outcome = match rows.sample {
-                Some(row) => match outcome(live.sample(logits.row(row), &mut self.sampler)) {
-                    Some(outcome) => outcome,
-                    None => continue,
-                },
-                None if prompt_is_done && live.wants_no_token() => Outcome::PromptDone,
-                None => continue,
-            };
-            outcomes.push((entry.id, outcome));
+            for id in entry.ids() {
+                let live = self.live.get_mut(&id).expect("scheduled, so alive; this is a bug");
+                let outcome = match rows.sample {
+                    Some(row) => outcome(live.sample(logits.row(row), &mut self.sampler)),
+                    None => {
+                        (prompt_is_done && live.wants_no_token()).then_some(Outcome::PromptDone)
+                    }
+                };
+                outcomes.extend(outcome.map(|outcome| (id, outcome)));
+            }
         }
         self.sample_held(batch, &mut outcomes);
         outcomes
+    }
+
+    /// Everybody whose prompt it is hears of it.
+    fn prompt_done(&mut self, entry: &Entry) {
+        let cached = self.scheduler.running(entry.id).map_or(0, Sequence::cached);
+        let leader = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
+        let logprobs = leader.take_prompt_logprobs();
+        if leader.prompt_done(cached, logprobs.clone()) && cached > 0 {
+            self.stats.prefix_hits.fetch_add(1, Ordering::Relaxed);
+            self.stats.prefix_hit_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+        }
+        for id in &entry.forks {
+            if let Some(live) = self.live.get_mut(id) {
+                live.prompt_done(cached, logprobs.clone());
+            }
+        }
     }
 
     /// Logits of earlier steps whose grammar was late. With nothing else to do there is time to
@@ -232,7 +274,7 @@ impl Engine {
             true => GRAMMAR_PATIENCE,
             false => Duration::ZERO,
         };
-        let computed = |id: &SeqId| batch.entries.iter().any(|entry| entry.id == *id);
+        let computed = |id: &SeqId| batch.entries.iter().flat_map(Entry::ids).any(|e| e == *id);
         for (id, live) in self.live.iter_mut().filter(|(id, live)| live.is_held() && !computed(id))
         {
             if let Some(outcome) = outcome(live.sample_held(&mut self.sampler, patience)) {
@@ -242,12 +284,13 @@ impl Engine {
         }
     }
 
-    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)]) {
+    fn update(&mut self, batch: &Batch, outcomes: &[(SeqId, Outcome)], took: Duration) {
         let sampled = outcomes.iter().filter_map(|(id, outcome)| match outcome {
             Outcome::Token(token) => Some((*id, token.id)),
             Outcome::PromptDone | Outcome::Complete | Outcome::Stuck(_) => None,
         });
-        self.scheduler.update(batch, &sampled.collect::<Vec<(SeqId, TokenId)>>());
+        let sampled: Vec<(SeqId, TokenId)> = sampled.collect();
+        self.scheduler.update(batch, &sampled, took.as_secs_f64() * 1e3);
     }
 
     /// Tells the clients, and lets those go that are done.
@@ -282,8 +325,8 @@ impl Engine {
     fn fail(&mut self, batch: &Batch, message: &str) {
         tracing::error!(message, sequences = batch.entries.len(), "a batch failed");
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        for entry in &batch.entries {
-            if let Some(live) = self.remove(entry.id) {
+        for id in batch.entries.iter().flat_map(Entry::ids) {
+            if let Some(live) = self.remove(id) {
                 live.fail(message);
             }
         }
@@ -308,8 +351,10 @@ impl Engine {
         self.scheduler.finish(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         let live = self.live.remove(&id)?;
-        let place = if live.has_begun() { &self.stats.running } else { &self.stats.waiting };
-        place.fetch_sub(1, Ordering::AcqRel);
+        match live.has_begun() {
+            true => drop(self.stats.running.fetch_sub(1, Ordering::AcqRel)),
+            false => self.door.leave_queue(live.tenant()),
+        }
         Some(live)
     }
 

@@ -56,6 +56,9 @@ impl Runner {
         scheduler: &Scheduler,
     ) -> Result<Logits, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
+        for &(from, to) in &batch.copies {
+            self.kv.copy_block(from.0, to.0)?;
+        }
         let (forward, entries) = self.pack(batch, scheduler);
         if forward.row_count() == 0 {
             return Ok(Logits { values: Vec::new(), vocab_len, entries });

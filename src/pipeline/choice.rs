@@ -122,6 +122,10 @@ impl Choice {
                     self.generation = None;
                     return Poll::Ready(Some(Err(Error::Internal(message))));
                 }
+                Some(Event::Expired { waited }) => {
+                    self.generation = None;
+                    return Poll::Ready(Some(Err(Error::Expired { waited })));
+                }
                 None => {
                     self.generation = None;
                     return Poll::Ready(Some(Err(Error::ShuttingDown)));

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::form::Form;
-use super::{Prompt, TextRequest, Tools};
+use super::{LONG_PROMPT_BYTES, Prompt, TextRequest, Tools};
 use crate::error::Error;
 use crate::registry::ServedModel;
 use crate::text::{Guard, Special};
@@ -41,14 +41,34 @@ pub(super) fn encode(
     let fail = |e: crate::text::TextError| Error::invalid(request.prompt_param(), e.to_string());
     match &request.prompt {
         Prompt::Tokens(ids) => Ok((String::new(), ids.clone())),
-        Prompt::Text(text) => Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?)),
+        Prompt::Text(text) => {
+            check_len(model, request, text)?;
+            Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?))
+        }
         Prompt::Chat { messages, template_kwargs } => {
             let guard = Guard::new(messages.clone(), tokenizer);
             let tools = request.tools.as_ref().and_then(Tools::definitions);
             let text = render(model, &guard.messages, tools, template_kwargs)?;
+            let revealed = guard.reveal(&text);
+            check_len(model, request, &revealed)?;
             let ids = guard.encode(&text, tokenizer).map_err(fail)?;
-            Ok((guard.reveal(&text), ids))
+            Ok((revealed, ids))
         }
+    }
+}
+
+/// What can never fit is not encoded first: that takes seconds for a few MB.
+fn check_len(model: &ServedModel, request: &TextRequest, text: &str) -> Result<(), Error> {
+    let max = model.context_len();
+    if text.len() < LONG_PROMPT_BYTES {
+        return Ok(());
+    }
+    match model.tokenizer().tokens_at_least(text.len()) {
+        prompt if prompt > max => {
+            let param = request.prompt_param();
+            Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -100,15 +100,7 @@ impl OpenModel {
 
     /// The file's or folder's name, without the ending of a weight file.
     pub fn name(&self) -> String {
-        let path = self.file.path();
-        // `.` and the like have no name; a link keeps its own.
-        let named = match path.file_name() {
-            Some(_) => path.to_owned(),
-            None => fs::canonicalize(path).unwrap_or_default(),
-        };
-        let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
-        stem.unwrap_or(&name).to_owned()
+        name_of(self.file.path())
     }
 
     /// The file behind it.
@@ -162,6 +154,17 @@ impl OpenModel {
             defaults: text.defaults,
         })
     }
+}
+
+pub(super) fn name_of(path: &Path) -> String {
+    // `.` and the like have no name; a link keeps its own.
+    let named = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => fs::canonicalize(path).unwrap_or_default(),
+    };
+    let name = named.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
+    stem.unwrap_or(&name).to_owned()
 }
 
 /// Program version, and of every tensor its name, type, size and first bytes: two models of one

@@ -1,10 +1,13 @@
-//! What can be served: base models by id, each with its engine, tokenizer and defaults.
+//! What can be served: base models by id, each with its engine, tokenizer and defaults; and models
+//! that embed.
 //!
 //! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
-//! [`ServedModel`], `plan` divides the memory. Filled once at start, read from any thread.
+//! [`ServedModel`], `embedding` to one that embeds, `plan` divides the memory. Filled once at
+//! start, read from any thread.
 
 pub mod builtin;
 mod convert;
+mod embedding;
 pub mod hub;
 mod load;
 pub mod plan;
@@ -15,9 +18,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use convert::write_gguf;
+pub use embedding::OpenEmbedding;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 
+use crate::embeddings::EmbeddingModel;
 use crate::engine::handle::EngineHandle;
+use crate::error::Error;
 use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -40,6 +46,7 @@ pub struct ServedModel {
 #[derive(Default)]
 pub struct Registry {
     models: Vec<Arc<ServedModel>>,
+    embedders: Vec<Arc<EmbeddingModel>>,
     /// Other names: name and id.
     aliases: Vec<(String, String)>,
 }
@@ -47,19 +54,22 @@ pub struct Registry {
 impl Registry {
     /// Over loaded models, in the order in which `/v1/models` lists them.
     pub fn new(models: Vec<ServedModel>) -> Self {
-        Self { models: models.into_iter().map(Arc::new).collect(), aliases: Vec::new() }
+        Self { models: models.into_iter().map(Arc::new).collect(), ..Self::default() }
     }
 
-    /// The same with other names for its models, each a name and an id.
+    /// The same with other names for its models, those that embed too, each a name and an id.
     ///
     /// # Errors
     /// A name that is an id already, or an id that nothing is served under.
     pub fn with_aliases(mut self, aliases: Vec<(String, String)>) -> Result<Self, String> {
+        let served = |id: &str| {
+            self.models.iter().any(|m| m.id == id) || self.embedders.iter().any(|m| m.id() == id)
+        };
         for (name, id) in &aliases {
-            if self.models.iter().any(|m| m.id == *name) {
+            if served(name) {
                 return Err(format!("`{name}` is the id of a model; it cannot name another"));
             }
-            if !self.models.iter().any(|m| m.id == *id) {
+            if !served(id) {
                 return Err(format!("`{name}` stands for `{id}`, which is not served"));
             }
         }
@@ -72,23 +82,63 @@ impl Registry {
         &self.aliases
     }
 
-    /// All of them.
+    /// The same with models that embed.
+    pub fn with_embedders(self, embedders: Vec<EmbeddingModel>) -> Self {
+        Self { embedders: embedders.into_iter().map(Arc::new).collect(), ..self }
+    }
+
+    /// All that generate text.
     pub fn models(&self) -> &[Arc<ServedModel>] {
         &self.models
     }
 
-    /// One of them, by its id or another name of it.
+    /// All that embed.
+    pub fn embedders(&self) -> &[Arc<EmbeddingModel>] {
+        &self.embedders
+    }
+
+    /// One that generates text, by its id or another name of it.
     pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
-        let alias = self.aliases.iter().find(|(name, _)| name == id);
-        let id = alias.map_or(id, |(_, id)| id);
+        let id = self.id_of(id);
         self.models.iter().find(|m| m.id == id).cloned()
+    }
+
+    /// [`Registry::get`], or why not.
+    pub fn generator(&self, id: &str) -> Result<Arc<ServedModel>, Error> {
+        self.get(id).ok_or_else(|| match self.embedder(id) {
+            Ok(_) => Error::invalid(
+                "model",
+                format!("The model `{id}` embeds text and generates none; see /v1/embeddings."),
+            ),
+            Err(error) => error,
+        })
+    }
+
+    /// One that embeds, or why not.
+    pub fn embedder(&self, id: &str) -> Result<Arc<EmbeddingModel>, Error> {
+        let own = self.id_of(id);
+        let found = self.embedders.iter().find(|m| m.id() == own).cloned();
+        found.ok_or_else(|| match self.get(id) {
+            Some(_) => Error::invalid(
+                "model",
+                format!("The model `{id}` generates text and does not embed it."),
+            ),
+            None => Error::ModelNotFound(id.to_owned()),
+        })
+    }
+
+    /// The id that a name stands for.
+    fn id_of<'a>(&'a self, name: &'a str) -> &'a str {
+        self.aliases.iter().find(|(alias, _)| alias == name).map_or(name, |(_, id)| id)
     }
 
     /// Lets every engine finish what it has; waits at most `limit`. True when all are done.
     pub fn drain(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         self.models.iter().for_each(|m| m.engine.drain());
+        self.embedders.iter().for_each(|m| m.queue().drain());
         self.models.iter().all(|m| m.wait(deadline))
+            && self.embedders.iter().all(|m| m.wait(deadline))
     }
 }
 

@@ -100,6 +100,8 @@ fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limi
         batch_tokens: options.batch_tokens.max(options.running_len),
         kv_blocks: affordable.min(useful).min(u32::MAX as usize / BLOCK_LEN),
         block_len: BLOCK_LEN,
+        target_itl: options.target_itl,
+        queue_timeout: options.queue_timeout,
     })
 }
 
@@ -169,6 +171,8 @@ fn cgroup_free() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn options() -> PlanOptions {
@@ -177,6 +181,8 @@ mod tests {
             running_len: 4,
             queue_len: 8,
             batch_tokens: 2,
+            target_itl: Duration::from_millis(100),
+            queue_timeout: None,
             kv_dtype: KvDType::F16,
         }
     }

@@ -3,15 +3,23 @@
 use std::ops::Range;
 
 use super::Sequence;
-use crate::types::SeqId;
+use crate::types::{BlockId, SeqId};
 
 /// The rows of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// One for each sequence that has rows.
     pub entries: Vec<Entry>,
+    /// Blocks to copy before anything is computed, in this order: from, to.
+    pub copies: Vec<(BlockId, BlockId)>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SeqId>,
+    /// Sequences that are not begun any more: their deadline has passed.
+    pub expired: Vec<SeqId>,
+    /// Rows of running answers; they come first.
+    pub answers: usize,
+    /// Rows that the batch may have.
+    pub(super) row_limit: usize,
     /// Whether the waiting room was emptied, and what stood in the way.
     pub admit: Admit,
 }
@@ -27,6 +35,8 @@ pub struct Entry {
     pub rows: usize,
     /// The last row is the newest token and the next one is wanted.
     pub samples: bool,
+    /// Sequences that begin where this entry ends, and choose their first token from its last row.
+    pub forks: Vec<SeqId>,
     /// Positions whose logits are wanted for prompt scoring; within the rows.
     pub score: Range<usize>,
 }
@@ -37,7 +47,7 @@ pub enum Admit {
     /// Everybody is in.
     #[default]
     Now,
-    /// The next one waits.
+    /// The one whose turn it is waits, and others with it.
     Later(Later),
 }
 
@@ -48,8 +58,17 @@ pub enum Later {
     RunningFull,
     /// The batch has no row left.
     BatchFull,
+    /// Everybody who waits has as many running as allowed to its tenant.
+    TenantFull,
     /// The pool has no room for the whole prompt.
     NoBlocks,
+}
+
+impl Entry {
+    /// The sequence, and those that begin where the entry ends.
+    pub fn ids(&self) -> impl Iterator<Item = SeqId> {
+        std::iter::once(self.id).chain(self.forks.iter().copied())
+    }
 }
 
 impl Batch {
@@ -58,14 +77,24 @@ impl Batch {
         self.entries.iter().map(|e| e.rows).sum()
     }
 
+    /// Sequences that begin at the end of an entry.
+    pub(super) fn fork_count(&self) -> usize {
+        self.entries.iter().map(|e| e.forks.len()).sum()
+    }
+
     /// Rows whose logits are read for scoring.
     pub fn score_count(&self) -> usize {
         self.entries.iter().map(|e| e.score.len()).sum()
     }
 
-    pub(super) fn push(&mut self, seq: &Sequence, rows: usize) {
+    /// Rows of a sequence, and of its forks as many as there is room for, where they begin.
+    pub(super) fn push(&mut self, seq: &Sequence, rows: usize, fork_room: usize) {
         let start = seq.computed;
         let end = start + rows;
+        let forks = match end == seq.prompt_len {
+            true => &seq.forks[..seq.forks.len().min(fork_room)],
+            false => &[],
+        };
         let score = match seq.score {
             true => start.max(seq.scored)..end.min(seq.prompt_len),
             false => start..start,
@@ -75,6 +104,7 @@ impl Batch {
             start,
             rows,
             samples: seq.samples && end == seq.tokens.len(),
+            forks: forks.to_vec(),
             score: score.start..score.end.max(score.start),
         });
     }

@@ -6,22 +6,31 @@
 //! still to do. A new prompt has much to do, a running answer one token, a preempted sequence all
 //! of it again.
 //!
-//! Policy, in this order: rows that yield a token of a running answer; then the rest of prompts
-//! already begun, oldest first; then new ones, first come first served, while blocks last. When
-//! blocks run out the youngest sequence gives its own back and waits again at its old place.
+//! Policy, in this order: rows that yield a token of a running answer; then new sequences come in
+//! while blocks last; then rows of prompts, as many as keep the step within its time. Whose turn it
+//! is among new ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
+//! tenant with the most gives its own back and waits again at its old place; and so it does for
+//! a tenant that has less, and whose turn it is.
 
 mod batch;
+mod fair;
+#[cfg(test)]
+mod fair_tests;
+mod pace;
 mod sequence;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod trace;
+mod trace_tests;
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later};
 pub use sequence::{NewSequence, Sequence};
 
+use self::fair::Tenants;
+use self::pace::Pace;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, SeqId, TokenId};
 
@@ -38,6 +47,8 @@ pub struct SchedulerConfig {
     pub running_len: usize,
     /// Rows of one sequence in one batch when the logits of all of them are wanted.
     pub score_chunk: usize,
+    /// How long a step with answers should take at most; prompts are cut accordingly.
+    pub target_ms: f64,
 }
 
 /// The state machine.
@@ -45,18 +56,25 @@ pub struct SchedulerConfig {
 pub struct Scheduler {
     config: SchedulerConfig,
     pool: BlockPool,
-    /// In order of id.
-    waiting: VecDeque<Sequence>,
-    /// In order of id.
+    pace: Pace,
+    /// Sequences without blocks, by whose turn it is.
+    tenants: Tenants,
+    /// Sequences with blocks, in order of id.
     running: Vec<Sequence>,
+    /// Steps so far.
+    steps: u64,
 }
+
+/// While a tenant with less waits for its prompt, each answer of one with more than its share
+/// moves in every eighth step, which is when it would not be noticed by anybody else.
+const SLOW_STRIDE: usize = 8;
 
 impl Scheduler {
     /// Nothing waits, nothing runs.
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
-        let pool = BlockPool::new(config.block_count);
-        Self { config, pool, waiting: VecDeque::new(), running: Vec::new() }
+        let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
+        Self { config, pool, pace, tenants: Tenants::default(), running: Vec::new(), steps: 0 }
     }
 
     /// The same bounds, with nothing in it.
@@ -64,56 +82,76 @@ impl Scheduler {
         Self::new(self.config)
     }
 
-    /// Takes a sequence. It must fit into the pool on its own: the engine refuses others.
+    /// Takes a sequence. It must fit into the pool on its own: the engine refuses others. Ids may
+    /// come in another order than they were given, from threads that submit at once.
     pub fn add(&mut self, new: NewSequence) {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
-        // Threads that submit at once may hand over their ids in another order.
-        let place = self.waiting.partition_point(|s| s.id < new.id);
-        self.waiting.insert(place, Sequence::new(new));
+        self.tenants.enter(Sequence::new(new));
     }
 
     /// Picks the rows of the next step and gives them their blocks.
-    pub fn schedule(&mut self) -> Batch {
-        let mut batch = Batch::default();
-        let answers = |s: &Sequence| s.todo() == 1;
-        self.schedule_running(&mut batch, answers);
-        self.schedule_running(&mut batch, |s| !answers(s));
-        batch.admit = self.admit(&mut batch);
+    pub fn schedule(&mut self, now: Duration) -> Batch {
+        let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
+        batch.expired = self.tenants.expire(now);
+        self.make_way(&mut batch);
+        let answers = self.running.iter().filter(|s| s.is_answer());
+        let answers: Vec<SeqId> = answers.map(|s| s.id).collect();
+        self.give_to_answers(&answers, &mut batch);
+        batch.answers = batch.row_count();
+        let rows = batch.answers.saturating_add(self.pace.prompt_rows(batch.answers));
+        batch.row_limit = rows.min(self.config.batch_tokens);
+        batch.admit = self.admit(&batch);
+        self.give_to_prompts(&answers, &mut batch);
         batch
     }
 
-    /// Takes the results of a step: all its rows are computed, some sequences got a token.
-    pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)]) {
+    /// Takes the results of a step: all its rows are computed, some sequences got a token, and it
+    /// took so long.
+    pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)], took_ms: f64) {
+        self.steps += 1;
+        self.pace.learn(batch.answers, batch.row_count() - batch.answers, took_ms);
         for entry in &batch.entries {
-            if let Some(seq) = self.running.iter_mut().find(|s| s.id == entry.id) {
-                seq.advance(entry.start + entry.rows);
-                seq.publish(&mut self.pool, self.config.block_len);
-                seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
-            }
+            let Some(place) = self.place(entry.id) else { continue };
+            let seq = &mut self.running[place];
+            seq.advance(entry.start + entry.rows);
+            seq.publish(&mut self.pool, self.config.block_len);
+            seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
+            seq.moved = self.steps;
+            self.tenants.charge(seq.tenant.id, entry.rows);
+            self.begin_forks(place, &entry.forks);
         }
         for &(id, token) in sampled {
-            if let Some(seq) = self.running.iter_mut().find(|s| s.id == id) {
-                seq.tokens.push(token);
+            if let Some(place) = self.place(id) {
+                self.running[place].tokens.push(token);
             }
         }
+        self.tenants.settle();
     }
 
     /// Forgets a sequence, wherever it is, and frees its blocks.
     pub fn finish(&mut self, id: SeqId) {
-        self.waiting.retain(|s| s.id != id);
-        if let Some(place) = self.running.iter().position(|s| s.id == id) {
-            self.running.remove(place).release(&mut self.pool);
+        let everybody = self.running.iter_mut().chain(self.tenants.waiting_mut());
+        everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
+        let gone = match self.place(id) {
+            Some(place) => Some(self.stop(place)),
+            None => self.tenants.remove(id),
+        };
+        if let Some(heir) = gone.and_then(|mut seq| seq.heir()) {
+            self.tenants.enter(heir);
         }
+        self.tenants.settle();
     }
 
     /// A sequence that holds blocks.
     pub fn running(&self, id: SeqId) -> Option<&Sequence> {
-        self.running.iter().find(|s| s.id == id)
+        self.place(id).map(|place| &self.running[place])
     }
 
     /// Sequences without blocks.
     pub fn waiting_count(&self) -> usize {
-        self.waiting.len()
+        let waiting = self.tenants.waiting().map(|s| 1 + s.forks.len());
+        let forks = self.running.iter().map(|s| s.forks.len());
+        waiting.chain(forks).sum()
     }
 
     /// Sequences with blocks.
@@ -133,61 +171,143 @@ impl Scheduler {
 
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting_count() == 0 && self.running.is_empty()
     }
 
     /// Recomputes everything that is kept twice.
     pub fn check(&self) -> Result<(), String> {
         self.pool.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
-        let ids = |s: &Sequence| s.id;
-        if !self.waiting.iter().map(ids).is_sorted() || !self.running.iter().map(ids).is_sorted() {
-            return Err("sequences are not in order of arrival".into());
+        self.tenants.check(&self.running)?;
+        if !self.running.iter().map(|s| s.id).is_sorted() {
+            return Err("sequences do not run in order of arrival".into());
         }
         if self.running.len() > self.config.running_len {
             return Err(format!("{} sequences run", self.running.len()));
         }
         for s in &self.running {
             s.check(&self.pool, self.config.block_len)?;
+            if s.computed >= s.prompt_len && !s.forks.is_empty() {
+                return Err(format!("{} keeps its forks waiting", s.id));
+            }
         }
-        match self.waiting.iter().find(|s| s.computed > 0 || !s.blocks.is_empty()) {
+        match self.tenants.waiting().find(|s| s.computed > 0 || !s.blocks.is_empty()) {
             Some(s) => Err(format!("{} waits and holds something", s.id)),
             None => Ok(()),
         }
     }
 
-    /// Gives rows to running sequences that `wanted` picks, oldest first.
-    fn schedule_running(&mut self, batch: &mut Batch, wanted: impl Fn(&Sequence) -> bool) {
-        let ids: Vec<SeqId> = self.running.iter().filter(|s| wanted(s)).map(|s| s.id).collect();
-        for id in ids {
-            self.adopt(id);
-            if !self.grow(id, batch) {
-                continue; // gave its blocks to an older one, now or meanwhile
-            }
-            let seq = self.running(id).expect("it holds blocks; this is a bug");
-            let rows = self.row_limit(seq, batch);
-            if rows > 0 {
-                batch.push(seq, rows);
+    fn place(&self, id: SeqId) -> Option<usize> {
+        self.running.binary_search_by_key(&id, |s| s.id).ok()
+    }
+
+    /// One row for every answer, oldest first; for some answers of those who have too much only
+    /// now and then.
+    fn give_to_answers(&mut self, answers: &[SeqId], batch: &mut Batch) {
+        let slow = self.slow_answers();
+        for &id in answers.iter().filter(|id| !slow.contains(id)) {
+            if self.grow(id, batch)
+                && let Some(seq) = self.running(id)
+            {
+                batch.push(seq, 1, 0);
             }
         }
     }
 
+    /// Answers that stand still in this step, because a tenant that is behind theirs has a prompt
+    /// to compute, theirs has more than its share, and all answers together are a heavy load.
+    fn slow_answers(&self) -> Vec<SeqId> {
+        let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
+        let begun = prompts.map(|s| self.tenants.time(s.tenant.id));
+        let least = begun.chain(self.tenants.heads().map(|(time, _)| time)).min();
+        let answers = self.running.iter().filter(|s| s.is_answer()).count();
+        let Some(least) = least.filter(|_| self.pace.are_heavy(answers)) else {
+            return Vec::new();
+        };
+        let greedy = |s: &&Sequence| {
+            let tenant = s.tenant.id;
+            s.is_answer() && self.tenants.time(tenant) > least && self.tenants.is_over_share(tenant)
+        };
+        let mut slow: Vec<&Sequence> = self.running.iter().filter(greedy).collect();
+        slow.sort_by_key(|s| (s.moved, s.id));
+        let moving = slow.len().div_ceil(SLOW_STRIDE);
+        slow[moving..].iter().map(|s| s.id).collect()
+    }
+
+    /// Rows for all that are no answers, by whose turn it is.
+    fn give_to_prompts(&mut self, answers: &[SeqId], batch: &mut Batch) {
+        let prompts = self.running.iter().filter(|s| answers.binary_search(&s.id).is_err());
+        let rank = |s: &Sequence| (self.tenants.time(s.tenant.id), Reverse(s.priority), s.id);
+        let mut order: Vec<_> = prompts.map(rank).collect();
+        order.sort_unstable();
+        for (_, _, id) in order {
+            let place = self.place(id).expect("it runs, and nobody stops it; this is a bug");
+            let seq = &mut self.running[place];
+            // Somebody may have computed meanwhile what comes next in it.
+            let found = seq.found(&self.pool, self.config.block_len);
+            seq.adopt(&found, &mut self.pool, self.config.block_len);
+            let seq = &self.running[place];
+            let rows = self.row_limit(seq, batch);
+            if rows > 0 {
+                batch.push(seq, rows, self.fork_room(seq, batch));
+            }
+        }
+    }
+
+    /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
+    /// the whole batch: each costs a vocabulary of floats.
+    fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
+        let rows = seq.todo().min(batch.row_limit - batch.row_count());
+        if !seq.score || seq.scored >= seq.prompt_len {
+            return rows;
+        }
+        let again = seq.scored.saturating_sub(seq.computed);
+        rows.min(again + self.config.score_chunk - batch.score_count())
+    }
+
+    /// Forks that may begin to run with this step.
+    fn fork_room(&self, seq: &Sequence, batch: &Batch) -> usize {
+        let slots = self.config.running_len - self.running.len();
+        slots.min(self.tenants.room(seq.tenant.id)).saturating_sub(batch.fork_count())
+    }
+
+    /// The prompt of the sequence at `place` is computed for these too. Those for whom there was
+    /// no room come later, and find it in the cache.
+    fn begin_forks(&mut self, place: usize, forks: &[SeqId]) {
+        let leader = &mut self.running[place];
+        if leader.computed < leader.prompt_len {
+            return;
+        }
+        leader.forks.retain(|id| !forks.contains(id));
+        let heir = leader.heir();
+        let leader = &self.running[place];
+        let (pool, block_len) = (&mut self.pool, self.config.block_len);
+        let begun: Vec<_> = forks.iter().map(|&id| leader.fork(id, pool, block_len)).collect();
+        for fork in begun {
+            self.tenants.forked(fork.tenant.id);
+            self.start(fork);
+        }
+        if let Some(heir) = heir {
+            self.tenants.enter(heir);
+        }
+    }
+
     /// Lets sequences in from the waiting room until something says no.
-    fn admit(&mut self, batch: &mut Batch) -> Admit {
-        while let Some(next) = self.waiting.front() {
-            let found = match self.room_for(next, batch) {
+    fn admit(&mut self, batch: &Batch) -> Admit {
+        while let Some(tenant) = self.tenants.next() {
+            let found = match self.room_for(self.tenants.front(tenant), batch) {
                 Ok(found) => found,
                 Err(why) => return Admit::Later(why),
             };
-            let mut next = self.waiting.pop_front().expect("just looked at; this is a bug");
+            let mut next = self.tenants.pop(tenant);
             next.adopt(&found, &mut self.pool, self.config.block_len);
             let missing = self.blocks_wanted(&next) - next.blocks.len();
             next.blocks.extend((0..missing).map_while(|_| self.pool.allocate()));
-            batch.push(&next, self.row_limit(&next, batch));
-            // Preempted sequences come back with ids older than some that run.
-            let place = self.running.partition_point(|s| s.id < next.id);
-            self.running.insert(place, next);
+            self.start(next);
         }
-        Admit::Now
+        match self.tenants.waiting().next() {
+            Some(_) => Admit::Later(Later::TenantFull),
+            None => Admit::Now,
+        }
     }
 
     /// The known blocks with which a sequence may come in, or why it may not.
@@ -195,7 +315,11 @@ impl Scheduler {
         if self.running.len() == self.config.running_len {
             return Err(Later::RunningFull);
         }
-        if self.row_limit(next, batch) == 0 {
+        // Rows that others will have before it; whoever gets none in this step may as well wait.
+        let time = self.tenants.time(next.tenant.id);
+        let before = |s: &&Sequence| !s.is_answer() && self.tenants.time(s.tenant.id) <= time;
+        let taken = self.running.iter().filter(before).map(|s| self.row_limit(s, batch));
+        if taken.sum::<usize>() + batch.row_count() >= batch.row_limit {
             return Err(Later::BatchFull);
         }
         let found = next.found(&self.pool, self.config.block_len);
@@ -212,46 +336,63 @@ impl Scheduler {
         (seq.tokens.len() + usize::from(seq.samples)).div_ceil(self.config.block_len)
     }
 
-    /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
-    /// the whole batch: each costs a vocabulary of floats.
-    fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
-        let rows = seq.todo().min(self.config.batch_tokens - batch.row_count());
-        if !seq.score || seq.scored >= seq.prompt_len {
-            return rows;
-        }
-        let again = seq.scored.saturating_sub(seq.computed);
-        rows.min(again + self.config.score_chunk - batch.score_count())
-    }
-
-    /// Makes sure that a running sequence has a block for each of its tokens, taking blocks from
-    /// the youngest sequence where it must. False when the sequence does not run (any more).
+    /// Makes sure that an answer has a block of its own for its newest token, taking blocks from
+    /// others where it must. False when it does not run (any more).
     fn grow(&mut self, id: SeqId, batch: &mut Batch) -> bool {
         loop {
-            let Some(seq) = self.running.iter_mut().find(|s| s.id == id) else { return false };
-            if seq.blocks.len() * self.config.block_len >= seq.tokens.len() {
-                return true;
-            }
-            match self.pool.allocate() {
-                Some(block) => seq.blocks.push(block),
-                // Rows go to the oldest first, so the youngest has none in this batch yet.
-                None => self.preempt_youngest(batch),
+            let Some(place) = self.place(id) else { return false };
+            let seq = &mut self.running[place];
+            let tail = seq.computed / self.config.block_len;
+            match seq.blocks.get(tail).copied() {
+                Some(block) if self.pool.is_private(block) => return true,
+                shared => match (self.pool.allocate(), shared) {
+                    (Some(block), None) => seq.blocks.push(block),
+                    (Some(block), Some(shared)) => {
+                        seq.blocks[tail] = block;
+                        self.pool.release(shared);
+                        batch.copies.push((shared, block));
+                    }
+                    (None, _) => {
+                        let largest = self.tenants.largest();
+                        self.preempt_youngest(largest, batch);
+                    }
+                },
             }
         }
     }
 
-    /// Somebody may have computed meanwhile what comes next in it.
-    fn adopt(&mut self, id: SeqId) {
-        if let Some(seq) = self.running.iter_mut().find(|s| s.id == id) {
-            let found = seq.found(&self.pool, self.config.block_len);
-            seq.adopt(&found, &mut self.pool, self.config.block_len);
+    /// Where the next one cannot come in, a tenant with more makes way.
+    fn make_way(&mut self, batch: &mut Batch) {
+        while let Some(tenant) = self.tenants.next()
+            && let Err(Later::RunningFull | Later::NoBlocks) =
+                self.room_for(self.tenants.front(tenant), batch)
+            && let Some(other) = self.tenants.must_yield_to(tenant)
+        {
+            self.preempt_youngest(Some(other), batch);
         }
     }
 
-    fn preempt_youngest(&mut self, batch: &mut Batch) {
-        let mut seq = self.running.pop().expect("the one that asks runs; this is a bug");
-        seq.release(&mut self.pool);
+    /// Sends the youngest sequence of a tenant, or of all, back to the waiting room.
+    fn preempt_youngest(&mut self, tenant: Option<u64>, batch: &mut Batch) {
+        let theirs = |s: &Sequence| tenant.is_none_or(|tenant| s.tenant.id == tenant);
+        let place = self.running.iter().rposition(theirs);
+        let seq = self.stop(place.expect("the one that asks runs; this is a bug"));
+        batch.entries.retain(|e| e.id != seq.id);
         batch.preempted.push(seq.id);
-        let place = self.waiting.partition_point(|s| s.id < seq.id);
-        self.waiting.insert(place, seq);
+        self.tenants.enter(seq);
+    }
+
+    /// It runs from now on; preempted ones come back with ids older than some that run.
+    fn start(&mut self, seq: Sequence) {
+        let place = self.running.partition_point(|s| s.id < seq.id);
+        self.running.insert(place, seq);
+    }
+
+    /// It does not run any more, and its blocks are free.
+    fn stop(&mut self, place: usize) -> Sequence {
+        let mut seq = self.running.remove(place);
+        seq.release(&mut self.pool);
+        self.tenants.left(seq.tenant.id);
+        seq
     }
 }

@@ -10,9 +10,11 @@
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     target_ms: f64,
-    /// A step with answers only.
+    /// A step with answers only, lately,
     answers_ms: f64,
-    /// What one more row of a prompt adds; `None` before the first prompt.
+    /// and how many these were.
+    answers: f64,
+    /// What one more row adds; `None` before the first prompt.
     row_ms: Option<f64>,
 }
 
@@ -24,14 +26,16 @@ const ROWS_MIN: usize = 16;
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
+/// From this part of the target on answers are a heavy load.
+const HEAVY: f64 = 0.25;
 /// Weight of the newest step in the guess.
-const NEWEST: f64 = 0.25;
+const NEWEST: f64 = 0.5;
 /// One step changes a guess at most as if it had been this much longer than expected.
-const SURPRISE_MAX: f64 = 4.0;
+const SURPRISE_MAX: f64 = 2.0;
 
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
-        Self { target_ms, answers_ms: 0.0, row_ms: None }
+        Self { target_ms, answers_ms: 0.0, answers: 0.0, row_ms: None }
     }
 
     /// Rows of prompts for a step that also carries `answers` rows of answers.
@@ -39,18 +43,36 @@ impl Pace {
         let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
         let left_ms = match answers {
             0 => self.target_ms * ALONE,
-            _ => (self.target_ms - self.answers_ms).max(self.answers_ms * SHARE),
+            _ => {
+                let answers_ms = self.expected_ms(answers);
+                (self.target_ms - answers_ms).max(answers_ms * SHARE)
+            }
         };
         // A float beyond the integers becomes the largest one, which is what is meant.
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
     }
 
+    /// So many answers take so much of the target that prompts come forward slowly.
+    pub fn are_heavy(&self, answers: usize) -> bool {
+        self.expected_ms(answers) > self.target_ms * HEAVY
+    }
+
+    /// A step with so many answers and nothing else: as lately, and a row for each one more.
+    fn expected_ms(&self, answers: usize) -> f64 {
+        let more = answers as f64 - self.answers;
+        (self.answers_ms + more * self.row_ms.unwrap_or(0.0)).max(0.0)
+    }
+
     /// A step took this long.
     pub fn learn(&mut self, answers: usize, prompt_rows: usize, took_ms: f64) {
-        let answers_ms = if answers > 0 { self.answers_ms } else { 0.0 };
+        let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
         match (prompt_rows, self.row_ms) {
-            (0, _) if answers == 0 => {}
-            (0, _) => self.answers_ms = nearer(self.answers_ms, took_ms),
+            // Of a few rows most is what the step would have cost without them.
+            (rows, _) if answers == 0 && rows < ROWS_MIN => {}
+            (0, _) => {
+                self.answers_ms = nearer(self.expected_ms(answers), took_ms);
+                self.answers = answers as f64;
+            }
             (rows, known) => {
                 let row_ms = (took_ms - answers_ms).max(0.0) / rows as f64;
                 self.row_ms = Some(known.map_or(row_ms, |known| nearer(known, row_ms)));
@@ -138,7 +160,7 @@ mod tests {
         let mut pace = Pace::new(100.0);
         assert_eq!(pace.prompt_rows(0), FIRST_ROWS);
         pace.learn(0, 64, 64.0 * 2.0);
-        assert_eq!((pace.prompt_rows(0), pace.prompt_rows(1)), (200, 50));
+        assert_eq!((pace.prompt_rows(0), pace.prompt_rows(1)), (200, 49));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! One sequence: its tokens, and how far their keys and values have come.
 
+use std::time::Duration;
+
 use crate::kv::{Before, BlockPool};
-use crate::types::{BlockId, CacheScope, SeqId, TokenId};
+use crate::types::{BlockId, CacheScope, Priority, SeqId, Tenant, TokenId};
 
 /// A sequence as it arrives.
 #[derive(Clone, Debug)]
@@ -16,6 +18,14 @@ pub struct NewSequence {
     pub score: bool,
     /// With whom it shares prefixes. A scored prompt shares none: all its rows are computed.
     pub scope: CacheScope,
+    /// On whose account it runs.
+    pub tenant: Tenant,
+    /// Its place among the tenant's others.
+    pub priority: Priority,
+    /// A sequence that has not begun by then is not begun any more.
+    pub deadline: Option<Duration>,
+    /// Others that begin with the same prompt and go their own way after it.
+    pub forks: Vec<SeqId>,
 }
 
 /// One sequence.
@@ -40,6 +50,13 @@ pub struct Sequence {
     cached: usize,
     pub(super) samples: bool,
     pub(super) score: bool,
+    pub(super) tenant: Tenant,
+    pub(super) priority: Priority,
+    pub(super) deadline: Option<Duration>,
+    /// Sequences that wait for this one's prompt.
+    pub(super) forks: Vec<SeqId>,
+    /// The last step that had rows of it.
+    pub(super) moved: u64,
 }
 
 impl Sequence {
@@ -59,7 +76,49 @@ impl Sequence {
             cached: 0,
             samples: new.samples,
             score: new.score,
+            tenant: new.tenant,
+            priority: new.priority,
+            deadline: new.deadline,
+            forks: new.forks,
+            moved: 0,
         }
+    }
+
+    /// Another one that shares all that is computed. The block that is not full yet is shared too,
+    /// until one of them writes into it.
+    pub(super) fn fork(&self, id: SeqId, pool: &mut BlockPool, block_len: usize) -> Self {
+        let mut blocks = self.blocks.clone();
+        blocks.truncate(self.computed.div_ceil(block_len));
+        blocks.iter().for_each(|&b| pool.retain(b));
+        Self { id, blocks, forks: Vec::new(), ..self.clone() }
+    }
+
+    /// The same prompt, from its beginning, for the first of those that waited for this one.
+    pub(super) fn heir(&mut self) -> Option<Self> {
+        let mut forks = std::mem::take(&mut self.forks);
+        let id = (!forks.is_empty()).then(|| forks.remove(0))?;
+        let prompt = self.tokens[..self.prompt_len].to_vec();
+        Some(Self::new(NewSequence {
+            id,
+            prompt,
+            samples: self.samples,
+            score: self.score,
+            scope: self.scope.unwrap_or_default(),
+            tenant: self.tenant,
+            priority: self.priority,
+            deadline: self.deadline.filter(|_| self.is_new()),
+            forks,
+        }))
+    }
+
+    /// Nothing was ever computed or found for it.
+    pub(super) fn is_new(&self) -> bool {
+        self.reached == 0
+    }
+
+    /// All that is left to compute is its newest token: it is an answer, not a prompt.
+    pub(super) fn is_answer(&self) -> bool {
+        self.todo() == 1 && self.computed >= self.prompt_len
     }
 
     /// Prompt and answer so far.
@@ -154,7 +213,9 @@ impl Sequence {
         if self.known != full || self.cached > self.prompt_len {
             return Err(format!("{}: {} of {full} full blocks known", self.id, self.known));
         }
-        match self.blocks[self.known..].iter().find(|b| !pool.is_private(**b)) {
+        // The one that is not full may be shared with forks.
+        let own = self.blocks.get(self.computed.div_ceil(block_len)..).unwrap_or_default();
+        match own.iter().find(|b| !pool.is_private(**b)) {
             Some(b) => Err(format!("{}: {b:?} will be written and is not its own", self.id)),
             None => Ok(()),
         }

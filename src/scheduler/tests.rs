@@ -1,11 +1,17 @@
 //! By state, not by call: what a batch holds after named steps, and random traces.
 
 use super::*;
-use crate::types::CacheScope;
+use crate::types::{CacheScope, Priority, Tenant};
 
 fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
-    let config =
-        SchedulerConfig { block_count, block_len: 4, batch_tokens, running_len, score_chunk: 3 };
+    let config = SchedulerConfig {
+        block_count,
+        block_len: 4,
+        batch_tokens,
+        running_len,
+        score_chunk: 3,
+        target_ms: 100.0,
+    };
     Scheduler::new(config)
 }
 
@@ -15,8 +21,17 @@ fn sequence(id: u64, prompt: usize) -> NewSequence {
 }
 
 fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
-    let scope = CacheScope::default();
-    NewSequence { id: SeqId(id), prompt, samples: true, score: false, scope }
+    NewSequence {
+        id: SeqId(id),
+        prompt,
+        samples: true,
+        score: false,
+        scope: CacheScope::default(),
+        tenant: Tenant::default(),
+        priority: Priority::Default,
+        deadline: None,
+        forks: Vec::new(),
+    }
 }
 
 /// `id:start+rows`, with `!` where a token is sampled.
@@ -29,10 +44,10 @@ fn show(batch: &Batch) -> String {
 
 /// One step in which every sampling row yields the token 9.
 fn step(scheduler: &mut Scheduler) -> String {
-    let batch = scheduler.schedule();
+    let batch = scheduler.schedule(Duration::ZERO);
     scheduler.check().unwrap();
     let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
-    scheduler.update(&batch, &sampled);
+    scheduler.update(&batch, &sampled, 0.0);
     scheduler.check().unwrap();
     show(&batch)
 }
@@ -64,11 +79,11 @@ fn waiting_says_why() {
     let mut s = scheduler(3, 8, 2);
     s.add(sequence(0, 7)); // two blocks: seven tokens and the next
     s.add(sequence(1, 5)); // two more do not fit into three
-    assert_eq!(s.schedule().admit, Admit::Later(Later::NoBlocks));
+    assert_eq!(s.schedule(Duration::ZERO).admit, Admit::Later(Later::NoBlocks));
     s.finish(SeqId(0));
     s.add(sequence(2, 1));
     s.add(sequence(3, 1));
-    let batch = s.schedule();
+    let batch = s.schedule(Duration::ZERO);
     assert_eq!(
         (show(&batch).as_str(), batch.admit),
         ("1:0+5! 2:0+1!", Admit::Later(Later::RunningFull))
@@ -76,7 +91,7 @@ fn waiting_says_why() {
     let mut s = scheduler(100, 4, 2);
     s.add(sequence(0, 9));
     s.add(sequence(1, 1));
-    assert_eq!(s.schedule().admit, Admit::Later(Later::BatchFull));
+    assert_eq!(s.schedule(Duration::ZERO).admit, Admit::Later(Later::BatchFull));
 }
 
 #[test]
@@ -86,12 +101,12 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     s.add(sequence(1, 7));
     assert_eq!(step(&mut s), "0:0+7! 1:0+7!");
     assert_eq!(step(&mut s), "0:7+1! 1:7+1!"); // both hold two full blocks
-    let batch = s.schedule(); // 0 needs a third
+    let batch = s.schedule(Duration::ZERO); // 0 needs a third
     assert_eq!(
         (show(&batch).as_str(), batch.preempted.as_slice()),
         ("0:8+1!", [SeqId(1)].as_slice())
     );
-    s.update(&batch, &[(SeqId(0), 9)]);
+    s.update(&batch, &[(SeqId(0), 9)], 0.0);
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (1, 1, 3));
     s.finish(SeqId(0));
@@ -104,13 +119,13 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
     s.add(NewSequence { score: true, samples: false, ..sequence(0, 7) });
     let mut scored = Vec::new();
     for _ in 0..3 {
-        let batch = s.schedule();
+        let batch = s.schedule(Duration::ZERO);
         scored.extend(batch.entries[0].score.clone());
         assert!(!batch.entries[0].samples);
-        s.update(&batch, &[]);
+        s.update(&batch, &[], 0.0);
     }
     assert_eq!(scored, (0..7).collect::<Vec<_>>());
-    assert_eq!(show(&s.schedule()), "", "nothing is left to do");
+    assert_eq!(show(&s.schedule(Duration::ZERO)), "", "nothing is left to do");
 }
 
 #[test]
@@ -124,10 +139,10 @@ fn scored_rows_are_bounded_over_the_batch_and_not_scored_again() {
     assert_eq!(step(&mut s), "0:4+1! 1:3+3!", "no score row is left for 2");
     step(&mut s);
     step(&mut s);
-    let batch = s.schedule(); // 1 needs a third block and is the youngest
+    let batch = s.schedule(Duration::ZERO); // 1 needs a third block and is the youngest
     assert_eq!(batch.preempted, [SeqId(1)]);
     s.finish(SeqId(0));
-    let batch = s.schedule();
+    let batch = s.schedule(Duration::ZERO);
     assert_eq!(show(&batch), "1:0+9! 2:0+3!");
     assert_eq!((batch.entries[0].score.len(), batch.entries[1].score.len()), (0, 3));
 }
@@ -234,7 +249,7 @@ fn a_preempted_sequence_finds_its_own_blocks_and_calls_none_of_them_cached() {
     s.add(sequence(1, 6));
     step(&mut s);
     step(&mut s);
-    assert_eq!(s.schedule().preempted, [SeqId(1)]); // 0 needs a third block
+    assert_eq!(s.schedule(Duration::ZERO).preempted, [SeqId(1)]); // 0 needs a third block
     s.finish(SeqId(0));
     assert_eq!(step(&mut s), "1:4+4!", "its first block was known and idle");
     assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
@@ -249,4 +264,77 @@ fn a_scored_prompt_is_computed_from_its_first_token() {
     s.add(NewSequence { score: true, ..text(1, (0..9).collect()) });
     assert_eq!(step(&mut s), "1:0+3");
     assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
+}
+
+#[test]
+fn prompts_get_the_rows_that_the_time_allows() {
+    let mut s = scheduler(1000, 512, 4);
+    let timed = |s: &mut Scheduler| {
+        let batch = s.schedule(Duration::ZERO);
+        let sampled: Vec<_> =
+            batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
+        let prompt_rows = batch.row_count() - batch.answers;
+        s.update(&batch, &sampled, 10.0 + batch.answers as f64 * 10.0 + prompt_rows as f64);
+        s.check().unwrap();
+        show(&batch)
+    };
+    s.add(sequence(0, 3));
+    assert_eq!(timed(&mut s), "0:0+3!");
+    assert_eq!(timed(&mut s), "0:3+1!", "20 ms");
+    s.add(sequence(1, 1000));
+    for _ in 0..8 {
+        timed(&mut s);
+    }
+    let batch = s.schedule(Duration::ZERO);
+    assert!((70..=82).contains(&batch.entries[1].rows), "{}", show(&batch));
+}
+
+#[test]
+fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
+    let mut s = scheduler(20, 16, 4);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 6) });
+    assert_eq!(s.waiting_count(), 3);
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(
+        (show(&batch).as_str(), &batch.entries[0].forks[..]),
+        ("0:0+6!", &[SeqId(1), SeqId(2)][..])
+    );
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 8), (SeqId(2), 8)], 0.0);
+    s.check().unwrap();
+    assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (3, 0, 2));
+    let tail = s.running(SeqId(0)).unwrap().blocks()[1];
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(show(&batch), "0:6+1! 1:6+1! 2:6+1!");
+    // Two copies; the last holder writes in place.
+    let copied: Vec<_> = batch.copies.iter().map(|(from, _)| *from).collect();
+    assert_eq!((copied, s.used_blocks()), (vec![tail; 2], 4));
+    assert_eq!(s.running(SeqId(2)).unwrap().blocks()[1], tail);
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 8), (SeqId(2), 8)], 0.0);
+    step(&mut s);
+    step(&mut s);
+    // 1 and 2 said the same, so their second block is one again.
+    assert_eq!(s.running(SeqId(1)).unwrap().blocks()[1], s.running(SeqId(2)).unwrap().blocks()[1]);
+}
+
+#[test]
+fn forks_without_room_come_later_and_find_the_prompt() {
+    let mut s = scheduler(20, 16, 2);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
+    let batch = s.schedule(Duration::ZERO);
+    assert_eq!(batch.entries[0].forks, [SeqId(1)]);
+    s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 9)], 0.0);
+    assert_eq!((s.running_count(), s.waiting_count()), (2, 1));
+    s.finish(SeqId(0));
+    assert_eq!(step(&mut s), "1:9+1! 2:8+1!");
+}
+
+#[test]
+fn the_first_fork_inherits_the_prompt_of_a_client_that_left() {
+    let mut s = scheduler(20, 4, 4);
+    s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
+    assert_eq!(step(&mut s), "0:0+4");
+    s.finish(SeqId(1));
+    s.finish(SeqId(0));
+    assert_eq!((s.running_count(), s.waiting_count()), (0, 1));
+    assert_eq!(step(&mut s), "2:4+4", "what was computed is not lost");
 }

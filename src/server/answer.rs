@@ -10,6 +10,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
 use super::call::{Call, Shape};
+use super::chat;
 use super::error::ApiError;
 use super::ids;
 use super::objects::{Chunks, Envelope, Whole};
@@ -18,8 +19,9 @@ use super::sse;
 use super::stored::Keeper;
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::pipeline::{TextEvent, TextStream};
+use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::ServedModel;
+use crate::types::Place;
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
 pub(super) async fn answer(
@@ -29,14 +31,13 @@ pub(super) async fn answer(
     call: Call,
 ) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
-    let model = registry.get(&call.model).ok_or(Error::ModelNotFound(call.model.clone()))?;
+    let model = registry.generator(&call.model)?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
-    let mut texts = Vec::with_capacity(call.requests.len());
-    for mut request in call.requests {
-        request.tenant = caller.tenant;
-        texts.push(app.pipeline.generate(request).await?);
-    }
+    let requests = call.requests.into_iter();
+    let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
+    let texts = app.pipeline.generate_all(requests.collect()).await?;
+    let place = texts.first().map_or_else(Place::default, TextStream::place);
     if envelope.prompt_ids.is_some() {
         envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
     }
@@ -52,13 +53,22 @@ pub(super) async fn answer(
     }
     if let Some(options) = call.stream {
         watch.streaming();
-        return Ok(sse::response(events, Chunks::new(envelope, options), app.config.heartbeat));
+        let chunks = Chunks::new(envelope, options);
+        return Ok(placed(sse::response(events, chunks, app.config.heartbeat), place));
     }
     let mut whole = Whole::new(envelope);
     while let Some(event) = events.next().await {
         whole.event(event?);
     }
-    Ok(Json(whole.end()?).into_response())
+    Ok(placed(Json(whole.end()?).into_response(), place))
+}
+
+/// Tells where the request came into the queue.
+fn placed(mut response: Response, place: Place) -> Response {
+    let headers = response.headers_mut();
+    headers.insert("x-hearth-queue-position", place.position.into());
+    headers.insert("x-hearth-estimated-wait-ms", (place.wait.as_millis() as u64).into());
+    response
 }
 
 /// More choices than the queue has places would be told to come back later for ever.
@@ -87,17 +97,22 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         model: model.id().to_owned(),
         fingerprint: model.fingerprint().to_owned(),
+        tier: first.map_or("default", |request| chat::tier(request.priority)),
         n: first.map_or(1, |request| request.n),
+        shown: call.shown,
         prompts: call.requests.len(),
         prompt_tokens: 0,
         prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
-        logprobs: first.is_some_and(|request| request.logprobs.is_some()),
+        logprobs: call.logprobs,
     }
 }
 
 /// The events of all prompts, as they come, with choices numbered in prompt-major order. A panic
 /// below ends the answer with an error, not the connection.
-fn merge(texts: Vec<TextStream>, n: usize) -> BoxStream<'static, Result<TextEvent, Error>> {
+pub(super) fn merge(
+    texts: Vec<TextStream>,
+    n: usize,
+) -> BoxStream<'static, Result<TextEvent, Error>> {
     let streams = texts.into_iter().enumerate().map(|(prompt, text)| {
         let next = |mut text: TextStream| async move { Some((text.next().await?, text)) };
         stream::unfold(text, next).map(move |event| event.map(|e| renumber(e, prompt * n))).boxed()

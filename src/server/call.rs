@@ -18,6 +18,10 @@ pub(super) struct Call {
     pub model: String,
     /// One per prompt, never empty, all alike but for the prompt.
     pub requests: Vec<TextRequest>,
+    /// The client asked for log-probabilities.
+    pub logprobs: bool,
+    /// Choices of each prompt that the answer shows: the best of those that are made.
+    pub shown: usize,
     /// `None`: one object at the end.
     pub stream: Option<StreamOptions>,
     /// The answer is to be stored.
@@ -121,7 +125,7 @@ pub(super) fn tokens(name: &str, list: &[Value]) -> Result<Vec<TokenId>, ApiErro
     list.iter().enumerate().map(|item| token(item).map(|id| id as TokenId)).collect()
 }
 
-fn model(body: &mut Fields) -> Result<String, ApiError> {
+pub(super) fn model(body: &mut Fields) -> Result<String, ApiError> {
     match body.string("model")? {
         Some(model) if !model.is_empty() => Ok(model),
         _ => Err(ApiError::missing("model")),

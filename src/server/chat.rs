@@ -7,6 +7,7 @@ use super::error::ApiError;
 use super::extract::Fields;
 use super::{fields, messages, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
+use crate::types::Priority;
 
 /// Reads a body.
 ///
@@ -20,13 +21,27 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     common.check_min_tokens(max_tokens)?;
     let template_kwargs = template_kwargs(&mut body)?;
     let logprobs = logprobs(&mut body)?;
+    let priority = priority(&mut body)?;
     let tools = tools::read(&mut body, lenient)?;
     let messages = messages::normalise(body.value("messages"), lenient)?;
     let prompt = Prompt::Chat { messages, template_kwargs };
-    let request =
-        TextRequest { max_tokens, max_tokens_param, logprobs, tools, ..common.request(prompt) };
-    let stream = common.stream;
-    Ok(Call { shape: Shape::Chat, model: common.model, requests: vec![request], stream, keep })
+    let request = TextRequest {
+        max_tokens,
+        max_tokens_param,
+        logprobs,
+        tools,
+        priority,
+        ..common.request(prompt)
+    };
+    Ok(Call {
+        shape: Shape::Chat,
+        model: common.model,
+        requests: vec![request],
+        shown: common.n,
+        logprobs: logprobs.is_some(),
+        stream: common.stream,
+        keep,
+    })
 }
 
 /// `choices[i]` of the first chunk of a choice.
@@ -135,7 +150,7 @@ fn call_object(id: &str, name: &str, arguments: &str, custom: bool) -> Map<Strin
 /// What stands for the logarithm of zero, which JSON has no word for.
 pub(super) const LOGPROB_MIN: f32 = -9999.0;
 
-fn logprobs_object(tokens: &[TokenLogprob]) -> Value {
+pub(super) fn logprobs_object(tokens: &[TokenLogprob]) -> Value {
     let entry = |token: &TokenLogprob| {
         let top = token.top.iter().map(|top| {
             json!({
@@ -177,6 +192,30 @@ fn logprobs(body: &mut Fields) -> Result<Option<usize>, ApiError> {
             "top_logprobs",
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
         )),
+    }
+}
+
+/// The tier that an answer names.
+pub(super) fn tier(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Flex => "flex",
+        Priority::Default => "default",
+        Priority::Priority => "priority",
+    }
+}
+
+fn priority(body: &mut Fields) -> Result<Priority, ApiError> {
+    match body.string("service_tier")?.as_deref() {
+        // Reserved capacity is a matter of hosted services; the answer says what was had.
+        None | Some("auto" | "default" | "scale") => Ok(Priority::Default),
+        Some("flex") => Ok(Priority::Flex),
+        Some("priority") => Ok(Priority::Priority),
+        Some(other) => {
+            let message = format!(
+                "Invalid 'service_tier': '{other}' is none of auto, default, flex, scale, priority."
+            );
+            Err(ApiError::invalid("service_tier", message))
+        }
     }
 }
 
@@ -268,6 +307,18 @@ mod tests {
         assert_eq!(Value::Object(template_kwargs.clone()), expected);
         let error = read(with("reasoning_effort", json!("huge"))).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("reasoning_effort"));
+    }
+
+    #[test]
+    fn a_tier_is_a_priority() {
+        let priority = |word: &str| {
+            read(with("service_tier", json!(word))).map(|call| call.requests[0].priority)
+        };
+        assert_eq!(priority("auto").unwrap(), Priority::Default);
+        assert_eq!(priority("flex").unwrap(), Priority::Flex);
+        assert_eq!(priority("priority").unwrap(), Priority::Priority);
+        assert_eq!(priority("fast").unwrap_err().param.as_deref(), Some("service_tier"));
+        assert!(Priority::Flex < Priority::Default && Priority::Default < Priority::Priority);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const MAX_TOKENS_DEFAULT: usize = 16;
 pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::COMPLETIONS, "", lenient)?;
     let common = Common::read(&mut body, lenient)?;
-    best_of(&mut body, common.n)?;
+    let made = best_of(&mut body, &common)?;
     let max_tokens = body.count("max_tokens", 0..=u32::MAX)?.unwrap_or(MAX_TOKENS_DEFAULT);
     common.check_min_tokens(Some(max_tokens))?;
     let logprobs = body.count("logprobs", 0..=5)?;
@@ -29,7 +29,9 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let request = |prompt| TextRequest {
         max_tokens: Some(max_tokens),
         max_tokens_param: "max_tokens",
-        logprobs,
+        n: made,
+        // The best are those of the highest log-probability per token.
+        logprobs: logprobs.or((made > common.n).then_some(0)),
         echo,
         suffix: suffix.clone(),
         ..common.request(prompt)
@@ -39,6 +41,8 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         shape: Shape::Completion,
         model: common.model,
         requests,
+        shown: common.n,
+        logprobs: logprobs.is_some(),
         stream: common.stream,
         keep: None,
     })
@@ -87,17 +91,17 @@ fn finite(logprob: f32) -> f32 {
     logprob.max(LOGPROB_MIN)
 }
 
-fn best_of(body: &mut Fields, n: usize) -> Result<(), ApiError> {
-    let best_of = body.count("best_of", 0..=20)?;
-    match best_of {
-        Some(best_of) if best_of > n => Err(ApiError::unsupported(
+/// How many choices are made, of which the best `n` are shown.
+fn best_of(body: &mut Fields, common: &Common) -> Result<usize, ApiError> {
+    match body.count("best_of", 0..=20)? {
+        Some(best_of) if best_of > common.n && common.stream.is_some() => Err(ApiError::invalid(
             "best_of",
-            "Unsupported parameter: 'best_of' above 'n': candidates are not ranked here.",
+            "Invalid 'best_of': the best are known at the end, so they cannot be streamed.",
         )),
-        Some(best_of) if best_of < n => {
+        Some(best_of) if best_of < common.n => {
             Err(ApiError::invalid("best_of", "Invalid 'best_of': it must be at least 'n'."))
         }
-        _ => Ok(()),
+        best_of => Ok(best_of.unwrap_or(common.n)),
     }
 }
 
@@ -211,7 +215,6 @@ mod tests {
             ("logprobs", json!(true)),
             ("echo", json!("yes")),
             ("max_tokens", json!(-1)),
-            ("best_of", json!(2)),
             ("best_of", json!(0)),
             ("best_of", json!(21)),
             ("suffix", json!(5)),
@@ -224,6 +227,11 @@ mod tests {
             assert_eq!(read(body).unwrap_err().param.as_deref(), Some(name));
         }
         assert!(read(json!({"model": "m", "prompt": "a", "n": 2, "best_of": 2})).is_ok());
+        let best = read(json!({"model": "m", "prompt": "a", "n": 2, "best_of": 5})).unwrap();
+        assert_eq!((best.requests[0].n, best.shown, best.logprobs), (5, 2, false));
+        assert_eq!(best.requests[0].logprobs, Some(0));
+        let streamed = json!({"model": "m", "prompt": "a", "best_of": 2, "stream": true});
+        assert_eq!(read(streamed).unwrap_err().param.as_deref(), Some("best_of"));
     }
 
     #[test]

@@ -186,6 +186,9 @@ impl From<Error> for ApiError {
             Error::NotFound { .. } => {
                 Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("not_found")
             }
+            Error::PreviousNotFound(_) => {
+                Self::bad_request("previous_response_not_found", "previous_response_id", message)
+            }
             Error::RateLimited { unit, retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, unit, message)
                     .code("rate_limit_exceeded")
@@ -197,6 +200,11 @@ impl From<Error> for ApiError {
             Error::StorageFull(_) => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
                     .code("storage_full")
+            }
+            Error::Expired { waited } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
+                    .code("queue_timeout")
+                    .retry_after(waited)
             }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
@@ -252,6 +260,7 @@ mod tests {
                 "rate_limit_error",
                 "rate_limit_exceeded",
             ),
+            (Error::Expired { waited: wait }, 503, "service_unavailable_error", "queue_timeout"),
             (Error::ShuttingDown, 503, "service_unavailable_error", "shutting_down"),
             (Error::Internal("step failed".into()), 500, "server_error", "internal_error"),
         ];

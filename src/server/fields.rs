@@ -24,15 +24,19 @@ pub(super) struct Field {
     pub treatment: Treatment,
 }
 
-const fn honoured(name: &'static str) -> Field {
+pub(super) const fn honoured(name: &'static str) -> Field {
     Field { name, treatment: Treatment::Honoured }
 }
 
-const fn no_effect(name: &'static str, reason: &'static str) -> Field {
+pub(super) const fn no_effect(name: &'static str, reason: &'static str) -> Field {
     Field { name, treatment: Treatment::NoEffect(reason) }
 }
 
-const fn refused(name: &'static str, harmless: fn(&Value) -> bool, reason: &'static str) -> Field {
+pub(super) const fn refused(
+    name: &'static str,
+    harmless: fn(&Value) -> bool,
+    reason: &'static str,
+) -> Field {
     Field { name, treatment: Treatment::Refused { harmless, reason } }
 }
 
@@ -54,6 +58,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("presence_penalty"),
     honoured("logit_bias"),
     honoured("seed"),
+    honoured("service_tier"),
     // A variable for the chat template, where models that know it read it.
     honoured("reasoning_effort"),
     honoured("response_format"),
@@ -67,7 +72,6 @@ pub(super) const CHAT: &[Field] = &[
     no_effect("prompt_cache_options", "every prefix is cached while there is room"),
     no_effect("prompt_cache_retention", "every prefix is cached while there is room"),
     no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
-    no_effect("service_tier", "there is one tier, and the answer says so"),
     no_effect("user", "for the abuse monitoring of a hosted service"),
     no_effect("verbosity", "a hint that no served model was trained to follow"),
     refused("audio", never, "audio output is not supported"),
@@ -98,7 +102,6 @@ pub(super) const CHAT: &[Field] = &[
 pub(super) const COMPLETIONS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
-    // Honoured where it asks for no more than `n`; the parser refuses the rest.
     honoured("best_of"),
     honoured("echo"),
     honoured("frequency_penalty"),
@@ -130,6 +133,16 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("stop_token_ids"),
     honoured("structured_outputs"),
     honoured("top_k"),
+];
+
+/// `POST /v1/embeddings`.
+pub(super) const EMBEDDINGS: &[Field] = &[
+    honoured("input"),
+    honoured("model"),
+    // Honoured where the model was trained for it.
+    honoured("dimensions"),
+    honoured("encoding_format"),
+    no_effect("user", "for the abuse monitoring of a hosted service"),
 ];
 
 /// `POST /tokenize`.
@@ -201,6 +214,12 @@ pub(super) const ADMIN_KEY: &[Field] = &[
 
 /// The bodies that set the labels of an object and nothing else.
 pub(super) const METADATA: &[Field] = &[honoured("metadata")];
+
+/// `POST /v1/conversations`.
+pub(super) const CONVERSATION: &[Field] = &[honoured("items"), honoured("metadata")];
+
+/// `POST /v1/conversations/{id}/items`.
+pub(super) const CONVERSATION_ITEMS: &[Field] = &[honoured("items")];
 
 /// `POST /v1/files`, beside the file itself.
 pub(super) const FILE: &[Field] = &[honoured("purpose"), honoured("expires_after")];
@@ -307,6 +326,8 @@ mod tests {
     const OPENAI_COMPLETIONS: &str = "model prompt best_of echo frequency_penalty logit_bias \
         logprobs max_tokens n presence_penalty seed stop stream stream_options suffix temperature \
         top_p user";
+    /// The same of `CreateEmbeddingRequest`.
+    const OPENAI_EMBEDDINGS: &str = "input model encoding_format dimensions user";
     /// The same of `ChatCompletionStreamOptions`.
     const OPENAI_STREAM_OPTIONS: &str = "include_usage include_obfuscation";
 
@@ -315,6 +336,7 @@ mod tests {
         let tables = [
             (CHAT, OPENAI_CHAT, 37),
             (COMPLETIONS, OPENAI_COMPLETIONS, 18),
+            (EMBEDDINGS, OPENAI_EMBEDDINGS, 5),
             (STREAM_OPTIONS, OPENAI_STREAM_OPTIONS, 2),
         ];
         for (table, openai, count) in tables {

@@ -17,6 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::embeddings::EmbeddingModel;
 use crate::pipeline::Pipeline;
 use crate::registry::ServedModel;
 
@@ -110,36 +111,31 @@ fn observe(family: &Family<ByModel, Histogram, fn() -> Histogram>, model: &str, 
     family.get_or_create(&ByModel { model: model.to_owned() }).observe(time.as_secs_f64());
 }
 
-/// One number of an engine. Counters get their `_total` from the encoder.
-struct EngineMetric {
+/// One number of a model. Counters get their `_total` from the encoder.
+struct ModelMetric<M> {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    read: fn(&ServedModel) -> u64,
+    read: fn(&M) -> u64,
 }
 
-const fn gauge(
-    name: &'static str,
-    help: &'static str,
-    read: fn(&ServedModel) -> u64,
-) -> EngineMetric {
-    EngineMetric { name, help, kind: MetricType::Gauge, read }
+const fn gauge<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64) -> ModelMetric<M> {
+    ModelMetric { name, help, kind: MetricType::Gauge, read }
 }
 
-const fn counter(
-    name: &'static str,
-    help: &'static str,
-    read: fn(&ServedModel) -> u64,
-) -> EngineMetric {
-    EngineMetric { name, help, kind: MetricType::Counter, read }
+const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64) -> ModelMetric<M> {
+    ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [EngineMetric; 16] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
     gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
         m.engine().stats().waiting.load(Ordering::Relaxed) as u64
+    }),
+    gauge("estimated_wait_ms", "How long a request would wait that came behind all others", |m| {
+        m.engine().estimated_wait().as_millis() as u64
     }),
     gauge("kv_blocks_used", "KV blocks held by sequences", |m| {
         m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
@@ -176,12 +172,36 @@ const ENGINE_METRICS: [EngineMetric; 16] = [
     counter("cancelled", "Sequences whose client went away", |m| {
         m.engine().stats().cancelled.load(Ordering::Relaxed)
     }),
+    counter("expired", "Sequences that waited too long and were not begun", |m| {
+        m.engine().stats().expired.load(Ordering::Relaxed)
+    }),
     counter("failures", "Batches that failed", |m| {
         m.engine().stats().failures.load(Ordering::Relaxed)
     }),
 ];
 
-/// Reads every served model's engine at every scrape.
+const EMBEDDING_METRICS: [ModelMetric<EmbeddingModel>; 6] = [
+    gauge("embedding_requests_waiting", "Requests submitted and not yet answered", |m| {
+        m.queue().stats().waiting.load(Ordering::Relaxed) as u64
+    }),
+    counter("embedding_texts", "Texts embedded", |m| {
+        m.queue().stats().texts.load(Ordering::Relaxed)
+    }),
+    counter("embedding_tokens", "Rows of all passes of the encoder", |m| {
+        m.queue().stats().computed_tokens.load(Ordering::Relaxed)
+    }),
+    counter("embedding_passes", "Forward passes of the encoder", |m| {
+        m.queue().stats().passes.load(Ordering::Relaxed)
+    }),
+    counter("embedding_cancelled", "Requests whose client went away", |m| {
+        m.queue().stats().cancelled.load(Ordering::Relaxed)
+    }),
+    counter("embedding_failures", "Passes that failed", |m| {
+        m.queue().stats().failures.load(Ordering::Relaxed)
+    }),
+];
+
+/// Reads every served model at every scrape.
 struct Engines(Arc<Pipeline>);
 
 impl fmt::Debug for Engines {
@@ -192,20 +212,30 @@ impl fmt::Debug for Engines {
 
 impl Collector for Engines {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let models = self.0.registry().models();
-        for metric in &ENGINE_METRICS {
-            let mut family =
-                encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
-            for model in models {
-                let labels = ByModel { model: model.id().to_owned() };
-                let value = (metric.read)(model);
-                let mut one = family.encode_family(&labels)?;
-                match metric.kind {
-                    MetricType::Gauge => one.encode_gauge(&value)?,
-                    _ => one.encode_counter(&value, None::<&Exemplar<ByModel, u64>>)?,
-                }
+        let registry = self.0.registry();
+        let (models, embedders) = (registry.models(), registry.embedders());
+        read_all(&mut encoder, &ENGINE_METRICS, models, ServedModel::id)?;
+        read_all(&mut encoder, &EMBEDDING_METRICS, embedders, EmbeddingModel::id)
+    }
+}
+
+fn read_all<M>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metrics: &[ModelMetric<M>],
+    models: &[Arc<M>],
+    id: fn(&M) -> &str,
+) -> Result<(), fmt::Error> {
+    for metric in metrics.iter().filter(|_| !models.is_empty()) {
+        let mut family = encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
+        for model in models {
+            let labels = ByModel { model: id(model).to_owned() };
+            let value = (metric.read)(model);
+            let mut one = family.encode_family(&labels)?;
+            match metric.kind {
+                MetricType::Gauge => one.encode_gauge(&value)?,
+                _ => one.encode_counter(&value, None::<&Exemplar<ByModel, u64>>)?,
             }
         }
-        Ok(())
     }
+    Ok(())
 }

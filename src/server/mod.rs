@@ -10,13 +10,16 @@ mod auth;
 mod call;
 mod chat;
 mod completions;
+mod conversations;
 mod cors;
+mod embeddings;
 mod error;
 mod extract;
 mod fields;
 mod files;
 mod format;
 mod ids;
+mod items;
 mod listen;
 mod messages;
 mod metadata;
@@ -25,6 +28,7 @@ mod models;
 mod objects;
 mod observe;
 mod paging;
+mod responses;
 mod sse;
 mod stored;
 mod tokens;
@@ -48,6 +52,7 @@ use self::error::ApiError;
 use self::extract::Fields;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use self::responses::Backgrounds;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -128,6 +133,7 @@ struct App {
     pipeline: Arc<Pipeline>,
     rooms: Rooms,
     metrics: Arc<Metrics>,
+    backgrounds: Backgrounds,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
@@ -137,7 +143,8 @@ impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
-        Self { config, pipeline, rooms, metrics, draining, in_work: Arc::default() }
+        let backgrounds = Backgrounds::default();
+        Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
     }
 
     /// Before anything is read: `/v1` wants a key.
@@ -199,9 +206,12 @@ fn router(app: Arc<App>) -> Router {
         )
         .route("/v1/chat/completions/{id}/messages", get(stored::messages))
         .route("/v1/completions", post(text_completions))
+        .route("/v1/embeddings", post(text_embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(conversations::router())
         .merge(files::router())
+        .merge(responses::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
         .route("/tokenize", post(tokens::tokenize))
@@ -245,6 +255,15 @@ async fn aside<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(Error::Internal("The server failed on this request.".to_owned())))
 }
 
+async fn text_embeddings(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let call = embeddings::parse(app.body(request).await?, app.config.lenient_fields)?;
+    embeddings::answer(&app, &watch, call).await
+}
+
 /// The process lives.
 async fn health() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
@@ -252,9 +271,11 @@ async fn health() -> Json<serde_json::Value> {
 
 /// Requests are welcome here.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let status = match app.pipeline.registry().models() {
+    let registry = app.pipeline.registry();
+    let status = match registry.models() {
         _ if app.is_draining() => "draining",
         models if models.iter().any(|model| !model.is_alive()) => "an engine has stopped",
+        _ if registry.embedders().iter().any(|m| !m.is_alive()) => "an encoder has stopped",
         _ => return Json(json!({"status": "ready"})).into_response(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()

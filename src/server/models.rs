@@ -9,16 +9,17 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use crate::embeddings::EmbeddingModel;
 use crate::error::Error;
-use crate::registry::ServedModel;
+use crate::registry::{Registry, ServedModel};
 
 /// Everything that is served.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let registry = app.pipeline.registry();
     let models = registry.models().iter().map(|model| object(model, model.id()));
-    let aliases = registry.aliases().iter();
-    let aliases = aliases.filter_map(|(name, _)| Some(object(&*registry.get(name)?, name)));
-    let data: Vec<_> = models.chain(aliases).collect();
+    let embedders = registry.embedders().iter().map(|model| embedder(model, model.id()));
+    let aliases = registry.aliases().iter().filter_map(|(name, _)| named(registry, name).ok());
+    let data: Vec<_> = models.chain(embedders).chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -28,8 +29,15 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
-    let model = app.pipeline.registry().get(&id).ok_or_else(|| Error::ModelNotFound(id.clone()))?;
-    Ok(Json(object(&model, &id)))
+    Ok(Json(named(app.pipeline.registry(), &id)?))
+}
+
+/// The model behind an id or another name.
+fn named(registry: &Registry, id: &str) -> Result<Value, Error> {
+    match registry.get(id) {
+        Some(model) => Ok(object(&model, id)),
+        None => registry.embedder(id).map(|model| embedder(&model, id)),
+    }
 }
 
 /// A model under one of its names.
@@ -41,5 +49,16 @@ fn object(model: &ServedModel, id: &str) -> Value {
         "owned_by": "hearth",
         // Not OpenAI's, but what every client of a local model wants to know.
         "context_length": model.context_len(),
+    })
+}
+
+fn embedder(model: &EmbeddingModel, id: &str) -> Value {
+    json!({
+        "id": id,
+        "object": "model",
+        "created": model.created_s(),
+        "owned_by": "hearth",
+        "context_length": model.settings().context_len,
+        "embedding_length": model.vector_len(),
     })
 }

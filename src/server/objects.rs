@@ -22,8 +22,12 @@ pub(super) struct Envelope {
     pub created_s: u64,
     pub model: String,
     pub fingerprint: String,
-    /// Choices of each prompt.
+    /// Name of the tier.
+    pub tier: &'static str,
+    /// Choices of each prompt,
     pub n: usize,
+    /// and how many of them are shown: the best.
+    pub shown: usize,
     pub prompts: usize,
     /// Tokens of all prompts together.
     pub prompt_tokens: usize,
@@ -45,7 +49,7 @@ impl Envelope {
         object.insert("created".to_owned(), json!(self.created_s));
         object.insert("model".to_owned(), json!(self.model));
         if self.shape == Shape::Chat {
-            object.insert("service_tier".to_owned(), json!("default"));
+            object.insert("service_tier".to_owned(), json!(self.tier));
         }
         object.insert("system_fingerprint".to_owned(), json!(self.fingerprint));
         object.insert("choices".to_owned(), Value::Array(choices));
@@ -105,7 +109,7 @@ impl Tally {
 }
 
 /// The answer was cut short without anybody saying why: some choice never finished.
-fn cut_short() -> ApiError {
+pub(super) fn cut_short() -> ApiError {
     Error::Internal("The generation ended before it was finished.".to_owned()).into()
 }
 
@@ -316,6 +320,26 @@ impl Whole {
         }
     }
 
+    /// The choices that are shown: of each prompt those of the highest log-probability per token,
+    /// when more were made.
+    fn best(&self) -> Vec<&Choice> {
+        let Envelope { n, shown, .. } = self.envelope;
+        let mean = |choice: &Choice| {
+            let tokens = choice.logprobs.iter().filter_map(|token| token.logprob);
+            tokens.sum::<f32>() / choice.logprobs.len().max(1) as f32
+        };
+        let best = |choices: &'_ [Choice]| {
+            let mut places: Vec<usize> = (0..choices.len()).collect();
+            if shown < n {
+                places.sort_by(|&a, &b| mean(&choices[b]).total_cmp(&mean(&choices[a])));
+            }
+            places.truncate(shown);
+            places
+        };
+        let prompts = self.choices.chunks(n.max(1));
+        prompts.flat_map(|c| best(c).into_iter().map(|place| &c[place])).collect()
+    }
+
     /// The object.
     ///
     /// # Errors
@@ -337,14 +361,15 @@ impl Whole {
             };
             if let Some(prompts) = &envelope.prompt_ids {
                 object["token_ids"] = json!(choice.token_ids);
-                object["prompt_token_ids"] = json!(prompts.get(i / envelope.n));
+                object["prompt_token_ids"] = json!(prompts.get(i / envelope.shown));
             }
             if let Some(tokens) = &choice.prompt {
                 object["prompt_logprobs"] = prompt_logprobs(tokens);
             }
             Ok(object)
         };
-        let choices = self.choices.iter().enumerate().map(one).collect::<Result<_, ApiError>>()?;
+        let choices = self.best().into_iter().enumerate();
+        let choices = choices.map(one).collect::<Result<_, ApiError>>()?;
         let name = match envelope.shape {
             Shape::Chat => "chat.completion",
             Shape::Completion => "text_completion",

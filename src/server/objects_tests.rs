@@ -6,12 +6,14 @@ use crate::types::Timings;
 
 fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
     Envelope {
+        tier: "default",
         shape,
         id: "id-1".into(),
         created_s: 1700000000,
         model: "m".into(),
         fingerprint: "fp_1".into(),
         n,
+        shown: n,
         prompts,
         prompt_tokens: 7,
         logprobs: false,
@@ -266,4 +268,21 @@ fn a_whole_chat_with_calls_has_no_content_and_tells_its_thought() {
     );
     assert_eq!(message["tool_calls"][1]["custom"], json!({"name": "sql", "input": "SELECT 1"}));
     assert_eq!(message["tool_calls"][0]["id"], "call_0");
+}
+
+#[test]
+fn the_best_of_many_are_shown_and_all_are_counted() {
+    let mut envelope = envelope(Shape::Completion, 2, 3);
+    envelope.shown = 2;
+    let mut whole = Whole::new(envelope);
+    for (choice, logprob) in [-3.0, -1.0, -2.0, -1.0, -2.0, -3.0].into_iter().enumerate() {
+        whole.event(scored(choice, &choice.to_string(), logprob));
+        whole.event(finished(choice, FinishReason::Length, 0, 5));
+    }
+    let whole = whole.end().unwrap();
+    let texts: Vec<_> = whole["choices"].as_array().unwrap().iter().map(|c| &c["text"]).collect();
+    assert_eq!(texts, ["1", "2", "3", "4"]);
+    assert_eq!(whole["choices"][3]["index"], 3);
+    assert!(whole["choices"][0]["logprobs"].is_null());
+    assert_eq!(whole["usage"]["completion_tokens"], 30);
 }

@@ -34,6 +34,18 @@ impl Query {
         found.filter(|value| !value.is_empty())
     }
 
+    /// Every value of a list.
+    pub(super) fn list(&mut self, name: &str) -> Vec<String> {
+        let is_item = |key: &str| {
+            let index = key.strip_prefix(name).map(|rest| rest.trim_matches(['[', ']']));
+            index.is_some_and(|index| index.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let (items, rest): (VecDeque<_>, _) =
+            self.pairs.drain(..).partition(|(key, _)| is_item(key));
+        self.pairs = rest;
+        items.into_iter().map(|(_, value)| value).collect()
+    }
+
     /// The members of an object: `name[key]=value`.
     pub(super) fn object(&mut self, name: &str) -> Vec<(String, String)> {
         let member = |key: &str| {
@@ -49,6 +61,14 @@ impl Query {
             None => true,
         });
         members
+    }
+
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.take(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ApiError::invalid(name, format!("Invalid '{name}': true or false."))),
+        }
     }
 
     /// `after`, `limit` and `order`.
@@ -114,8 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn objects_come_in_brackets() {
-        let mut q = query("includes=x&metadata[k%5D=v%20w");
+    fn lists_and_objects_come_in_brackets_or_not() {
+        let mut q = query("include[]=a&include=b&include%5B7%5D=c&includes=x&metadata[k%5D=v%20w");
+        assert_eq!(q.list("include"), ["a", "b", "c"]);
         assert_eq!(q.object("metadata"), [("k".to_owned(), "v w".to_owned())]);
         assert_eq!(q.end(false).unwrap_err().param.as_deref(), Some("includes"));
         assert!(query("x=1").end(true).is_ok());

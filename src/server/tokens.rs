@@ -13,7 +13,6 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::extract::Fields;
 use super::{App, call, fields, messages, tools};
-use crate::error::Error;
 use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::ServedModel;
 use crate::text::Special;
@@ -113,7 +112,7 @@ fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextReq
 fn model(app: &App, body: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
     let registry = app.pipeline.registry();
     match body.string("model")? {
-        Some(id) => Ok(registry.get(&id).ok_or(Error::ModelNotFound(id))?),
+        Some(id) => Ok(registry.generator(&id)?),
         None => registry.models().first().cloned().ok_or_else(|| ApiError::missing("model")),
     }
 }

@@ -16,6 +16,11 @@ use crate::types::ProjectId;
 pub enum Kind {
     Completion,
     CompletionMessage,
+    Response,
+    ResponseInput,
+    ResponseOutput,
+    Conversation,
+    ConversationItem,
     File,
     Upload,
     UploadPart,
@@ -26,6 +31,11 @@ impl Kind {
         match self {
             Self::Completion => "chat.completion",
             Self::CompletionMessage => "chat.completion.message",
+            Self::Response => "response",
+            Self::ResponseInput => "response.input",
+            Self::ResponseOutput => "response.output",
+            Self::Conversation => "conversation",
+            Self::ConversationItem => "conversation.item",
             Self::File => "file",
             Self::Upload => "upload",
             Self::UploadPart => "upload.part",
@@ -183,6 +193,37 @@ impl Tx<'_> {
     pub fn exists(&self, kind: Kind, id: &str) -> Result<bool, StoreError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM documents WHERE kind = ? AND id = ?)";
         Ok(self.0.prepare_cached(sql)?.query_row(params![kind.word(), id], |row| row.get(0))?)
+    }
+
+    /// The newest document of this kind and name under any parent.
+    pub fn find(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        id: &str,
+    ) -> Result<Option<Document>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM documents WHERE project = ? AND kind = ? AND id = ? AND {ALIVE} \
+             ORDER BY seq DESC LIMIT 1"
+        );
+        let mut query = self.0.prepare_cached(&sql)?;
+        Ok(query.query_row(params![project.0, kind.word(), id], document).optional()?)
+    }
+
+    /// Documents of every project whose `status` is this: for whoever takes up work again.
+    pub fn with_status(
+        &self,
+        kind: Kind,
+        status: &str,
+    ) -> Result<Vec<(ProjectId, Document)>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS}, project FROM documents \
+             WHERE kind = ? AND json_extract(body, '$.status') = ? ORDER BY seq"
+        );
+        let mut query = self.0.prepare_cached(&sql)?;
+        let row = |row: &Row<'_>| Ok((ProjectId(row.get(5)?), document(row)?));
+        let rows = query.query_map(params![kind.word(), status], row)?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// The sum of a number (`$.bytes`) over all documents of one kind.

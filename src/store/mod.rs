@@ -87,6 +87,7 @@ pub struct Store {
     /// `None` in memory, where there is only one connection.
     reader: Option<Mutex<Connection>>,
     folder: Option<PathBuf>,
+    alone: bool,
     _lock: Option<File>,
 }
 
@@ -100,14 +101,18 @@ impl Store {
     /// The folder cannot be written, is being restored, or was written by a newer version.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = lock(folder)?;
-        let shared = lock.try_lock_shared();
+        let alone = lock.try_lock().is_ok();
+        // From alone to shared goes over unlocked.
+        let shared = lock.unlock().map_err(TryLockError::Error);
+        let shared = shared.and_then(|()| lock.try_lock_shared());
         shared.map_err(|e| refused(folder, lock_error(e, "it is being restored right now")))?;
         let path = folder.join(DATABASE);
         let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
         schema::migrate(&mut writer).map_err(|e| e.of(&path))?;
         let reader = Some(Mutex::new(connect(&path, OpenFlags::empty())?));
         let folder = Some(folder.to_owned());
-        Ok(Self { writer: Mutex::new(writer), reader, folder, _lock: Some(lock) })
+        let lock = Some(lock);
+        Ok(Self { writer: Mutex::new(writer), reader, folder, alone, _lock: lock })
     }
 
     /// A store that is gone with the process.
@@ -115,12 +120,23 @@ impl Store {
         let mut writer = Connection::open_in_memory()?;
         prepare(&writer)?;
         schema::migrate(&mut writer).map_err(|e| e.of(Path::new(":memory:")))?;
-        Ok(Self { writer: Mutex::new(writer), reader: None, folder: None, _lock: None })
+        Ok(Self {
+            writer: Mutex::new(writer),
+            reader: None,
+            folder: None,
+            alone: true,
+            _lock: None,
+        })
     }
 
     /// The data directory; `None` in memory.
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
+    }
+
+    /// Nobody else had the folder open when this one came: what was at work there is not any more.
+    pub fn was_alone(&self) -> bool {
+        self.alone
     }
 
     /// Reads a consistent state.

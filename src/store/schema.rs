@@ -50,6 +50,7 @@ const STEPS: &[&str] = &["
     CREATE UNIQUE INDEX documents_by_id ON documents(project, kind, parent, id);
     CREATE INDEX documents_in_order ON documents(project, kind, parent, seq);
     CREATE INDEX documents_of_parent ON documents(project, parent) WHERE parent != '';
+    CREATE INDEX documents_by_name ON documents(kind, id);
     CREATE INDEX documents_that_expire ON documents(expires_s) WHERE expires_s IS NOT NULL;
 "];
 

@@ -178,6 +178,7 @@ fn keys_are_kept_whole_and_revoked_once() {
 fn two_stores_on_one_folder_see_each_other() {
     let folder = folder();
     let (a, b) = (Store::open(folder.path()).unwrap(), Store::open(folder.path()).unwrap());
+    assert!(a.was_alone() && !b.was_alone());
     std::thread::scope(|scope| {
         for (store, name) in [(&a, "a"), (&b, "b")] {
             scope.spawn(move || {

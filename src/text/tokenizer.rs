@@ -5,7 +5,7 @@
 //! own [`ScoreBpe`], and so that special-token text can be parsed or not parsed call by call.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::{
     AddedVocabulary, DecoderWrapper, Model as _, ModelWrapper, NormalizerWrapper, OffsetType,
@@ -64,6 +64,8 @@ struct Stages {
     model: Model,
     post_processor: Option<PostProcessorWrapper>,
     detokenizer: Detokenizer,
+    /// See [`Tokenizer::tokens_at_least`].
+    longest: OnceLock<Option<usize>>,
 }
 
 /// Ids that have a role.
@@ -119,6 +121,7 @@ impl Tokenizer {
             model: parts.model,
             post_processor: parts.post_processor,
             detokenizer: Detokenizer::new(parts.decoder),
+            longest: OnceLock::new(),
         };
         Self { stages: Arc::new(stages), named: Arc::new(parts.named) }
     }
@@ -156,6 +159,37 @@ impl Tokenizer {
             ids.remove(0);
         }
         Ok(ids)
+    }
+
+    /// As many tokens a text of this many bytes has at least, found without reading it: no token
+    /// is longer than the longest. 0 where a tokenizer may drop text.
+    pub fn tokens_at_least(&self, len_bytes: usize) -> usize {
+        let longest = self.stages.longest.get_or_init(|| self.longest_token());
+        longest.map_or(0, |longest| len_bytes / longest)
+    }
+
+    /// Bytes of text that one token may stand for, where every byte of a text is in some token.
+    fn longest_token(&self) -> Option<usize> {
+        /// Unicode's composed form takes at least a third of the bytes of any other.
+        const COMPOSED: usize = 3;
+        let shrinks = match &self.stages.normalizer {
+            None => 1,
+            Some(NormalizerWrapper::NFC(_)) => COMPOSED,
+            Some(_) => return None,
+        };
+        let is_bytes = |p: &PreTokenizerWrapper| matches!(p, PreTokenizerWrapper::ByteLevel(_));
+        let all_bytes = match self.stages.pre_tokenizer.as_ref()? {
+            PreTokenizerWrapper::Sequence(list) => list.as_ref().last().is_some_and(is_bytes),
+            one => is_bytes(one),
+        };
+        let added = self.stages.added.get_added_tokens_decoder().values();
+        if !all_bytes || added.clone().any(|token| token.lstrip || token.rstrip) {
+            return None;
+        }
+        // In a byte-level vocabulary a letter is a byte.
+        let ids = 0..u32::try_from(self.stages.model.vocab_size()).ok()?;
+        let lengths = ids.filter_map(|id| Some(self.raw_token(id)?.chars().count()));
+        Some(lengths.chain(added.map(|token| token.content.len())).max()? * shrinks)
     }
 
     /// Ids to text: the bytes of all tokens in a row, read as UTF-8, with U+FFFD for what is not.

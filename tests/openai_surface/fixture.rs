@@ -51,6 +51,7 @@ pub(crate) struct Options {
     pub(crate) files_bytes_max: u64,
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
+    pub(crate) queue_timeout: Option<Duration>,
 }
 
 impl Default for Options {
@@ -62,15 +63,20 @@ impl Default for Options {
             files_bytes_max: 20 << 20,
             running_len: 8,
             queue_len: 64,
+            queue_timeout: None,
         }
     }
 }
 
 pub(crate) async fn start(options: Options) -> Server {
-    let model = model(&options);
-    let registry = Registry::new(vec![model]);
+    let registry = Registry::new(vec![model(&options)]);
     let registry = registry.with_aliases(vec![(ALIAS.to_owned(), MODEL.to_owned())]);
-    let pipeline = Arc::new(Pipeline::new(Arc::new(registry.expect("a served model"))));
+    serve_all(registry.expect("a served model"), options).await
+}
+
+/// Serves what is in a registry.
+pub(crate) async fn serve_all(registry: Registry, options: Options) -> Server {
+    let pipeline = Arc::new(Pipeline::new(Arc::new(registry)));
     let store = Arc::new(options.store);
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
     let quota = Quota { project_bytes_max: options.files_bytes_max };
@@ -173,7 +179,7 @@ pub(crate) fn chat_body(mut fields: Value) -> Value {
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
     <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn model(options: &Options) -> ServedModel {
+pub(crate) fn model(options: &Options) -> ServedModel {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3");
     let folder = tempfile::tempdir().expect("a folder");
     let put = |name: &str, value: &Value| {
@@ -193,6 +199,8 @@ fn model(options: &Options) -> ServedModel {
         running_len: options.running_len,
         queue_len: options.queue_len,
         batch_tokens: 64,
+        target_itl: Duration::from_millis(100),
+        queue_timeout: options.queue_timeout,
         kv_dtype: KvDType::F32,
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");

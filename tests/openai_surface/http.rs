@@ -98,6 +98,11 @@ impl Pending {
         }
     }
 
+    /// What has come so far.
+    pub(crate) fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.received).into_owned()
+    }
+
     /// Reads to the end.
     pub(crate) async fn answer(mut self) -> Answer {
         let read = timeout(PATIENCE, self.socket.read_to_end(&mut self.received)).await;

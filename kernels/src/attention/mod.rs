@@ -15,7 +15,7 @@
 //! # Division of work
 //! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
 //! lines are a tile, which reads each K and V once. Tiles are the tasks; when there are too few of
-//! them for the threads (decode over a long context), every chunk of a tile is a task, and the
+//! them for the threads (decode over a long context), a few chunks of a tile are a task, and the
 //! partials are merged in a second run.
 //!
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1].
@@ -37,7 +37,7 @@ use crate::simd::run;
 use crate::{Isa, Pool};
 use half::{bf16, f16};
 use std::ops::Range;
-use tile::{Call, FinishTile, PartialsOfChunk, Tile, WholeTile, with_scratch};
+use tile::{Call, FinishTile, PartialsOfChunks, Tile, WholeTile, with_scratch};
 
 /// Keys that are reduced together; chunks begin at multiples of this position.
 pub const CHUNK: usize = 256;
@@ -117,29 +117,33 @@ fn whole_tile<E: Number>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
     with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
 }
 
-/// Every chunk of every tile is a task of its own.
+/// Some neighbouring chunks of a tile are a task.
 fn run_by_chunk<E: Number>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[Tile]) {
+    const TASKS_PER_THREAD: usize = 8;
     let partial = tile::partial_numbers(call.kv.shape());
-    let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new(); // tile, chunk, its partials
+    let all: usize = tiles.iter().map(|tile| tile.chunks().len()).sum();
+    let each = (all / (TASKS_PER_THREAD * pool.threads())).max(1);
+    let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new(); // tile, chunks, partials
     let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each tile
     let mut end = 0;
     for (i, tile) in tiles.iter().enumerate() {
         let first = end;
-        for chunk in tile.chunks() {
+        for chunk in tile.chunks().step_by(each) {
+            let chunks = chunk..tile.chunks().end.min(chunk + each);
             let start = end;
-            end += tile.lines.len() * partial;
-            tasks.push((i, chunk, start..end));
+            end += chunks.len() * tile.lines.len() * partial;
+            tasks.push((i, chunks, start..end));
         }
         places.push(first..end);
     }
     let mut partials = vec![0.0; end];
     let parts = Parts::new(&mut partials);
     pool.run(tasks.len(), &|i| {
-        let (tile, chunk, place) = &tasks[i];
+        let (tile, chunks, place) = &tasks[i];
         // SAFETY: the places of different tasks do not overlap.
         let out = unsafe { parts.take(place.clone()) };
-        let (tile, chunk) = (&tiles[*tile], *chunk);
-        with_scratch(|scratch| run(isa, PartialsOfChunk { call, tile, chunk, out, scratch }));
+        let (tile, chunks) = (&tiles[*tile], chunks.clone());
+        with_scratch(|scratch| run(isa, PartialsOfChunks { call, tile, chunks, out, scratch }));
     });
     let partials = &partials;
     pool.run(tiles.len(), &|i| {

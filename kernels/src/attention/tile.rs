@@ -113,24 +113,27 @@ impl<E: Number> Kernel for WholeTile<'_, E> {
     }
 }
 
-/// The partials of one chunk of a tile, `[lines, partial_numbers]`.
-pub(super) struct PartialsOfChunk<'a, E> {
+/// The partials of some chunks of a tile, `[chunks, lines, partial_numbers]`.
+pub(super) struct PartialsOfChunks<'a, E> {
     pub(super) call: &'a Call<'a, E>,
     pub(super) tile: &'a Tile,
-    pub(super) chunk: usize,
+    pub(super) chunks: Range<usize>,
     pub(super) out: &'a mut [f32],
     pub(super) scratch: &'a mut Scratch,
 }
 
-impl<E: Number> Kernel for PartialsOfChunk<'_, E> {
+impl<E: Number> Kernel for PartialsOfChunks<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let PartialsOfChunk { call, tile, chunk, out, scratch } = self;
+        let PartialsOfChunks { call, tile, chunks, out, scratch } = self;
         load_queries(call, tile, &mut scratch.queries);
         let Scratch { queries, weights, .. } = scratch;
-        partials_of_chunk(simd, call, tile, chunk, queries, weights, out);
+        let numbers = tile.lines.len() * partial_numbers(call.kv.shape());
+        for (chunk, out) in chunks.zip(out.chunks_exact_mut(numbers)) {
+            partials_of_chunk(simd, call, tile, chunk, queries, weights, out);
+        }
     }
 }
 

@@ -144,6 +144,17 @@ impl KvSlab {
         }
     }
 
+    /// Copies all tokens of a block.
+    ///
+    /// # Panics
+    /// When a block is outside the slab.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from.max(to) < self.shape.n_blocks, "a block outside the slab");
+        let len = self.bytes() / self.shape.n_blocks;
+        self.memory.copy_within(from * len..(from + 1) * len, to * len);
+    }
+
     /// Reads K and V of one token, both `[n_kv_heads, head_dim]`.
     ///
     /// # Panics

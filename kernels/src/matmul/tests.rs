@@ -158,6 +158,41 @@ fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
 }
 
 #[test]
+fn products_together_are_products_alone() {
+    let k = 256;
+    let shapes = [(DType::Q4K, 600), (DType::Q6K, 33), (DType::F32, 5), (DType::Q8_0, 64)];
+    let one = Pool::new(1);
+    let ws = shapes.map(|(dtype, n)| Packed::pack(&one, dtype, n, k, &weights(dtype, n, k)));
+    let mut buffers = ActivationBuffers::default();
+    // More rows, then fewer, in the same memory.
+    for (m, threads) in [(0, 1), (130, 3), (3, 1), (1, 2), (70, 2)] {
+        let (pool, x) = (Pool::new(threads), randoms(m * k, m as u64));
+        let mut ys = ws.each_ref().map(|w| vec![f32::NAN; m * w.n()]);
+        let mut lent = ys.iter_mut();
+        let acts = ws.each_ref().map(|w| {
+            let memory = std::mem::take(&mut buffers);
+            Activations::new_in(memory, &pool, &x, m, k, w.activation_kind())
+        });
+        let mut inputs = acts.iter();
+        products(
+            &pool,
+            ws.each_ref().map(|w| Product {
+                acts: inputs.next().unwrap(),
+                w,
+                y: lent.next().unwrap(),
+            }),
+        );
+        for (w, y) in ws.iter().zip(&ys) {
+            let mut alone = vec![0.0; m * w.n()];
+            matmul(&one, &x, m, w, &mut alone);
+            assert_same_bits(y, &alone, &format!("{} of {m} rows", w.dtype()));
+        }
+        let [first, ..] = acts;
+        buffers = first.into_buffers();
+    }
+}
+
+#[test]
 fn activations_are_quantised_as_documented() {
     let pool = Pool::new(2);
     let (m, k) = (67, 512);

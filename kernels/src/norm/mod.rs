@@ -4,8 +4,8 @@
 //! then added as a tree. All instruction sets agree bit by bit; against a sum in f64 the result is
 //! within 2e-6 relative for the sizes of real models.
 //!
-//! The mean-subtracting layer norm of encoders is in `layer.rs`. Deliberately absent: weights stored
-//! as `w - 1` (the loader adds the 1).
+//! The mean-subtracting layer norm of encoders is in `layer.rs`. Deliberately absent: weights
+//! stored as `w - 1` (the loader adds the 1).
 
 mod layer;
 

@@ -75,8 +75,8 @@ pub trait Backend: Send + Sized {
         params: &AttentionParams,
     ) -> Result<Self::Rows>;
 
-    /// Attends from every row of `q` to all rows of its sequence, nothing kept. Sequence `s` has the
-    /// rows `cu_q[s]..cu_q[s + 1]`.
+    /// Attends from every row of `q` to all rows of its sequence, nothing kept. Sequence `s` has
+    /// the rows `cu_q[s]..cu_q[s + 1]`.
     fn bidirectional(
         &self,
         qkv: [&Self::Rows; 3],

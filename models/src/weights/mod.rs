@@ -1,8 +1,9 @@
 //! Weight files as named tensors: GGUF and SafeTensors behind one type.
 //!
 //! Owns: opening and checking the files, the memory map, the tensor index, GGUF metadata, the
-//! writer of GGUF files, and in `role` and `encoder_role` the names that each format gives to a weight. May import:
-//! `hearth-kernels`. Runs on whatever thread asks; everything is read-only and `Sync`.
+//! writer of GGUF files, and in `role` and `encoder_role` the names that each format gives to a
+//! weight. May import: `hearth-kernels`. Runs on whatever thread asks; everything is read-only and
+//! `Sync`.
 //!
 //! Absent on purpose: what a family does with its tensors, arithmetic on them (kernels), JSON
 //! configuration (`config`), and the network (the `hearth` package's registry).

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::types::CacheScope;
+use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
 /// Steps of all traces together; `HEARTH_TRACE_STEPS` asks for more.
@@ -33,6 +33,9 @@ struct Trace {
     kv: HashMap<(BlockId, usize), u64>,
     live: HashMap<SeqId, Promise>,
     next_id: u64,
+    now: Duration,
+    /// Steps without a row, in a row.
+    idle: usize,
 }
 
 /// What a sequence was told on arrival.
@@ -54,10 +57,12 @@ impl Trace {
             batch_tokens,
             running_len,
             score_chunk: 3,
+            target_ms: 100.0,
         };
         let scheduler = Scheduler::new(config);
         let (kv, live) = (HashMap::new(), HashMap::new());
-        Self { seed, random, scheduler, batch_tokens, kv, live, next_id: 0 }
+        let now = Duration::ZERO;
+        Self { seed, random, scheduler, batch_tokens, kv, live, next_id: 0, now, idle: 0 }
     }
 
     fn step(&mut self) {
@@ -67,28 +72,47 @@ impl Trace {
         if self.random.below(10) == 0 {
             self.leave();
         }
-        let batch = self.scheduler.schedule();
+        let batch = self.scheduler.schedule(self.now);
+        self.now += Duration::from_secs(1);
         self.judge(&batch);
         let sampled = self.compute(&batch);
-        self.scheduler.update(&batch, &sampled);
+        let took_ms = self.random.below(300) as f64;
+        self.scheduler.update(&batch, &sampled, took_ms);
+        let waiting = self.live.len() - self.scheduler.running_count();
+        assert_eq!(self.scheduler.waiting_count(), waiting, "seed {}", self.seed);
         self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
         self.finish(&sampled);
     }
 
-    /// A prompt out of a few texts, so that many have a beginning in common.
+    /// A prompt out of a few texts, so that many have a beginning in common; often for several
+    /// answers, for a few tenants of different weight.
     fn arrive(&mut self) {
-        let id = SeqId(self.next_id);
-        self.next_id += 1;
         let (text, len) = (self.random.below(3) as u32, 1 + self.random.below(30));
         let differs = self.random.below(40);
         let token = |i: usize| 1000 * text + i as u32 + 7 * u32::from(i >= differs);
         let prompt: Vec<TokenId> = (0..len).map(token).collect();
-        let scope = CacheScope { adapter: 0, tenant: self.random.below(2) as u64 };
-        let score = self.random.below(4) == 0;
-        let end = len + 1 + self.random.below(48 - len);
-        let new = NewSequence { id, prompt: prompt.clone(), samples: true, score, scope };
-        self.scheduler.add(new);
-        self.live.insert(id, Promise { prompt, end, scope });
+        let id = self.random.below(3) as u64;
+        let max_running = [None, None, Some(1)][id as usize];
+        let tenant = Tenant { id, weight: 1 + id as u32, max_running };
+        let scope = CacheScope { adapter: 0, tenant: id % 2 };
+        let n = [1, 1, 1, 2, 5][self.random.below(5)];
+        let ids: Vec<SeqId> = (self.next_id..self.next_id + n).map(SeqId).collect();
+        self.next_id += n;
+        for id in &ids {
+            let end = len + 1 + self.random.below(48 - len);
+            self.live.insert(*id, Promise { prompt: prompt.clone(), end, scope });
+        }
+        self.scheduler.add(NewSequence {
+            id: ids[0],
+            prompt,
+            samples: true,
+            score: self.random.below(4) == 0,
+            scope,
+            tenant,
+            priority: [Priority::Flex, Priority::Default][self.random.below(2)],
+            deadline: (self.random.below(3) == 0).then(|| self.now + Duration::from_secs(20)),
+            forks: ids[1..].to_vec(),
+        });
     }
 
     /// A client goes away.
@@ -103,15 +127,27 @@ impl Trace {
     }
 
     /// Bounds and progress.
-    fn judge(&self, batch: &Batch) {
+    fn judge(&mut self, batch: &Batch) {
+        batch.expired.iter().for_each(|id| drop(self.live.remove(id)));
         let seed = self.seed;
         assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
-        assert!(batch.row_count() > 0 || self.live.is_empty(), "seed {seed}: no progress");
+        // A slow answer may lose its blocks in the very step in which it would have moved.
+        let idle = batch.row_count() == 0 && !self.live.is_empty();
+        self.idle = if idle { self.idle + 1 } else { 0 };
+        assert!(self.idle < 2, "seed {seed}: no progress");
     }
 
     /// Stores every row, and reads what stands before it.
     fn compute(&mut self, batch: &Batch) -> Vec<(SeqId, TokenId)> {
         let mut sampled = Vec::new();
+        for (from, to) in &batch.copies {
+            for offset in 0..BLOCK_LEN {
+                match self.kv.get(&(*from, offset)).copied() {
+                    Some(stored) => drop(self.kv.insert((*to, offset), stored)),
+                    None => drop(self.kv.remove(&(*to, offset))),
+                }
+            }
+        }
         for entry in &batch.entries {
             let seq = self.scheduler.running(entry.id).unwrap();
             let scope = self.live[&entry.id].scope;
@@ -122,12 +158,16 @@ impl Trace {
                 let slot = (seq.blocks()[i / BLOCK_LEN], i % BLOCK_LEN);
                 match i < entry.start {
                     true => assert_eq!(self.kv[&slot], hash, "seed {}: another text", self.seed),
-                    false => drop(self.kv.insert(slot, hash)),
+                    false => {
+                        assert!(self.scheduler.pool().is_private(slot.0), "seed {}", self.seed);
+                        self.kv.insert(slot, hash);
+                    }
                 }
             }
             assert_eq!(entry.samples, end == seq.tokens().len(), "seed {}", self.seed);
             if entry.samples {
-                sampled.push((entry.id, (hash % 101) as TokenId));
+                let all = std::iter::once(&entry.id).chain(&entry.forks);
+                sampled.extend(all.map(|id| (*id, (hash % 101) as TokenId)));
             }
         }
         sampled
@@ -148,9 +188,20 @@ impl Trace {
         }
     }
 
+    /// Everybody comes to an end without new arrivals, in a time that the work allows.
     fn end(mut self) {
-        self.live.keys().for_each(|id| self.scheduler.finish(*id));
-        assert_eq!(self.scheduler.used_blocks(), 0, "seed {}", self.seed);
+        for _ in 0..2000 {
+            if self.live.is_empty() {
+                break;
+            }
+            let batch = self.scheduler.schedule(self.now);
+            self.judge(&batch);
+            let sampled = self.compute(&batch);
+            self.scheduler.update(&batch, &sampled, 1.0);
+            self.finish(&sampled);
+        }
+        assert!(self.live.is_empty(), "seed {}: some are never served", self.seed);
+        assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);
         self.scheduler.check().unwrap();
     }
 }

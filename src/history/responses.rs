@@ -1,0 +1,205 @@
+//! Stored responses, each with the items that went in and came out.
+
+use serde_json::{Value, json};
+
+use super::conversations::{Known, append, known};
+use super::{Document, History, Kind, Listing, Page};
+use crate::error::Error;
+use crate::store::Tx;
+use crate::types::ProjectId;
+
+const KIND: Kind = Kind::Response;
+const INPUT: Kind = Kind::ResponseInput;
+const OUTPUT: Kind = Kind::ResponseOutput;
+
+/// Responses that one may build on, through `previous_response_id`.
+const CHAIN_MAX: usize = 1000;
+/// Items of one response.
+const ITEMS_MAX: usize = 10_000;
+
+/// A response to be kept.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The `response` object.
+    pub object: Value,
+    /// The items of its request, without those of earlier ones.
+    pub input: Vec<Value>,
+    /// The conversation that both are appended to.
+    pub conversation: Option<String>,
+    /// It is stored under its own name, besides.
+    pub store: bool,
+}
+
+fn not_found(id: &str) -> Error {
+    Error::NotFound { what: "response", id: id.to_owned() }
+}
+
+impl History {
+    /// Keeps a response that has ended. One that was begun with [`History::begin_response`] is
+    /// replaced, unless it was cancelled or deleted meanwhile.
+    pub fn keep_response(&self, project: ProjectId, reply: &Reply) -> Result<(), Error> {
+        let id = reply.object["id"].as_str().unwrap_or_default();
+        let output = reply.object["output"].as_array().cloned().unwrap_or_default();
+        self.store.write(|tx| {
+            if reply.store {
+                match tx.get(project, KIND, "", id)? {
+                    Some(begun) if is_running(&begun.body) => {
+                        let body = reply.object.clone();
+                        tx.replace(project, KIND, &Document { body, ..begun })?;
+                    }
+                    None if reply.object["background"] != true => {
+                        tx.insert(project, KIND, &document(&reply.object))?;
+                        append(tx, project, INPUT, id, &reply.input, Known::Passed)?;
+                    }
+                    // Cancelled or deleted while it ran: that holds.
+                    _ => return Ok(()),
+                }
+                append(tx, project, OUTPUT, id, &output, Known::Passed)?;
+            }
+            let Some(conversation) = &reply.conversation else { return Ok(()) };
+            known(tx, project, conversation)?;
+            append(tx, project, Kind::ConversationItem, conversation, &reply.input, Known::Passed)?;
+            append(tx, project, Kind::ConversationItem, conversation, &output, Known::Passed)
+        })
+    }
+
+    /// Keeps a response that will run in the background.
+    pub fn begin_response(
+        &self,
+        project: ProjectId,
+        object: &Value,
+        input: &[Value],
+    ) -> Result<(), Error> {
+        let id = object["id"].as_str().unwrap_or_default();
+        self.store.write(|tx| {
+            tx.insert(project, KIND, &document(object))?;
+            append(tx, project, INPUT, id, input, Known::Passed)
+        })
+    }
+
+    /// A `response` object.
+    pub fn response(&self, project: ProjectId, id: &str) -> Result<Value, Error> {
+        let found = self.store.read(|tx| tx.get(project, KIND, "", id))?;
+        found.map(|document| document.body).ok_or_else(|| not_found(id))
+    }
+
+    /// Ends one that runs in the background. Returns the `response` object.
+    ///
+    /// # Errors
+    /// It never ran there.
+    pub fn cancel_response(&self, project: ProjectId, id: &str) -> Result<Value, Error> {
+        self.store.write(|tx| {
+            let mut document = tx.get(project, KIND, "", id)?.ok_or_else(|| not_found(id))?;
+            if document.body["background"] != true {
+                let message = "Cannot cancel a synchronous response.";
+                return Err(Error::invalid("response_id", message));
+            }
+            if is_running(&document.body) {
+                document.body["status"] = json!("cancelled");
+                tx.replace(project, KIND, &document)?;
+            }
+            Ok(document.body)
+        })
+    }
+
+    /// Forgets one.
+    pub fn delete_response(&self, project: ProjectId, id: &str) -> Result<(), Error> {
+        let gone = self.store.write(|tx| tx.delete(project, KIND, "", id))?;
+        if gone { Ok(()) } else { Err(not_found(id)) }
+    }
+
+    /// Some of the items that went into one.
+    pub fn response_input(
+        &self,
+        project: ProjectId,
+        id: &str,
+        page: &Page,
+    ) -> Result<Listing, Error> {
+        self.store.read(|tx| {
+            tx.get(project, KIND, "", id)?.ok_or_else(|| not_found(id))?;
+            Ok(tx.list(project, INPUT, id, &[], page)?)
+        })
+    }
+
+    /// Everything that was said up to the end of a response: input and output of its ancestors and
+    /// its own, oldest first. Instructions are not handed on.
+    pub fn said_until(&self, project: ProjectId, id: &str) -> Result<Vec<Value>, Error> {
+        self.store.read(|tx| {
+            let (mut turns, mut next) = (Vec::new(), Some(id.to_owned()));
+            while let Some(id) = next {
+                let response = tx.get(project, KIND, "", &id)?;
+                let response = response.ok_or_else(|| previous_not_found(&id))?.body;
+                if turns.len() == CHAIN_MAX || is_running(&response) {
+                    let message = format!(
+                        "Nothing can follow the response '{id}': it is still running, or more than \
+                         {CHAIN_MAX} follow each other."
+                    );
+                    return Err(Error::invalid("previous_response_id", message));
+                }
+                let mut turn = children(tx, project, INPUT, &id)?;
+                turn.extend(children(tx, project, OUTPUT, &id)?);
+                turns.push(turn);
+                next = response["previous_response_id"].as_str().map(str::to_owned);
+            }
+            Ok(turns.into_iter().rev().flatten().collect())
+        })
+    }
+
+    /// An item of any response or conversation, by its id.
+    pub fn find_item(&self, project: ProjectId, id: &str) -> Result<Option<Value>, Error> {
+        let kinds = [OUTPUT, INPUT, Kind::ConversationItem];
+        self.store.read(|tx| {
+            for kind in kinds {
+                if let Some(item) = tx.find(project, kind, id)? {
+                    return Ok(Some(item.body));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// At start: responses that ran in the background when the process ended have failed. Another
+    /// server on the same folder may still be at work on its own, so these are left to it.
+    pub fn fail_interrupted(&self) -> Result<usize, Error> {
+        if !self.store.was_alone() {
+            return Ok(0);
+        }
+        let error = json!({"code": "server_error", "message": "The server was stopped."});
+        self.store.write(|tx| {
+            let mut count = 0;
+            for status in ["queued", "in_progress"] {
+                for (project, mut document) in tx.with_status(KIND, status)? {
+                    document.body["status"] = json!("failed");
+                    document.body["error"] = error.clone();
+                    tx.replace(project, KIND, &document)?;
+                    count += 1;
+                }
+            }
+            Ok(count)
+        })
+    }
+}
+
+fn is_running(response: &Value) -> bool {
+    response["status"] == "queued" || response["status"] == "in_progress"
+}
+
+fn previous_not_found(id: &str) -> Error {
+    Error::PreviousNotFound(id.to_owned())
+}
+
+fn children(tx: &Tx<'_>, project: ProjectId, kind: Kind, id: &str) -> Result<Vec<Value>, Error> {
+    let page = Page { after: None, before: None, limit: ITEMS_MAX, descending: false };
+    let listing = tx.list(project, kind, id, &[], &page)?;
+    Ok(listing.documents.into_iter().map(|document| document.body).collect())
+}
+
+fn document(object: &Value) -> Document {
+    Document {
+        id: object["id"].as_str().unwrap_or_default().to_owned(),
+        parent: String::new(),
+        created_s: object["created_at"].as_u64().unwrap_or_default(),
+        expires_s: None,
+        body: object.clone(),
+    }
+}

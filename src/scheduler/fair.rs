@@ -1,0 +1,231 @@
+//! Who is next: the waiting room, and weighted fair queueing over tenants.
+//!
+//! Every tenant has a virtual time, which moves by the tokens computed for it, prompts and answers
+//! alike, divided by its weight. The tenant whose time is least is served next; within a tenant
+//! priority decides, then order of arrival. So a tenant with two hundred requests and one with a
+//! single request wait for each other's turns, not for each other's queues. Who was away comes
+//! back at the time of those who were not, less a credit: asking seldom is asking cheaply, but
+//! nobody saves for ever. Deliberately absent: rows, blocks, and what a turn is.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::Sequence;
+use crate::types::{SeqId, Tenant};
+
+/// All tenants that have something here, or had so recently that it matters.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tenants {
+    accounts: BTreeMap<u64, Account>,
+    /// The least time of all that have something here. Never goes back.
+    clock: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Account {
+    tenant: Tenant,
+    /// Virtual time.
+    time: u64,
+    /// Sequences that hold blocks.
+    running: usize,
+    /// In order of priority, then of id.
+    waiting: VecDeque<Sequence>,
+}
+
+/// Virtual time of one token at weight 1.
+const TOKEN: u64 = 1 << 20;
+/// Tokens, at weight 1, by which somebody who comes back may be ahead of those who stayed.
+const CREDIT: u64 = 4096;
+
+impl Account {
+    fn is_active(&self) -> bool {
+        self.running > 0 || !self.waiting.is_empty()
+    }
+
+    fn weight(&self) -> u64 {
+        u64::from(self.tenant.weight.max(1))
+    }
+
+    /// Whether one more may run.
+    fn is_open(&self) -> bool {
+        self.tenant.max_running.is_none_or(|max| self.running < max)
+    }
+}
+
+impl Tenants {
+    /// Takes a sequence in, new or preempted, at its place.
+    pub fn enter(&mut self, seq: Sequence) {
+        let (tenant, clock) = (seq.tenant, self.clock);
+        let account = self.accounts.entry(tenant.id).or_insert_with(|| {
+            let (running, waiting) = (0, VecDeque::new());
+            Account { tenant, time: 0, running, waiting }
+        });
+        account.tenant = tenant; // as the latest request has it
+        if !account.is_active() {
+            let credit = CREDIT * TOKEN / account.weight();
+            account.time = account.time.max(clock.saturating_sub(credit));
+        }
+        let rank = |s: &Sequence| (Reverse(s.priority), s.id);
+        let place = account.waiting.partition_point(|s| rank(s) < rank(&seq));
+        account.waiting.insert(place, seq);
+    }
+
+    /// The tenant whose turn it is to let a sequence in.
+    pub fn next(&self) -> Option<u64> {
+        let ready = self.accounts.iter().filter(|(_, a)| a.is_open());
+        let heads = ready.filter_map(|(id, a)| Some((a.time, a.waiting.front()?.id, *id)));
+        heads.min().map(|(_, _, id)| id)
+    }
+
+    /// The sequence that it would be.
+    pub fn front(&self, tenant: u64) -> &Sequence {
+        let front = self.accounts.get(&tenant).and_then(|a| a.waiting.front());
+        front.expect("it is this tenant's turn; this is a bug")
+    }
+
+    /// Lets it run.
+    pub fn pop(&mut self, tenant: u64) -> Sequence {
+        let account = self.account(tenant);
+        account.running += 1;
+        account.waiting.pop_front().expect("it is this tenant's turn; this is a bug")
+    }
+
+    /// A sequence of this tenant that never waited runs too.
+    pub fn forked(&mut self, tenant: u64) {
+        self.account(tenant).running += 1;
+    }
+
+    /// A sequence of this tenant does not run any more.
+    pub fn left(&mut self, tenant: u64) {
+        self.account(tenant).running -= 1;
+    }
+
+    /// Rows were computed for it.
+    pub fn charge(&mut self, tenant: u64, rows: usize) {
+        let account = self.account(tenant);
+        account.time += rows as u64 * TOKEN / account.weight();
+    }
+
+    /// The clock goes on; who owes nothing and is owed nothing is forgotten.
+    pub fn settle(&mut self) {
+        let active = self.accounts.values().filter(|a| a.is_active());
+        let Some(least) = active.map(|a| a.time).min() else {
+            self.accounts.clear();
+            return;
+        };
+        self.clock = self.clock.max(least);
+        let clock = self.clock;
+        let settled = |a: &Account| a.time + CREDIT * TOKEN / a.weight() <= clock;
+        self.accounts.retain(|_, a| a.is_active() || !settled(a));
+    }
+
+    /// Its virtual time.
+    pub fn time(&self, tenant: u64) -> u64 {
+        self.accounts.get(&tenant).map_or(self.clock, |a| a.time)
+    }
+
+    /// How many more of it may run.
+    pub fn room(&self, tenant: u64) -> usize {
+        let account = self.accounts.get(&tenant);
+        let max = account.and_then(|a| Some(a.tenant.max_running?.saturating_sub(a.running)));
+        max.unwrap_or(usize::MAX)
+    }
+
+    /// Several of it run, and more than its weight would have of all that run.
+    pub fn is_over_share(&self, tenant: u64) -> bool {
+        let active = || self.accounts.values().filter(|a| a.is_active());
+        let running: u64 = active().map(|a| a.running as u64).sum();
+        let weights: u64 = active().map(Account::weight).sum();
+        let own = self.accounts.get(&tenant);
+        own.is_some_and(|a| a.running > 1 && a.running as u64 * weights > running * a.weight())
+    }
+
+    /// The tenant that has to give a sequence back when blocks run out: of those with more than
+    /// one, the one with the most for its weight.
+    pub fn largest(&self) -> Option<u64> {
+        let several = self.accounts.iter().filter(|(_, a)| a.running > 1);
+        several.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
+    }
+
+    /// The tenant that has to make way for a sequence of another: one that is ahead of it, and
+    /// has more for its weight even after that.
+    pub fn must_yield_to(&self, tenant: u64) -> Option<u64> {
+        let own = self.accounts.get(&tenant)?;
+        let several = self.accounts.iter().filter(|(id, a)| **id != tenant && a.running > 1);
+        let over = several.filter(|(_, a)| {
+            let (theirs, ours) = (a.running as u64, own.running as u64 + 1);
+            a.time > own.time && theirs * own.weight() > ours * a.weight()
+        });
+        over.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
+    }
+
+    /// Takes a waiting sequence out.
+    pub fn remove(&mut self, id: SeqId) -> Option<Sequence> {
+        self.accounts.values_mut().find_map(|account| {
+            let place = account.waiting.iter().position(|s| s.id == id)?;
+            account.waiting.remove(place)
+        })
+    }
+
+    /// Takes those out that have waited past their deadline and were never begun.
+    pub fn expire(&mut self, now: Duration) -> Vec<SeqId> {
+        let mut expired = Vec::new();
+        for account in self.accounts.values_mut() {
+            account.waiting.retain(|s| {
+                let late = s.is_new() && s.deadline.is_some_and(|deadline| deadline < now);
+                if late {
+                    expired.push(s.id);
+                    expired.extend(&s.forks);
+                }
+                !late
+            });
+        }
+        expired
+    }
+
+    /// The first of each tenant that may come in, and its tenant's time.
+    pub fn heads(&self) -> impl Iterator<Item = (u64, &Sequence)> {
+        let open = self.accounts.values().filter(|a| a.is_open());
+        open.filter_map(|a| Some((a.time, a.waiting.front()?)))
+    }
+
+    /// Everybody who waits.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.accounts.values().flat_map(|a| &a.waiting)
+    }
+
+    /// The same, to change them.
+    pub fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.accounts.values_mut().flat_map(|a| &mut a.waiting)
+    }
+
+    /// Counts again who runs.
+    pub fn check(&self, running: &[Sequence]) -> Result<(), String> {
+        for (id, account) in &self.accounts {
+            let counted = running.iter().filter(|s| s.tenant.id == *id).count();
+            if counted != account.running {
+                let kept = account.running;
+                return Err(format!("tenant {id}: {counted} run, {kept} are kept"));
+            }
+            let rank = |s: &Sequence| (Reverse(s.priority), s.id);
+            if !account.waiting.iter().map(rank).is_sorted() {
+                return Err(format!("tenant {id} waits out of order"));
+            }
+        }
+        match running.iter().find(|s| !self.accounts.contains_key(&s.tenant.id)) {
+            Some(s) => Err(format!("{} runs for nobody", s.id)),
+            None => Ok(()),
+        }
+    }
+
+    fn account(&mut self, tenant: u64) -> &mut Account {
+        self.accounts.get_mut(&tenant).expect("a tenant with sequences is known; this is a bug")
+    }
+}
+
+/// Who has more for its weight; the one further ahead where that is equal.
+fn by_share(a: &Account, b: &Account) -> std::cmp::Ordering {
+    let (left, right) = (a.running as u64 * b.weight(), b.running as u64 * a.weight());
+    left.cmp(&right).then(a.time.cmp(&b.time))
+}

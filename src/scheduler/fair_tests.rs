@@ -1,0 +1,238 @@
+//! Fairness in simulated time: a machine whose steps cost what they hold, and tenants that ask.
+
+use super::*;
+use crate::types::{CacheScope, Priority, Tenant};
+
+/// A scheduler, and a machine for it.
+struct Room {
+    scheduler: Scheduler,
+    now_ms: f64,
+    next_id: u64,
+    /// Id, arrival, first token, length at the end.
+    asked: Vec<Asked>,
+}
+
+struct Asked {
+    id: SeqId,
+    tenant: u64,
+    arrived_ms: f64,
+    first_ms: Option<f64>,
+    end: usize,
+}
+
+impl Room {
+    fn new() -> Self {
+        let scheduler = Scheduler::new(SchedulerConfig {
+            block_count: 4000,
+            block_len: 16,
+            batch_tokens: 512,
+            running_len: 32,
+            score_chunk: 64,
+            target_ms: 100.0,
+        });
+        Self { scheduler, now_ms: 0.0, next_id: 0, asked: Vec::new() }
+    }
+
+    fn ask(&mut self, tenant: Tenant, prompt: u32, answer: usize) {
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        self.asked.push(Asked {
+            id,
+            tenant: tenant.id,
+            arrived_ms: self.now_ms,
+            first_ms: None,
+            end: prompt as usize + answer,
+        });
+        self.scheduler.add(NewSequence {
+            id,
+            prompt: (0..prompt).map(|i| 1000 * id.0 as u32 + i).collect(),
+            samples: true,
+            score: false,
+            scope: CacheScope::default(),
+            tenant,
+            priority: Priority::Default,
+            deadline: None,
+            forks: Vec::new(),
+        });
+    }
+
+    /// A step of a machine that reads its weights in 14 ms and computes a row in 2.4 ms.
+    fn step(&mut self) {
+        let batch = self.scheduler.schedule(Duration::from_secs_f64(self.now_ms / 1e3));
+        let took_ms = 14.0 + 2.4 * batch.row_count() as f64;
+        self.now_ms += took_ms;
+        let sampled: Vec<_> =
+            batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 7)).collect();
+        self.scheduler.update(&batch, &sampled, took_ms);
+        for (id, _) in sampled {
+            let now_ms = self.now_ms;
+            let asked = self.asked.iter_mut().find(|a| a.id == id).unwrap();
+            asked.first_ms.get_or_insert(now_ms);
+            if self.scheduler.running(id).unwrap().tokens().len() >= asked.end {
+                self.scheduler.finish(id);
+            }
+        }
+        self.scheduler.check().unwrap();
+    }
+
+    /// A tenant that asks every four seconds, forty times; its waits for the first token.
+    fn regular(&mut self, tenant: Tenant) -> Vec<f64> {
+        for _ in 0..40 {
+            self.ask(tenant, 200, 40);
+            let until_ms = self.now_ms + 4000.0;
+            while self.now_ms < until_ms {
+                match self.scheduler.is_empty() {
+                    true => self.now_ms = until_ms,
+                    false => self.step(),
+                }
+            }
+        }
+        let theirs = self.asked.iter().filter(|a| a.tenant == tenant.id);
+        let mut waits: Vec<f64> =
+            theirs.map(|a| a.first_ms.unwrap_or(f64::INFINITY) - a.arrived_ms).collect();
+        waits.sort_by(f64::total_cmp);
+        waits
+    }
+}
+
+fn tenant(id: u64) -> Tenant {
+    Tenant { id, ..Tenant::default() }
+}
+
+#[test]
+fn two_hundred_requests_of_one_tenant_hardly_move_the_first_token_of_another() {
+    let alone = Room::new().regular(tenant(2));
+    let mut room = Room::new();
+    (0..200).for_each(|_| room.ask(tenant(1), 300, 400));
+    (0..100).for_each(|_| room.step()); // all places are taken
+    let beside = room.regular(tenant(2));
+    assert!(room.scheduler.waiting_count() > 50, "the greedy one still has a queue");
+    let p95 = |waits: &[f64]| waits[waits.len() * 95 / 100];
+    let ratio = p95(&beside) / p95(&alone);
+    println!("p95 to the first token: {:.0} ms alone, {:.0} ms beside", p95(&alone), p95(&beside));
+    assert!(ratio < 1.5, "{ratio:.2}");
+}
+
+#[test]
+fn two_tenants_that_always_ask_share_by_weight() {
+    let mut room = Room::new();
+    let tenants = [Tenant { weight: 3, ..tenant(1) }, tenant(2)];
+    for _ in 0..300 {
+        tenants.iter().for_each(|t| room.ask(*t, 200, 20));
+    }
+    while room.now_ms < 150_000.0 {
+        room.step();
+    }
+    let served = |t: &Tenant| {
+        room.asked.iter().filter(|a| a.tenant == t.id && a.first_ms.is_some()).count() as f64
+    };
+    let [heavy, light] = [served(&tenants[0]), served(&tenants[1])];
+    assert!((2.5..3.5).contains(&(heavy / light)), "{heavy} to {light}");
+}
+
+#[test]
+fn one_prompt_at_a_time_for_those_who_may_not_run_more() {
+    let mut room = Room::new();
+    let modest = Tenant { max_running: Some(1), ..tenant(1) };
+    (0..3).for_each(|_| room.ask(modest, 20, 5));
+    room.ask(tenant(2), 20, 5);
+    room.step();
+    assert_eq!((room.scheduler.running_count(), room.scheduler.waiting_count()), (2, 2));
+    let mut most = 0;
+    while !room.scheduler.is_empty() {
+        room.step();
+        most = most.max(room.scheduler.running.iter().filter(|s| s.tenant.id == 1).count());
+    }
+    assert_eq!(most, 1);
+}
+
+#[test]
+fn a_running_tenant_makes_way_for_one_with_nothing() {
+    let mut room = Room::new();
+    (0..40).for_each(|_| room.ask(tenant(1), 20, 400));
+    (0..60).for_each(|_| room.step());
+    assert_eq!(room.scheduler.running_count(), 32);
+    room.ask(tenant(2), 20, 5);
+    let batch = room.scheduler.schedule(Duration::ZERO);
+    assert_eq!((batch.preempted.as_slice(), batch.preempted.len()), (&[SeqId(31)][..], 1));
+    assert!(batch.entries.iter().any(|e| e.id == SeqId(40)));
+    room.scheduler.update(&batch, &[], 100.0);
+    assert_eq!(room.scheduler.schedule(Duration::ZERO).preempted, [], "one place is enough");
+}
+
+#[test]
+fn thirty_streams_of_thirty_tenants_all_move_in_every_step() {
+    let mut room = Room::new();
+    (0..30).for_each(|i| room.ask(tenant(i), 20, 4000));
+    (0..60).for_each(|_| room.step());
+    room.ask(tenant(30), 2000, 5);
+    let batch = room.scheduler.schedule(Duration::ZERO);
+    assert_eq!(batch.answers, 30, "nobody has more than a share");
+}
+
+#[test]
+fn who_comes_back_is_ahead_by_a_credit_and_no_more() {
+    let mut room = Room::new();
+    room.ask(tenant(1), 100_000 / 2, 1); // far more than the credit
+    (0..50).for_each(|_| room.step());
+    let before = room.scheduler.tenants.time(1);
+    room.ask(tenant(2), 20, 1);
+    let credit = 4096 << 20;
+    assert_eq!(room.scheduler.tenants.time(2), before.saturating_sub(credit));
+    room.ask(Tenant { weight: 4, ..tenant(3) }, 20, 1);
+    let least = room.scheduler.tenants.time(2);
+    assert!(room.scheduler.tenants.time(3) >= least, "a credit is in tokens, not in turns");
+}
+
+#[test]
+fn a_deadline_counts_until_the_first_row() {
+    let mut room = Room::new();
+    room.ask(tenant(1), 20, 50);
+    let late = |id: u64, deadline| NewSequence {
+        id: SeqId(id),
+        prompt: vec![1; 20],
+        samples: true,
+        score: false,
+        scope: CacheScope::default(),
+        tenant: Tenant { max_running: Some(1), ..tenant(1) },
+        priority: Priority::Default,
+        deadline: Some(Duration::from_secs(deadline)),
+        forks: vec![SeqId(id + 1)],
+    };
+    room.step();
+    room.scheduler.add(late(10, 5));
+    room.scheduler.add(late(20, 60));
+    assert_eq!(room.scheduler.schedule(Duration::from_secs(5)).expired, []);
+    let batch = room.scheduler.schedule(Duration::from_secs(6));
+    assert_eq!(batch.expired, [SeqId(10), SeqId(11)]);
+    room.scheduler.finish(SeqId(0));
+    let batch = room.scheduler.schedule(Duration::from_secs(59));
+    assert_eq!(batch.entries[0].id, SeqId(20));
+    room.scheduler.update(&batch, &[], 1.0);
+    assert_eq!(room.scheduler.schedule(Duration::from_secs(61)).expired, [], "it has begun");
+}
+
+#[test]
+fn priority_orders_what_one_tenant_asks() {
+    let mut room = Room::new();
+    let mut ask = |id: u64, priority| {
+        room.scheduler.add(NewSequence {
+            id: SeqId(id),
+            prompt: vec![id as u32; 10],
+            samples: true,
+            score: false,
+            scope: CacheScope::default(),
+            tenant: Tenant::default(),
+            priority,
+            deadline: None,
+            forks: Vec::new(),
+        });
+    };
+    ask(0, Priority::Flex);
+    ask(1, Priority::Default);
+    ask(2, Priority::Priority);
+    ask(3, Priority::Default);
+    let batch = room.scheduler.schedule(Duration::ZERO);
+    let order: Vec<u64> = batch.entries.iter().map(|e| e.id.0).collect();
+    assert_eq!(order, [2, 1, 3, 0]);
+}

@@ -1,0 +1,411 @@
+//! The body of a response: the same request as a chat, spoken differently.
+//!
+//! What both have is handed to the parser of chats, so that tools, formats and sampling mean the
+//! same in both; names in errors are turned back to those that the client wrote.
+
+use serde_json::{Map, Value, json};
+
+use crate::server::call::Call;
+use crate::server::error::ApiError;
+use crate::server::extract::{Fields, kind};
+use crate::server::fields::{self, Field, honoured, no_effect, refused};
+use crate::server::{chat, items, metadata};
+
+/// `POST /v1/responses`.
+pub(super) const RESPONSES: &[Field] = &[
+    honoured("background"),
+    honoured("conversation"),
+    honoured("include"),
+    honoured("input"),
+    honoured("instructions"),
+    honoured("max_output_tokens"),
+    honoured("metadata"),
+    honoured("model"),
+    honoured("parallel_tool_calls"),
+    honoured("previous_response_id"),
+    honoured("reasoning"),
+    honoured("store"),
+    honoured("stream"),
+    honoured("stream_options"),
+    honoured("temperature"),
+    honoured("text"),
+    honoured("tool_choice"),
+    honoured("tools"),
+    honoured("top_logprobs"),
+    honoured("top_p"),
+    no_effect("max_tool_calls", "counts calls of hosted tools, and there are none"),
+    no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
+    no_effect("prompt_cache_options", "what is cached is cached without being asked for"),
+    no_effect("prompt_cache_retention", "what is cached is cached without being asked for"),
+    no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
+    no_effect("service_tier", "there is one tier, and the answer says so"),
+    no_effect("user", "for the abuse monitoring of a hosted service"),
+    refused("context_management", |list| list == &json!([]), "nothing is compacted on its own"),
+    refused("moderation", |_| false, "moderation inside a response is not supported"),
+    refused("prompt", |_| false, "there are no stored prompts yet"),
+    refused("truncation", |word| word == "disabled", "nothing is left out in silence"),
+    // Not OpenAI's: extras that clients of local servers send.
+    honoured("chat_template_kwargs"),
+    honoured("frequency_penalty"),
+    honoured("ignore_eos"),
+    honoured("min_p"),
+    honoured("presence_penalty"),
+    honoured("repetition_penalty"),
+    honoured("seed"),
+    honoured("top_k"),
+];
+
+/// Fields that a chat knows under the same name.
+const SAME: [&str; 13] = [
+    "model",
+    "temperature",
+    "top_p",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "frequency_penalty",
+    "ignore_eos",
+    "min_p",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "top_k",
+    "service_tier",
+];
+
+const TEXT: &[Field] = &[
+    honoured("format"),
+    no_effect("verbosity", "a hint that no served model was trained to follow"),
+];
+
+const REASONING: &[Field] = &[
+    honoured("effort"),
+    no_effect("summary", "what is thought is shown as it is"),
+    no_effect("generate_summary", "what is thought is shown as it is"),
+];
+
+const STREAM_OPTIONS: &[Field] =
+    &[no_effect("include_obfuscation", "padding against an eavesdropper that localhost has not")];
+
+const LOGPROBS: &str = "message.output_text.logprobs";
+
+/// What else may be included: it is always there, or comes from tools that there are not.
+const INCLUDE: [&str; 7] = [
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+];
+
+/// Tokens of an answer, at least.
+const OUTPUT_TOKENS_MIN: u32 = 16;
+
+/// A request, read but for what was said before.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// A chat without its messages.
+    chat: Map<String, Value>,
+    pub instructions: Option<String>,
+    /// Items of this request, in the form in which they are stored.
+    pub input: Vec<Value>,
+    pub conversation: Option<String>,
+    pub previous: Option<String>,
+    pub store: bool,
+    pub background: bool,
+    pub stream: bool,
+    /// Tokens come with their log-probabilities.
+    pub logprobs: bool,
+    /// The fields of the object that repeat the request.
+    pub echo: Map<String, Value>,
+    lenient: bool,
+}
+
+/// Reads a body.
+///
+/// # Errors
+/// The first field that is unknown, refused, malformed or out of range.
+pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
+    fields::check(body.map(), RESPONSES, "", lenient)?;
+    let echo = echo(body.map());
+    let metadata = metadata::read(&mut body)?.unwrap_or_default();
+    let mut chat = Map::new();
+    for name in SAME {
+        chat.extend(body.value(name).map(|value| (name.to_owned(), value)));
+    }
+    if chat.get("model").is_none_or(|model| model == "") {
+        return Err(ApiError::missing("model"));
+    }
+    if let Some(max) = body.count("max_output_tokens", OUTPUT_TOKENS_MIN..=u32::MAX)? {
+        chat.insert("max_completion_tokens".to_owned(), json!(max));
+    }
+    let logprobs = logprobs(&mut body, &mut chat)?;
+    tools(&mut body, &mut chat)?;
+    text(&mut body, &mut chat, lenient)?;
+    reasoning(&mut body, &mut chat, lenient)?;
+    let stream = body.bool("stream")?.unwrap_or(false);
+    if let Some(options) = body.object("stream_options")? {
+        fields::check(&options, STREAM_OPTIONS, "stream_options.", lenient)?;
+    }
+    let (previous, conversation) = before(&mut body)?;
+    let store = body.bool("store")?.unwrap_or(true);
+    let background = body.bool("background")?.unwrap_or(false);
+    if background && !store {
+        let message = "Background responses are stored; leave 'store' out, or set it to true.";
+        return Err(ApiError::invalid("background", message));
+    }
+    let instructions = body.string("instructions")?;
+    let input = input(&mut body, previous.is_some() || conversation.is_some())?;
+    let mut echo = echo;
+    echo.insert("metadata".to_owned(), Value::Object(metadata));
+    echo.insert(
+        "conversation".to_owned(),
+        conversation.as_ref().map_or(Value::Null, |id| json!({"id": id})),
+    );
+    Ok(Draft {
+        chat,
+        instructions,
+        input,
+        conversation,
+        previous,
+        store,
+        background,
+        stream,
+        logprobs,
+        echo,
+        lenient,
+    })
+}
+
+impl Draft {
+    /// The chat that it is, after these items.
+    pub(super) fn call(&self, said: &[Value]) -> Result<Call, ApiError> {
+        let mut body = self.chat.clone();
+        let messages = items::messages(self.instructions.as_deref(), said);
+        body.insert("messages".to_owned(), Value::Array(messages));
+        chat::parse(Fields::within("", body), self.lenient).map_err(own_names)
+    }
+}
+
+/// An error about a chat as one about the response that it was.
+pub(super) fn own_names(mut error: ApiError) -> ApiError {
+    const NAMES: [(&str, &str); 6] = [
+        ("max_completion_tokens", "max_output_tokens"),
+        ("response_format.json_schema", "text.format"),
+        ("response_format", "text.format"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("tool_choice.function", "tool_choice"),
+        ("messages", "input"),
+    ];
+    let Some(param) = &error.param else { return error };
+    let mut name = param.clone();
+    for (chat, own) in NAMES {
+        if let Some(rest) = name.strip_prefix(chat) {
+            name = format!("{own}{rest}");
+            break;
+        }
+    }
+    if name.starts_with("tools[") {
+        name = name.replace("].function", "]").replace("].custom", "]");
+    }
+    error.message = error.message.replace(param.as_str(), &name);
+    error.param = Some(name);
+    error
+}
+
+/// The fields of the object as the request has them, or as they are when it says nothing.
+fn echo(body: &Map<String, Value>) -> Map<String, Value> {
+    let field = |name: &str, default: Value| {
+        let given = body.get(name).filter(|value| !value.is_null());
+        (name.to_owned(), given.cloned().unwrap_or(default))
+    };
+    let within = |name: &str, member: &str, default: Value| {
+        let given = body.get(name).and_then(|object| object.get(member));
+        given.filter(|value| !value.is_null()).cloned().unwrap_or(default)
+    };
+    let text = json!({"format": within("text", "format", json!({"type": "text"})),
+                      "verbosity": within("text", "verbosity", json!("medium"))});
+    let reasoning = json!({"effort": within("reasoning", "effort", Value::Null),
+                           "summary": within("reasoning", "summary", Value::Null)});
+    Map::from_iter([
+        field("background", json!(false)),
+        field("instructions", Value::Null),
+        field("max_output_tokens", Value::Null),
+        field("max_tool_calls", Value::Null),
+        field("model", Value::Null),
+        field("parallel_tool_calls", json!(true)),
+        field("presence_penalty", json!(0.0)),
+        field("frequency_penalty", json!(0.0)),
+        field("previous_response_id", Value::Null),
+        ("conversation".to_owned(), Value::Null),
+        field("prompt", Value::Null),
+        field("prompt_cache_key", Value::Null),
+        field("prompt_cache_retention", Value::Null),
+        ("reasoning".to_owned(), reasoning),
+        field("safety_identifier", Value::Null),
+        ("service_tier".to_owned(), json!("default")),
+        field("store", json!(true)),
+        field("temperature", Value::Null),
+        ("text".to_owned(), text),
+        field("tool_choice", json!("auto")),
+        field("tools", json!([])),
+        field("top_logprobs", json!(0)),
+        field("top_p", Value::Null),
+        ("truncation".to_owned(), json!("disabled")),
+        field("user", Value::Null),
+        ("metadata".to_owned(), json!({})),
+    ])
+}
+
+/// `previous_response_id` and `conversation`, of which there is one at most.
+fn before(body: &mut Fields) -> Result<(Option<String>, Option<String>), ApiError> {
+    let previous = body.string("previous_response_id")?;
+    let conversation = match body.value("conversation") {
+        None => None,
+        Some(Value::String(id)) => Some(id),
+        Some(Value::Object(object)) => match object.get("id") {
+            Some(Value::String(id)) => Some(id.clone()),
+            _ => return Err(ApiError::missing("conversation.id")),
+        },
+        Some(other) => {
+            let expected = "a string or an object";
+            return Err(ApiError::wrong_type("conversation", expected, kind(&other)));
+        }
+    };
+    if previous.is_some() && conversation.is_some() {
+        let message = "Mutually exclusive parameters: 'previous_response_id' and 'conversation'.";
+        return Err(ApiError::invalid("previous_response_id", message));
+    }
+    Ok((previous, conversation))
+}
+
+fn input(body: &mut Fields, may_be_empty: bool) -> Result<Vec<Value>, ApiError> {
+    match body.value("input") {
+        None if may_be_empty => Ok(Vec::new()),
+        None => Err(ApiError::missing("input")),
+        Some(Value::String(text)) => Ok(vec![items::user_text(&text)]),
+        Some(Value::Array(list)) if list.is_empty() && !may_be_empty => {
+            let message = "Invalid 'input': expected at least one item, but got none.";
+            Err(ApiError::invalid("input", message))
+        }
+        Some(Value::Array(list)) => items::read("input", list),
+        Some(other) => {
+            Err(ApiError::wrong_type("input", "a string or an array of items", kind(&other)))
+        }
+    }
+}
+
+/// `include` and `top_logprobs`.
+fn logprobs(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<bool, ApiError> {
+    let top = body.count("top_logprobs", 0..=20)?;
+    let mut wanted = top.is_some_and(|top| top > 0);
+    let list = match body.value("include") {
+        None => Vec::new(),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(ApiError::wrong_type("include", "an array", kind(&other))),
+    };
+    for (i, value) in list.iter().enumerate() {
+        let known = |word: &str| INCLUDE.contains(&word);
+        match value.as_str() {
+            Some(LOGPROBS) => wanted = true,
+            Some(word) if known(word) => {}
+            _ => {
+                let path = format!("include[{i}]");
+                let message = format!("Invalid value: {value}. Nothing of this name is included.");
+                return Err(ApiError::invalid(&path, message));
+            }
+        }
+    }
+    if wanted {
+        chat.insert("logprobs".to_owned(), json!(true));
+        chat.insert("top_logprobs".to_owned(), json!(top.unwrap_or(0)));
+    }
+    Ok(wanted)
+}
+
+/// Flat tools become nested ones.
+fn tools(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let nest = |tool: &Value| {
+        let mut inner = tool.as_object()?.clone();
+        let kind = inner.remove("type")?;
+        let kind = kind.as_str().filter(|kind| ["function", "custom"].contains(kind))?.to_owned();
+        if let Some(format) = inner.get_mut("format")
+            && format["type"] == "grammar"
+        {
+            let grammar = json!({"syntax": format["syntax"], "definition": format["definition"]});
+            *format = json!({"type": "grammar", "grammar": grammar});
+        }
+        let mut tool = Map::new();
+        tool.insert("type".to_owned(), json!(kind));
+        tool.insert(kind, Value::Object(inner));
+        Some(Value::Object(tool))
+    };
+    match body.value("tools") {
+        None => {}
+        Some(Value::Array(list)) if list.is_empty() => {}
+        Some(Value::Array(list)) => {
+            for (i, tool) in list.iter().enumerate() {
+                if let Some(kind) = tool["type"].as_str()
+                    && !["function", "custom"].contains(&kind)
+                {
+                    let path = format!("tools[{i}].type");
+                    let message = format!("Tools of the type '{kind}' are not supported.");
+                    return Err(ApiError::unsupported(&path, message));
+                }
+            }
+            let nested = list.iter().map(|tool| nest(tool).unwrap_or_else(|| tool.clone()));
+            chat.insert("tools".to_owned(), nested.collect());
+        }
+        Some(other) => return Err(ApiError::wrong_type("tools", "an array", kind(&other))),
+    }
+    let choice = match body.value("tool_choice") {
+        Some(Value::Object(object)) if object.get("type") == Some(&json!("allowed_tools")) => {
+            let list = object.get("tools").and_then(Value::as_array).cloned().unwrap_or_default();
+            let list = list.iter().map(|tool| nest(tool).unwrap_or_else(|| tool.clone()));
+            let mode = object.get("mode").cloned().unwrap_or(Value::Null);
+            let allowed = json!({"mode": mode, "tools": list.collect::<Vec<_>>()});
+            Some(json!({"type": "allowed_tools", "allowed_tools": allowed}))
+        }
+        Some(choice @ Value::Object(_)) => Some(nest(&choice).unwrap_or(choice)),
+        choice => choice,
+    };
+    chat.extend(choice.map(|choice| ("tool_choice".to_owned(), choice)));
+    Ok(())
+}
+
+/// `text.format`, flat here and nested in a chat.
+fn text(body: &mut Fields, chat: &mut Map<String, Value>, lenient: bool) -> Result<(), ApiError> {
+    let Some(text) = body.object("text")? else { return Ok(()) };
+    fields::check(&text, TEXT, "text.", lenient)?;
+    let format = match text.get("format") {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::Object(format)) => format,
+        Some(other) => return Err(ApiError::wrong_type("text.format", "an object", kind(other))),
+    };
+    let mut inner = format.clone();
+    let nested = match inner.remove("type") {
+        Some(Value::String(word)) if word == "json_schema" => {
+            json!({"type": "json_schema", "json_schema": inner})
+        }
+        _ => Value::Object(format.clone()),
+    };
+    chat.insert("response_format".to_owned(), nested);
+    Ok(())
+}
+
+fn reasoning(
+    body: &mut Fields,
+    chat: &mut Map<String, Value>,
+    lenient: bool,
+) -> Result<(), ApiError> {
+    let Some(reasoning) = body.object("reasoning")? else { return Ok(()) };
+    fields::check(&reasoning, REASONING, "reasoning.", lenient)?;
+    let effort = reasoning.get("effort").filter(|effort| !effort.is_null());
+    chat.extend(effort.map(|effort| ("reasoning_effort".to_owned(), effort.clone())));
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

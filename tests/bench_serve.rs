@@ -1,0 +1,211 @@
+//! `hearth bench serve` against `hearth serve`, both the real binary, on the built-in model.
+
+#![cfg(feature = "builtin-model")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn hearth(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("HEARTH_") || name.starts_with("OPENAI_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// A server on a port of its own, ended with the test.
+struct Server {
+    child: Child,
+    url: String,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    fn start(extra: &[&str]) -> Self {
+        let mut command = hearth(&["serve", "--port", "0", "--data-dir", "none"]);
+        command.args(extra).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ");
+        let url = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Self { child, url, _stdout: stdout }
+    }
+
+    fn bench(&self, args: &[&str]) -> Output {
+        hearth(&["bench", "serve", "--url", &self.url]).args(args).output().unwrap()
+    }
+
+    /// The figures of a run that must succeed.
+    fn measure(&self, args: &[&str]) -> (String, Value) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("figures.json");
+        let output = self.bench(&[args, &["--json", file.to_str().unwrap()]].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        (said(&output), serde_json::from_slice(&fs::read(&file).unwrap()).unwrap())
+    }
+
+    #[track_caller]
+    fn refuses(&self, args: &[&str], words: &[&str]) {
+        assert_refused(&self.bench(args), words);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8([&output.stdout[..], &output.stderr[..]].concat()).unwrap()
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, words: &[&str]) {
+    let said = said(output);
+    let code = output.status.code();
+    assert!(code == Some(1) || code == Some(2), "{code:?} {said}");
+    for word in words {
+        assert!(said.contains(word), "`{said}` does not mention `{word}`");
+    }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Figures that can be true: percentiles in order, a token not later than the whole.
+fn assert_sound(point: &Value) {
+    for kind in ["ttft_ms", "itl_ms", "e2e_ms"] {
+        let of = |name: &str| number(&point[kind][name]);
+        let spread = ["p50", "p90", "p95", "p99", "max"].map(of);
+        assert!(spread.is_sorted() && spread[0] >= 0.0, "{point}");
+        assert!(of("mean") <= of("max"), "{point}");
+    }
+    let first = number(&point["ttft_ms"]["p50"]);
+    assert!(0.0 < first && first <= number(&point["e2e_ms"]["p50"]), "{point}");
+}
+
+#[test]
+fn a_closed_loop_is_measured_for_every_number_of_clients() {
+    let server = Server::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("plot.html");
+    let (text, figures) = server.measure(&[
+        "--clients",
+        "1,4",
+        "--requests",
+        "12",
+        "-n",
+        "16",
+        "--ignore-eos",
+        "--prompt-tokens",
+        "120",
+        "--slo-ttft",
+        "60000",
+        "--slo-itl",
+        "60000",
+        "--plot",
+        plot.to_str().unwrap(),
+    ]);
+    assert!(text.contains("hearth-tiny") && text.contains("4 clients: 12 answered"), "{text}");
+    let points = figures["points"].as_array().unwrap();
+    assert_eq!(points.len(), 2);
+    for (point, clients) in points.iter().zip([1, 4]) {
+        assert_eq!((&point["clients"], &point["requests"]), (&clients.into(), &12.into()));
+        assert_eq!(point["answered"], 12);
+        assert!(point["errors"].as_object().unwrap().is_empty(), "{point}");
+        assert_sound(point);
+        assert_eq!(number(&point["output_tokens_mean"]), 16.0);
+        let prompt = number(&point["prompt_tokens_mean"]);
+        assert!((prompt - 120.0).abs() < 24.0, "{prompt} tokens were asked, not 120");
+        assert_eq!(number(&point["good_share"]), 1.0);
+        let tokens = number(&point["output_tokens_per_s"]) * number(&point["wall_s"]);
+        assert!((tokens - 12.0 * 16.0).abs() < 1e-6, "{point}");
+    }
+    let page = fs::read_to_string(plot).unwrap();
+    // Thirteen curves of two points.
+    assert_eq!(page.matches("<circle").count(), 26);
+}
+
+#[test]
+fn an_open_loop_comes_at_its_rate() {
+    let server = Server::start(&[]);
+    let args = ["--rate", "30", "--duration", "2", "-n", "4", "--prompt-tokens", "40"];
+    let (_, figures) = server.measure(&args);
+    let point = &figures["points"][0];
+    assert_eq!(number(&point["rate"]), 30.0);
+    assert_sound(point);
+    // 60 are due on average; the seed is fixed, so it is always the same number.
+    let due = number(&point["requests"]);
+    assert!((35.0..=85.0).contains(&due), "{point}");
+    let (_, again) = server.measure(&args);
+    assert_eq!(again["points"][0]["requests"], point["requests"]);
+    let (_, counted) = server.measure(&["--rate", "50", "--requests", "9", "-n", "2"]);
+    assert_eq!(counted["points"][0]["requests"], 9);
+}
+
+#[test]
+fn a_file_of_prompts_is_asked_line_by_line() {
+    let server = Server::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.jsonl");
+    let lines = "{\"max_tokens\": 3, \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n\
+        {\"prompt\": \"Hello\", \"max_tokens\": 5}\n";
+    fs::write(&file, lines).unwrap();
+    let path = file.to_str().unwrap();
+    let args = ["--prompts", path, "--clients", "1", "--requests", "4", "--ignore-eos"];
+    let (_, figures) = server.measure(&args);
+    assert_eq!(number(&figures["points"][0]["output_tokens_mean"]), 4.0);
+    server.refuses(&[&args[..], &["--completions"]].concat(), &["--completions", "messages"]);
+    fs::write(&file, "{\"prompt\": \"Hello\"}\n").unwrap();
+    let (_, figures) = server.measure(&[&args[..], &["--completions", "-n", "2"]].concat());
+    assert_eq!(figures["endpoint"], "completions");
+    assert_eq!(number(&figures["points"][0]["output_tokens_mean"]), 2.0);
+    fs::write(&file, "{\"prompt\": 3}\n").unwrap();
+    server.refuses(&["--prompts", path], &["prompts.jsonl, line 1"]);
+}
+
+#[test]
+fn errors_are_counted_by_kind() {
+    let server = Server::start(&["--max-running", "1", "--max-queue", "1"]);
+    let (text, figures) =
+        server.measure(&["--clients", "8", "--requests", "24", "-n", "64", "--ignore-eos"]);
+    let point = &figures["points"][0];
+    let busy = number(&point["errors"]["status 429"]["count"]);
+    assert!(busy >= 1.0 && text.contains("x status 429: "), "{text}");
+    assert_eq!(number(&point["answered"]) + busy, 24.0, "{point}");
+    assert!(number(&point["good_share"]) < 1.0);
+}
+
+#[test]
+fn what_cannot_be_measured_is_an_error_at_once() {
+    let server = Server::start(&["--api-key", "sk-test"]);
+    server.refuses(&[], &["status 401"]);
+    server.refuses(&["--api-key", "sk-test", "-m", "gpt-9"], &["status 404", "gpt-9"]);
+    server.refuses(&["--clients", "0"], &["--clients"]);
+    server.refuses(&["--rate", "0"], &["--rate", "above 0"]);
+    server.refuses(&["--rate", "1", "--clients", "1"], &["cannot be used with"]);
+    server.refuses(&["--prompts", "none.jsonl", "--api-key", "sk-test"], &["none.jsonl"]);
+    let mut command = hearth(&["bench", "serve", "--url", &server.url]);
+    let with_key = command.env("OPENAI_API_KEY", "sk-test").args(["--requests", "2", "-n", "2"]);
+    assert!(with_key.output().unwrap().status.success());
+    let url = server.url.clone();
+    drop(server);
+    let output = hearth(&["bench", "serve", "--url", &url]).output().unwrap();
+    assert_refused(&output, &["connect"]);
+    let output = hearth(&["bench", "serve", "--url", "localhost"]).output().unwrap();
+    assert_refused(&output, &["http://"]);
+    assert!(!Path::new("none.jsonl").exists());
+}
