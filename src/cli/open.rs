@@ -40,16 +40,12 @@ pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let alias = config.aliases.get(index).cloned().or(hub_name);
-        match (any(source)?, config.quantize) {
-            (AnyFile::Decoder(file), mix) => {
-                models.push((alias, registry::open(quantized(file, mix)?)?));
+        match any(source)? {
+            AnyFile::Decoder(file) => {
+                let file = as_asked(file, config.quantize)?;
+                models.push((alias, registry::open(file)?));
             }
-            (AnyFile::Encoder(file), None) => embedders.push((alias, OpenEmbedding::new(file)?)),
-            (AnyFile::Encoder(_), Some(_)) => {
-                return Err(
-                    format!("--quantize: {name} is an encoder, which stays as it is").into()
-                );
-            }
+            AnyFile::Encoder(file) => embedders.push((alias, OpenEmbedding::new(file)?)),
         }
     }
     let taken: u64 = embedders.iter().map(|(_, model)| model.weight_bytes(compute)).sum();
@@ -127,37 +123,36 @@ pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
 /// Opens a model of any kind, wherever it comes from.
 fn any(source: ModelSource) -> Result<AnyFile, Failure> {
     match source {
-        ModelSource::Builtin => opened(source, None).map(AnyFile::Decoder),
+        ModelSource::Builtin => opened(source).map(AnyFile::Decoder),
         source => {
             let path = path_of(source)?;
-            hearth_models::open_any(&path)
-                .map_err(|source| LoadError::Model { path, source }.into())
+            hearth_models::open_any(&path).map_err(|e| format!("{}: {e}", path.display()).into())
         }
     }
 }
 
-/// Opens a language model, wherever it comes from, to be quantised while it is loaded if so asked.
-pub(super) fn opened(source: ModelSource, mix: Option<Mix>) -> Result<ModelFile, Failure> {
-    let file = match source {
-        ModelSource::Builtin => builtin::open().ok_or(NO_BUILTIN)??,
+/// Opens a language model, wherever it comes from.
+fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
+    match source {
+        ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
         source => {
             let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source })?
+            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source }.into())
         }
-    };
-    quantized(file, mix)
+    }
 }
 
-fn quantized(file: ModelFile, mix: Option<Mix>) -> Result<ModelFile, Failure> {
+/// To be quantised while it is loaded, if so asked.
+fn as_asked(file: ModelFile, mix: Option<Mix>) -> Result<ModelFile, Failure> {
     match mix {
         None => Ok(file),
         Some(mix) => file.quantized(mix).map_err(|e| format!("--quantize: {e}").into()),
     }
 }
 
-/// [`opened`] what the operator wrote.
+/// The language model that the operator wrote.
 pub(super) fn named(name: &str, mix: Option<Mix>) -> Result<ModelFile, Failure> {
-    opened(ModelSource::parse(name)?, mix)
+    as_asked(opened(ModelSource::parse(name)?)?, mix)
 }
 
 fn load(
