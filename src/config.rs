@@ -103,19 +103,6 @@ fn kv_dtype(name: &str) -> Result<KvDType, ConfigError> {
     }
 }
 
-/// A count between 1 and `max`.
-fn in_range(
-    option: &str,
-    value: Option<usize>,
-    default: usize,
-    max: usize,
-) -> Result<usize, ConfigError> {
-    match value {
-        Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
-        other => Ok(other.unwrap_or(default)),
-    }
-}
-
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
