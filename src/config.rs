@@ -93,16 +93,6 @@ fn mix(name: &str) -> Result<Mix, ConfigError> {
     Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
 }
 
-/// Element type of keys and values.
-fn kv_dtype(name: &str) -> Result<KvDType, ConfigError> {
-    match name {
-        "f32" => Ok(KvDType::F32),
-        "f16" => Ok(KvDType::F16),
-        "bf16" => Ok(KvDType::BF16),
-        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
-    }
-}
-
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
@@ -203,6 +193,15 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
     match named {
         Some(folder) => (folder != Path::new("none")).then_some(folder),
         None => default_data_dir(),
+    }
+}
+
+fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
+    match word {
+        "f32" => Ok(KvDType::F32),
+        "f16" => Ok(KvDType::F16),
+        "bf16" => Ok(KvDType::BF16),
+        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
     }
 }
 

@@ -156,6 +156,8 @@ impl LayerKv<'_> {
 
 #[cfg(test)]
 mod tests {
+    use hearth_kernels::Pool;
+
     use super::*;
 
     #[test]
@@ -165,7 +167,8 @@ mod tests {
         for kv_type in [KvDType::F32, KvDType::F16, KvDType::BF16] {
             let mut store = KvStore::Slabs(vec![KvSlab::new(shape, kv_type)]);
             let KvStore::Slabs(slabs) = &mut store else { unreachable!() };
-            (0..64).for_each(|slot| slabs[0].write(&row(slot), &row(slot + 100), &[slot]));
+            let pool = Pool::new(1);
+            (0..64).for_each(|slot| slabs[0].write(&pool, &row(slot), &row(slot + 100), &[slot]));
             store.copy_block(1, 2).unwrap();
             let KvStore::Slabs(slabs) = &store else { unreachable!() };
             for slot in 32..64 {

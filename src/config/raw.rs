@@ -45,8 +45,8 @@ pub struct ModelArgs {
     /// Threads that compute (default: physical cores that this process may use).
     #[arg(long, short = 't', env = "HEARTH_THREADS")]
     pub threads: Option<usize>,
-    /// Quantise the weights of language models in floats while loading them: q4_k_m, q8_0, ...
-    /// (what `hearth quantize --type` takes).
+    /// Quantise the weights of a model in floats while loading it: q4_k_m, q8_0, ... (what
+    /// `hearth quantize --type` takes).
     #[arg(long, env = "HEARTH_QUANTIZE")]
     pub quantize: Option<String>,
     /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn what_the_flags_do_not_say_the_file_says() {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
-            quantize = \"q8_0\"\n\
-            batch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\nmax-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
+            max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\

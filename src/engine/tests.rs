@@ -253,7 +253,7 @@ fn a_full_queue_refuses_and_recovers() {
 fn a_client_that_leaves_frees_its_blocks() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    first_token(&mut generation);
     drop(generation);
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -266,7 +266,7 @@ fn a_client_that_leaves_frees_its_blocks() {
 fn a_stopped_generation_is_a_finish_not_a_cancellation() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();
-    assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    first_token(&mut generation);
     generation.stop();
     wait_until_idle(&handle);
     let stats = handle.stats();
@@ -297,6 +297,17 @@ fn draining_finishes_what_runs() {
     assert_eq!(collect(running).tokens.len(), 50);
     thread.join().unwrap();
     assert_eq!(handle.submit(greedy(&[1], 1)).unwrap_err(), SubmitError::ShuttingDown);
+}
+
+pub(super) fn first_token(generation: &mut Generation) {
+    assert!(matches!(generation.blocking_next(), Some(Event::Prompt { .. })));
+    first_tokens(generation, 1);
+}
+
+pub(super) fn first_tokens(generation: &mut Generation, count: usize) {
+    for _ in 0..count {
+        assert!(matches!(generation.blocking_next(), Some(Event::Token { .. })));
+    }
 }
 
 pub(super) fn wait_until_idle(handle: &EngineHandle) {

@@ -85,6 +85,8 @@ impl Reply {
         match event {
             TextEvent::Delta { text, logprobs, .. } => self.text(&text, &logprobs),
             TextEvent::Reasoning { text, .. } => self.thought(&text),
+            // A response has no fields that ask for these.
+            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::ToolCall { id, name, custom, .. } => {
                 self.close("completed");
                 let arguments = String::new();
@@ -99,8 +101,6 @@ impl Reply {
                 };
                 self.emit(kind, self.place([("delta", json!(more))]));
             }
-            // Nobody can ask for them here.
-            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::Finished { reason, usage, reasoning_tokens, .. } => {
                 self.outcome = Some((reason, usage, reasoning_tokens));
             }
