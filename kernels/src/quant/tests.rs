@@ -126,6 +126,9 @@ fn searched_scales_are_near_the_best_there_are() {
     }
 }
 
+/// The error of a block, by what becomes of each weight.
+type Error<'a> = dyn Fn(&dyn Fn(f32) -> f32) -> f32 + 'a;
+
 enum Grid {
     Signed(f32),
     Unsigned(f32),
@@ -134,7 +137,7 @@ enum Grid {
 
 impl Grid {
     /// The least error over a fine grid of scales, and of minima where there are any.
-    fn brute_force(&self, x: &[f32], error: &dyn Fn(&dyn Fn(f32) -> f32) -> f32) -> f32 {
+    fn brute_force(&self, x: &[f32], error: &Error<'_>) -> f32 {
         let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
         let (low, top) = x.iter().fold((0.0_f32, 0.0_f32), |(l, t), &x| (l.min(x), t.max(x)));
         let mut least = f32::INFINITY;
