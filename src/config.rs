@@ -93,6 +93,13 @@ fn mix(name: &str) -> Result<Mix, ConfigError> {
     Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
 }
 
+fn not_empty(option: &str, texts: &[String]) -> Result<(), ConfigError> {
+    match texts.iter().any(|text| text.trim().is_empty()) {
+        true => wrong(option, "must not be empty"),
+        false => Ok(()),
+    }
+}
+
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
@@ -114,13 +121,9 @@ impl RawConfig {
         if server.alias.len() > model.model.len() {
             return wrong("--alias", "there are more of them than of --model");
         }
-        let texts =
-            [("--model", &model.model), ("--alias", &server.alias), ("--api-key", &server.api_key)];
-        for (option, texts) in texts {
-            if texts.iter().any(|text| text.trim().is_empty()) {
-                return wrong(option, "must not be empty");
-            }
-        }
+        not_empty("--model", &model.model)?;
+        not_empty("--alias", &server.alias)?;
+        not_empty("--api-key", &server.api_key)?;
         if let Some(origin) = server.cors_origin.iter().find(|origin| !is_origin(origin)) {
             let what = format!("`{origin}` is not an origin such as https://app.example, or *");
             return wrong("--cors-origin", what);
