@@ -22,6 +22,7 @@ use self::choice::Choice;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
+pub use self::tools::{Tool, ToolChoice, Tools};
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
 use crate::registry::{Registry, ServedModel};
@@ -29,8 +30,6 @@ use crate::text::{Shape, Special};
 use crate::types::{
     CacheScope, FinishReason, Place, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
 };
-
-pub use self::tools::{Tool, ToolChoice, Tools};
 
 /// What is to be continued.
 #[derive(Clone, Debug)]

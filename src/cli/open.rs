@@ -126,7 +126,8 @@ fn any(source: ModelSource) -> Result<AnyFile, Failure> {
         ModelSource::Builtin => opened(source).map(AnyFile::Decoder),
         source => {
             let path = path_of(source)?;
-            hearth_models::open_any(&path).map_err(|e| format!("{}: {e}", path.display()).into())
+            hearth_models::open_any(&path)
+                .map_err(|source| LoadError::Model { path, source }.into())
         }
     }
 }

@@ -350,6 +350,8 @@ impl Engine {
     fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
+        let cached = self.scheduler.pool().idle_count();
+        self.stats.kv_blocks_cached.store(cached, Ordering::Release);
         let live = self.live.remove(&id)?;
         match live.has_begun() {
             true => drop(self.stats.running.fetch_sub(1, Ordering::AcqRel)),

@@ -145,7 +145,8 @@ mod tests {
         gelu(&Pool::new(1), Gelu::Tanh, &x, &mut tanh);
         assert!((erf[4] - tanh[4]).abs() > 5e-5, "{} {}", erf[4], tanh[4]);
         for out in [erf, tanh] {
-            assert_eq!([out[0].abs(), out[1].abs(), out[2].abs(), out[3]], [0.0; 4]);
+            // The tanh form ends a rounding away from zero.
+            assert!(out[..4].iter().all(|y| y.abs() < 1e-8), "{out:?}");
             assert_eq!([out[5], out[6]], [100.0, 1e18]);
         }
         let mut out = [0.0];

@@ -10,8 +10,8 @@ use crate::pipeline::Prompt;
 const OPENAI: &str = "metadata top_logprobs temperature top_p user safety_identifier \
     prompt_cache_key prompt_cache_retention prompt_cache_options previous_response_id model \
     background max_tool_calls text tools tool_choice prompt service_tier truncation reasoning \
-    input include parallel_tool_calls store instructions moderation stream stream_options conversation \
-    context_management max_output_tokens";
+    input include parallel_tool_calls store instructions moderation stream stream_options \
+    conversation context_management max_output_tokens";
 
 fn draft(body: Value) -> Result<Draft, ApiError> {
     read(Fields::parse(body.to_string().as_bytes())?, false)
