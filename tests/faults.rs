@@ -192,8 +192,8 @@ fn whole(bytes: &[u8]) -> Option<(u16, String)> {
 
 /// Fields of a request, and one that nobody knows.
 const NAMES: &str = "model messages prompt max_tokens temperature top_p n stop seed stream \
-    logprobs top_logprobs logit_bias presence_penalty tools tool_choice response_format stream_options \
-    user echo suffix best_of metadata nobody_knows";
+    logprobs top_logprobs logit_bias presence_penalty tools tool_choice response_format \
+    stream_options user echo suffix best_of metadata nobody_knows";
 
 /// A value that most fields do not take.
 fn odd(kind: usize) -> Value {

@@ -125,11 +125,14 @@ impl Engine {
             Ok(logits) => {
                 let outcomes = self.sample(&batch, &logits);
                 self.update(&batch, &outcomes, started.elapsed());
+                self.publish(&batch); // whoever hears of an end finds it counted
                 self.emit(outcomes);
             }
-            Err(message) => self.fail(&batch, &message),
+            Err(message) => {
+                self.fail(&batch, &message);
+                self.publish(&batch);
+            }
         }
-        self.publish(&batch);
     }
 
     /// Drains the commands; sleeps while there is nothing to do. False at the end of the engine.

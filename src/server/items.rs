@@ -272,7 +272,10 @@ mod tests {
 
     #[test]
     fn calls_that_follow_each_other_are_one_message_with_its_thought() {
-        let call = |id: &str| json!({"type": "function_call", "call_id": id, "name": "f", "arguments": "{}"});
+        let call = |id: &str| {
+            let kind = "function_call";
+            json!({"type": kind, "call_id": id, "name": "f", "arguments": "{}"})
+        };
         let output = json!({"type": "function_call_output", "call_id": "a", "output": "4"});
         let thought = json!({"type": "reasoning", "summary": [],
                              "content": [{"type": "reasoning_text", "text": "hm"}]});

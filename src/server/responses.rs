@@ -73,7 +73,7 @@ async fn create(
     let said = said(&app, project, &mut draft).await?;
     let call = draft.call(&said)?;
     let model = call.model.clone();
-    let model = app.pipeline.registry().get(&model).ok_or(Error::ModelNotFound(model))?;
+    let model = app.pipeline.registry().generator(&model)?;
     let shell = shell(&draft, model.defaults().temperature, model.defaults().top_p);
     let reply = Reply::new(shell, draft.logprobs);
     let mut texts = Vec::new();
