@@ -148,11 +148,16 @@ fn the_file_is_small_and_carries_its_template() {
 }
 
 /// Task, language, and the share of right answers below which something is broken.
-const FLOORS: [(Task, Lang, f64); 4] = [
-    (Task::Extract, Lang::English, 25.0),
-    (Task::Tool, Lang::English, 60.0),
-    (Task::Tool, Lang::Chinese, 60.0),
-    (Task::ToolResult, Lang::English, 60.0),
+const FLOORS: [(Task, Lang, f64); 9] = [
+    (Task::Extract, Lang::English, 30.0),
+    (Task::Missing, Lang::Chinese, 70.0),
+    (Task::Json, Lang::English, 75.0),
+    (Task::Json, Lang::Chinese, 65.0),
+    (Task::Tool, Lang::English, 80.0),
+    (Task::Tool, Lang::Chinese, 85.0),
+    (Task::ToolResult, Lang::English, 70.0),
+    (Task::ToolResult, Lang::Chinese, 85.0),
+    (Task::Repeat, Lang::Chinese, 75.0),
 ];
 
 /// Right answers of a task in a language, in percent. 40 questions miss the score of the card by
