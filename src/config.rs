@@ -88,16 +88,16 @@ fn wrong<T>(option: &str, what: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError { option: option.to_owned(), what: what.into() })
 }
 
-fn mix(name: &str) -> Result<Mix, ConfigError> {
-    let unknown = || format!("`{name}` is not one of {}", Mix::names());
-    Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
-}
-
 fn not_empty(option: &str, texts: &[String]) -> Result<(), ConfigError> {
     match texts.iter().any(|text| text.trim().is_empty()) {
         true => wrong(option, "must not be empty"),
         false => Ok(()),
     }
+}
+
+fn mix(name: &str) -> Result<Mix, ConfigError> {
+    let unknown = || format!("`{name}` is not one of {}", Mix::names());
+    Mix::named(name).map_or_else(|| wrong("--quantize", unknown()), Ok)
 }
 
 impl RawConfig {
@@ -165,8 +165,8 @@ fn plan(
     let given = |option, value: Option<usize>, max| {
         value.map(|n| in_range(option, Some(n), n, max)).transpose()
     };
-    let target_itl_ms = in_range("--target-itl-ms", engine.target_itl_ms, 100, 60_000)?;
-    let queue_timeout_s = given("--queue-timeout-s", engine.queue_timeout_s, 1 << 20)?;
+    let target_itl_ms = in_range("--target-itl-ms", capacity.target_itl_ms, 100, 60_000)?;
+    let queue_timeout_s = given("--queue-timeout-s", capacity.queue_timeout_s, 1 << 20)?;
     Ok(PlanOptions {
         ctx_size: given("--ctx-size", engine.ctx_size, 1 << 24)?,
         running_len: in_range("--max-running", capacity.max_running, 32, 4096)?,

@@ -366,7 +366,7 @@ fn generate_request(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
-        scope: CacheScope::default(),
+        scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,
     })

@@ -57,11 +57,13 @@ pub struct Tenant {
     pub weight: u32,
     /// Requests of it that run at once; more wait.
     pub max_running: Option<usize>,
+    /// Requests of one project find each other's prompts in the prefix cache, and nobody else's.
+    pub project: ProjectId,
 }
 
 impl Default for Tenant {
     fn default() -> Self {
-        Self { id: 0, weight: 1, max_running: None }
+        Self { id: 0, weight: 1, max_running: None, project: ProjectId::DEFAULT }
     }
 }
 

@@ -135,10 +135,13 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--device", "serve chat complete bench doctor"),
         ("--threads", "serve chat complete bench doctor"),
         ("--kv-dtype", "serve chat complete bench doctor"),
+        ("--quantize", "serve chat complete bench doctor"),
         ("--ctx-size", "serve chat complete doctor"),
         ("--batch-tokens", "serve chat complete doctor"),
         ("--max-running", "serve doctor"),
         ("--max-queue", "serve doctor"),
+        ("--target-itl-ms", "serve doctor"),
+        ("--queue-timeout-s", "serve doctor"),
         ("--alias", "serve"),
         ("--host", "serve"),
         ("--port", "serve"),
@@ -147,6 +150,10 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--body-limit-mb", "serve"),
         ("--lenient-fields", "serve"),
         ("--log-format", "serve"),
+        ("--model-alias", "serve"),
+        ("--insecure", "serve"),
+        ("--cors-origin", "serve"),
+        ("--files-quota-gb", "serve"),
     ];
     for command in ["serve", "chat", "complete", "bench", "doctor"] {
         let help = stdout_of(&[command, "--help"]);
@@ -155,6 +162,14 @@ fn commands_have_the_flags_that_mean_something_to_them() {
             let lists = |word: &str| word.split("[=").next() == Some(flag);
             assert_eq!(help.split_whitespace().any(lists), owns, "{command} {flag}: {help}");
         }
+    }
+    // A flag that is new to the server has its row here too.
+    let help = stdout_of(&["serve", "--help"]);
+    let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    for word in lines.filter_map(|line| line.split_whitespace().find(|w| w.starts_with("--"))) {
+        let flag = word.split("[=").next().unwrap();
+        let is_known = flags.iter().any(|(known, _)| *known == flag);
+        assert!(is_known || ["--config", "--help"].contains(&flag), "{flag}");
     }
     assert_fails(&["chat", "--port", "1"], &["--port"]);
 }

@@ -113,6 +113,7 @@ impl Keyring {
             id: row.id.unsigned_abs(),
             weight: row.key.weight,
             max_running: row.key.max_running.map(|max| max as usize),
+            project: row.project,
         };
         Caller { project: row.project, tenant, admin: row.key.admin, limiter }
     }

@@ -62,8 +62,12 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
         writeln!(out, "weights     {} MB", weights >> 20)?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
+        let limit = config.plan.queue_timeout;
+        let limit = limit.map_or(String::new(), |t| format!(" for {} s at most", t.as_secs()));
         let (running, waiting) = (limits.running_len, limits.queue_len);
-        writeln!(out, "requests    {running} at once, {waiting} waiting")?;
+        writeln!(out, "requests    {running} at once, {waiting} waiting{limit}")?;
+        let target_ms = config.plan.target_itl.as_millis();
+        writeln!(out, "next token  within {target_ms} ms while prompts are computed")?;
     }
     Ok(())
 }

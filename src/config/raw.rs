@@ -66,16 +66,9 @@ pub struct EngineArgs {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
-    /// Milliseconds that a running answer may wait for its next token while prompts are computed
-    /// (default: 100).
-    #[arg(long, env = "HEARTH_TARGET_ITL_MS")]
-    pub target_itl_ms: Option<usize>,
-    /// Seconds that a request may wait before it is begun; then it is given up (default: for ever).
-    #[arg(long, env = "HEARTH_QUEUE_TIMEOUT_S")]
-    pub queue_timeout_s: Option<usize>,
 }
 
-/// How many requests there may be.
+/// How many requests there may be, and how long they wait.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", default)]
 #[command(next_help_heading = "Capacity")]
@@ -86,6 +79,13 @@ pub struct CapacityArgs {
     /// Requests that may wait before clients are told to come back (default: 256).
     #[arg(long, env = "HEARTH_MAX_QUEUE")]
     pub max_queue: Option<usize>,
+    /// Milliseconds that a running answer may wait for its next token while prompts are computed
+    /// (default: 100).
+    #[arg(long, env = "HEARTH_TARGET_ITL_MS")]
+    pub target_itl_ms: Option<usize>,
+    /// Seconds that a request may wait before it is begun; then it is given up (default: for ever).
+    #[arg(long, env = "HEARTH_QUEUE_TIMEOUT_S")]
+    pub queue_timeout_s: Option<usize>,
 }
 
 /// What clients meet.
@@ -218,12 +218,12 @@ impl RawConfig {
             engine: EngineArgs {
                 ctx_size: engine.ctx_size.or(file.engine.ctx_size),
                 batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
-                target_itl_ms: engine.target_itl_ms.or(file.engine.target_itl_ms),
-                queue_timeout_s: engine.queue_timeout_s.or(file.engine.queue_timeout_s),
             },
             capacity: CapacityArgs {
                 max_running: capacity.max_running.or(file.capacity.max_running),
                 max_queue: capacity.max_queue.or(file.capacity.max_queue),
+                target_itl_ms: capacity.target_itl_ms.or(file.capacity.target_itl_ms),
+                queue_timeout_s: capacity.queue_timeout_s.or(file.capacity.queue_timeout_s),
             },
         }
     }

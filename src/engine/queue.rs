@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     fn tenant(id: u64, weight: u32) -> Tenant {
-        Tenant { id, weight, max_running: None }
+        Tenant { id, weight, ..Tenant::default() }
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Trace {
         let prompt: Vec<TokenId> = (0..len).map(token).collect();
         let id = self.random.below(3) as u64;
         let max_running = [None, None, Some(1)][id as usize];
-        let tenant = Tenant { id, weight: 1 + id as u32, max_running };
+        let weight = 1 + id as u32;
+        let tenant = Tenant { id, weight, max_running, ..Tenant::default() };
         let scope = CacheScope { adapter: 0, tenant: id % 2 };
         let n = [1, 1, 1, 2, 5][self.random.below(5)];
         let ids: Vec<SeqId> = (self.next_id..self.next_id + n).map(SeqId).collect();

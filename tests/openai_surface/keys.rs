@@ -69,6 +69,22 @@ async fn a_key_sees_its_own_project_only() {
     assert_eq!(list(&friend).await.json()["data"][0]["id"], stored["id"]);
 }
 
+/// `usage` tells how much of a prompt was there before: within a project, and to nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_are_lent_within_a_project_only() {
+    let (server, [one, two, friend]) =
+        start_with([new("one", "x"), new("two", "y"), new("friend", "x")]).await;
+    let said = json!([{"role": "user", "content": "the same long question ".repeat(8)}]);
+    let cached = async |key: &str| {
+        let answer = chat(&server, key, json!({"max_tokens": 1, "messages": said})).await;
+        let details = answer.json()["usage"]["prompt_tokens_details"].clone();
+        details["cached_tokens"].as_u64().expect("a number")
+    };
+    assert_eq!(cached(&one).await, 0);
+    assert_eq!(cached(&two).await, 0);
+    assert!(cached(&friend).await >= 16);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_the_limit_are_told_when_to_come_back() {
     let limited = NewKey { requests_per_min: Some(2), ..new("a", "a") };
