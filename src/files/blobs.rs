@@ -50,19 +50,35 @@ fn failed(error: &io::Error) -> Error {
     }
 }
 
+/// A new folder that only this user may enter. One that is there already is somebody else's, or was
+/// left behind by a process that was killed: neither is used.
+fn temporary() -> io::Result<PathBuf> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let mut folder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+    loop {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("hearth-{}-{serial}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        match folder.create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => return done.map(|()| path),
+        }
+    }
+}
+
 impl Blobs {
     /// `files` inside a data directory; without one, a folder that is gone with the process.
     pub(super) fn open(data_dir: Option<&Path>) -> Result<Self, Error> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
         let (path, temporary) = match data_dir {
-            Some(folder) => (folder.join(FOLDER), false),
-            None => {
-                let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-                let name = format!("hearth-{}-{serial}", std::process::id());
-                (std::env::temp_dir().join(name), true)
+            Some(folder) => {
+                let path = folder.join(FOLDER);
+                fs::create_dir_all(&path).map_err(|e| failed(&e))?;
+                (path, false)
             }
+            None => (temporary().map_err(|e| failed(&e))?, true),
         };
-        fs::create_dir_all(&path).map_err(|e| failed(&e))?;
         Ok(Self { folder: Arc::new(Folder { path, temporary }), next: AtomicU64::new(0) })
     }
 

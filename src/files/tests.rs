@@ -174,3 +174,19 @@ fn a_cancelled_upload_leaves_nothing() {
     assert!(part(&files, "part_2", "x").is_err() && files.check_upload(ONE, "upload_1").is_err());
     assert_eq!(on_disk(&files), 0);
 }
+
+#[test]
+#[cfg(unix)]
+fn a_temporary_folder_is_new_and_this_user_s_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let all = [(); 3].map(|()| super::blobs::Blobs::open(None).unwrap());
+    for blobs in &all {
+        let mode = std::fs::metadata(blobs.folder()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        assert_eq!(std::fs::read_dir(blobs.folder()).unwrap().count(), 0);
+    }
+    assert!(all[0].folder() != all[1].folder() && all[1].folder() != all[2].folder());
+    let gone = all[0].folder().to_owned();
+    drop(all);
+    assert!(!gone.exists());
+}
