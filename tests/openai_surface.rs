@@ -193,10 +193,13 @@ async fn http_errors_have_the_same_shape() {
     let big = [b' '; 2000];
     let chat = "/v1/chat/completions";
     type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str);
-    let cases: [Case; 6] = [
+    let cases: [Case; 9] = [
         ("GET", "/v1/nothing", &[], b"", 404, "unknown_url"),
         ("PUT", chat, &[json], b"{}", 405, "method_not_supported"),
         ("POST", "/v1/models", &[json], b"{}", 405, "method_not_supported"),
+        ("GET", "/v1/files/%FF", &[], b"", 404, "unknown_url"),
+        ("DELETE", "/v1/conversations/a/items/%C3", &[], b"", 404, "unknown_url"),
+        ("GET", "/v1/models/%FF", &[], b"", 404, "unknown_url"),
         ("POST", chat, &[json], b"{\"model\": }", 400, "invalid_json"),
         ("POST", chat, &[("Content-Type", "text/plain")], b"{}", 415, "unsupported_media_type"),
         ("POST", chat, &[json], &big, 413, "request_too_large"),

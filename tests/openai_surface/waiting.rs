@@ -98,6 +98,25 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_half_a_body_is_not_used_again() {
+    let server = start(Options::default()).await;
+    let kind = "Content-Type: application/json";
+    let head = |path: &str, body: &str| {
+        let len = body.len();
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: {len}\r\n\r\n")
+    };
+    for (path, status) in [("/v1/nothing", 404), ("/v1/models", 405)] {
+        let unread = http::send_raw(server.address, head(path, "{}").as_bytes()).await;
+        let refused = unread.answer().await;
+        assert_eq!((refused.status, refused.header("connection")), (status, Some("close")));
+    }
+    let whole = head("/v1/completions", "{}") + "{}";
+    let mut read = http::send_raw(server.address, whole.as_bytes()).await;
+    read.wait_for("missing_required_parameter").await;
+    assert!(!read.so_far().to_lowercase().contains("connection:"), "{}", read.so_far());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_does_not_come_closes_its_connection() {
     let config = ServerConfig { head_timeout: Duration::from_millis(50), ..Default::default() };
     let server = start(Options { config, ..Options::default() }).await;
