@@ -14,6 +14,8 @@ mod fixture;
 mod http;
 #[path = "openai_surface/keys.rs"]
 mod keys;
+#[path = "openai_surface/long_talks.rs"]
+mod long_talks;
 #[path = "openai_surface/responses.rs"]
 mod responses;
 #[path = "openai_surface/stored.rs"]
