@@ -1,4 +1,5 @@
-//! Legacy completions over the wire: the forms of a prompt, its scores, its cache, the best of many.
+//! Legacy completions over the wire: the forms of a prompt, its scores, its cache, the best of
+//! many.
 
 use serde_json::{Value, json};
 

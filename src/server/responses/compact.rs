@@ -24,8 +24,8 @@ use crate::types::unix_now_s;
 
 /// What the model is asked at the end of the conversation.
 const ASK: &str = "Summarise our conversation for whoever goes on with it: the facts, the results \
-                   of tools, what was decided and done, and what is still open. My own messages are \
-                   kept, so do not repeat them. Write the summary and nothing else.";
+                   of tools, what was decided and done, and what is still open. My own messages \
+                   are kept, so do not repeat them. Write the summary and nothing else.";
 /// Tokens of a summary: so much of the context, and at most so many.
 const PART_OF_CONTEXT: usize = 4;
 const SUMMARY_TOKENS_MAX: usize = 2048;
