@@ -4,6 +4,8 @@
 //! What the fields of a body may be is tested beside their parsers; here is what needs the whole
 //! way from the socket to the engine and back.
 
+#[path = "openai_surface/batches.rs"]
+mod batches;
 #[path = "openai_surface/files.rs"]
 mod files;
 #[path = "openai_surface/fixture.rs"]
@@ -159,10 +161,8 @@ async fn long_prompts_take_turns_and_all_are_answered() {
     let fields = json!({"prompt": long, "max_tokens": 1});
     let answers = (0..6).map(|_| server.complete(fields.clone()));
     for answer in futures_util::future::join_all(answers).await {
-        assert_eq!(
-            (answer.status, &answer.error()["code"]),
-            (400, &json!("context_length_exceeded"))
-        );
+        let error = answer.error();
+        assert_eq!((answer.status, &error["code"]), (400, &json!("context_length_exceeded")));
     }
     assert_eq!(server.complete(json!({"prompt": "short", "max_tokens": 1})).await.status, 200);
 }

@@ -26,6 +26,8 @@ struct Party {
 
 /// Part of the places that is kept for tenants of whom nobody waits yet.
 const KEPT: usize = 8;
+/// Part of the places that work in the background may fill.
+const BACKGROUND: usize = 4;
 /// What is told to a client that was refused, at least and at most.
 const RETRY_S_MIN: u64 = 1;
 const RETRY_S_MAX: u64 = 60;
@@ -39,7 +41,11 @@ impl WaitingRoom {
     pub fn enter(&mut self, tenant: Tenant, count: usize) -> Result<usize, usize> {
         let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
         // Those without a key are one tenant, and may be the only one.
-        let kept = if own > 0 && tenant.id != 0 { self.places / KEPT } else { 0 };
+        let kept = match own {
+            1.. if tenant.background => self.places - self.places / BACKGROUND,
+            1.. if tenant.id != 0 => self.places / KEPT,
+            _ => 0,
+        };
         if self.waiting + count > self.places - kept {
             return Err(self.waiting);
         }
@@ -115,6 +121,17 @@ mod tests {
         assert_eq!(room.len(), 14);
         assert_eq!(room.enter(tenant(2, 1), 2), Ok(0));
         assert_eq!(room.enter(tenant(3, 1), 1), Err(16));
+    }
+
+    #[test]
+    fn work_in_the_background_fills_a_quarter_and_comes_in_whole_when_nothing_of_it_waits() {
+        let mut room = WaitingRoom::new(16);
+        let background = tenant(1, 1).in_background();
+        while room.enter(background, 1).is_ok() {}
+        assert_eq!(room.len(), 4);
+        assert_eq!(room.enter(tenant(1, 1), 12), Ok(0), "none of it is before others");
+        let mut room = WaitingRoom::new(16);
+        assert_eq!(room.enter(background, 16), Ok(0), "sixteen answers to one prompt");
     }
 
     #[test]

@@ -61,7 +61,7 @@ async fn create(
     let content = content.ok_or_else(|| ApiError::missing("file"))?;
     let filename = checked_name("file", filename.unwrap_or_default())?;
     let purpose = purpose(&mut fields)?;
-    let lifetime_s = lifetime(&mut fields)?;
+    let lifetime_s = lifetime(&mut fields, "expires_after")?;
     let new = NewFile { filename, purpose, lifetime_s };
     let id = ids::random("file-");
     let files = Arc::clone(&app.rooms.files);
@@ -150,7 +150,7 @@ async fn begin_upload(
     let bytes = body.integer("bytes", 1..=UPLOAD_BYTES_MAX as i64)?;
     let bytes = bytes.ok_or_else(|| ApiError::missing("bytes"))?.unsigned_abs();
     let mime_type = body.string("mime_type")?.ok_or_else(|| ApiError::missing("mime_type"))?;
-    let lifetime_s = lifetime(&mut body)?;
+    let lifetime_s = lifetime(&mut body, "expires_after")?;
     let file = NewFile { filename, purpose, lifetime_s };
     let new = NewUpload { file, bytes, mime_type };
     let id = ids::random("upload_");
@@ -323,21 +323,22 @@ fn purpose(fields: &mut Fields) -> Result<String, ApiError> {
     Err(ApiError::invalid("purpose", message))
 }
 
-/// `expires_after`: how many seconds after its creation a file goes.
-fn lifetime(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    let Some(expires_after) = fields.object("expires_after")? else { return Ok(None) };
-    fields::check(&expires_after, fields::EXPIRES_AFTER, "expires_after.", false)?;
-    match expires_after.get("anchor").map(|anchor| anchor == "created_at") {
-        Some(true) => {}
-        Some(false) => {
-            let message = "Invalid 'expires_after.anchor': the only value is 'created_at'.";
-            return Err(ApiError::invalid("expires_after.anchor", message));
-        }
-        None => return Err(ApiError::missing("expires_after.anchor")),
+/// `expires_after`, or what it is called: how many seconds after its creation a file goes.
+pub(super) fn lifetime(fields: &mut Fields, name: &str) -> Result<Option<u64>, ApiError> {
+    let Some(expires_after) = fields.object(name)? else { return Ok(None) };
+    fields::check(&expires_after, fields::EXPIRES_AFTER, &format!("{name}."), false)?;
+    let member = |member: &str| {
+        let path = format!("{name}.{member}");
+        let value = expires_after.get(member).ok_or_else(|| ApiError::missing(&path));
+        value.map(|value| (path, value))
+    };
+    let (path, anchor) = member("anchor")?;
+    if anchor != "created_at" {
+        let message = format!("Invalid '{path}': the only value is 'created_at'.");
+        return Err(ApiError::invalid(&path, message));
     }
-    let name = "expires_after.seconds";
-    let seconds = expires_after.get("seconds").ok_or_else(|| ApiError::missing(name))?;
-    Ok(Some(super::extract::integer(name, seconds, LIFETIME_S)?.unsigned_abs()))
+    let (path, seconds) = member("seconds")?;
+    Ok(Some(super::extract::integer(&path, seconds, LIFETIME_S)?.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -360,7 +361,7 @@ mod tests {
         }
         let mut fields = Fields::within("", words);
         assert_eq!(purpose(&mut fields).unwrap(), "batch");
-        assert_eq!(lifetime(&mut fields).unwrap(), Some(3600));
+        assert_eq!(lifetime(&mut fields, "expires_after").unwrap(), Some(3600));
     }
 
     #[test]
@@ -378,7 +379,7 @@ mod tests {
             (json!(3), "expires_after"),
         ] {
             let mut fields = fields(json!({"expires_after": value}));
-            assert_eq!(refused(lifetime(&mut fields).map(drop)), param);
+            assert_eq!(refused(lifetime(&mut fields, "expires_after").map(drop)), param);
         }
         for name in ["", "a\nb", &"x".repeat(513)] {
             assert_eq!(refused(checked_name("file", name.into()).map(drop)), "file");

@@ -23,11 +23,13 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
-use self::request::{Draft, own_names};
+use self::request::own_names;
+pub(super) use self::request::{Draft, read};
+use super::answer::merge;
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
-use super::{App, answer, aside, fields, ids, objects, sse};
+use super::{App, aside, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History};
@@ -68,9 +70,19 @@ async fn create(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let mut draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
+    let draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
+    answer(&app, watch, &caller, draft).await
+}
+
+/// Answers a request. Dropping the future, or the body of the answer, cancels everything behind it.
+pub(super) async fn answer(
+    app: &Arc<App>,
+    watch: Arc<Watch>,
+    caller: &Caller,
+    mut draft: Draft,
+) -> Result<Response, ApiError> {
     let project = caller.project;
-    let said = said(&app, project, &mut draft).await?;
+    let said = said(app, project, &mut draft).await?;
     let call = draft.call(&said)?;
     let model = call.model.clone();
     let model = app.pipeline.registry().generator(&model)?;
@@ -84,11 +96,11 @@ async fn create(
     let prompt_tokens = texts.iter().map(|text| text.prompt_tokens()).sum();
     watch.generating(model.id(), prompt_tokens, 1);
     let watcher = Arc::clone(&watch);
-    let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    let events = merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
     let keep = Keep { history: Arc::clone(&app.rooms.history), project, draft };
     let mut run = Run { events, reply, keep, last: Last::Not };
     if run.keep.draft.background {
-        return background::start(&app, watch, run).await;
+        return background::start(app, watch, run).await;
     }
     run.reply.begin(false);
     if run.keep.draft.stream {

@@ -24,6 +24,9 @@ pub enum Kind {
     File,
     Upload,
     UploadPart,
+    Batch,
+    /// What a line of a batch gave; its id is the line's number.
+    BatchLine,
 }
 
 impl Kind {
@@ -39,6 +42,8 @@ impl Kind {
             Self::File => "file",
             Self::Upload => "upload",
             Self::UploadPart => "upload.part",
+            Self::Batch => "batch",
+            Self::BatchLine => "batch.line",
         }
     }
 }
@@ -184,6 +189,19 @@ impl Tx<'_> {
     ) -> Result<Vec<String>, StoreError> {
         let sql =
             "DELETE FROM documents WHERE project = ? AND kind = ? AND parent = ? RETURNING id";
+        let mut query = self.0.prepare_cached(sql)?;
+        let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Ids of all documents of one kind under one parent.
+    pub fn ids(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        parent: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT id FROM documents WHERE project = ? AND kind = ? AND parent = ?";
         let mut query = self.0.prepare_cached(sql)?;
         let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
         Ok(ids.collect::<Result<_, _>>()?)
