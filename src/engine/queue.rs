@@ -22,6 +22,7 @@ pub(super) struct WaitingRoom {
 struct Party {
     waiting: usize,
     weight: u32,
+    background: bool,
 }
 
 /// Part of the places that is kept for tenants of whom nobody waits yet.
@@ -52,8 +53,9 @@ impl WaitingRoom {
         let before = self.before(tenant);
         self.waiting += count;
         let weight = tenant.weight.max(1);
-        let party = self.tenants.entry(tenant.id).or_insert(Party { waiting: 0, weight });
-        *party = Party { waiting: party.waiting + count, weight };
+        let waiting = own + count;
+        let party = Party { waiting, weight, background: tenant.background };
+        self.tenants.insert(tenant.id, party);
         Ok(before)
     }
 
@@ -79,7 +81,12 @@ impl WaitingRoom {
         let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
         let turns = |party: &Party| own * party.weight as usize / tenant.weight.max(1) as usize;
         let others = self.tenants.iter().filter(|(id, _)| **id != tenant.id);
-        own + others.map(|(_, party)| party.waiting.min(turns(party))).sum::<usize>()
+        let before = others.map(|(_, party)| match (party.background, tenant.background) {
+            (true, false) => 0,
+            (false, true) => party.waiting,
+            _ => party.waiting.min(turns(party)),
+        });
+        own + before.sum::<usize>()
     }
 }
 
@@ -129,7 +136,8 @@ mod tests {
         let background = tenant(1, 1).in_background();
         while room.enter(background, 1).is_ok() {}
         assert_eq!(room.len(), 4);
-        assert_eq!(room.enter(tenant(1, 1), 12), Ok(0), "none of it is before others");
+        assert_eq!(room.enter(tenant(1, 1), 4), Ok(0));
+        assert_eq!(room.enter(tenant(1, 1), 4), Ok(4), "its own, and none of the work");
         let mut room = WaitingRoom::new(16);
         assert_eq!(room.enter(background, 16), Ok(0), "sixteen answers to one prompt");
     }
