@@ -147,7 +147,7 @@ impl Files {
     ) -> Result<Listing, Error> {
         let is = |value: &str| Match { path: "$", key: "purpose".into(), value: value.into() };
         let matches: Vec<_> = purpose.map(is).into_iter().collect();
-        Ok(self.store.read(|tx| tx.list(project, Kind::File, "", &matches, page))?)
+        Ok(self.store.list(project, Kind::File, &matches, page)?)
     }
 
     /// Forgets a file and its contents.

@@ -183,7 +183,7 @@ impl Batches {
 
     /// Some of them.
     pub fn list(&self, project: ProjectId, page: &Page) -> Result<Listing, Error> {
-        let mut found = self.store.read(|tx| tx.list(project, Kind::Batch, "", &[], page))?;
+        let mut found = self.store.list(project, Kind::Batch, &[], page)?;
         for document in &mut found.documents {
             document.body = batch::shown(document.body.take());
         }

@@ -53,11 +53,8 @@ async fn list(
     Extension(caller): Extension<Caller>,
     uri: Uri,
 ) -> Answer {
-    let mut query = Query::parse(&uri)?;
-    let page = query.page(PAGE)?;
-    query.end(app.config.lenient_fields)?;
-    let batches = Arc::clone(&app.rooms.batches);
-    Ok(Json(paging::list(aside(move || batches.list(caller.project, &page)).await?)))
+    let (query, batches) = (Query::parse(&uri)?, Arc::clone(&app.rooms.batches));
+    paging::answer(&app, query, PAGE, move |page| batches.list(caller.project, page)).await
 }
 
 async fn one(

@@ -20,7 +20,7 @@ use super::{App, aside, fields, ids};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::files::{
-    FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, UPLOAD_BYTES_MAX, Writing,
+    FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, Page, UPLOAD_BYTES_MAX, Writing,
 };
 use crate::types::ProjectId;
 
@@ -32,6 +32,8 @@ const WORD_BYTES_MAX: usize = 4096;
 const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 /// Fields of a form.
 const FIELDS_MAX: usize = 64;
+/// 10,000, newest first.
+const PAGE: PageRule = PageRule { limit: 10_000, max: 10_000, descending: true };
 /// Contents leave in pieces of this many bytes.
 const PIECE: usize = 64 << 10;
 
@@ -77,11 +79,9 @@ async fn list(
 ) -> Answer {
     let mut query = Query::parse(&uri)?;
     let purpose = query.take("purpose");
-    let page = query.page(PageRule { limit: 10_000, max: 10_000, descending: true })?;
-    query.end(app.config.lenient_fields)?;
     let files = Arc::clone(&app.rooms.files);
-    let found = aside(move || files.list(caller.project, purpose.as_deref(), &page)).await?;
-    Ok(Json(paging::list(found)))
+    let list = move |page: &Page| files.list(caller.project, purpose.as_deref(), page);
+    paging::answer(&app, query, PAGE, list).await
 }
 
 /// `GET /v1/files/{id}`.

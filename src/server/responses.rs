@@ -32,7 +32,7 @@ use super::paging::{self, PageRule, Query};
 use super::{App, aside, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::history::{self, History};
+use crate::history::{self, History, Page};
 use crate::pipeline::TextEvent;
 use crate::text::Special;
 use crate::types::{ProjectId, unix_now_s};
@@ -344,9 +344,7 @@ async fn input_items(
 ) -> Result<Json<Value>, ApiError> {
     let mut query = Query::parse(&uri)?;
     query.list("include");
-    let page = query.page(PAGE)?;
-    query.end(app.config.lenient_fields)?;
     let history = Arc::clone(&app.rooms.history);
-    let found = aside(move || history.response_input(caller.project, &id, &page)).await?;
-    Ok(Json(paging::list(found)))
+    let list = move |page: &Page| history.response_input(caller.project, &id, page);
+    paging::answer(&app, query, PAGE, list).await
 }

@@ -196,7 +196,8 @@ fn fault(error: ApiError) -> Fault {
         Some("invalid_json") => "invalid_json_line",
         code => code.unwrap_or(error.kind),
     };
-    Fault { code: code.to_owned(), message: error.message, param: error.param }
+    let message = error.message.replace("The request body", "The line");
+    Fault { code: code.to_owned(), message, param: error.param }
 }
 
 /// Whether there was no place for it: it was not begun, and can be tried again. So it is with what
