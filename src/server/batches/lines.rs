@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,8 +13,9 @@ use serde_json::{Map, Value};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::jobs::{Answer, Checked, Executor, Fault, Later};
+use crate::registry::Loaded;
 use crate::server::call::Call;
-use crate::server::error::ApiError;
+use crate::server::error::{ApiError, Refusal};
 use crate::server::extract::Fields;
 use crate::server::observe::Watch;
 use crate::server::{App, answer, chat, completions, embeddings, fields, responses};
@@ -25,8 +25,10 @@ use crate::types::Tenant;
 const NAME_CHARS_MAX: usize = 512;
 /// When a line is tried again that found no place and was not told when.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Lines for encoders in work at once, where nothing generates text.
-const AT_ONCE: usize = 32;
+/// Lines in work at once, where no model that generates text is in memory when the server starts.
+const AT_ONCE: usize = 64;
+/// Refusals after which a line can be tried again, because it was not begun.
+const LATER: [&str; 3] = ["rate_limit_exceeded", "queue_timeout", "shutting_down"];
 
 /// Runs lines on a server.
 pub(in crate::server) struct Lines {
@@ -92,17 +94,13 @@ impl Executor for Lines {
             let (custom_id, task) = self.read(endpoint, line)?;
             let registry = self.app.pipeline.registry();
             let model = match &task {
-                Task::Text(call) => registry.generator(&call.model).map(|_| call.model.clone()),
-                Task::Vectors(call) => {
-                    registry.embedder(call.model()).map(|_| call.model().to_owned())
-                }
-                Task::Response(draft) => {
-                    registry.generator(draft.model()).map(|_| draft.model().to_owned())
-                }
+                Task::Text(call) => registry.generates(&call.model),
+                Task::Vectors(call) => registry.embeds(call.model()),
+                Task::Response(draft) => registry.generates(draft.model()),
             };
             let inputs = if let Task::Vectors(call) = &task { call.inputs() } else { 0 };
             let model = model.map_err(|error| of_body(error.into()))?;
-            Ok(Checked { custom_id, model, inputs })
+            Ok(Checked { custom_id, model: model.id.clone(), inputs })
         };
         checked().map_err(fault)
     }
@@ -120,9 +118,14 @@ impl Executor for Lines {
     /// As many as run, and as many again so that a place is never empty; but no more than the part
     /// of the waiting room that is for work in the background.
     fn at_once(&self) -> usize {
-        let models = self.app.pipeline.registry().models().iter();
-        let limits = models.map(|model| model.engine().limits());
-        let most = limits.map(|limits| (2 * limits.running_len).min(limits.queue_len / 4).max(1));
+        let loaded = self.app.pipeline.registry().loaded();
+        let most = loaded.iter().filter_map(|model| match model {
+            Loaded::Embedding(_) => None,
+            Loaded::Text(model) => {
+                let limits = model.engine().limits();
+                Some((2 * limits.running_len).min(limits.queue_len / 4).max(1))
+            }
+        });
         most.max().unwrap_or(AT_ONCE)
     }
 
@@ -203,8 +206,8 @@ fn fault(error: ApiError) -> Fault {
 /// Whether there was no place for it: it was not begun, and can be tried again. So it is with what
 /// waited too long, and with a server that is about to stop.
 fn later(response: &Response) -> Option<Later> {
-    let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
-    busy.contains(&response.status()).then(|| {
+    let refusal = response.extensions().get::<Refusal>();
+    refusal.is_some_and(|refusal| LATER.contains(&refusal.code)).then(|| {
         let ms = response.headers().get("retry-after-ms").and_then(|value| value.to_str().ok());
         let wait = ms.and_then(|ms| ms.parse().ok()).map_or(PAUSE, Duration::from_millis);
         Later { wait }
