@@ -52,7 +52,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "engine::handle",
         ],
     ),
-    ("jobs", &["store"]),
+    // `files`: the lines of a batch come out of one, and its answers become two.
+    ("jobs", &["store", "files"]),
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
     // The same of `embeddings`: to load an encoder is to start its thread.

@@ -114,6 +114,40 @@ fn two_hundred_requests_of_one_tenant_hardly_move_the_first_token_of_another() {
 }
 
 #[test]
+fn work_in_the_background_hardly_moves_the_first_token_of_anybody() {
+    let alone = Room::new().regular(tenant(2));
+    let mut room = Room::new();
+    // Of the same key: it must not wait for its own work either.
+    (0..200).for_each(|_| room.ask(tenant(2).in_background(), 300, 400));
+    (0..100).for_each(|_| room.step());
+    let beside = room.regular(tenant(2));
+    assert!(room.scheduler.waiting_count() > 50, "the work is not done");
+    let p95 = |waits: &[f64]| waits[waits.len() * 95 / 100];
+    let ratio = p95(&beside) / p95(&alone);
+    println!("p95 to the first token: {:.0} ms alone, {:.0} ms beside", p95(&alone), p95(&beside));
+    assert!(ratio < 1.5, "{ratio:.2}");
+}
+
+#[test]
+fn the_background_gives_every_place_back_and_takes_none_while_somebody_waits() {
+    let mut room = Room::new();
+    let background = tenant(1).in_background();
+    (0..40).for_each(|_| room.ask(background, 20, 400));
+    (0..60).for_each(|_| room.step());
+    let running = |room: &Room, tenant: Tenant| {
+        room.scheduler.running.iter().filter(|s| s.tenant.id == tenant.id).count()
+    };
+    assert_eq!(running(&room, background), 32);
+    (0..31).for_each(|_| room.ask(tenant(2), 20, 2000));
+    (0..60).for_each(|_| room.step());
+    assert_eq!((running(&room, tenant(2)), running(&room, background)), (31, 1));
+    (0..9).for_each(|_| room.ask(tenant(3), 20, 2000));
+    (0..60).for_each(|_| room.step());
+    assert_eq!(running(&room, background), 0, "the last one too, whoever has more");
+    assert_eq!(running(&room, tenant(2)) + running(&room, tenant(3)), 32);
+}
+
+#[test]
 fn two_tenants_that_always_ask_share_by_weight() {
     let mut room = Room::new();
     let tenants = [Tenant { weight: 3, ..tenant(1) }, tenant(2)];
@@ -175,13 +209,13 @@ fn who_comes_back_is_ahead_by_a_credit_and_no_more() {
     let mut room = Room::new();
     room.ask(tenant(1), 100_000 / 2, 1); // far more than the credit
     (0..50).for_each(|_| room.step());
-    let before = room.scheduler.tenants.time(1);
+    let before = room.scheduler.tenants.turn(1).1;
     room.ask(tenant(2), 20, 1);
     let credit = 4096 << 20;
-    assert_eq!(room.scheduler.tenants.time(2), before.saturating_sub(credit));
+    assert_eq!(room.scheduler.tenants.turn(2).1, before.saturating_sub(credit));
     room.ask(Tenant { weight: 4, ..tenant(3) }, 20, 1);
-    let least = room.scheduler.tenants.time(2);
-    assert!(room.scheduler.tenants.time(3) >= least, "a credit is in tokens, not in turns");
+    let least = room.scheduler.tenants.turn(2).1;
+    assert!(room.scheduler.tenants.turn(3).1 >= least, "a credit is in tokens, not in turns");
 }
 
 #[test]

@@ -217,15 +217,15 @@ impl Scheduler {
     /// to compute, theirs has more than its share, and all answers together are a heavy load.
     fn slow_answers(&self) -> Vec<SeqId> {
         let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
-        let begun = prompts.map(|s| self.tenants.time(s.tenant.id));
-        let least = begun.chain(self.tenants.heads().map(|(time, _)| time)).min();
+        let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
+        let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         let Some(least) = least.filter(|_| self.pace.are_heavy(answers)) else {
             return Vec::new();
         };
         let greedy = |s: &&Sequence| {
             let tenant = s.tenant.id;
-            s.is_answer() && self.tenants.time(tenant) > least && self.tenants.is_over_share(tenant)
+            s.is_answer() && self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
         };
         let mut slow: Vec<&Sequence> = self.running.iter().filter(greedy).collect();
         slow.sort_by_key(|s| (s.moved, s.id));
@@ -236,7 +236,7 @@ impl Scheduler {
     /// Rows for all that are no answers, by whose turn it is.
     fn give_to_prompts(&mut self, answers: &[SeqId], batch: &mut Batch) {
         let prompts = self.running.iter().filter(|s| answers.binary_search(&s.id).is_err());
-        let rank = |s: &Sequence| (self.tenants.time(s.tenant.id), Reverse(s.priority), s.id);
+        let rank = |s: &Sequence| (self.tenants.turn(s.tenant.id), Reverse(s.priority), s.id);
         let mut order: Vec<_> = prompts.map(rank).collect();
         order.sort_unstable();
         for (_, _, id) in order {
@@ -316,8 +316,8 @@ impl Scheduler {
             return Err(Later::RunningFull);
         }
         // Rows that others will have before it; whoever gets none in this step may as well wait.
-        let time = self.tenants.time(next.tenant.id);
-        let before = |s: &&Sequence| !s.is_answer() && self.tenants.time(s.tenant.id) <= time;
+        let turn = self.tenants.turn(next.tenant.id);
+        let before = |s: &&Sequence| !s.is_answer() && self.tenants.turn(s.tenant.id) <= turn;
         let taken = self.running.iter().filter(before).map(|s| self.row_limit(s, batch));
         if taken.sum::<usize>() + batch.row_count() >= batch.row_limit {
             return Err(Later::BatchFull);

@@ -291,8 +291,21 @@ pub(super) const UPLOAD_PART: &[Field] = &[];
 /// `POST /v1/uploads/{id}/complete`.
 pub(super) const UPLOAD_COMPLETE: &[Field] = &[honoured("part_ids"), honoured("md5")];
 
-/// `expires_after` of files and uploads.
+/// `expires_after` of files and uploads, `output_expires_after` of batches.
 pub(super) const EXPIRES_AFTER: &[Field] = &[honoured("anchor"), honoured("seconds")];
+
+/// `POST /v1/batches`.
+pub(super) const BATCH: &[Field] = &[
+    honoured("input_file_id"),
+    honoured("endpoint"),
+    honoured("completion_window"),
+    honoured("metadata"),
+    honoured("output_expires_after"),
+];
+
+/// A line of the file of a batch.
+pub(super) const BATCH_LINE: &[Field] =
+    &[honoured("custom_id"), honoured("method"), honoured("url"), honoured("body")];
 
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
@@ -385,6 +398,9 @@ mod tests {
         top_p user";
     /// The same of `CreateEmbeddingRequest`.
     const OPENAI_EMBEDDINGS: &str = "input model encoding_format dimensions user";
+    /// The same of `CreateBatchRequest`.
+    const OPENAI_BATCH: &str =
+        "input_file_id endpoint completion_window metadata output_expires_after";
     /// The same of `ChatCompletionStreamOptions`.
     const OPENAI_STREAM_OPTIONS: &str = "include_usage include_obfuscation";
 
@@ -394,6 +410,7 @@ mod tests {
             (CHAT, OPENAI_CHAT, 37),
             (COMPLETIONS, OPENAI_COMPLETIONS, 18),
             (EMBEDDINGS, OPENAI_EMBEDDINGS, 5),
+            (BATCH, OPENAI_BATCH, 5),
             (STREAM_OPTIONS, OPENAI_STREAM_OPTIONS, 2),
         ];
         for (table, openai, count) in tables {

@@ -129,7 +129,7 @@ pub(super) const OUTPUT_TOKENS_MIN: u32 = 16;
 
 /// A request, read but for what was said before.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(in crate::server) struct Draft {
     /// A chat without its messages.
     chat: Map<String, Value>,
     pub instructions: Option<String>,
@@ -153,7 +153,7 @@ pub(super) struct Draft {
 ///
 /// # Errors
 /// The first field that is unknown, refused, malformed or out of range.
-pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
+pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
     fields::check(body.map(), RESPONSES, "", lenient)?;
     let echo = echo(body.map());
     let metadata = metadata::read(&mut body)?.unwrap_or_default();
@@ -208,6 +208,20 @@ pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
 }
 
 impl Draft {
+    /// The model that it asks.
+    pub(in crate::server) fn model(&self) -> &str {
+        self.chat.get("model").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Reads the chat that it is as far as that is known before what was said before is.
+    pub(in crate::server) fn check(&self) -> Result<(), ApiError> {
+        let refers = self.input.iter().any(|item| item["type"] == "item_reference");
+        if refers || self.previous.is_some() || self.conversation.is_some() {
+            return Ok(());
+        }
+        self.call(&self.input).map(drop)
+    }
+
     /// The chat that it is, after these items.
     pub(super) fn call(&self, said: &[Value]) -> Result<Call, ApiError> {
         let mut body = self.chat.clone();
