@@ -201,7 +201,7 @@ const EMBEDDING_METRICS: [ModelMetric<EmbeddingModel>; 6] = [
     }),
 ];
 
-const STANDING_METRICS: [ModelMetric<Standing>; 7] = [
+const STANDING_METRICS: [ModelMetric<Standing>; 9] = [
     gauge("model_requests_held", "Requests that hold a model in memory", |m| m.held as u64),
     gauge("model_requests_waiting", "Requests that wait until a model is in memory", |m| {
         m.waiting as u64
@@ -218,6 +218,12 @@ const STANDING_METRICS: [ModelMetric<Standing>; 7] = [
     }),
     counter("model_evictions", "Times a model left because another needed the room", |m| {
         m.counts.evicted
+    }),
+    counter("model_idle_unloads", "Times a model left because nobody asked for it", |m| {
+        m.counts.idle
+    }),
+    counter("model_asked_unloads", "Times a model left because the operator wanted it so", |m| {
+        m.counts.asked
     }),
 ];
 
