@@ -138,6 +138,8 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--quantize", "serve chat complete bench doctor"),
         ("--ctx-size", "serve chat complete doctor"),
         ("--batch-tokens", "serve chat complete doctor"),
+        ("--speculate", "serve chat complete doctor"),
+        ("--draft-model", "serve chat complete doctor"),
         ("--max-running", "serve doctor"),
         ("--max-queue", "serve doctor"),
         ("--target-itl-ms", "serve doctor"),

@@ -51,6 +51,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     for model in &mut file.model.model {
         *model = source::relative_to(folder, model);
     }
+    if let Some(draft) = &mut file.engine.draft_model {
+        *draft = source::relative_to(folder, draft);
+    }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");
     if let Some(dir) = named {

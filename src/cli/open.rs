@@ -10,10 +10,11 @@ use hearth_models::{AnyFile, Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
-use crate::config::Config;
+use crate::config::{Config, Speculate};
 use crate::embeddings::{Bounds, EmbeddingModel};
-use crate::engine::handle::Limits;
+use crate::engine::handle::{Limits, Speculation};
 use crate::registry::hub::{self, Bars, HubOptions};
+use crate::registry::plan::Demand;
 use crate::registry::source::ModelSource;
 use crate::registry::{
     self, LoadError, LoadOptions, OpenEmbedding, OpenModel, Registry, ServedModel, builtin, plan,
@@ -29,6 +30,8 @@ pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `built
 pub(super) struct Opened {
     models: Vec<(Option<String>, OpenModel)>,
     limits: Vec<Limits>,
+    /// The model that guesses for the only other one.
+    draft: Option<(OpenModel, Limits)>,
     embedders: Vec<(Option<String>, OpenEmbedding)>,
 }
 
@@ -50,15 +53,40 @@ pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure
     }
     let taken: u64 = embedders.iter().map(|(_, model)| model.weight_bytes(compute)).sum();
     let free = plan::free_bytes().map(|free| free.saturating_sub(taken));
-    let demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
-    let limits = plan::plan(&demands, &config.plan, free)?;
-    Ok(Opened { models, limits, embedders })
+    let draft = draft(config, &models, compute)?;
+    let mut demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
+    if let Some(model) = &draft {
+        demands.push(Demand { drafts: true, ..model.demand(compute) });
+    }
+    let mut limits = plan::plan(&demands, &config.plan, free)?;
+    let draft = draft.zip(limits.get(models.len()).cloned());
+    limits.truncate(models.len());
+    Ok(Opened { models, limits, draft, embedders })
+}
+
+/// The model that guesses for the one that is served.
+fn draft(
+    config: &Config,
+    models: &[(Option<String>, OpenModel)],
+    compute: &Compute,
+) -> Result<Option<OpenModel>, Failure> {
+    let Speculate::Draft(name) = &config.speculate else { return Ok(None) };
+    let [(_, model)] = models else {
+        let count = models.len();
+        let text = format!("--draft-model guesses for one language model, and {count} are served");
+        return Err(text.into());
+    };
+    let file = named(name, config.quantize).map_err(|e| format!("--draft-model: {e}"))?;
+    let draft = registry::open(file).map_err(|e| format!("--draft-model: {e}"))?;
+    draft.check_draft_of(model, compute).map_err(|e| format!("--draft-model: {e}"))?;
+    Ok(Some(draft))
 }
 
 impl Opened {
     /// What was opened, with its bounds.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&OpenModel, &Limits)> {
-        self.models.iter().map(|(_, model)| model).zip(&self.limits)
+        let draft = self.draft.as_ref().map(|(model, limits)| (model, limits));
+        self.models.iter().map(|(_, model)| model).zip(&self.limits).chain(draft)
     }
 
     /// The encoders among it.
@@ -76,10 +104,16 @@ pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
         true => Ok(id),
         false => Err(format!("two models would be served as `{id}`; use --alias")),
     };
+    let lookup = config.speculate == Speculate::Ngram;
+    let mut drafts = Vec::new(); // for the only model, if for any
+    if let Some((model, limits)) = opened.draft {
+        drafts.push(with_bar(|progress| model.load_draft(&compute, limits, progress))?);
+    }
     let mut served: Vec<ServedModel> = Vec::new();
     for ((alias, model), limits) in opened.models.into_iter().zip(opened.limits) {
         let id = once(alias.unwrap_or_else(|| model.name()))?;
-        served.push(load(model, id, limits, &compute, config)?);
+        let speculation = Speculation { lookup, draft: drafts.pop(), price: None };
+        served.push(load(model, id, limits, speculation, &compute, config)?);
     }
     let mut embedders: Vec<EmbeddingModel> = Vec::new();
     let bounds =
@@ -160,12 +194,14 @@ fn load(
     model: OpenModel,
     id: String,
     limits: Limits,
+    speculation: Speculation,
     compute: &Compute,
     config: &Config,
 ) -> Result<ServedModel, Failure> {
     let (compute, kv_dtype) = (compute.clone(), config.plan.kv_dtype);
-    let loaded =
-        with_bar(|progress| model.load(LoadOptions { id, compute, limits, kv_dtype, progress }));
+    let loaded = with_bar(|progress| {
+        model.load(LoadOptions { id, compute, limits, kv_dtype, speculation, progress })
+    });
     Ok(loaded?)
 }
 

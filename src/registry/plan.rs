@@ -9,7 +9,7 @@ use std::process::Command;
 use hearth_models::{KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
-use crate::engine::handle::{Limits, SCORE_CHUNK};
+use crate::engine::handle::{Limits, PROPOSED_ROWS, SCORE_CHUNK};
 
 /// Tokens of a KV block.
 pub const BLOCK_LEN: usize = 16;
@@ -56,10 +56,13 @@ pub struct Demand<'a> {
     pub vocab_len: usize,
     /// What its weights will take, as they will be stored.
     pub weight_bytes: u64,
+    /// It guesses for another: its context may be shorter than what is asked for.
+    pub drafts: bool,
 }
 
 /// Bounds of every model on a machine with `free_bytes`, none of them loaded yet. Weights and
-/// working memory of all come first; what is left is divided evenly among them for KV.
+/// working memory of all come first; what is left is divided among them for KV, the same number of
+/// blocks for each.
 pub fn plan(
     models: &[Demand<'_>],
     options: &PlanOptions,
@@ -71,20 +74,24 @@ pub fn plan(
         Some(free) => (free.saturating_sub(taken) as f64 * KV_SHARE) as u64,
         None => KV_BYTES_UNKNOWN,
     };
-    models.iter().map(|model| limits(model, options, budget / models.len() as u64)).collect()
+    let block = |m: &Demand<'_>| u128::from(block_bytes(m.config, options.kv_dtype));
+    let blocks: u128 = models.iter().map(block).sum();
+    let share = |m: &Demand<'_>| (u128::from(budget) * block(m) / blocks.max(1)) as u64;
+    models.iter().map(|model| limits(model, options, share(model))).collect()
 }
 
 /// Bounds of one model that may take `budget` bytes for KV.
 fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limits, PlanError> {
     let config = model.config;
     let max = config.context_len;
-    if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
+    let ctx_size = options.ctx_size.map(|asked| if model.drafts { asked.min(max) } else { asked });
+    if let Some(asked) = ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
     let block_bytes = block_bytes(config, options.kv_dtype);
     let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
     let fits = affordable.saturating_mul(BLOCK_LEN);
-    let context_len = options.ctx_size.unwrap_or(max.min(fits));
+    let context_len = ctx_size.unwrap_or(max.min(fits));
     if context_len == 0 || context_len > fits {
         let context_len = context_len.max(BLOCK_LEN);
         let needed = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
@@ -110,7 +117,7 @@ fn working_bytes(config: &ModelConfig, options: &PlanOptions) -> u64 {
     let widths =
         4 * config.hidden_len + 2 * config.ffn_len + 2 * config.q_len() + 4 * config.kv_len();
     let rows = options.batch_tokens.max(options.running_len) * widths;
-    let logits = 2 * (options.running_len + SCORE_CHUNK) * config.vocab_len;
+    let logits = 2 * (options.running_len + SCORE_CHUNK + PROPOSED_ROWS) * config.vocab_len;
     4 * (rows + logits) as u64
 }
 
@@ -189,7 +196,8 @@ mod tests {
 
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        limits(&Demand { config: &config, vocab_len, weight_bytes: 0 }, &options, kv_budget)
+        let model = Demand { config: &config, vocab_len, weight_bytes: 0, drafts: false };
+        limits(&model, &options, kv_budget)
     }
 
     #[test]
@@ -222,7 +230,8 @@ mod tests {
     #[test]
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
-        let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
+        let demand =
+            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, drafts: false };
         let free = (4 << 30) + RESERVE_BYTES + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
             let limits = plan(&models, &options(), Some(free)).unwrap();
@@ -231,6 +240,24 @@ mod tests {
             assert!(plan(&models, &options(), Some(free - 30_000_000)).is_err());
         }
         assert!(plan(&[demand(1 << 40)], &options(), None).is_ok(), "nothing is known");
+    }
+
+    #[test]
+    fn who_guesses_has_as_many_blocks_and_may_have_a_shorter_context() {
+        let large = hearth_models::tiny::config();
+        let small = ModelConfig { context_len: 512, layer_count: 1, ..large.clone() };
+        let demand = |config, drafts| Demand { config, vocab_len: 512, weight_bytes: 0, drafts };
+        let asked = PlanOptions { ctx_size: Some(1024), ..options() };
+        let free = RESERVE_BYTES
+            + working_bytes(&large, &asked)
+            + working_bytes(&small, &asked)
+            + (100 * (8192 + 4096)) * 4 / 3
+            + 4;
+        let limits = plan(&[demand(&large, false), demand(&small, true)], &asked, Some(free));
+        let [large_limits, small_limits] = &limits.unwrap()[..] else { panic!("two") };
+        assert_eq!((large_limits.context_len, large_limits.kv_blocks), (1024, 100));
+        assert_eq!((small_limits.context_len, small_limits.kv_blocks), (512, 100));
+        assert!(plan(&[demand(&small, false)], &asked, None).is_err());
     }
 
     #[test]
