@@ -232,8 +232,8 @@ fn speculate(word: Option<&str>, draft: Option<&str>) -> Result<Speculate, Confi
         (Some(word @ ("off" | "ngram")), Some(_)) => {
             wrong("--draft-model", format!("is of no use with --speculate {word}"))
         }
-        (Some("off"), None) => Ok(Speculate::Off),
-        (None | Some("ngram"), None) => Ok(Speculate::Ngram),
+        (None | Some("off"), None) => Ok(Speculate::Off),
+        (Some("ngram"), None) => Ok(Speculate::Ngram),
         (Some(other), _) => wrong("--speculate", format!("`{other}` is not off, ngram or draft")),
     }
 }
@@ -373,8 +373,8 @@ mod tests {
     #[test]
     fn a_draft_model_is_what_guesses_where_one_is_named() {
         let speculate = |toml: &str| raw(toml).validate().unwrap().speculate;
-        assert_eq!(speculate(""), Speculate::Ngram);
-        assert_eq!(speculate("speculate = \"off\""), Speculate::Off);
+        assert_eq!(speculate(""), Speculate::Off);
+        assert_eq!(speculate("speculate = \"ngram\""), Speculate::Ngram);
         assert_eq!(speculate("draft-model = \"d\""), Speculate::Draft("d".to_owned()));
     }
 

@@ -68,7 +68,7 @@ pub struct EngineArgs {
     pub batch_tokens: Option<usize>,
     /// How answers are guessed ahead, which makes them faster and changes no token: off, ngram
     /// (what they quote from the prompt and from themselves) or draft (a smaller model) (default:
-    /// ngram, or draft where --draft-model names one).
+    /// off, or draft where --draft-model names one).
     #[arg(long, env = "HEARTH_SPECULATE")]
     pub speculate: Option<String>,
     /// Smaller model with the same vocabulary that guesses for the one that is served; named as
