@@ -30,7 +30,7 @@ type Failure = Box<dyn Error>;
 /// Counted rounds after one that is not.
 const ROUNDS: usize = 5;
 /// Questions of a workload.
-const QUESTIONS: usize = 24;
+const QUESTIONS: usize = 12;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
@@ -100,7 +100,7 @@ fn chat_work() -> Vec<(String, Vec<TextRequest>)> {
         chat(vec![json!({"role": "user", "content": text})], 160, 0.0, i)
     };
     vec![
-        ("a passage to repeat".to_owned(), (0..QUESTIONS / 3).map(copy).collect()),
+        ("a passage to repeat".to_owned(), (0..QUESTIONS / 2).map(copy).collect()),
         ask(Task::Repeat, 0.0),
         ask(Task::Extract, 0.0),
         ask(Task::Json, 0.0),
@@ -122,7 +122,7 @@ fn story_work() -> Vec<(String, Vec<TextRequest>)> {
             let prompt = Prompt::Text(begun[i % begun.len()].to_owned());
             request(prompt, 200, temperature, i)
         };
-        (format!("stories, temperature {temperature}"), (0..QUESTIONS / 3).map(one).collect())
+        (format!("stories, temperature {temperature}"), (0..QUESTIONS / 2).map(one).collect())
     };
     vec![tell(0.0), tell(0.7), tell(2.0)]
 }
