@@ -128,6 +128,9 @@ fn choices_interleave_and_each_begins_with_its_role() {
     assert_eq!(usage["prompt_tokens"], 7);
     assert_eq!(usage["completion_tokens"], 3);
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+    let details = &usage["completion_tokens_details"];
+    assert_eq!(details["accepted_prediction_tokens"], 5);
+    assert_eq!(details["rejected_prediction_tokens"], 1);
 }
 
 #[test]
