@@ -64,7 +64,7 @@ pub(super) async fn answer(
 }
 
 /// Tells where the request came into the queue.
-fn placed(mut response: Response, place: Place) -> Response {
+pub(super) fn placed(mut response: Response, place: Place) -> Response {
     let headers = response.headers_mut();
     headers.insert("x-hearth-queue-position", place.position.into());
     headers.insert("x-hearth-estimated-wait-ms", (place.wait.as_millis() as u64).into());

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
@@ -26,9 +25,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
 /// One of them. Ids may contain `/` and `:`, and clients encode them or not.
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    id: Result<Path<String>, PathRejection>,
+    Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
     Ok(Json(named(app.pipeline.registry(), &id)?))
 }
 

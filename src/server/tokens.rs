@@ -42,7 +42,10 @@ pub(super) async fn tokenize(
             let message = "Invalid 'messages': it cannot stand beside 'prompt' or 'content'.";
             return Err(ApiError::invalid("messages", message));
         }
-        (Some(text), false) => TextRequest::new(model.id(), Prompt::Text(text)),
+        (Some(text), false) => {
+            text_alone(&body)?;
+            TextRequest::new(model.id(), Prompt::Text(text))
+        }
         (None, true) => chat(&model, &mut body, lenient)?,
         (None, false) => return Err(ApiError::missing("prompt")),
     };
@@ -98,6 +101,20 @@ pub(super) async fn apply_template(
     let request = chat(&model, &mut body, lenient)?;
     let (prompt, _) = app.pipeline.prompt(request, Special::PROMPT).await?;
     Ok(Json(json!({"prompt": prompt})))
+}
+
+/// What belongs to a conversation does nothing for a text.
+fn text_alone(body: &Fields) -> Result<(), ApiError> {
+    const OF_CHATS: [&str; 4] =
+        ["tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"];
+    let asks = |name: &&&str| body.map().get(**name).is_some_and(|value| !value.is_null());
+    match OF_CHATS.iter().find(asks) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("Invalid '{name}': it is only allowed with 'messages'.");
+            Err(ApiError::invalid(name, message))
+        }
+    }
 }
 
 fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextRequest, ApiError> {
