@@ -16,7 +16,7 @@ use std::time::Instant;
 use builtin::corpus::{self, Lang, Task};
 use futures_util::{StreamExt, stream};
 use hearth::config::RawConfig;
-use hearth::engine::handle::Speculation;
+use hearth::engine::handle::{Speculation, Stats};
 use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use hearth::registry::{self, LoadOptions, Registry, plan};
 use hearth::types::{SamplingOverrides, TokenId};
@@ -36,11 +36,11 @@ const QUESTIONS: usize = 12;
 async fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let path = args.first().map_or(builtin::PATH, String::as_str);
-    let mut sides = vec![("off", open(path, false, None)?), ("ngram", open(path, true, None)?)];
+    let mut sides = vec![open("off", path, false, None)?, open("ngram", path, true, None)?];
     if let Some(draft) = args.get(1) {
-        sides.push(("draft", open(path, false, Some(draft))?));
+        sides.push(open("draft", path, false, Some(draft))?);
     }
-    let chats = sides[0].1.registry().models()[0].template().is_some();
+    let chats = sides[0].chats;
     println!(
         "{:<28} {:>2}  {:<6} {:>8} {:>7} {:>9} {:>9} {:>9}  [least, most]",
         "workload", "at", "side", "tokens/s", "ratio", "proposed", "accepted", "tokens"
@@ -53,13 +53,27 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(path: &str, lookup: bool, draft: Option<&str>) -> Result<Pipeline, Failure> {
+/// One way to serve the model.
+struct Side {
+    label: &'static str,
+    pipeline: Pipeline,
+    stats: Arc<Stats>,
+    /// It has a chat template.
+    chats: bool,
+}
+
+fn open(
+    label: &'static str,
+    path: &str,
+    lookup: bool,
+    draft: Option<&str>,
+) -> Result<Side, Failure> {
     let config = RawConfig::default().validate()?;
     let compute = Compute::Fused(Arc::new(Pool::new(config.threads)));
     let model = registry::open(hearth_models::open(Path::new(path))?)?;
     let bounds = |model: &registry::OpenModel| {
         let demands = [model.demand(&compute)];
-        plan::plan(&demands, &config.plan, Some(4 << 30)).map(|mut limits| limits.remove(0))
+        plan::plan(&demands, &config.plan, Some(4 << 30), 0).remove(0)
     };
     let mut speculation = Speculation { lookup, ..Speculation::default() };
     if let Some(path) = draft {
@@ -76,7 +90,10 @@ fn open(path: &str, lookup: bool, draft: Option<&str>) -> Result<Pipeline, Failu
         speculation,
         progress: &mut |_, _| {},
     };
-    Ok(Pipeline::new(Arc::new(Registry::new(vec![model.load(served)?]))))
+    let model = model.load(served)?;
+    let (stats, chats) = (Arc::clone(model.engine().stats()), model.template().is_some());
+    let pipeline = Pipeline::new(Arc::new(Registry::of(vec![model.into()])?));
+    Ok(Side { label, pipeline, stats, chats })
 }
 
 /// Answers that quote much, some, and nothing; the last kind is what a guess can only lose at.
@@ -141,7 +158,7 @@ fn request(prompt: Prompt, max: usize, temperature: f32, seed: usize) -> TextReq
 async fn compare(
     name: &str,
     at_once: usize,
-    sides: &[(&str, Pipeline)],
+    sides: &[Side],
     requests: &[TextRequest],
 ) -> Result<(), Failure> {
     let mut speeds = vec![Vec::new(); sides.len()];
@@ -149,8 +166,8 @@ async fn compare(
     for round in 0..=ROUNDS {
         answers.clear();
         counts.clear();
-        for (side, (_, pipeline)) in sides.iter().enumerate() {
-            let before = counted(pipeline);
+        for (side, Side { pipeline, stats, .. }) in sides.iter().enumerate() {
+            let before = counted(stats);
             let started = Instant::now();
             let all = answer(pipeline, requests, at_once).await?;
             let took_s = started.elapsed().as_secs_f64();
@@ -158,13 +175,13 @@ async fn compare(
             if round > 0 {
                 speeds[side].push(tokens as f64 / took_s);
             }
-            let after = counted(pipeline);
+            let after = counted(stats);
             counts.push([after[0] - before[0], after[1] - before[1], tokens as u64]);
             answers.push(all);
         }
         assert!(answers.iter().all(|all| *all == answers[0]), "a token differs");
     }
-    for (side, (label, _)) in sides.iter().enumerate() {
+    for (side, Side { label, .. }) in sides.iter().enumerate() {
         let ratios = speeds[side].iter().zip(&speeds[0]).map(|(ours, off)| ours / off);
         let (speed, [proposed, accepted, tokens]) = (median(speeds[side].clone()), counts[side]);
         let (least, most) = speeds[side]
@@ -198,8 +215,7 @@ async fn answer(
     answers.into_iter().collect()
 }
 
-fn counted(pipeline: &Pipeline) -> [u64; 2] {
-    let stats = pipeline.registry().models()[0].engine().stats();
+fn counted(stats: &Stats) -> [u64; 2] {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     [read(&stats.proposed_tokens), read(&stats.accepted_tokens)]
 }

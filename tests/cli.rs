@@ -119,8 +119,7 @@ fn wrong_config_files_are_named() {
 #[test]
 fn environment_is_read_and_flags_win() {
     let doctor = |args: &[&str]| {
-        let mut command = hearth(args);
-        let output = command.env("HEARTH_THREADS", "3").output().unwrap();
+        let output = hearth(args).env("HEARTH_THREADS", "3").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     assert_mentions(&doctor(&["doctor"]), &["threads     3"]);
@@ -144,6 +143,10 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--max-queue", "serve doctor"),
         ("--target-itl-ms", "serve doctor"),
         ("--queue-timeout-s", "serve doctor"),
+        ("--memory-budget", "serve doctor"),
+        ("--models-dir", "serve doctor"),
+        ("--keep-alive", "serve doctor"),
+        ("--pin", "serve doctor"),
         ("--alias", "serve"),
         ("--host", "serve"),
         ("--port", "serve"),
@@ -296,14 +299,11 @@ fn greedy_completion_is_deterministic() {
 #[test]
 fn bench_writes_json_lines() {
     let model = golden("llama-q8_0.gguf");
-    let model = model.to_str().unwrap();
-    let text = stdout_of(&[
-        "bench", "--json", "-m", model, "-p", "8,16", "-b", "1,2", "-d", "0,5", "-n", "3", "-r",
-        "2",
-    ]);
+    let flags = "bench --json -p 8,16 -b 1,2 -d 0,5 --rows 1,4 -n 3 -r 2 -m".split(' ');
+    let text = stdout_of(&flags.chain(model.to_str()).collect::<Vec<_>>());
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |test: &str| rows.iter().filter(|r| r["test"] == test).count();
-    assert_eq!((of("prefill"), of("decode"), rows.len()), (2, 4, 6));
+    assert_eq!((of("prefill"), of("decode"), rows.len()), (2, 8, 10));
     for row in &rows {
         let speed = |key: &str| row[key].as_f64().unwrap();
         let (low, mid) = (speed("tokens_per_s_min"), speed("tokens_per_s"));

@@ -40,6 +40,7 @@ impl<A: clap::Args + Into<RawConfig>> Common<A> {
         }
         config.models.truncate(1);
         config.aliases.truncate(1);
+        (config.memory.models_dir, config.memory.pins) = (None, Vec::new());
         Ok(config)
     }
 }
@@ -53,6 +54,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     }
     if let Some(draft) = &mut file.engine.draft_model {
         *draft = source::relative_to(folder, draft);
+    }
+    if let Some(dir) = &mut file.memory.models_dir {
+        *dir = folder.join(&*dir);
     }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");

@@ -1,12 +1,14 @@
 //! Dividing the memory: how many KV blocks, and so how long a context, fit beside the weights.
 //!
-//! Derived once, before anything is loaded, printed, and never exceeded.
+//! Derived once, before anything is loaded, printed, and never exceeded. The budget is what the
+//! operator said, or what is free at the start; a model's bounds are the same every time it is
+//! loaded.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hearth_models::{KvDType, ModelConfig};
+use hearth_models::{EncoderConfig, KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
 use crate::engine::handle::{Limits, PROPOSED_ROWS, SCORE_CHUNK};
@@ -18,11 +20,14 @@ pub const BLOCK_LEN: usize = 16;
 const KV_SHARE: f64 = 0.75;
 /// Left alone in any case.
 const RESERVE_BYTES: u64 = 256 << 20;
+/// A context with which models are worth having beside each other, in tokens; where it would be
+/// shorter, they take turns.
+const CONTEXT_WANTED: usize = 4096;
 /// For KV of all models, where the system does not say how much memory there is.
 const KV_BYTES_UNKNOWN: u64 = 2 << 30;
 
 /// Why there is no plan.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
     /// Longer than the model was made for.
     #[error("--ctx-size {asked} is more than the {max} tokens this model was made for")]
@@ -34,15 +39,16 @@ pub enum PlanError {
     },
     /// More memory than there is.
     #[error(
-        "a context of {context_len} tokens needs {needed_mb} MB for keys and values, and \
-         {available_mb} MB are free beside the weights; ask for a smaller --ctx-size"
+        "{needed_mb} MB for its weights and a context of {context_len} tokens are more than the \
+         memory budget of {available_mb} MB; ask for a smaller --ctx-size or a larger \
+         --memory-budget"
     )]
     NoMemory {
         /// Tokens.
         context_len: usize,
-        /// MB that they take.
+        /// MB that all of it takes.
         needed_mb: u64,
-        /// MB that are there.
+        /// MB that there are.
         available_mb: u64,
     },
 }
@@ -56,45 +62,85 @@ pub struct Demand<'a> {
     pub vocab_len: usize,
     /// What its weights will take, as they will be stored.
     pub weight_bytes: u64,
-    /// It guesses for another: its context may be shorter than what is asked for.
-    pub drafts: bool,
+    /// The numbers of the model that guesses for it, and what the weights of that one will take.
+    pub draft: Option<(&'a ModelConfig, u64)>,
 }
 
-/// Bounds of every model on a machine with `free_bytes`, none of them loaded yet. Weights and
-/// working memory of all come first; what is left is divided among them for KV, the same number of
-/// blocks for each.
+/// Bounds of each of the models that share `budget` bytes with `others` bytes of other things.
+///
+/// Where all fit beside each other with a context worth having, they share evenly what the weights
+/// leave. Where not, they take turns: each has half of the budget, so that two of a size fit beside
+/// each other, or if that is too little for a context, the whole.
 pub fn plan(
     models: &[Demand<'_>],
     options: &PlanOptions,
-    free_bytes: Option<u64>,
-) -> Result<Vec<Limits>, PlanError> {
-    let taken = |m: &Demand<'_>| m.weight_bytes + working_bytes(m.config, options);
-    let taken = models.iter().map(taken).sum::<u64>() + RESERVE_BYTES;
-    let budget = match free_bytes {
-        Some(free) => (free.saturating_sub(taken) as f64 * KV_SHARE) as u64,
-        None => KV_BYTES_UNKNOWN,
+    budget: Option<u64>,
+    others: u64,
+) -> Vec<Result<Limits, PlanError>> {
+    let Some(budget) = budget else {
+        let kv = KV_BYTES_UNKNOWN / models.len().max(1) as u64;
+        return models.iter().map(|model| limits(model, options, kv, kv)).collect();
     };
-    let block = |m: &Demand<'_>| u128::from(block_bytes(m.config, options.kv_dtype));
-    let blocks: u128 = models.iter().map(block).sum();
-    let share = |m: &Demand<'_>| (u128::from(budget) * block(m) / blocks.max(1)) as u64;
-    models.iter().map(|model| limits(model, options, share(model))).collect()
+    let kv = |budget: u64, taken: u64| (budget.saturating_sub(taken) as f64 * KV_SHARE) as u64;
+    let worth = |limits: &Limits, model: &Demand<'_>| {
+        let wanted = options.ctx_size.unwrap_or(model.config.context_len.min(CONTEXT_WANTED));
+        limits.context_len >= wanted
+    };
+    let taken = models.iter().map(|model| own_bytes(model, options)).sum::<u64>() + others;
+    let each = kv(budget, taken) / models.len().max(1) as u64;
+    let beside = |model| limits(model, options, each, budget).ok().filter(|l| worth(l, model));
+    if let Some(all) = models.iter().map(beside).collect::<Option<Vec<_>>>() {
+        return all.into_iter().map(Ok).collect();
+    }
+    let turn = |model: &Demand<'_>| {
+        let own = own_bytes(model, options);
+        let half = limits(model, options, kv(budget / 2, own), budget).ok();
+        let half = half.filter(|limits| worth(limits, model));
+        half.map_or_else(|| limits(model, options, kv(budget, own), budget), Ok)
+    };
+    models.iter().map(turn).collect()
 }
 
-/// Bounds of one model that may take `budget` bytes for KV.
-fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limits, PlanError> {
+/// What a model takes at most once it is in memory: weights, working memory, keys and values.
+pub fn bytes(model: &Demand<'_>, options: &PlanOptions, limits: &Limits) -> u64 {
+    own_bytes(model, options) + limits.kv_blocks as u64 * both_block_bytes(model, options)
+}
+
+/// Bounds of the model with these numbers that guesses for one with these bounds.
+pub fn draft_limits(config: &ModelConfig, limits: &Limits) -> Limits {
+    Limits { context_len: limits.context_len.min(config.context_len), ..limits.clone() }
+}
+
+/// The same of an encoder, with passes of so many rows.
+pub fn encoder_bytes(config: &EncoderConfig, weight_bytes: u64, batch_tokens: usize) -> u64 {
+    weight_bytes + 4 * (batch_tokens * (8 * config.hidden_len + 2 * config.ffn_len)) as u64
+}
+
+/// What models may take together where the operator does not say: what is free, less a reserve.
+pub fn budget() -> Option<u64> {
+    free_bytes().map(|free| free.saturating_sub(RESERVE_BYTES))
+}
+
+/// Bounds of one model that may take `kv_bytes` for KV, of a budget that an error names.
+fn limits(
+    model: &Demand<'_>,
+    options: &PlanOptions,
+    kv_bytes: u64,
+    budget: u64,
+) -> Result<Limits, PlanError> {
     let config = model.config;
     let max = config.context_len;
-    let ctx_size = options.ctx_size.map(|asked| if model.drafts { asked.min(max) } else { asked });
-    if let Some(asked) = ctx_size.filter(|&asked| asked > max) {
+    if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
-    let block_bytes = block_bytes(config, options.kv_dtype);
-    let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
+    let block_bytes = both_block_bytes(model, options);
+    let affordable = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX);
     let fits = affordable.saturating_mul(BLOCK_LEN);
-    let context_len = ctx_size.unwrap_or(max.min(fits));
+    let context_len = options.ctx_size.unwrap_or(max.min(fits));
     if context_len == 0 || context_len > fits {
         let context_len = context_len.max(BLOCK_LEN);
-        let needed = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let kv = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let needed = own_bytes(model, options) + (kv as f64 / KV_SHARE).ceil() as u64;
         let (needed_mb, available_mb) = (needed.div_ceil(1 << 20), budget >> 20);
         return Err(PlanError::NoMemory { context_len, needed_mb, available_mb });
     }
@@ -110,6 +156,18 @@ fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limi
         target_itl: options.target_itl,
         queue_timeout: options.queue_timeout,
     })
+}
+
+/// What a model takes besides keys and values.
+fn own_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
+    let draft = model.draft.map_or(0, |(config, weights)| weights + working_bytes(config, options));
+    model.weight_bytes + working_bytes(model.config, options) + draft
+}
+
+/// A block of a model, and of the one that guesses for it.
+fn both_block_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
+    let block = |config| block_bytes(config, options.kv_dtype);
+    block(model.config) + model.draft.map_or(0, |(config, _)| block(config))
 }
 
 /// Activations of one forward pass and the logits that it may yield, twice over.
@@ -196,8 +254,8 @@ mod tests {
 
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        let model = Demand { config: &config, vocab_len, weight_bytes: 0, drafts: false };
-        limits(&model, &options, kv_budget)
+        let model = Demand { config: &config, vocab_len, weight_bytes: 0, draft: None };
+        limits(&model, &options, kv_budget, kv_budget)
     }
 
     #[test]
@@ -231,33 +289,56 @@ mod tests {
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
         let demand =
-            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, drafts: false };
-        let free = (4 << 30) + RESERVE_BYTES + 2 * working_bytes(&config, &options()) + 30_000_000;
+            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
+        let budget = (4 << 30) + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
-            let limits = plan(&models, &options(), Some(free)).unwrap();
-            // A little rounding in the share of 75 %.
-            assert!(limits.iter().all(|l| l.kv_blocks == 256 && l.context_len == 1024));
-            assert!(plan(&models, &options(), Some(free - 30_000_000)).is_err());
+            let all = plan(&models, &options(), Some(budget), 0);
+            let all: Vec<Limits> = all.into_iter().map(Result::unwrap).collect();
+            assert!(all.iter().all(|l| l.kv_blocks == 256 && l.context_len == 1024));
+            let bytes = |(model, limits)| bytes(model, &options(), limits);
+            assert!(models.iter().zip(&all).map(bytes).sum::<u64>() <= budget);
         }
-        assert!(plan(&[demand(1 << 40)], &options(), None).is_ok(), "nothing is known");
+        assert!(plan(&[demand(1 << 40)], &options(), None, 0)[0].is_ok(), "nothing is known");
     }
 
     #[test]
-    fn who_guesses_has_as_many_blocks_and_may_have_a_shorter_context() {
+    fn what_does_not_fit_together_takes_turns() {
+        let config = hearth_models::tiny::config();
+        let demand =
+            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
+        let models = [demand(1 << 30), demand(3 << 30), demand(5 << 30)];
+        let budget = 4 << 30;
+        let all = plan(&models, &options(), Some(budget), 0);
+        for (model, limits) in models.iter().zip(&all).take(2) {
+            let limits = limits.as_ref().unwrap();
+            assert_eq!(limits.context_len, 1024);
+            assert!(bytes(model, &options(), limits) <= budget);
+        }
+        let error = all[2].clone().unwrap_err();
+        let PlanError::NoMemory { needed_mb, available_mb, .. } = error else { panic!("{error}") };
+        assert_eq!(available_mb, 4096);
+        assert!(needed_mb >= 5120, "{needed_mb}");
+        // A thing beside them takes its part.
+        let two = [demand(1 << 30), demand(1 << 30)];
+        let beside = |others| plan(&two, &options(), Some(budget), others)[0].clone().unwrap();
+        assert_eq!(beside(0), beside(3 << 30), "each alone has as much");
+    }
+
+    #[test]
+    fn who_guesses_has_its_part_of_the_memory() {
         let large = hearth_models::tiny::config();
         let small = ModelConfig { context_len: 512, layer_count: 1, ..large.clone() };
-        let demand = |config, drafts| Demand { config, vocab_len: 512, weight_bytes: 0, drafts };
-        let asked = PlanOptions { ctx_size: Some(1024), ..options() };
-        let free = RESERVE_BYTES
-            + working_bytes(&large, &asked)
-            + working_bytes(&small, &asked)
-            + (100 * (8192 + 4096)) * 4 / 3
-            + 4;
-        let limits = plan(&[demand(&large, false), demand(&small, true)], &asked, Some(free));
-        let [large_limits, small_limits] = &limits.unwrap()[..] else { panic!("two") };
-        assert_eq!((large_limits.context_len, large_limits.kv_blocks), (1024, 100));
-        assert_eq!((small_limits.context_len, small_limits.kv_blocks), (512, 100));
-        assert!(plan(&[demand(&small, false)], &asked, None).is_err());
+        let alone = Demand { config: &large, vocab_len: 512, weight_bytes: 1000, draft: None };
+        let helped = Demand { draft: Some((&small, 500)), ..alone };
+        let own = own_bytes(&helped, &options());
+        assert_eq!(own, own_bytes(&alone, &options()) + 500 + working_bytes(&small, &options()));
+        // A block of the small one is half as large.
+        let kv = 100 * (8192 + 4096);
+        let limits = limits(&helped, &options(), kv, kv).unwrap();
+        assert_eq!(limits.kv_blocks, 100);
+        assert_eq!(bytes(&helped, &options(), &limits), own + kv);
+        let draft = draft_limits(&small, &limits);
+        assert_eq!((limits.context_len, draft.context_len, draft.kv_blocks), (1024, 512, 100));
     }
 
     #[test]

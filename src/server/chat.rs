@@ -43,6 +43,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs: logprobs.is_some(),
         stream: common.stream,
         keep,
+        keep_alive: common.keep_alive,
     })
 }
 

@@ -206,6 +206,14 @@ impl From<Error> for ApiError {
                     .code("queue_timeout")
                     .retry_after(waited)
             }
+            Error::LoadFailed { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+                    .code("model_load_failed")
+                    .param("model")
+            }
+            Error::Stays { .. } => {
+                Self::new(StatusCode::CONFLICT, INVALID_REQUEST, message).code("model_in_use")
+            }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
                     .code("shutting_down")

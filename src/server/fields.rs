@@ -132,6 +132,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("guided_json"),
     honoured("guided_regex"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("min_tokens"),
     honoured("prompt_logprobs"),
@@ -169,6 +170,7 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("guided_json"),
     honoured("guided_regex"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("min_tokens"),
     honoured("prompt_logprobs"),
@@ -187,6 +189,8 @@ pub(super) const EMBEDDINGS: &[Field] = &[
     honoured("dimensions"),
     honoured("encoding_format"),
     no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
+    // Not OpenAI's.
+    honoured("keep_alive"),
 ];
 
 /// `POST /tokenize`.

@@ -33,8 +33,8 @@ use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History};
-use crate::pipeline::{TextEvent, TextRequest};
-use crate::registry::ServedModel;
+use crate::pipeline::{TextEvent, TextRequest, TextStream};
+use crate::registry::{Lease, ServedModel};
 use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
 /// Items of a list: 20 of at most 100, newest first.
@@ -74,8 +74,9 @@ async fn create(
     let mut draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
     let project = caller.project;
     let said = said(&app, project, &mut draft).await?;
-    let read = fit::fitting(&app, &draft, &said).await?;
-    let begun = begin(&app, &watch, &caller, &draft, read).await?;
+    let model = hold(&app, &draft, &said).await?;
+    let read = fit::fitting(&app, &model, &draft, &said).await?;
+    let begun = begin(&app, &watch, &caller, &model, &draft, read).await?;
     let reply = Reply::new(shell(&draft, &begun), draft.logprobs);
     let Begun { events, place, .. } = begun;
     let waits = draft.background;
@@ -107,10 +108,16 @@ async fn create(
 
 /// An answer that has begun.
 struct Begun {
-    model: Arc<ServedModel>,
+    model: Lease<ServedModel>,
     priority: Priority,
     place: Place,
     events: BoxStream<'static, Result<TextEvent, Error>>,
+}
+
+/// The model that is to read these items, in memory until it is let go.
+async fn hold(app: &App, draft: &Draft, said: &[Value]) -> Result<Lease<ServedModel>, ApiError> {
+    let call = draft.call(said)?;
+    Ok(app.pipeline.model(&call.model, call.keep_alive).await?)
 }
 
 /// Begins to answer a draft after these items.
@@ -118,20 +125,22 @@ async fn begin(
     app: &App,
     watch: &Arc<Watch>,
     caller: &Caller,
+    model: &Lease<ServedModel>,
     draft: &Draft,
     said: &[Value],
 ) -> Result<Begun, ApiError> {
     let mut call = draft.call(said)?;
     let request = call.requests.pop().ok_or_else(objects::cut_short)?;
-    let model = app.pipeline.registry().generator(&call.model)?;
     let priority = request.priority;
     let request = TextRequest { tenant: caller.tenant, ..request };
-    let text = app.pipeline.generate(request).await.map_err(|error| own_names(error.into()))?;
-    let place = text.place();
-    watch.generating(model.id(), text.prompt_tokens(), 1);
+    let texts = app.pipeline.generate_all(model, vec![request]).await;
+    let texts = texts.map_err(|error| own_names(error.into()))?;
+    let place = texts.first().map_or_else(Place::default, TextStream::place);
+    let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
+    watch.generating(model.id(), prompt_tokens, 1);
     let watcher = Arc::clone(watch);
-    let events = answer::merge(vec![text], 1).inspect(move |event| watcher.event(event)).boxed();
-    Ok(Begun { model, priority, place, events })
+    let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    Ok(Begun { model: model.clone(), priority, place, events })
 }
 
 /// Everything that the model reads: what was said before, and what is said now. References to
@@ -311,8 +320,9 @@ async fn input_tokens(
     fields::check(body.map(), INPUT_TOKENS, "", lenient)?;
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
-    let read = fit::fitting(&app, &draft, &said).await?;
-    let input_tokens = fit::count(&app, &draft, read).await?;
+    let model = hold(&app, &draft, &said).await?;
+    let read = fit::fitting(&app, &model, &draft, &said).await?;
+    let input_tokens = fit::count(&app, &model, &draft, read).await?;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": input_tokens})))
 }
 

@@ -13,7 +13,7 @@ use futures_util::stream::StreamExt;
 use serde_json::{Value, json};
 
 use super::request::{self, COMPACT, OUTPUT_TOKENS_MIN};
-use super::{App, Begun, answer, begin, fields, fit, ids, objects, reply, said};
+use super::{App, Begun, answer, begin, fields, fit, hold, ids, objects, reply, said};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::TextEvent;
@@ -45,8 +45,8 @@ pub(super) async fn compact(
     let mut output: Vec<Value> = said.iter().filter(told).cloned().collect();
     said.push(items::user_text(ASK));
 
-    let prompt = fit::count(&app, &draft, &said).await?;
-    let model = app.pipeline.registry().generator(&draft.call(&said)?.model)?;
+    let model = hold(&app, &draft, &said).await?;
+    let prompt = fit::count(&app, &model, &draft, &said).await?;
     let max = model.context_len();
     let room = max.saturating_sub(prompt);
     if room < OUTPUT_TOKENS_MIN as usize {
@@ -55,7 +55,8 @@ pub(super) async fn compact(
     }
     draft.brief(room.min(SUMMARY_TOKENS_MAX).min(max / PART_OF_CONTEXT));
 
-    let Begun { mut events, place, .. } = begin(&app, &watch, &caller, &draft, &said).await?;
+    let Begun { mut events, place, .. } =
+        begin(&app, &watch, &caller, &model, &draft, &said).await?;
     let (mut summary, mut usage) = (String::new(), None);
     while let Some(event) = events.next().await {
         match event? {

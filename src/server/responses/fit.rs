@@ -7,13 +7,19 @@ use serde_json::Value;
 
 use super::request::{Draft, own_names};
 use super::{App, objects};
+use crate::registry::{Lease, ServedModel};
 use crate::server::error::ApiError;
 use crate::text::Special;
 
 /// Tokens of the prompt that these items become.
-pub(super) async fn count(app: &App, draft: &Draft, said: &[Value]) -> Result<usize, ApiError> {
+pub(super) async fn count(
+    app: &App,
+    model: &Lease<ServedModel>,
+    draft: &Draft,
+    said: &[Value],
+) -> Result<usize, ApiError> {
     let request = draft.call(said)?.requests.pop().ok_or_else(objects::cut_short)?;
-    let prompt = app.pipeline.prompt(request, Special::PROMPT).await;
+    let prompt = app.pipeline.prompt(model, request, Special::PROMPT).await;
     let (_, tokens) = prompt.map_err(|error| own_names(error.into()))?;
     Ok(tokens.len())
 }
@@ -22,10 +28,11 @@ pub(super) async fn count(app: &App, draft: &Draft, said: &[Value]) -> Result<us
 /// cannot be made to fit is left as it is, to be refused by whoever submits it.
 pub(super) async fn fitting<'a>(
     app: &App,
+    model: &Lease<ServedModel>,
     draft: &Draft,
     said: &'a [Value],
 ) -> Result<&'a [Value], ApiError> {
-    if !draft.truncate || fits(app, draft, said).await? {
+    if !draft.truncate || fits(app, model, draft, said).await? {
         return Ok(said);
     }
     let cuts: Vec<usize> = (1..said.len()).filter(|&at| begins_a_turn(&said[at])).collect();
@@ -33,7 +40,7 @@ pub(super) async fn fitting<'a>(
     let (mut low, mut high) = (0, cuts.len());
     while low < high {
         let middle = usize::midpoint(low, high);
-        match fits(app, draft, &said[cuts[middle]..]).await? {
+        match fits(app, model, draft, &said[cuts[middle]..]).await? {
             true => high = middle,
             false => low = middle + 1,
         }
@@ -41,11 +48,14 @@ pub(super) async fn fitting<'a>(
     Ok(cuts.get(low).map_or(said, |&at| &said[at..]))
 }
 
-async fn fits(app: &App, draft: &Draft, said: &[Value]) -> Result<bool, ApiError> {
-    let model = draft.call(said)?.model;
-    let room = app.pipeline.registry().generator(&model)?.context_len();
-    match count(app, draft, said).await {
-        Ok(tokens) => Ok(tokens.saturating_add(draft.room_wanted()) <= room),
+async fn fits(
+    app: &App,
+    model: &Lease<ServedModel>,
+    draft: &Draft,
+    said: &[Value],
+) -> Result<bool, ApiError> {
+    match count(app, model, draft, said).await {
+        Ok(tokens) => Ok(tokens.saturating_add(draft.room_wanted()) <= model.context_len()),
         // What is far too long is not even counted.
         Err(error) if error.code == Some("context_length_exceeded") => Ok(false),
         Err(error) => Err(error),

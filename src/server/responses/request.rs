@@ -48,6 +48,7 @@ pub(super) const RESPONSES: &[Field] = &[
     honoured("chat_template_kwargs"),
     honoured("frequency_penalty"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("presence_penalty"),
     honoured("repetition_penalty"),
@@ -74,7 +75,7 @@ pub(super) const COMPACT: &[Field] = &[
 ];
 
 /// Fields that a chat knows under the same name.
-const SAME: [&str; 13] = [
+const SAME: [&str; 14] = [
     "model",
     "temperature",
     "top_p",
@@ -82,6 +83,7 @@ const SAME: [&str; 13] = [
     "chat_template_kwargs",
     "frequency_penalty",
     "ignore_eos",
+    "keep_alive",
     "min_p",
     "presence_penalty",
     "repetition_penalty",
