@@ -37,6 +37,8 @@ pub struct Config {
     pub device: String,
     /// Weights in floats are quantised to these types.
     pub quantize: Option<Mix>,
+    /// What guesses how answers go on.
+    pub speculate: Speculate,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
     /// Other machines may be served without a key.
@@ -57,6 +59,17 @@ pub struct Config {
     pub log_json: bool,
     /// A running answer is waited for this long at shutdown.
     pub drain_timeout: Duration,
+}
+
+/// What guesses how answers go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speculate {
+    /// Nothing.
+    Off,
+    /// What they quote.
+    Ngram,
+    /// This model, as given.
+    Draft(String),
 }
 
 /// What the operator asked of the memory; `registry::plan` divides it.
@@ -160,6 +173,7 @@ impl RawConfig {
             )?,
             device: model.device.unwrap_or_else(|| "auto".to_owned()),
             quantize: model.quantize.as_deref().map(mix).transpose()?,
+            speculate: speculate(engine.speculate.as_deref(), engine.draft_model.as_deref())?,
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
@@ -257,6 +271,22 @@ fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
     }
 }
 
+fn speculate(word: Option<&str>, draft: Option<&str>) -> Result<Speculate, ConfigError> {
+    match (word, draft) {
+        (None | Some("draft"), Some(model)) if !model.trim().is_empty() => {
+            Ok(Speculate::Draft(model.to_owned()))
+        }
+        (None | Some("draft"), Some(_)) => wrong("--draft-model", "must not be empty"),
+        (Some("draft"), None) => wrong("--speculate", "draft needs a --draft-model"),
+        (Some(word @ ("off" | "ngram")), Some(_)) => {
+            wrong("--draft-model", format!("is of no use with --speculate {word}"))
+        }
+        (None | Some("off"), None) => Ok(Speculate::Off),
+        (Some("ngram"), None) => Ok(Speculate::Ngram),
+        (Some(other), _) => wrong("--speculate", format!("`{other}` is not off, ngram or draft")),
+    }
+}
+
 /// `gpt-4o-mini=hearth-tiny` is a name and an id.
 fn model_aliases(list: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
     let pair = |text: &String| match text.split_once('=') {
@@ -304,6 +334,14 @@ impl Config {
             ("ctx-size", ctx),
             ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
             ("kv-dtype", format!("{:?}", plan.kv_dtype).to_lowercase()),
+            (
+                "speculate",
+                match &self.speculate {
+                    Speculate::Off => "off".to_owned(),
+                    Speculate::Ngram => "ngram".to_owned(),
+                    Speculate::Draft(model) => format!("draft by {model}"),
+                },
+            ),
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
@@ -376,6 +414,10 @@ mod tests {
             ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
             ("model-alias = \"gpt-4o\"", "--model-alias"),
+            ("speculate = \"on\"", "--speculate"),
+            ("speculate = \"draft\"", "--speculate"),
+            ("speculate = \"off\"\ndraft-model = \"d\"", "--draft-model"),
+            ("draft-model = \"\"", "--draft-model"),
             ("memory-budget = \"12\"", "--memory-budget"),
             ("memory-budget = \"0G\"", "--memory-budget"),
             ("keep-alive = \"soon\"", "--keep-alive"),
@@ -384,6 +426,14 @@ mod tests {
         for (toml, flag) in cases {
             assert_eq!(raw(toml).validate().unwrap_err().option, flag);
         }
+    }
+
+    #[test]
+    fn a_draft_model_is_what_guesses_where_one_is_named() {
+        let speculate = |toml: &str| raw(toml).validate().unwrap().speculate;
+        assert_eq!(speculate(""), Speculate::Off);
+        assert_eq!(speculate("speculate = \"ngram\""), Speculate::Ngram);
+        assert_eq!(speculate("draft-model = \"d\""), Speculate::Draft("d".to_owned()));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+pub use self::choice::Prediction;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
@@ -46,29 +47,6 @@ pub enum Prompt {
     Text(String),
     /// Token ids, taken as they are.
     Tokens(Vec<TokenId>),
-}
-
-impl Prompt {
-    /// About how much text there is to encode: in a chat, every string and a little for each value.
-    fn len_bytes(&self) -> usize {
-        fn weigh(value: &Value) -> usize {
-            const MARKUP: usize = 16;
-            MARKUP
-                + match value {
-                    Value::String(text) => text.len(),
-                    Value::Array(list) => list.iter().map(weigh).sum(),
-                    Value::Object(map) => map.values().map(weigh).sum(),
-                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-                }
-        }
-        match self {
-            Self::Chat { messages, template_kwargs } => {
-                weigh(messages) + template_kwargs.values().map(weigh).sum::<usize>()
-            }
-            Self::Text(text) => text.len(),
-            Self::Tokens(_) => 0,
-        }
-    }
 }
 
 /// A request for text. `None` means: what the model's own generation config says, else OpenAI's
@@ -105,6 +83,8 @@ pub struct TextRequest {
     pub token_ids: bool,
     /// What the answer must look like.
     pub format: Option<Format>,
+    /// What the answer is expected to be, for speed alone.
+    pub prediction: Option<String>,
     /// What the model may call, in a chat.
     pub tools: Option<Tools>,
     /// Sampling fields that the client set.
@@ -225,6 +205,8 @@ pub enum TextEvent {
         usage: Usage,
         /// Tokens of the completion that were thought.
         reasoning_tokens: usize,
+        /// What became of what the client expected.
+        prediction: Prediction,
         /// Where the time went.
         timings: Timings,
     },
@@ -281,12 +263,13 @@ impl Pipeline {
         }
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
-            let (len, preparing) = (request.prompt.len_bytes(), model.clone());
+            let (len, preparing) = (request.len_bytes(), model.clone());
             let prepared = self.aside(len, move || {
                 prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
             });
-            let (Prepared { prompt, form }, request) = prepared.await?;
+            let (Prepared { prompt, expected, form }, request) = prepared.await?;
             let template = generate_request(model, &request, prompt, &form)?;
+            let template = GenerateRequest { expected: expected.into(), ..template };
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
@@ -317,7 +300,7 @@ impl Pipeline {
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let (model, len) = (model.clone(), request.prompt.len_bytes());
+        let (model, len) = (model.clone(), request.len_bytes());
         self.aside(len, move || prompt::encode(&model, &request, special)).await
     }
 
@@ -385,6 +368,7 @@ fn generate_request(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
+        expected: Arc::default(),
         scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,
@@ -456,6 +440,7 @@ impl TextRequest {
             prompt_logprobs: None,
             token_ids: false,
             format: None,
+            prediction: None,
             tools: None,
             sampling: SamplingOverrides::default(),
             tenant: Tenant::default(),

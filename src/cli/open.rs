@@ -11,9 +11,9 @@ use hearth_models::{Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
-use crate::config::Config;
+use crate::config::{Config, Speculate};
 use crate::registry::hub::{self, Bars, HubOptions};
-use crate::registry::offer::{self, Offered, Place, Refused, Terms, Wanted};
+use crate::registry::offer::{self, Offered, Opened, Place, Refused, Terms, Wanted};
 use crate::registry::source::ModelSource;
 use crate::registry::{Bounds, LoadError, Registry, builtin, plan};
 
@@ -59,7 +59,12 @@ pub(super) fn offer(
 ) -> Result<Offer, Failure> {
     let budget_bytes = config.memory.budget_bytes.or_else(plan::budget);
     let (plan, mix) = (config.plan, config.quantize);
-    let terms = Terms { compute: compute.clone(), plan, mix, budget_bytes };
+    let lookup = config.speculate == Speculate::Ngram;
+    let draft = match &config.speculate {
+        Speculate::Draft(name) => Some(place(ModelSource::parse(name)?, hub)?),
+        Speculate::Off | Speculate::Ngram => None,
+    };
+    let terms = Terms { compute: compute.clone(), plan, mix, lookup, draft, budget_bytes };
     let mut wanted = named_models(config, hub)?;
     let named = wanted.len();
     wanted.extend(models_of_folder(config, &wanted)?);
@@ -94,6 +99,12 @@ pub(super) fn offer(
                 }
             }
         }
+    }
+    let writes = |(_, one): &&(bool, Offered)| matches!(one.opened, Opened::Text(_));
+    let count = offered.iter().filter(writes).count();
+    if matches!(config.speculate, Speculate::Draft(_)) && count != 1 {
+        let text = format!("--draft-model guesses for one language model, and {count} are offered");
+        return Err(text.into());
     }
     let models = at_start(config, offered, budget_bytes)?;
     Ok(Offer { models, refused, budget_bytes })
@@ -137,13 +148,16 @@ fn named_models(config: &Config, hub: &HubOptions) -> Result<Vec<Wanted>, Failur
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let id = config.aliases.get(index).cloned().or(hub_name);
-        let place = match source {
-            ModelSource::Builtin => Place::Builtin,
-            source => Place::Path(path_of(source, hub)?),
-        };
-        Ok(Wanted { id, place })
+        Ok(Wanted { id, place: place(source, hub)? })
     };
     names(config)?.iter().enumerate().map(wanted).collect()
+}
+
+fn place(source: ModelSource, hub: &HubOptions) -> Result<Place, Failure> {
+    Ok(match source {
+        ModelSource::Builtin => Place::Builtin,
+        source => Place::Path(path_of(source, hub)?),
+    })
 }
 
 /// The models of the folder, those left out that were named.

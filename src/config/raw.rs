@@ -69,6 +69,15 @@ pub struct EngineArgs {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
+    /// How answers are guessed ahead, which makes them faster and changes no token: off, ngram
+    /// (what they quote from the prompt and from themselves) or draft (a smaller model) (default:
+    /// off, or draft where --draft-model names one).
+    #[arg(long, env = "HEARTH_SPECULATE")]
+    pub speculate: Option<String>,
+    /// Smaller model with the same vocabulary that guesses for the one that is served; named as
+    /// --model is.
+    #[arg(long, env = "HEARTH_DRAFT_MODEL")]
+    pub draft_model: Option<String>,
 }
 
 /// How many requests there may be, and how long they wait.
@@ -245,6 +254,8 @@ impl RawConfig {
             engine: EngineArgs {
                 ctx_size: engine.ctx_size.or(file.engine.ctx_size),
                 batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
+                speculate: engine.speculate.or(file.engine.speculate),
+                draft_model: engine.draft_model.or(file.engine.draft_model),
             },
             memory: MemoryArgs {
                 memory_budget: memory.memory_budget.or(file.memory.memory_budget),
@@ -328,6 +339,7 @@ mod tests {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
             quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
+            speculate = \"draft\"\ndraft-model = \"d\"\n\
             model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\

@@ -27,8 +27,8 @@ pub(super) struct Logits {
 pub(super) struct EntryRows {
     /// Rows of its scored positions.
     pub score: Range<usize>,
-    /// Row of its last position, when a token is wanted.
-    pub sample: Option<usize>,
+    /// Rows from which a token is wanted: of its newest token, and of those that are proposed.
+    pub sample: Range<usize>,
 }
 
 impl Logits {
@@ -73,22 +73,23 @@ impl Runner {
         let mut entries = Vec::with_capacity(batch.entries.len());
         for entry in &batch.entries {
             let seq = scheduler.running(entry.id).expect("scheduled, so running; this is a bug");
-            let end = entry.start + entry.rows;
+            let certain = entry.start + entry.rows - entry.proposed.len();
+            let tokens = [&seq.tokens()[entry.start..certain], &entry.proposed].concat();
             let table = seq.blocks().iter().map(|b| b.0).collect();
             let base = forward.row_count();
-            forward.push(&seq.tokens()[entry.start..end], entry.start, table, self.block_len);
+            forward.push(&tokens, entry.start, table, self.block_len);
             let logits = &mut forward.logit_rows;
             let first = logits.len();
             logits
                 .extend(entry.score.clone().map(|position| (base + position - entry.start) as u32));
             let score = first..logits.len();
-            let last = (base + entry.rows - 1) as u32;
-            let sample = entry.samples.then(|| {
-                if logits.last() != Some(&last) {
-                    logits.push(last);
-                }
-                logits.len() - 1
-            });
+            let newest = (base + certain - entry.start - 1) as u32;
+            let first = logits.len() - usize::from(logits.last() == Some(&newest));
+            if entry.samples {
+                logits.truncate(first); // it may be a scored row too
+                logits.extend(newest..(base + entry.rows) as u32);
+            }
+            let sample = if entry.samples { first..logits.len() } else { first..first };
             entries.push(EntryRows { score, sample });
         }
         (forward, entries)

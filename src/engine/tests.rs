@@ -68,13 +68,13 @@ pub(super) fn limits() -> Limits {
     }
 }
 
-fn model() -> Box<dyn Model> {
+pub(super) fn model() -> Box<dyn Model> {
     let compute = Compute::Fused(Arc::new(Pool::new(2)));
     tiny::load(&tiny::config(), DType::Q8_0, 7, &compute).unwrap()
 }
 
 pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
-    spawn(model(), KvDType::F16, limits).unwrap()
+    spawn(model(), KvDType::F16, limits, Speculation::default()).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
@@ -100,6 +100,8 @@ pub(super) struct Answer {
     pub(super) tokens: Vec<TokenId>,
     pub(super) logprobs: Vec<Logprobs>,
     pub(super) prompt: Vec<Logprobs>,
+    /// Tokens that the request expected.
+    pub(super) expected: usize,
     pub(super) end: Option<(FinishReason, Usage)>,
     pub(super) failed: Option<String>,
 }
@@ -109,9 +111,10 @@ pub(super) fn collect(mut generation: Generation) -> Answer {
     while let Some(event) = generation.blocking_next() {
         match event {
             Event::Prompt { logprobs, .. } => answer.prompt = logprobs,
-            Event::Token { id, logprobs } => {
+            Event::Token { id, logprobs, expected } => {
                 answer.tokens.push(id);
                 answer.logprobs.extend(logprobs);
+                answer.expected += usize::from(expected);
             }
             Event::Finished { reason, usage, .. } => answer.end = Some((reason, usage)),
             Event::Failed(message) => answer.failed = Some(message),
@@ -277,7 +280,9 @@ fn a_stopped_generation_is_a_finish_not_a_cancellation() {
 
 #[test]
 fn a_panic_fails_its_batch_and_nothing_else() {
-    let (handle, _thread) = spawn(Box::new(Faulty(model())), KvDType::F16, limits()).unwrap();
+    let faulty = Box::new(Faulty(model()));
+    let spawned = spawn(faulty, KvDType::F16, limits(), Speculation::default());
+    let (handle, _thread) = spawned.unwrap();
     let answer = ask(&handle, greedy(&[1, PANIC], 5));
     assert!(answer.failed.unwrap().contains("asked to"));
     let answer = ask(&handle, greedy(&[1, NOT_A_NUMBER], 5));

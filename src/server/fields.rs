@@ -107,7 +107,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("tools"),
     // Labels of a stored completion; checked, and of no effect without `store`.
     honoured("metadata"),
-    no_effect("prediction", Takes::Object, "a hint for speed, which never changes the text"),
+    honoured("prediction"),
     no_effect("prompt_cache_key", Takes::Text, "a routing hint for many machines; this is one"),
     no_effect("prompt_cache_options", Takes::Object, "every prefix is cached while there is room"),
     no_effect(
@@ -222,6 +222,9 @@ pub(super) const APPLY_TEMPLATE: &[Field] = &[
     honoured("parallel_tool_calls"),
     honoured("chat_template_kwargs"),
 ];
+
+/// `prediction`.
+pub(super) const PREDICTION: &[Field] = &[honoured("type"), honoured("content")];
 
 /// `tools[i].function`.
 pub(super) const FUNCTION: &[Field] =

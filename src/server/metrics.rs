@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 20] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -164,6 +164,12 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
     }),
     counter("generated_tokens", "Tokens generated", |m| {
         m.engine().stats().generated_tokens.load(Ordering::Relaxed)
+    }),
+    counter("proposed_tokens", "Tokens of answers computed before they were chosen", |m| {
+        m.engine().stats().proposed_tokens.load(Ordering::Relaxed)
+    }),
+    counter("accepted_tokens", "Proposed tokens that were right", |m| {
+        m.engine().stats().accepted_tokens.load(Ordering::Relaxed)
     }),
     counter("steps", "Forward passes", |m| m.engine().stats().steps.load(Ordering::Relaxed)),
     counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
