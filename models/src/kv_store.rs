@@ -190,7 +190,7 @@ fn on_grid(rows: &Tensor, head_dim: usize) -> Result<Tensor> {
     let inverse = largest.lt(1e-30)?.where_cond(&largest.zeros_like()?, &steps.div(&largest)?)?;
     let bytes = ((heads.broadcast_mul(&inverse)? + ROUND)? - ROUND)?;
     // NaN where a head holds what is no number.
-    let poison = (&heads - &heads)?.sum_keepdim(1)?;
+    let poison = (&heads * 0.0)?.sum_keepdim(1)?;
     let scale = (largest.div(&steps)? + poison)?;
     Ok(bytes.broadcast_mul(&scale)?.reshape((count, width))?)
 }
