@@ -263,11 +263,9 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
 }
 
 fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
-    match word {
-        "f32" => Ok(KvDType::F32),
-        "f16" => Ok(KvDType::F16),
-        "bf16" => Ok(KvDType::BF16),
-        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
+    match KvDType::ALL.into_iter().find(|dtype| dtype.name() == word) {
+        Some(dtype) => Ok(dtype),
+        None => wrong("--kv-dtype", format!("`{word}` is not f16, bf16, f32 or q8_0")),
     }
 }
 
@@ -333,7 +331,7 @@ impl Config {
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
             ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
-            ("kv-dtype", format!("{:?}", plan.kv_dtype).to_lowercase()),
+            ("kv-dtype", plan.kv_dtype.name().to_owned()),
             (
                 "speculate",
                 match &self.speculate {

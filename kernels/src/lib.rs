@@ -3,7 +3,7 @@
 //! | op           | what it computes                                                            |
 //! |--------------|-----------------------------------------------------------------------------|
 //! | `matmul`     | y = x Wᵀ, the weights in any format of `quant`, packed once                 |
-//! | `kv`         | storage of K and V for one layer, in blocks; f32, f16 or bf16               |
+//! | `kv`         | storage of K and V for one layer, in blocks; f32, f16, bf16 or bytes        |
 //! | `attention`  | causal attention of a ragged batch over paged K and V; of encoders: of all  |
 //! |              | rows of a sequence to all                                                   |
 //! | `norm`       | RMS norm; layer norm                                                        |

@@ -11,6 +11,7 @@ use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
+use crate::kv_store::{KvDType, stored_as};
 use crate::weights::{Loader, Mix, Role, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
@@ -72,6 +73,14 @@ impl Compute {
         match self {
             Self::Fused(pool) => format!("cpu, own kernels, {} threads", pool.threads()),
             Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
+        }
+    }
+
+    /// Refuses a type of keys and values that is not stored there.
+    pub fn check_kv(&self, dtype: KvDType) -> Result<()> {
+        match self {
+            Self::Fused(_) => Ok(()),
+            Self::Plain(device, _) => stored_as(dtype, device.is_cpu()).map(drop),
         }
     }
 

@@ -210,10 +210,12 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Threads and device.
+/// Threads and device, which stores K and V as was asked.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
-    Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}").into())
+    let compute = Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}"))?;
+    compute.check_kv(config.plan.kv_dtype).map_err(|e| format!("--kv-dtype: {e}"))?;
+    Ok(compute)
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.

@@ -1,5 +1,6 @@
 //! The engine on a random in-memory model: what a sequence yields depends on nothing but itself.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -73,8 +74,13 @@ pub(super) fn model() -> Box<dyn Model> {
     tiny::load(&tiny::config(), DType::Q8_0, 7, &compute).unwrap()
 }
 
+thread_local! {
+    /// What the engines of this test store.
+    pub(super) static STORED: Cell<KvDType> = const { Cell::new(KvDType::F16) };
+}
+
 pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
-    spawn(model(), KvDType::F16, limits, Speculation::default()).unwrap()
+    spawn(model(), STORED.get(), limits, Speculation::default()).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
@@ -141,7 +147,7 @@ fn together(handle: &EngineHandle) -> Vec<Vec<TokenId>> {
 }
 
 #[test]
-fn batch_equals_single() {
+pub(super) fn batch_equals_single() {
     let (handle, _thread) = engine(limits());
     let got = together(&handle);
     assert_eq!(got, alone());
@@ -151,13 +157,13 @@ fn batch_equals_single() {
 }
 
 #[test]
-fn chunked_equals_whole() {
+pub(super) fn chunked_equals_whole() {
     let (handle, _thread) = engine(Limits { batch_tokens: 5, running_len: 3, ..limits() });
     assert_eq!(together(&handle), alone());
 }
 
 #[test]
-fn preempted_equals_not() {
+pub(super) fn preempted_equals_not() {
     let (handle, _thread) = engine(Limits { kv_blocks: 16, ..limits() });
     assert_eq!(together(&handle), alone());
     assert!(handle.stats().preemptions.load(Ordering::Relaxed) > 0, "blocks never ran out");

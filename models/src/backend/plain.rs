@@ -9,11 +9,11 @@ use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
 use super::{AttentionParams, Backend, Gelu, Heads};
+use crate::Result;
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
 use crate::layers::rotary::RopeTable;
 use crate::weights::MatrixSource;
-use crate::{KvDType, Result};
 
 /// Candle on one device.
 #[derive(Clone, Debug)]
@@ -143,12 +143,7 @@ impl Backend for Plain {
     }
 
     fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
-        let dtype = match shape.dtype {
-            KvDType::F32 => DType::F32,
-            KvDType::F16 => DType::F16,
-            KvDType::BF16 => DType::BF16,
-        };
-        Ok(KvStore::Tensors(TensorKv::new(shape, dtype, &self.device)?))
+        Ok(KvStore::Tensors(TensorKv::new(shape, &self.device)?))
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
