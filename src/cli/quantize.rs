@@ -52,7 +52,7 @@ pub(super) fn run(args: QuantizeArgs) -> Result<(), Failure> {
     let style = ProgressStyle::with_template("  quantising {bar:32} {bytes}/{total_bytes} {eta}");
     bar.set_style(style.expect("the template is fixed; this is a bug"));
     let pool = Pool::new(args.threads.unwrap_or_else(pool::default_threads));
-    let export = Export { file: &file, mix: args.mix, pool: &pool };
+    let export = Export { file: &file, mix: args.mix, pool: &pool, adapters: &[] };
     let done = registry::write_gguf(&export, &args.output, &mut |bytes| bar.inc(bytes as u64));
     bar.finish_and_clear();
     done?;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
+use hearth_models::{Adapter, LoraSlot};
 use tokio::sync::mpsc;
 
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
@@ -21,6 +22,16 @@ use crate::types::{
 
 /// Rows of one step whose logits are read for the scoring of prompts.
 pub const SCORE_CHUNK: usize = 64;
+
+/// A weighted list of adapters and the number that stands for it: never used twice, so whoever
+/// holds the list keeps what it began with, whatever is loaded or replaced meanwhile.
+#[derive(Debug)]
+pub struct AdapterSet {
+    /// From 1 on.
+    pub slot: LoraSlot,
+    /// The adapters; the engine does not look into them.
+    pub parts: Vec<(Arc<Adapter>, f32)>,
+}
 
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +56,9 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// What the answer must look like.
     pub grammar: Option<Arc<dyn Grammar>>,
-    /// With whom it shares the prefixes that are cached.
+    /// With what adapters it runs; `None` is the base model.
+    pub adapters: Option<Arc<AdapterSet>>,
+    /// With whom it shares the prefixes that are cached; what it says of adapters does not count.
     pub scope: CacheScope,
     /// Who asks.
     pub tenant: Tenant,
@@ -54,10 +67,16 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// Keys and values of different adapters are different ones.
+    pub(super) fn scope(&self) -> CacheScope {
+        let adapter = self.adapters.as_ref().map_or(0, |adapters| adapters.slot.0);
+        CacheScope { adapter, ..self.scope }
+    }
+
     /// Two answers to one prompt, which is computed once for both.
     fn shares_prompt_with(&self, other: &Self) -> bool {
         let wants =
-            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope, r.tenant, r.priority);
+            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope(), r.tenant, r.priority);
         wants(self) == wants(other) && self.prompt == other.prompt
     }
 }

@@ -4,6 +4,8 @@
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
 
+#[cfg(test)]
+mod adapter_tests;
 mod grammar;
 pub mod handle;
 mod live;
@@ -156,6 +158,14 @@ impl Engine {
 
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
+        if let Err(error) = self.hold_adapters(&group) {
+            for submission in group {
+                self.runner.release(submission.id);
+                self.door.leave_queue(submission.request.tenant);
+                Live::new(submission, &self.masks).fail(&error.to_string());
+            }
+            return;
+        }
         let leader = &group[0];
         let request = &leader.request;
         self.scheduler.add(NewSequence {
@@ -163,13 +173,19 @@ impl Engine {
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
-            scope: request.scope,
+            scope: request.scope(),
             tenant: request.tenant,
             priority: request.priority,
             deadline: leader.deadline.map(|deadline| deadline - self.started),
             forks: group[1..].iter().map(|s| s.id).collect(),
         });
         self.live.extend(group.into_iter().map(|s| (s.id, Live::new(s, &self.masks))));
+    }
+
+    /// A group runs with one list of adapters.
+    fn hold_adapters(&mut self, group: &[Submission]) -> Result<(), hearth_models::Error> {
+        let mut held = group.iter().filter_map(|s| Some((s.id, s.request.adapters.as_ref()?)));
+        held.try_for_each(|(id, adapters)| self.runner.hold(id, adapters))
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -352,6 +368,7 @@ impl Engine {
     /// Frees what a sequence holds, and its place in the counts.
     fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
+        self.runner.release(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         let cached = self.scheduler.pool().idle_count();
         self.stats.kv_blocks_cached.store(cached, Ordering::Release);
