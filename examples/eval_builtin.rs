@@ -73,5 +73,5 @@ fn open(path: &Path) -> Result<Pipeline, Box<dyn Error>> {
     let config = RawConfig::default().validate()?;
     let compute = Compute::Fused(Arc::new(Pool::new(config.threads)));
     let model = registry::open(hearth_models::open(path)?)?.load_alone(&compute, &config.plan)?;
-    Ok(Pipeline::new(Arc::new(Registry::new(vec![model]))))
+    Ok(Pipeline::new(Arc::new(Registry::of(vec![model.into()])?)))
 }

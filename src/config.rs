@@ -12,7 +12,9 @@ use std::time::Duration;
 use hearth_models::KvDType;
 use hearth_models::weights::Mix;
 
-pub use raw::{CapacityArgs, EngineArgs, ModelArgs, RawConfig, ServerArgs};
+use crate::types::KeepAlive;
+
+pub use raw::{CapacityArgs, EngineArgs, MemoryArgs, ModelArgs, RawConfig, ServerArgs};
 
 /// What holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Bounds of every engine.
     pub plan: PlanOptions,
+    /// Which models are in memory, and when.
+    pub memory: MemoryOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
     /// Bytes of the files of one project together.
@@ -74,6 +78,19 @@ pub struct PlanOptions {
     pub kv_dtype: KvDType,
 }
 
+/// Which models are in memory, and when; `registry` sees to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryOptions {
+    /// Bytes for all models; `None`: what is free at the start, less a reserve.
+    pub budget_bytes: Option<u64>,
+    /// Folder of models that are loaded on demand.
+    pub models_dir: Option<PathBuf>,
+    /// How long a model that nobody asks for stays.
+    pub keep_alive: KeepAlive,
+    /// Ids of models that stay.
+    pub pins: Vec<String>,
+}
+
 /// What is wrong, and where.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{option}: {what}")]
@@ -103,7 +120,7 @@ fn mix(name: &str) -> Result<Mix, ConfigError> {
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
-        let Self { model, engine, capacity, server } = self;
+        let Self { model, engine, capacity, memory, server } = self;
         let gb = |option, value, default| {
             in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
         };
@@ -147,6 +164,7 @@ impl RawConfig {
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
             plan: plan(&engine, &capacity, kv_dtype)?,
+            memory: memory_options(memory)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
             files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
@@ -176,6 +194,37 @@ fn plan(
         queue_timeout: queue_timeout_s.map(|s| Duration::from_secs(s as u64)),
         kv_dtype,
     })
+}
+
+fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
+    not_empty("--pin", &memory.pin)?;
+    let keep_alive = memory.keep_alive.as_deref().unwrap_or("-1");
+    Ok(MemoryOptions {
+        budget_bytes: memory.memory_budget.as_deref().map(size).transpose()?,
+        models_dir: memory.models_dir,
+        keep_alive: keep_alive
+            .parse()
+            .or_else(|why| wrong("--keep-alive", format!("`{keep_alive}` {why}")))?,
+        pins: memory.pin,
+    })
+}
+
+/// `12G`, `800M`, `1.5GiB`: a number and a unit, in powers of 1024.
+fn size(text: &str) -> Result<u64, ConfigError> {
+    let told = || format!("`{text}` is not a size such as 12G or 800M");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_uppercase();
+    let shift = match unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit) {
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return wrong("--memory-budget", told()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 && number < 1e6 => Ok((number * (1_u64 << shift) as f64) as u64),
+        _ => wrong("--memory-budget", told()),
+    }
 }
 
 /// A count, or what holds without one.
@@ -263,6 +312,11 @@ impl Config {
                 "queue-timeout-s",
                 plan.queue_timeout.map_or("none".to_owned(), |t| t.as_secs().to_string()),
             ),
+            (
+                "models-dir",
+                self.memory.models_dir.as_ref().map_or("none".into(), |d| d.display().to_string()),
+            ),
+            ("keep-alive", self.memory.keep_alive.to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",
@@ -322,6 +376,10 @@ mod tests {
             ("cors-origin = \"app\"", "--cors-origin"),
             ("log-format = \"xml\"", "--log-format"),
             ("model-alias = \"gpt-4o\"", "--model-alias"),
+            ("memory-budget = \"12\"", "--memory-budget"),
+            ("memory-budget = \"0G\"", "--memory-budget"),
+            ("keep-alive = \"soon\"", "--keep-alive"),
+            ("pin = \"\"", "--pin"),
         ];
         for (toml, flag) in cases {
             assert_eq!(raw(toml).validate().unwrap_err().option, flag);
@@ -332,6 +390,19 @@ mod tests {
     fn an_address_of_version_6_is_told_from_its_port() {
         let config = raw("host = \"::1\"\nport = 80").validate().unwrap();
         assert!(config.describe().contains("[::1]:80"));
+    }
+
+    #[test]
+    fn memory_is_said_in_sizes_and_times() {
+        let memory = |toml: &str| raw(toml).validate().unwrap().memory;
+        let none = memory("");
+        assert_eq!((none.budget_bytes, none.keep_alive), (None, KeepAlive::Forever));
+        for (text, bytes) in [("800M", 800 << 20), ("1.5GiB", 3 << 29), ("2 gb", 2 << 30)] {
+            assert_eq!(memory(&format!("memory-budget = \"{text}\"")).budget_bytes, Some(bytes));
+        }
+        let minutes = KeepAlive::For(Duration::from_secs(300));
+        assert_eq!(memory("keep-alive = 300").keep_alive, minutes);
+        assert_eq!(memory("keep-alive = \"5m\"").keep_alive, minutes);
     }
 
     #[test]

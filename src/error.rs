@@ -96,6 +96,22 @@ pub enum Error {
         /// How long it waited.
         waited: Duration,
     },
+    /// A model was asked for and could not be brought into memory. The next request tries again.
+    #[error("The model `{model}` could not be loaded: {error}")]
+    LoadFailed {
+        /// Its id.
+        model: String,
+        /// Why.
+        error: String,
+    },
+    /// A model is not taken out of memory.
+    #[error("The model `{id}` stays in memory: {why}.")]
+    Stays {
+        /// Its id.
+        id: String,
+        /// What keeps it.
+        why: String,
+    },
     /// The server drains and takes nothing new.
     #[error("The server is shutting down.")]
     ShuttingDown,

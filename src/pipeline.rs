@@ -9,11 +9,10 @@ mod choice;
 mod embed;
 mod form;
 mod prompt;
+mod stream;
 mod tools;
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
@@ -22,13 +21,15 @@ use self::choice::Choice;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
+pub use self::stream::TextStream;
 pub use self::tools::{Tool, ToolChoice, Tools};
 use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
-use crate::registry::{Registry, ServedModel};
+use crate::registry::{Lease, Registry, ServedModel};
 use crate::text::{Shape, Special};
 use crate::types::{
-    CacheScope, FinishReason, Place, Priority, SamplingOverrides, Tenant, Timings, TokenId, Usage,
+    CacheScope, FinishReason, KeepAlive, Place, Priority, SamplingOverrides, Tenant, Timings,
+    TokenId, Usage,
 };
 
 /// What is to be continued.
@@ -112,6 +113,8 @@ pub struct TextRequest {
     pub tenant: Tenant,
     /// Its place among what the same tenant asks.
     pub priority: Priority,
+    /// How long the model stays in memory after it.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// What an answer must look like.
@@ -250,24 +253,40 @@ impl Pipeline {
         &self.registry
     }
 
-    /// Starts a request, or says at once why not. Dropping the stream cancels it.
+    /// Starts a request, or says why not. Dropping the stream, or the future before, cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let mut one = self.generate_all(vec![request]).await?;
+        let model = self.model(&request.model, request.keep_alive).await?;
+        let mut one = self.generate_all(&model, vec![request]).await?;
         Ok(one.pop().expect("one for each request; this is a bug"))
     }
 
+    /// The model that a name stands for, held in memory until the lease and all streams that came
+    /// of it are dropped. May take as long as a load; dropping the future gives the place up.
+    pub async fn model(
+        &self,
+        name: &str,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease<ServedModel>, Error> {
+        self.registry.generator(name, keep_alive).await
+    }
+
     /// Starts requests to one model, all or none.
-    pub async fn generate_all(&self, requests: Vec<TextRequest>) -> Result<Vec<TextStream>, Error> {
-        let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let model = self.registry.generator(&first.model)?;
+    pub async fn generate_all(
+        &self,
+        model: &Lease<ServedModel>,
+        requests: Vec<TextRequest>,
+    ) -> Result<Vec<TextStream>, Error> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
-            let (len, preparing) = (request.prompt.len_bytes(), Arc::clone(&model));
+            let (len, preparing) = (request.prompt.len_bytes(), model.clone());
             let prepared = self.aside(len, move || {
                 prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
             });
             let (Prepared { prompt, form }, request) = prepared.await?;
-            let template = generate_request(&model, &request, prompt, &form)?;
+            let template = generate_request(model, &request, prompt, &form)?;
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
@@ -282,7 +301,7 @@ impl Pipeline {
             let own = generations.by_ref().take(request.n).collect::<Vec<_>>();
             let place = own.first().map_or_else(Place::default, |generation| generation.place);
             let choice = |(index, generation)| {
-                Choice::new(index, generation, &model, &request, &template, &form)
+                Choice::new(index, generation, model, &request, &template, &form)
             };
             let choices = own.into_iter().enumerate().map(choice).collect();
             TextStream { choices, prompt: template.prompt, place, next: 0 }
@@ -294,11 +313,11 @@ impl Pipeline {
     /// has its special tokens where its template puts them.
     pub async fn prompt(
         &self,
+        model: &Lease<ServedModel>,
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let model = self.registry.generator(&request.model)?;
-        let len = request.prompt.len_bytes();
+        let (model, len) = (model.clone(), request.prompt.len_bytes());
         self.aside(len, move || prompt::encode(&model, &request, special)).await
     }
 
@@ -441,6 +460,7 @@ impl TextRequest {
             sampling: SamplingOverrides::default(),
             tenant: Tenant::default(),
             priority: Priority::Default,
+            keep_alive: None,
         }
     }
 
@@ -449,52 +469,5 @@ impl TextRequest {
             Prompt::Chat { .. } => "messages",
             Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
         }
-    }
-}
-
-/// The running choices of one request. Dropping it cancels them.
-pub struct TextStream {
-    choices: Vec<Choice>,
-    prompt: Vec<TokenId>,
-    place: Place,
-    /// Where the next round begins, so that no choice starves the others.
-    next: usize,
-}
-
-impl TextStream {
-    /// Tokens of the prompt.
-    pub fn prompt_tokens(&self) -> usize {
-        self.prompt.len()
-    }
-
-    /// The prompt as the model sees it.
-    pub fn prompt_ids(&self) -> &[TokenId] {
-        &self.prompt
-    }
-
-    /// Where it came into the queue.
-    pub fn place(&self) -> Place {
-        self.place
-    }
-
-    /// The next event of any choice; `None` after every choice has finished.
-    pub async fn next(&mut self) -> Option<Result<TextEvent, Error>> {
-        poll_fn(|cx| {
-            let count = self.choices.len();
-            let mut open = false;
-            for step in 0..count {
-                let place = (self.next + step) % count;
-                match self.choices[place].poll(cx) {
-                    Poll::Ready(Some(event)) => {
-                        self.next = (place + 1) % count;
-                        return Poll::Ready(Some(event));
-                    }
-                    Poll::Ready(None) => {}
-                    Poll::Pending => open = true,
-                }
-            }
-            if open { Poll::Pending } else { Poll::Ready(None) }
-        })
-        .await
     }
 }

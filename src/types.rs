@@ -4,6 +4,7 @@
 //! them; everything that is easily taken for something else is a newtype.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Index of a token in the model's vocabulary.
@@ -64,6 +65,62 @@ pub struct Tenant {
 impl Default for Tenant {
     fn default() -> Self {
         Self { id: 0, weight: 1, max_running: None, project: ProjectId::DEFAULT }
+    }
+}
+
+/// How long a model that nobody asks for stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// This long after its last request.
+    For(Duration),
+    /// Until its memory is needed for another.
+    Forever,
+}
+
+impl KeepAlive {
+    /// Any negative number is for ever. `None` for what is no length of time.
+    pub fn from_secs(seconds: f64) -> Option<Self> {
+        match seconds < 0.0 {
+            true => Some(Self::Forever),
+            false => Duration::try_from_secs_f64(seconds).ok().map(Self::For),
+        }
+    }
+}
+
+impl FromStr for KeepAlive {
+    type Err = &'static str;
+
+    /// `300`, `5m`, `1h30m`, `250ms`, `-1`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const UNITS: [(&str, f64); 4] = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+        let told = "is not seconds, nor a time such as 90s, 5m or 1h30m, nor -1 for ever";
+        let (sign, mut rest) = text.strip_prefix('-').map_or((1.0, text), |rest| (-1.0, rest));
+        if let Ok(seconds) = rest.parse::<u32>() {
+            return Self::from_secs(sign * f64::from(seconds)).ok_or(told);
+        }
+        if rest.is_empty() {
+            return Err(told);
+        }
+        let mut seconds = 0.0;
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(told)?;
+            let (number, after) = rest.split_at(digits);
+            let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+            let (unit, after) = after.split_at(letters);
+            let unit = UNITS.iter().find(|(name, _)| *name == unit).ok_or(told)?.1;
+            seconds += number.parse::<f64>().map_err(|_| told)? * unit;
+            rest = after;
+        }
+        Self::from_secs(sign * seconds).ok_or(told)
+    }
+}
+
+impl fmt::Display for KeepAlive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(time) => write!(f, "{}s", time.as_secs_f64()),
+            Self::Forever => f.write_str("-1"),
+        }
     }
 }
 
@@ -144,4 +201,32 @@ pub struct Timings {
     pub prefill_ms: f64,
     /// From there to the last one.
     pub decode_ms: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_stay_are_read_as_people_write_them() {
+        let time = |ms: u64| Ok(KeepAlive::For(Duration::from_millis(ms)));
+        let cases = [
+            ("0", time(0)),
+            ("300", time(300_000)),
+            ("5m", time(300_000)),
+            ("1h30m", time(5_400_000)),
+            ("1.5h", time(5_400_000)),
+            ("250ms", time(250)),
+            ("-1", Ok(KeepAlive::Forever)),
+            ("-5m", Ok(KeepAlive::Forever)),
+        ];
+        for (text, want) in cases {
+            assert_eq!(text.parse(), want, "{text}");
+        }
+        for bad in ["", "-", "5 m", "m", "5x", "1..5s", "soon", "--1", "1e400h", "5m3"] {
+            assert!(bad.parse::<KeepAlive>().is_err(), "{bad}");
+        }
+        assert!(KeepAlive::from_secs(f64::NAN).is_none());
+        assert!(KeepAlive::from_secs(1e300).is_none());
+    }
 }

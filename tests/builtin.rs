@@ -30,7 +30,7 @@ fn pipeline() -> Pipeline {
     let model = registry::open(file).expect("understood");
     let model = model.load_alone(&compute, &config.plan).expect("it loads");
     assert_eq!(model.id(), NAME);
-    Pipeline::new(Arc::new(Registry::new(vec![model])))
+    Pipeline::new(Arc::new(Registry::of(vec![model.into()]).expect("a thread")))
 }
 
 /// Every pair of lists of a language.

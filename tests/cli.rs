@@ -119,8 +119,7 @@ fn wrong_config_files_are_named() {
 #[test]
 fn environment_is_read_and_flags_win() {
     let doctor = |args: &[&str]| {
-        let mut command = hearth(args);
-        let output = command.env("HEARTH_THREADS", "3").output().unwrap();
+        let output = hearth(args).env("HEARTH_THREADS", "3").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     assert_mentions(&doctor(&["doctor"]), &["threads     3"]);
@@ -142,6 +141,10 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--max-queue", "serve doctor"),
         ("--target-itl-ms", "serve doctor"),
         ("--queue-timeout-s", "serve doctor"),
+        ("--memory-budget", "serve doctor"),
+        ("--models-dir", "serve doctor"),
+        ("--keep-alive", "serve doctor"),
+        ("--pin", "serve doctor"),
         ("--alias", "serve"),
         ("--host", "serve"),
         ("--port", "serve"),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hearth::embeddings::{Bounds, EmbeddingModel};
-use hearth::registry::{OpenEmbedding, Registry};
+use hearth::registry::{Loaded, OpenEmbedding, Registry};
 use hearth_kernels::Pool;
 use hearth_models::{AnyFile, Compute, EncoderBatch};
 use serde_json::{Map, Value, json};
@@ -142,8 +142,8 @@ fn loaded(path: &Path, id: &str, queue_len: usize) -> EmbeddingModel {
 
 async fn serve(folder: &TempDir) -> Server {
     let embedder = loaded(folder.path(), ENCODER, 8);
-    let registry = Registry::new(vec![fixture::model(&Options::default())]);
-    let registry = registry.with_embedders(vec![embedder]);
+    let model = fixture::model(&Options::default());
+    let registry = Registry::of(vec![model.into(), embedder.into()]).expect("a thread");
     let aliases = vec![(ALIAS.to_owned(), ENCODER.to_owned())];
     let registry = registry.with_aliases(aliases).expect("a served model");
     fixture::serve_all(registry, Options::default()).await
@@ -311,8 +311,8 @@ async fn a_gguf_file_gives_the_vector_of_the_folder() {
     put(&folder, "1_Pooling/config.json", r#"{"pooling_mode_cls_token": true}"#);
     let gguf = goldens().join("bert.gguf");
     assert_eq!(understood(&gguf).expect("it is understood").name(), "bert");
-    let models = vec![loaded(&gguf, "gguf", 8), loaded(folder.path(), "folder", 8)];
-    let registry = Registry::default().with_embedders(models);
+    let models = [loaded(&gguf, "gguf", 8), loaded(folder.path(), "folder", 8)];
+    let registry = Registry::of(models.map(Loaded::from).to_vec()).expect("a thread");
     let server = fixture::serve_all(registry, Options::default()).await;
     let mut vectors = Vec::new();
     for model in ["gguf", "folder"] {

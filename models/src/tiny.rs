@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use hearth_kernels::Pool;
 use hearth_kernels::lora::{Factors, Float};
 use hearth_kernels::quant::{self, DType};
 
@@ -36,6 +37,11 @@ pub fn config() -> ModelConfig {
         bos_id: Some(1),
         eos_ids: vec![2],
     }
+}
+
+/// Our kernels on so many threads of their own.
+pub fn compute(threads: usize) -> Compute {
+    Compute::Fused(Arc::new(Pool::new(threads)))
 }
 
 /// Loads random weights for `config`, matrices in `dtype`, onto `compute`.

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, open};
 use crate::bundle::{Binary, Bundle, Contents, ModelSource, Origin, Plan};
+use crate::registry::hub::HubOptions;
 use crate::registry::{builtin, source};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -106,7 +107,7 @@ fn models(args: &CreateArgs) -> Result<Vec<ModelSource>, Failure> {
             source::ModelSource::Builtin => {
                 Origin::Builtin(builtin::bytes().ok_or(open::NO_BUILTIN)?)
             }
-            source => Origin::Path(open::path_of(source)?),
+            source => Origin::Path(open::path_of(source, &HubOptions::from_env())?),
         };
         Ok(ModelSource { id: args.alias.get(index).cloned().or(hub_name), origin })
     };

@@ -87,7 +87,7 @@ impl SamplingArgs {
 /// A conversation, line by line, until the end of input.
 pub(super) fn chat(args: ChatArgs) -> Result<(), Failure> {
     let session = Session::open(args.common)?;
-    if session.registry.models()[0].template().is_none() {
+    if !session.has_template()? {
         let model = &session.model;
         return Err(format!("{model} has no chat template; `hearth complete` runs it").into());
     }
@@ -150,9 +150,14 @@ impl Session {
         // Nobody else asks.
         (config.plan.running_len, config.plan.queue_len) = (1, 1);
         let registry = Arc::new(open::models(&config)?);
-        let model = registry.models()[0].id().to_owned();
+        let model = registry.cards().next().map(|card| card.id.clone()).unwrap_or_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { pipeline: Pipeline::new(Arc::clone(&registry)), registry, model, runtime })
+    }
+
+    fn has_template(&self) -> Result<bool, Failure> {
+        let model = self.runtime.block_on(self.pipeline.model(&self.model, None))?;
+        Ok(model.template().is_some())
     }
 
     /// Streams an answer to standard output and returns it.

@@ -40,6 +40,7 @@ impl<A: clap::Args + Into<RawConfig>> Common<A> {
         }
         config.models.truncate(1);
         config.aliases.truncate(1);
+        (config.memory.models_dir, config.memory.pins) = (None, Vec::new());
         Ok(config)
     }
 }
@@ -50,6 +51,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     let folder = path.parent().unwrap_or(path);
     for model in &mut file.model.model {
         *model = source::relative_to(folder, model);
+    }
+    if let Some(dir) = &mut file.memory.models_dir {
+        *dir = folder.join(&*dir);
     }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");

@@ -3,10 +3,13 @@
 use std::io::{self, Write};
 
 use hearth_kernels::{Isa, cpu, pool};
+use hearth_models::Compute;
 
 use super::common::Common;
 use super::{Failure, open};
-use crate::config::{CapacityArgs, EngineArgs, ModelArgs, RawConfig};
+use crate::config::{CapacityArgs, Config, EngineArgs, MemoryArgs, ModelArgs, RawConfig};
+use crate::registry::hub::HubOptions;
+use crate::registry::offer::{ModelBounds, Opened};
 use crate::registry::plan;
 
 /// Flags that change what would be used.
@@ -18,11 +21,13 @@ pub(super) struct DoctorArgs {
     engine: EngineArgs,
     #[command(flatten)]
     capacity: CapacityArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 impl From<DoctorArgs> for RawConfig {
-    fn from(DoctorArgs { model, engine, capacity }: DoctorArgs) -> Self {
-        Self { model, engine, capacity, ..Self::default() }
+    fn from(DoctorArgs { model, engine, capacity, memory }: DoctorArgs) -> Self {
+        Self { model, engine, capacity, memory, ..Self::default() }
     }
 }
 
@@ -45,21 +50,43 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let free = plan::free_bytes();
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
-    let opened = open::open(&config, &compute)?;
-    for model in opened.embedders() {
+    let offer = open::offer(&config, &compute, &HubOptions::from_env())?;
+    let told = offer.budget_bytes.map_or("unknown".into(), |bytes| format!("{} MB", bytes >> 20));
+    writeln!(out, "budget      {told} for all models")?;
+    for planned in &offer.models {
+        model(out, &config, &compute, planned)?;
+    }
+    for (_, why) in &offer.refused {
+        writeln!(out, "\nnot offered {why}")?;
+    }
+    Ok(())
+}
+
+/// One model, and what it would take.
+fn model(
+    out: &mut impl Write,
+    config: &Config,
+    compute: &Compute,
+    planned: &open::Planned,
+) -> Result<(), Failure> {
+    let offered = &planned.offered;
+    let weights_mb = offered.opened.weight_bytes(compute) >> 20;
+    let (mb, when) = (offered.bytes.div_ceil(1 << 20), planned.when());
+    if let Opened::Embedding(model) = &offered.opened {
         let numbers = model.file().config();
         writeln!(out, "\nmodel       {}", model.file().path().display())?;
         writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
-        writeln!(out, "weights     {} MB", model.weight_bytes(&compute) >> 20)?;
+        writeln!(out, "weights     {weights_mb} MB")?;
+        writeln!(out, "memory      {mb} MB in all, {when}")?;
         writeln!(out, "embeds      {} numbers a text", numbers.hidden_len)?;
     }
-    for (model, limits) in opened.iter() {
-        let (file, weights) = (model.file(), model.file().weight_bytes(&compute));
-        let numbers = file.config();
+    if let (Opened::Text(model), ModelBounds::Text(limits)) = (&offered.opened, &offered.bounds) {
+        let numbers = model.file().config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
-        writeln!(out, "\nmodel       {}", file.path().display())?;
+        writeln!(out, "\nmodel       {}", model.file().path().display())?;
         writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
-        writeln!(out, "weights     {} MB", weights >> 20)?;
+        writeln!(out, "weights     {weights_mb} MB")?;
+        writeln!(out, "memory      {mb} MB in all, {when}")?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
         writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
         let limit = config.plan.queue_timeout;

@@ -6,10 +6,13 @@ use clap::Subcommand;
 use hearth_models::AnyFile;
 use hearth_models::weights::{Value, Weights};
 
-use super::{Failure, open};
-use crate::registry::builtin;
+use super::Failure;
+use super::common::Common;
+use super::open::{self, Offer};
+use crate::config::{CapacityArgs, EngineArgs, MemoryArgs, ModelArgs, RawConfig};
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::source::{HubId, ModelSource};
+use crate::registry::{Kind, builtin};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ModelsCommand {
@@ -18,8 +21,8 @@ pub(super) enum ModelsCommand {
         /// `org/name`, `org/name:Q4_K_M`, `org/name:file.gguf`, `org/name@revision`.
         model: String,
     },
-    /// Show what the cache has.
-    List,
+    /// Show what a server with this configuration would offer, and what the cache has.
+    List(Box<Common<ListArgs>>),
     /// Show what is inside a model: configuration, metadata, tensors. Loads no weight.
     Inspect {
         /// A file, a folder or a hub id.
@@ -28,6 +31,25 @@ pub(super) enum ModelsCommand {
         #[arg(long)]
         tensors: bool,
     },
+}
+
+/// Flags that change what a server would offer.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    capacity: CapacityArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+impl From<ListArgs> for RawConfig {
+    fn from(ListArgs { model, engine, capacity, memory }: ListArgs) -> Self {
+        Self { model, engine, capacity, memory, ..Self::default() }
+    }
 }
 
 pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
@@ -39,12 +61,16 @@ pub(super) fn run(command: ModelsCommand) -> Result<(), Failure> {
             writeln!(out, "{}", path.display())?;
             Ok(())
         }
-        ModelsCommand::List => list(out),
+        ModelsCommand::List(common) => list(out, *common),
         ModelsCommand::Inspect { model, tensors } => inspect(out, &model, tensors),
     }
 }
 
-fn list(out: &mut impl Write) -> Result<(), Failure> {
+fn list(out: &mut impl Write, common: Common<ListArgs>) -> Result<(), Failure> {
+    match offered(common) {
+        Ok(offer) => show_offer(out, &offer)?,
+        Err(error) => writeln!(out, "a server would not start: {error}")?,
+    }
     let cache = HubOptions::from_env().cache;
     if let Some(bytes) = builtin::bytes() {
         let (name, size) = (builtin::NAME, bytes.len().div_ceil(1 << 20));
@@ -61,6 +87,31 @@ fn list(out: &mut impl Write) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Nothing is fetched for a list.
+fn offered(common: Common<ListArgs>) -> Result<Offer, Failure> {
+    let config = common.validate()?;
+    let hub = HubOptions { offline: true, ..HubOptions::from_env() };
+    open::offer(&config, &open::compute(&config)?, &hub)
+}
+
+fn show_offer(out: &mut impl Write, offer: &Offer) -> Result<(), Failure> {
+    let told = offer.budget_bytes.map_or("unknown".into(), |bytes| format!("{} MB", bytes >> 20));
+    writeln!(out, "a server would offer, in a memory budget of {told}:")?;
+    for planned in &offer.models {
+        let model = &planned.offered;
+        let what = match model.kind {
+            Kind::Text { context_len } => format!("context {context_len}"),
+            Kind::Embedding { vector_len, .. } => format!("embeds, {vector_len} numbers"),
+        };
+        let (mb, when) = (model.bytes.div_ceil(1 << 20), planned.when());
+        writeln!(out, "  {:<40} {mb:>8} MB  {when:<20}  {what}", model.id)?;
+    }
+    for (_, why) in &offer.refused {
+        writeln!(out, "  not offered: {why}")?;
+    }
+    Ok(())
+}
+
 fn inspect(out: &mut impl Write, name: &str, every_tensor: bool) -> Result<(), Failure> {
     // A model that cannot be run can still be looked into.
     let (weights, config) = match ModelSource::parse(name)? {
@@ -70,7 +121,7 @@ fn inspect(out: &mut impl Write, name: &str, every_tensor: bool) -> Result<(), F
             (Weights::from_bytes(name, bytes)?, file)
         }
         source => {
-            let path = open::path_of(source)?;
+            let path = open::path_of(source, &HubOptions::from_env())?;
             (Weights::open(&path)?, hearth_models::open_any(&path))
         }
     };

@@ -1,4 +1,5 @@
-//! From a configuration to loaded models, with progress on the terminal.
+//! From a configuration to models: what is offered, and what is loaded at the start, with progress
+//! on the terminal.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -6,18 +7,15 @@ use std::sync::Arc;
 
 use hearth_kernels::Pool;
 use hearth_models::weights::Mix;
-use hearth_models::{AnyFile, Compute, ModelFile};
+use hearth_models::{Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use crate::config::Config;
-use crate::embeddings::{Bounds, EmbeddingModel};
-use crate::engine::handle::Limits;
 use crate::registry::hub::{self, Bars, HubOptions};
+use crate::registry::offer::{self, Offered, Place, Refused, Terms, Wanted};
 use crate::registry::source::ModelSource;
-use crate::registry::{
-    self, LoadError, LoadOptions, OpenEmbedding, OpenModel, Registry, ServedModel, builtin, plan,
-};
+use crate::registry::{Bounds, LoadError, Registry, builtin, plan};
 
 pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
     name one:\n  \
@@ -25,78 +23,173 @@ pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `built
     --model path/to/folder          config.json, tokenizer.json and *.safetensors\n  \
     --model org/name:Q4_K_M         from the Hugging Face hub";
 
-/// Models of the configuration, opened, with the ids under which they will be served.
-pub(super) struct Opened {
-    models: Vec<(Option<String>, OpenModel)>,
-    limits: Vec<Limits>,
-    embedders: Vec<(Option<String>, OpenEmbedding)>,
+/// What a configuration offers.
+pub(super) struct Offer {
+    /// Models that can be served, those that were named before those of the folder.
+    pub models: Vec<Planned>,
+    /// Ids of models in the folder that cannot, and why.
+    pub refused: Vec<(String, String)>,
+    /// What models may take together.
+    pub budget_bytes: Option<u64>,
 }
 
-/// Opens every model and divides the memory among them; loads nothing.
-pub(super) fn open(config: &Config, compute: &Compute) -> Result<Opened, Failure> {
-    let (mut models, mut embedders) = (Vec::new(), Vec::new());
-    for (index, name) in names(config)?.iter().enumerate() {
+/// A model, and when it is loaded.
+pub(super) struct Planned {
+    pub offered: Offered,
+    pub at_start: bool,
+    pub pinned: bool,
+}
+
+impl Planned {
+    pub(super) fn when(&self) -> &'static str {
+        match (self.pinned, self.at_start) {
+            (true, _) => "pinned",
+            (false, true) => "loaded at the start",
+            (false, false) => "loaded on demand",
+        }
+    }
+}
+
+/// Opens every model, divides the memory among them, and says which are loaded at the start: those
+/// that are pinned, and of those that were named as many as fit beside each other. Loads nothing.
+pub(super) fn offer(
+    config: &Config,
+    compute: &Compute,
+    hub: &HubOptions,
+) -> Result<Offer, Failure> {
+    let budget_bytes = config.memory.budget_bytes.or_else(plan::budget);
+    let (plan, mix) = (config.plan, config.quantize);
+    let terms = Terms { compute: compute.clone(), plan, mix, budget_bytes };
+    let mut wanted = named_models(config, hub)?;
+    let named = wanted.len();
+    wanted.extend(models_of_folder(config, &wanted)?);
+    if wanted.is_empty() {
+        return Err("--models-dir: there is no model in that folder".into());
+    }
+    let (mut offered, mut refused, mut ids) = (Vec::new(), Vec::new(), HashSet::new());
+    for (index, one) in offer::offer(wanted, &terms).into_iter().enumerate() {
+        let was_named = index < named;
+        match one {
+            Ok(one) if !ids.insert(one.id.clone()) => {
+                if was_named {
+                    let id = one.id;
+                    return Err(format!("two models would be served as `{id}`; use --alias").into());
+                }
+            }
+            Ok(one) => match one.never_fits() {
+                Some((needed, budget)) => {
+                    let why = too_large(&one.id, needed, budget);
+                    if was_named {
+                        return Err(why.into());
+                    }
+                    refused.push((one.id, why));
+                }
+                None => offered.push((was_named, one)),
+            },
+            Err(Refused { error, .. }) if was_named => return Err(error.into()),
+            Err(Refused { id, error }) => {
+                if ids.insert(id.clone()) {
+                    let why = format!("The model `{id}` cannot be served: {error}.");
+                    refused.push((id, why));
+                }
+            }
+        }
+    }
+    let models = at_start(config, offered, budget_bytes)?;
+    Ok(Offer { models, refused, budget_bytes })
+}
+
+fn too_large(id: &str, needed: u64, budget: u64) -> String {
+    let (needed, budget) = (needed.div_ceil(1 << 20), budget >> 20);
+    format!("The model `{id}` needs {needed} MB, more than the memory budget of {budget} MB.")
+}
+
+/// Pinned ones have their place in any case.
+fn at_start(
+    config: &Config,
+    offered: Vec<(bool, Offered)>,
+    budget_bytes: Option<u64>,
+) -> Result<Vec<Planned>, Failure> {
+    let pins = &config.memory.pins;
+    if let Some(pin) = pins.iter().find(|pin| offered.iter().all(|(_, one)| one.id != **pin)) {
+        return Err(format!("--pin: `{pin}` is not the id of a model that is offered").into());
+    }
+    let is_pinned = |one: &Offered| pins.contains(&one.id);
+    let pinned: u64 = offered.iter().filter(|(_, o)| is_pinned(o)).map(|(_, o)| o.bytes).sum();
+    let mut free = budget_bytes.unwrap_or(u64::MAX).checked_sub(pinned).ok_or_else(|| {
+        let budget = budget_bytes.unwrap_or(u64::MAX) >> 20;
+        let pinned = pinned.div_ceil(1 << 20);
+        format!("--pin: these models need {pinned} MB, more than the memory budget of {budget} MB")
+    })?;
+    let plan = |(named, offered): (bool, Offered)| {
+        let pinned = is_pinned(&offered);
+        let fits = named && !pinned && offered.bytes <= free;
+        free -= if fits { offered.bytes } else { 0 };
+        Planned { offered, at_start: pinned || fits, pinned }
+    };
+    Ok(offered.into_iter().map(plan).collect())
+}
+
+/// The models that the configuration names, or else the one that the binary carries.
+fn named_models(config: &Config, hub: &HubOptions) -> Result<Vec<Wanted>, Failure> {
+    let wanted = |(index, name): (usize, &String)| {
         let source = ModelSource::parse(name)?;
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
-        let alias = config.aliases.get(index).cloned().or(hub_name);
-        match any(source)? {
-            AnyFile::Decoder(file) => {
-                let file = as_asked(file, config.quantize)?;
-                models.push((alias, registry::open(file)?));
-            }
-            AnyFile::Encoder(file) => embedders.push((alias, OpenEmbedding::new(file)?)),
-        }
-    }
-    let taken: u64 = embedders.iter().map(|(_, model)| model.weight_bytes(compute)).sum();
-    let free = plan::free_bytes().map(|free| free.saturating_sub(taken));
-    let demands: Vec<_> = models.iter().map(|(_, model)| model.demand(compute)).collect();
-    let limits = plan::plan(&demands, &config.plan, free)?;
-    Ok(Opened { models, limits, embedders })
-}
-
-impl Opened {
-    /// What was opened, with its bounds.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&OpenModel, &Limits)> {
-        self.models.iter().map(|(_, model)| model).zip(&self.limits)
-    }
-
-    /// The encoders among it.
-    pub(super) fn embedders(&self) -> impl Iterator<Item = &OpenEmbedding> {
-        self.embedders.iter().map(|(_, model)| model)
-    }
-}
-
-/// Loads every model of the configuration.
-pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    let compute = compute(config)?;
-    let opened = open(config, &compute)?;
-    let mut ids = HashSet::new();
-    let mut once = |id: String| match ids.insert(id.clone()) {
-        true => Ok(id),
-        false => Err(format!("two models would be served as `{id}`; use --alias")),
+        let id = config.aliases.get(index).cloned().or(hub_name);
+        let place = match source {
+            ModelSource::Builtin => Place::Builtin,
+            source => Place::Path(path_of(source, hub)?),
+        };
+        Ok(Wanted { id, place })
     };
-    let mut served: Vec<ServedModel> = Vec::new();
-    for ((alias, model), limits) in opened.models.into_iter().zip(opened.limits) {
-        let id = once(alias.unwrap_or_else(|| model.name()))?;
-        served.push(load(model, id, limits, &compute, config)?);
-    }
-    let mut embedders: Vec<EmbeddingModel> = Vec::new();
-    let bounds =
-        Bounds { queue_len: config.plan.queue_len, batch_tokens: config.plan.batch_tokens };
-    for (alias, model) in opened.embedders {
-        let id = once(alias.unwrap_or_else(|| model.name()))?;
-        let loaded = with_bar(|progress| model.load(id, &compute, bounds, progress));
-        embedders.push(loaded?);
-    }
-    let registry = Registry::new(served).with_embedders(embedders);
-    let aliases = config.model_aliases.clone();
-    Ok(registry.with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?)
+    names(config)?.iter().enumerate().map(wanted).collect()
 }
 
-/// What to load: what the configuration names, or else the model that the binary carries.
+/// The models of the folder, those left out that were named.
+fn models_of_folder(config: &Config, named: &[Wanted]) -> Result<Vec<Wanted>, Failure> {
+    let Some(folder) = &config.memory.models_dir else { return Ok(Vec::new()) };
+    let found = offer::models_in(folder);
+    let mut found = found.map_err(|e| format!("--models-dir: {}: {e}", folder.display()))?;
+    let whole = |path: &PathBuf| path.canonicalize().ok();
+    let is_named = |path: &PathBuf| {
+        named.iter().any(|w| matches!(&w.place, Place::Path(own) if whole(own) == whole(path)))
+    };
+    found.retain(|path| !is_named(path));
+    Ok(found.into_iter().map(|path| Wanted { id: None, place: Place::Path(path) }).collect())
+}
+
+/// A registry of everything that is offered, with what belongs there at the start loaded.
+pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
+    serve(config, offer(config, &compute(config)?, &HubOptions::from_env())?)
+}
+
+/// The same of what was offered already.
+pub(super) fn serve(config: &Config, offer: Offer) -> Result<Registry, Failure> {
+    let bounds = Bounds {
+        budget_bytes: offer.budget_bytes,
+        queue_len: config.plan.queue_len,
+        queue_timeout: config.plan.queue_timeout,
+        keep_alive: config.memory.keep_alive,
+    };
+    let first = offer.models.iter().filter(|planned| planned.at_start);
+    let first: Vec<String> = first.map(|planned| planned.offered.id.clone()).collect();
+    let entry = |planned: Planned| planned.offered.entry(planned.pinned, planned.at_start);
+    let registry = Registry::new(offer.models.into_iter().map(entry).collect(), bounds)?;
+    let registry = registry.with_refused(offer.refused);
+    let aliases = config.model_aliases.clone();
+    let registry = registry.with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?;
+    for id in first {
+        with_bar(|progress| registry.load_blocking(&id, progress))?;
+    }
+    Ok(registry)
+}
+
+/// What is named: by the configuration, or where it names nothing, not even a folder, the model
+/// that the binary carries.
 pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
     match (config.models.is_empty(), builtin::bytes()) {
+        (true, _) if config.memory.models_dir.is_some() => Ok(Vec::new()),
         (false, _) => Ok(config.models.clone()),
         (true, Some(_)) => Ok(vec![builtin::NAME.to_owned()]),
         (true, None) => Err(NO_BUILTIN.into()),
@@ -110,63 +203,27 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.
-pub(super) fn path_of(source: ModelSource) -> Result<PathBuf, Failure> {
+pub(super) fn path_of(source: ModelSource, hub: &HubOptions) -> Result<PathBuf, Failure> {
     match source {
         ModelSource::Path(path) => Ok(path),
-        ModelSource::Hub(id) => {
-            Ok(hub::resolve(&id, &HubOptions::from_env(), &mut Bars::default())?)
-        }
+        ModelSource::Hub(id) => Ok(hub::resolve(&id, hub, &mut Bars::default())?),
         ModelSource::Builtin => Err("the built-in model is not a file".into()),
     }
 }
 
-/// Opens a model of any kind, wherever it comes from.
-fn any(source: ModelSource) -> Result<AnyFile, Failure> {
-    match source {
-        ModelSource::Builtin => opened(source).map(AnyFile::Decoder),
+/// The language model that the operator wrote, opened, to be quantised while it is loaded.
+pub(super) fn named(name: &str, mix: Option<Mix>) -> Result<ModelFile, Failure> {
+    let file = match ModelSource::parse(name)? {
+        ModelSource::Builtin => builtin::open().ok_or(NO_BUILTIN)??,
         source => {
-            let path = path_of(source)?;
-            hearth_models::open_any(&path)
-                .map_err(|source| LoadError::Model { path, source }.into())
+            let path = path_of(source, &HubOptions::from_env())?;
+            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source })?
         }
-    }
-}
-
-/// Opens a language model, wherever it comes from.
-fn opened(source: ModelSource) -> Result<ModelFile, Failure> {
-    match source {
-        ModelSource::Builtin => Ok(builtin::open().ok_or(NO_BUILTIN)??),
-        source => {
-            let path = path_of(source)?;
-            hearth_models::open(&path).map_err(|source| LoadError::Model { path, source }.into())
-        }
-    }
-}
-
-/// To be quantised while it is loaded, if so asked.
-fn as_asked(file: ModelFile, mix: Option<Mix>) -> Result<ModelFile, Failure> {
+    };
     match mix {
         None => Ok(file),
         Some(mix) => file.quantized(mix).map_err(|e| format!("--quantize: {e}").into()),
     }
-}
-
-/// The language model that the operator wrote.
-pub(super) fn named(name: &str, mix: Option<Mix>) -> Result<ModelFile, Failure> {
-    as_asked(opened(ModelSource::parse(name)?)?, mix)
-}
-
-fn load(
-    model: OpenModel,
-    id: String,
-    limits: Limits,
-    compute: &Compute,
-    config: &Config,
-) -> Result<ServedModel, Failure> {
-    let (compute, kv_dtype) = (compute.clone(), config.plan.kv_dtype);
-    let loaded =
-        with_bar(|progress| model.load(LoadOptions { id, compute, limits, kv_dtype, progress }));
-    Ok(loaded?)
 }
 
 /// Calls `load` with something that moves a bar on the terminal.

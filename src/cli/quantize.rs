@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, open};
 use crate::registry;
+use crate::registry::hub::HubOptions;
 use crate::registry::source::ModelSource;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -43,7 +44,7 @@ pub(super) fn run(args: QuantizeArgs) -> Result<(), Failure> {
     if args.output.is_dir() {
         return Err(format!("{output} is a folder; name the file to write").into());
     }
-    let path = open::path_of(ModelSource::parse(&args.source)?)?;
+    let path = open::path_of(ModelSource::parse(&args.source)?, &HubOptions::from_env())?;
     let file = hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     if file.weights().files().any(|source| same(source, &args.output)) {
         return Err(format!("{output} is the source itself").into());

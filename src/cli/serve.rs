@@ -14,7 +14,9 @@ use crate::config::{Config, RawConfig};
 use crate::files::{Files, Quota};
 use crate::history::History;
 use crate::pipeline::Pipeline;
-use crate::registry::{ServedModel, builtin};
+use crate::registry::hub::HubOptions;
+use crate::registry::offer::ModelBounds;
+use crate::registry::{Kind, builtin};
 use crate::server::{self, Rooms, ServerConfig};
 use crate::store::Store;
 
@@ -32,20 +34,13 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     tell(format_args!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe()));
     tell(format_args!("  keys            {door}"));
     let started = Instant::now();
-    let registry = Arc::new(open::models(&config)?);
-    for model in registry.models() {
-        tell(describe(model));
-        if model.id() == builtin::NAME {
-            tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
-        }
-    }
-    for model in registry.embedders() {
-        tell(format_args!(
-            "  embedding       {} ({} numbers, texts of up to {} tokens)",
-            model.id(),
-            model.vector_len(),
-            model.settings().context_len
-        ));
+    let offer = open::offer(&config, &open::compute(&config)?, &HubOptions::from_env())?;
+    tell(format_args!("  memory-budget   {}", budget(&config, offer.budget_bytes)));
+    offer.models.iter().for_each(|planned| tell(describe(planned)));
+    offer.refused.iter().for_each(|(_, why)| tell(format_args!("  not offered     {why}")));
+    let registry = Arc::new(open::serve(&config, offer)?);
+    if registry.card(builtin::NAME).is_ok() {
+        tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
     }
     tell(format_args!("  ready after     {:.2} s", started.elapsed().as_secs_f64()));
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
@@ -170,15 +165,33 @@ async fn stop_signal() {
     }
 }
 
-fn describe(model: &ServedModel) -> String {
-    let limits = model.engine().limits();
-    let kv_tokens = limits.kv_blocks * limits.block_len;
-    format!(
-        "  serving         {} (context {} tokens, KV for {kv_tokens} tokens, {} at once)",
-        model.id(),
-        limits.context_len,
-        limits.running_len
-    )
+/// What models may take together, and who said so.
+fn budget(config: &Config, bytes: Option<u64>) -> String {
+    let source = match config.memory.budget_bytes {
+        Some(_) => "as told",
+        None => "what is free, less a reserve",
+    };
+    bytes.map_or("none: the system does not tell".to_owned(), |bytes| {
+        format!("{} MB for all models ({source})", bytes >> 20)
+    })
+}
+
+fn describe(planned: &open::Planned) -> String {
+    let model = &planned.offered;
+    let what = match (&model.bounds, model.kind) {
+        (ModelBounds::Text(limits), _) => format!(
+            "context {} tokens, KV for {} tokens, {} at once",
+            limits.context_len,
+            limits.kv_blocks * limits.block_len,
+            limits.running_len
+        ),
+        (_, Kind::Embedding { context_len, vector_len }) => {
+            format!("embeds: {vector_len} numbers, texts of up to {context_len} tokens")
+        }
+        (_, Kind::Text { context_len }) => format!("context {context_len} tokens"),
+    };
+    let mb = model.bytes.div_ceil(1 << 20);
+    format!("  serving         {} ({what}; {mb} MB, {})", model.id, planned.when())
 }
 
 /// Logs go to standard error; `RUST_LOG` sets what is shown.

@@ -22,6 +22,9 @@ pub struct RawConfig {
     /// How many requests there may be.
     #[command(flatten)]
     pub capacity: CapacityArgs,
+    /// Which models are in memory, and when.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// What clients meet.
     #[command(flatten)]
     pub server: ServerArgs,
@@ -86,6 +89,30 @@ pub struct CapacityArgs {
     /// Seconds that a request may wait before it is begun; then it is given up (default: for ever).
     #[arg(long, env = "HEARTH_QUEUE_TIMEOUT_S")]
     pub queue_timeout_s: Option<usize>,
+}
+
+/// Which models are in memory, and when.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// Memory that all models may take together, weights, keys and values: `12G`, `800M` (default:
+    /// what is free at the start, less a reserve).
+    #[arg(long, env = "HEARTH_MEMORY_BUDGET")]
+    pub memory_budget: Option<String>,
+    /// Folder whose models are offered and loaded on demand: .gguf files, and folders with a
+    /// config.json.
+    #[arg(long, env = "HEARTH_MODELS_DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// How long a model that nobody asks for stays in memory: seconds, `5m`, 0 for not at all, -1
+    /// until its memory is needed; a request's `keep_alive` wins (default: -1).
+    #[arg(long, env = "HEARTH_KEEP_ALIVE", allow_negative_numbers = true)]
+    #[serde(deserialize_with = "text_or_number")]
+    pub keep_alive: Option<String>,
+    /// Id of a model that is loaded at the start and stays; repeat for several.
+    #[arg(long, env = "HEARTH_PIN")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub pin: Vec<String>,
 }
 
 /// What clients meet.
@@ -178,6 +205,7 @@ impl RawConfig {
             model: group(text)?,
             engine: group(text)?,
             capacity: group(text)?,
+            memory: group(text)?,
             server: group(text)?,
         })
     }
@@ -187,8 +215,7 @@ impl RawConfig {
         fn list<T>(a: Vec<T>, b: Vec<T>) -> Vec<T> {
             if a.is_empty() { b } else { a }
         }
-        let (model, engine, capacity, server) =
-            (self.model, self.engine, self.capacity, self.server);
+        let Self { model, engine, capacity, memory, server } = self;
         Self {
             server: ServerArgs {
                 // Ids belong to the models that stand with them.
@@ -219,6 +246,12 @@ impl RawConfig {
                 ctx_size: engine.ctx_size.or(file.engine.ctx_size),
                 batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
             },
+            memory: MemoryArgs {
+                memory_budget: memory.memory_budget.or(file.memory.memory_budget),
+                models_dir: memory.models_dir.or(file.memory.models_dir),
+                keep_alive: memory.keep_alive.or(file.memory.keep_alive),
+                pin: list(memory.pin, file.memory.pin),
+            },
             capacity: CapacityArgs {
                 max_running: capacity.max_running.or(file.capacity.max_running),
                 max_queue: capacity.max_queue.or(file.capacity.max_queue),
@@ -227,6 +260,20 @@ impl RawConfig {
             },
         }
     }
+}
+
+/// A text in the file, or a number.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or a number")]
+    enum TextOrNumber {
+        Text(String),
+        Number(i64),
+    }
+    Ok(Some(match TextOrNumber::deserialize(deserializer)? {
+        TextOrNumber::Text(text) => text,
+        TextOrNumber::Number(number) => number.to_string(),
+    }))
 }
 
 /// A list in the file, or its only value.
@@ -284,7 +331,8 @@ mod tests {
             model-alias = \"x=a\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
-            lenient-fields = true\nlog-format = \"json\"";
+            lenient-fields = true\nlog-format = \"json\"\n\
+            memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
         assert_eq!(all.lines().count(), flags().len());
         let all = RawConfig::from_toml(all).unwrap();
         assert_eq!(RawConfig::default().or(all.clone()), all);

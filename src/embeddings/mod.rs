@@ -11,7 +11,7 @@ mod queue;
 
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hearth_models::TextEncoder;
 
@@ -48,7 +48,6 @@ pub enum Dimensions {
 /// A model that embeds.
 pub struct EmbeddingModel {
     id: String,
-    created_s: u64,
     tokenizer: Tokenizer,
     settings: Settings,
     vocab_len: usize,
@@ -73,7 +72,6 @@ impl EmbeddingModel {
         let (queue, thread) = queue::start(model, settings.clone(), bounds)?;
         Ok(Self {
             id,
-            created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             tokenizer,
             settings,
             vocab_len,
@@ -86,11 +84,6 @@ impl EmbeddingModel {
     /// The id that requests name.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    /// When it was loaded, in seconds of Unix time.
-    pub fn created_s(&self) -> u64 {
-        self.created_s
     }
 
     /// Text to ids.
@@ -126,14 +119,13 @@ impl EmbeddingModel {
 
     /// Waits until its thread, told to drain, has ended. False at the deadline.
     pub fn wait(&self, deadline: Instant) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return true };
-        while !thread.is_finished() {
+        while self.is_alive() {
             if Instant::now() >= deadline {
                 return false;
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(2));
         }
-        thread.join().is_ok()
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        thread.is_none_or(|thread| thread.join().is_ok())
     }
 }

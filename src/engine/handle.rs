@@ -159,7 +159,7 @@ pub enum SubmitError {
 }
 
 /// Bounds derived once at start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Tokens of one sequence, prompt and completion together.
     pub context_len: usize,

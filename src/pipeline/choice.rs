@@ -15,7 +15,7 @@ use super::tools::{self, Tools};
 use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob, random_seed};
 use crate::engine::handle::{Event, GenerateRequest, Generation, Logprobs};
 use crate::error::Error;
-use crate::registry::ServedModel;
+use crate::registry::{Lease, ServedModel};
 use crate::text::{DecodeStream, OutputParser, Piece, StopMatcher};
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
@@ -23,7 +23,7 @@ pub(super) struct Choice {
     index: usize,
     /// `None` once the choice has ended.
     generation: Option<Generation>,
-    model: Arc<ServedModel>,
+    model: Lease<ServedModel>,
     decoder: DecodeStream,
     stop: StopMatcher,
     parser: Box<dyn OutputParser>,
@@ -65,7 +65,7 @@ impl Choice {
     pub fn new(
         index: usize,
         generation: Generation,
-        model: &Arc<ServedModel>,
+        model: &Lease<ServedModel>,
         request: &TextRequest,
         generate: &GenerateRequest,
         form: &Form,
@@ -74,7 +74,7 @@ impl Choice {
             index,
             generation: Some(generation),
             decoder: decoder(model, request, &generate.prompt, form),
-            model: Arc::clone(model),
+            model: model.clone(),
             stop: StopMatcher::new(request.stop.clone()),
             parser: form.parser(),
             tools: request.tools.clone(),

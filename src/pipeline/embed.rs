@@ -1,12 +1,10 @@
 //! One request for vectors: find the model, encode, check, submit, cut.
 
-use std::sync::Arc;
-
 use super::Pipeline;
 use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, cut};
 use crate::error::Error;
 use crate::text::Special;
-use crate::types::TokenId;
+use crate::types::{KeepAlive, TokenId};
 
 /// A request for vectors.
 #[derive(Clone, Debug)]
@@ -17,6 +15,8 @@ pub struct EmbedRequest {
     pub inputs: Vec<EmbedInput>,
     /// Numbers of a vector; `None`: all that the model has.
     pub dimensions: Option<usize>,
+    /// How long the model stays in memory after it.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 impl EmbedRequest {
@@ -56,9 +56,9 @@ const TOKENS_MAX: usize = 300_000;
 impl Pipeline {
     /// Embeds. Dropping the future cancels what is not computed yet.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, Error> {
-        let model = self.registry.embedder(&request.model)?;
+        let model = self.registry.embedder(&request.model, request.keep_alive).await?;
         let dimensions = check_dimensions(&model, request.dimensions)?;
-        let (len, inputs, encoder) = (request.len_bytes(), request.inputs, Arc::clone(&model));
+        let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
         let texts = self.aside(len, move || encode(&encoder, inputs)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let vectors = model.queue().submit(texts).map_err(|error| match error {

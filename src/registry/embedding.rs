@@ -46,6 +46,11 @@ impl OpenEmbedding {
         load::name_of(self.file.path())
     }
 
+    /// Tokens of one text.
+    pub fn context_len(&self) -> usize {
+        self.settings.context_len
+    }
+
     /// What its weights take.
     pub fn weight_bytes(&self, compute: &Compute) -> u64 {
         compute.weight_bytes(self.file.weights())

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_models::weights::Metadata;
 use hearth_models::{Compute, KvDType, ModelFile};
@@ -114,7 +113,7 @@ impl OpenModel {
         compute: &Compute,
         options: &PlanOptions,
     ) -> Result<ServedModel, LoadError> {
-        let limits = plan::plan(&[self.demand(compute)], options, plan::free_bytes())?.remove(0);
+        let limits = plan::plan(&[self.demand(compute)], options, plan::budget(), 0).remove(0)?;
         let options = LoadOptions {
             id: self.name(),
             compute: compute.clone(),
@@ -142,7 +141,6 @@ impl OpenModel {
         let (engine, thread) = spawned.map_err(model_error)?;
         Ok(ServedModel {
             id,
-            created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             fingerprint,
             engine,
             thread: Mutex::new(Some(thread)),

@@ -1,70 +1,132 @@
-//! What can be served: base models by id, each with its engine, tokenizer and defaults; and models
-//! that embed.
+//! What can be served: models that answer and models that embed, by id, in memory or not.
 //!
 //! `source` says where a model comes from, `hub` fetches it, `load` turns files into a
-//! [`ServedModel`], `embedding` to one that embeds, `plan` divides the memory. Filled once at
-//! start, read from any thread.
+//! [`ServedModel`], `embedding` to one that embeds, `plan` divides the memory, `offer` makes an
+//! [`Entry`] of each. `residency` decides who is in memory, `keeper` does it: whoever asks for a
+//! model gets a [`Lease`], after a load where that is needed. Read and asked from any thread.
 
 pub mod builtin;
 mod convert;
 mod embedding;
 pub mod hub;
+mod keeper;
 mod load;
+pub mod offer;
 pub mod plan;
+mod residency;
+mod served;
 pub mod source;
+mod standing;
+#[cfg(test)]
+mod tests;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub use convert::write_gguf;
 pub use embedding::OpenEmbedding;
+pub use keeper::{Bounds, Lease};
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
+pub use residency::{State, Stays};
+pub use served::ServedModel;
+pub use standing::{Counts, Standing};
 
+use self::keeper::Keeper;
+use self::offer::Progress;
 use crate::embeddings::EmbeddingModel;
-use crate::engine::handle::EngineHandle;
 use crate::error::Error;
-use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
-use crate::types::{SamplingOverrides, TokenId};
+use crate::types::{KeepAlive, unix_now_s};
 
-/// A model that answers.
-pub struct ServedModel {
-    id: String,
-    created_s: u64,
-    fingerprint: String,
-    engine: EngineHandle,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    tokenizer: Tokenizer,
-    vocabulary: OnceLock<Vocabulary>,
-    template: Option<ChatTemplate>,
-    tool_style: Option<ToolStyle>,
-    stop_ids: Vec<TokenId>,
-    defaults: SamplingOverrides,
+/// What is known of a model whether it is in memory or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// The id that requests name.
+    pub id: String,
+    /// Since when it is offered, in seconds of Unix time.
+    pub created_s: u64,
+    /// What it does.
+    pub kind: Kind,
+}
+
+/// What a model does. Lengths in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It generates text.
+    Text {
+        /// Prompt and completion together.
+        context_len: usize,
+    },
+    /// It embeds.
+    Embedding {
+        /// One text.
+        context_len: usize,
+        /// Numbers of a vector.
+        vector_len: usize,
+    },
+}
+
+/// A model in memory.
+#[derive(Clone)]
+pub enum Loaded {
+    /// It generates text.
+    Text(Arc<ServedModel>),
+    /// It embeds.
+    Embedding(Arc<EmbeddingModel>),
+}
+
+/// Brings a model into memory, each time anew. Called on a thread of its own.
+pub type Load = Box<dyn Fn() -> Result<Loaded, LoadError> + Send + Sync>;
+
+/// A model that can be asked for.
+pub struct Entry {
+    /// What is known of it.
+    pub card: Card,
+    /// What it takes in memory at most.
+    pub bytes: u64,
+    /// Once in memory, it stays.
+    pub pinned: bool,
+    /// Where it is in memory from the beginning.
+    pub loaded: Option<Loaded>,
+    /// `None` for one that is there already and cannot be brought in twice.
+    pub load: Option<Load>,
+    /// How far a load has come.
+    pub progress: Arc<Progress>,
 }
 
 /// All models of this process.
-#[derive(Default)]
 pub struct Registry {
-    models: Vec<Arc<ServedModel>>,
-    embedders: Vec<Arc<EmbeddingModel>>,
+    keeper: Keeper,
     /// Other names: name and id.
     aliases: Vec<(String, String)>,
+    /// Ids of models that can never be loaded here, and why.
+    refused: Vec<(String, String)>,
 }
 
 impl Registry {
-    /// Over loaded models, in the order in which `/v1/models` lists them.
-    pub fn new(models: Vec<ServedModel>) -> Self {
-        Self { models: models.into_iter().map(Arc::new).collect(), ..Self::default() }
+    /// Over models, in the order in which `/v1/models` lists them.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn new(entries: Vec<Entry>, bounds: Bounds) -> std::io::Result<Self> {
+        let keeper = Keeper::start(entries, bounds)?;
+        Ok(Self { keeper, aliases: Vec::new(), refused: Vec::new() })
     }
 
-    /// The same with other names for its models, those that embed too, each a name and an id.
+    /// Over models that are loaded already, and stay.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn of(models: Vec<Loaded>) -> std::io::Result<Self> {
+        Self::new(models.into_iter().map(Entry::from).collect(), Bounds::default())
+    }
+
+    /// The same with other names for its models, each a name and an id.
     ///
     /// # Errors
     /// A name that is an id already, or an id that nothing is served under.
     pub fn with_aliases(mut self, aliases: Vec<(String, String)>) -> Result<Self, String> {
-        let served = |id: &str| {
-            self.models.iter().any(|m| m.id == id) || self.embedders.iter().any(|m| m.id() == id)
-        };
+        let served = |id: &str| self.cards().any(|card| card.id == id);
         for (name, id) in &aliases {
             if served(name) {
                 return Err(format!("`{name}` is the id of a model; it cannot name another"));
@@ -77,148 +139,214 @@ impl Registry {
         Ok(self)
     }
 
+    /// The same with ids that are refused, and why.
+    pub fn with_refused(self, refused: Vec<(String, String)>) -> Self {
+        Self { refused, ..self }
+    }
+
     /// Other names of models: name and id.
     pub fn aliases(&self) -> &[(String, String)] {
         &self.aliases
     }
 
-    /// The same with models that embed.
-    pub fn with_embedders(self, embedders: Vec<EmbeddingModel>) -> Self {
-        Self { embedders: embedders.into_iter().map(Arc::new).collect(), ..self }
+    /// Every model that can be asked for.
+    pub fn cards(&self) -> impl Iterator<Item = &Card> {
+        self.keeper.entries().iter().map(|entry| &entry.card)
     }
 
-    /// All that generate text.
-    pub fn models(&self) -> &[Arc<ServedModel>] {
-        &self.models
+    /// One of them, by its id or another name of it, or why not.
+    pub fn card(&self, name: &str) -> Result<&Card, Error> {
+        Ok(&self.keeper.entries()[self.find(name)?].card)
     }
 
-    /// All that embed.
-    pub fn embedders(&self) -> &[Arc<EmbeddingModel>] {
-        &self.embedders
-    }
-
-    /// One that generates text, by its id or another name of it.
-    pub fn get(&self, id: &str) -> Option<Arc<ServedModel>> {
-        let id = self.id_of(id);
-        self.models.iter().find(|m| m.id == id).cloned()
-    }
-
-    /// [`Registry::get`], or why not.
-    pub fn generator(&self, id: &str) -> Result<Arc<ServedModel>, Error> {
-        self.get(id).ok_or_else(|| match self.embedder(id) {
-            Ok(_) => Error::invalid(
+    /// One that generates text, or why not.
+    pub fn generates(&self, name: &str) -> Result<&Card, Error> {
+        let card = self.card(name)?;
+        match card.kind {
+            Kind::Text { .. } => Ok(card),
+            Kind::Embedding { .. } => Err(Error::invalid(
                 "model",
-                format!("The model `{id}` embeds text and generates none; see /v1/embeddings."),
-            ),
-            Err(error) => error,
-        })
+                format!("The model `{name}` embeds text and generates none; see /v1/embeddings."),
+            )),
+        }
     }
 
     /// One that embeds, or why not.
-    pub fn embedder(&self, id: &str) -> Result<Arc<EmbeddingModel>, Error> {
-        let own = self.id_of(id);
-        let found = self.embedders.iter().find(|m| m.id() == own).cloned();
-        found.ok_or_else(|| match self.get(id) {
-            Some(_) => Error::invalid(
+    pub fn embeds(&self, name: &str) -> Result<&Card, Error> {
+        let card = self.card(name)?;
+        match card.kind {
+            Kind::Embedding { .. } => Ok(card),
+            Kind::Text { .. } => Err(Error::invalid(
                 "model",
-                format!("The model `{id}` generates text and does not embed it."),
-            ),
-            None => Error::ModelNotFound(id.to_owned()),
+                format!("The model `{name}` generates text and does not embed it."),
+            )),
+        }
+    }
+
+    /// A lease on one that generates text; the last request says how long it is kept. A model that
+    /// is not in memory is loaded first. Dropping the future leaves its line.
+    pub async fn generator(
+        &self,
+        name: &str,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease<ServedModel>, Error> {
+        self.generates(name)?;
+        match self.keeper.lease(self.find(name)?, keep_alive).await? {
+            (Loaded::Text(model), hold) => Ok(Lease::new(model, hold)),
+            (Loaded::Embedding(_), _) => Err(other_kind(name)),
+        }
+    }
+
+    /// The same of one that embeds.
+    pub async fn embedder(
+        &self,
+        name: &str,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease<EmbeddingModel>, Error> {
+        self.embeds(name)?;
+        match self.keeper.lease(self.find(name)?, keep_alive).await? {
+            (Loaded::Embedding(model), hold) => Ok(Lease::new(model, hold)),
+            (Loaded::Text(_), _) => Err(other_kind(name)),
+        }
+    }
+
+    /// Brings a model in on demand of the operator. Dropping the future changes its mind.
+    pub async fn load(&self, name: &str) -> Result<(), Error> {
+        self.keeper.lease(self.find(name)?, None).await.map(drop)
+    }
+
+    /// The same, on a thread that waits; `progress` is told bytes loaded and bytes in all.
+    pub fn load_blocking(
+        &self,
+        name: &str,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Error> {
+        const LOOK: Duration = Duration::from_millis(5);
+        let slot = self.find(name)?;
+        let told = &self.keeper.entries()[slot].progress;
+        thread::scope(|scope| {
+            let load = scope.spawn(|| self.keeper.lease_blocking(slot).map(drop));
+            while !load.is_finished() {
+                progress(told.done(), told.total());
+                thread::sleep(LOOK);
+            }
+            load.join().unwrap_or_else(|_| Err(Error::Internal("the load panicked".to_owned())))
         })
     }
 
-    /// The id that a name stands for.
-    fn id_of<'a>(&'a self, name: &'a str) -> &'a str {
-        self.aliases.iter().find(|(alias, _)| alias == name).map_or(name, |(_, id)| id)
+    /// Begins to take a model out, if nothing keeps it.
+    pub fn unload(&self, name: &str) -> Result<(), Error> {
+        let id = self.card(name)?.id.clone();
+        let why = match self.keeper.dismiss(self.find(name)?) {
+            Ok(()) => return Ok(()),
+            Err(Stays::Pinned) => "it is pinned".to_owned(),
+            Err(Stays::Loading) => "it is being loaded".to_owned(),
+            Err(Stays::Busy(n)) => format!("{n} requests use it or wait for it"),
+        };
+        Err(Error::Stays { id, why })
     }
 
-    /// Lets every engine finish what it has; waits at most `limit`. True when all are done.
+    /// How every model stands, in the order of the cards.
+    pub fn standings(&self) -> Vec<Standing> {
+        self.keeper.standings()
+    }
+
+    /// What is in memory.
+    pub fn loaded(&self) -> Vec<Loaded> {
+        self.keeper.loaded()
+    }
+
+    /// Takes nothing new and lets every model finish what it has; waits at most `limit`. True when
+    /// all are done.
     pub fn drain(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        self.models.iter().for_each(|m| m.engine.drain());
-        self.embedders.iter().for_each(|m| m.queue().drain());
-        self.models.iter().all(|m| m.wait(deadline))
-            && self.embedders.iter().all(|m| m.wait(deadline))
+        self.keeper.close();
+        let loaded = self.loaded();
+        loaded.iter().for_each(Loaded::stop);
+        loaded.iter().all(|model| model.wait(deadline))
+    }
+
+    /// The place of the model that a name stands for.
+    fn find(&self, name: &str) -> Result<usize, Error> {
+        let alias = self.aliases.iter().find(|(alias, _)| alias == name);
+        let id = alias.map_or(name, |(_, id)| id);
+        if let Some(slot) = self.cards().position(|card| card.id == id) {
+            return Ok(slot);
+        }
+        match self.refused.iter().find(|(refused, _)| refused == id) {
+            Some((_, why)) => Err(Error::invalid("model", why.clone())),
+            None => Err(Error::ModelNotFound(name.to_owned())),
+        }
     }
 }
 
-impl ServedModel {
-    /// The id that requests name.
+/// The files of a model were exchanged for those of another kind, and its load did not see it.
+fn other_kind(name: &str) -> Error {
+    Error::Internal(format!("the model `{name}` is not what it was at the start"))
+}
+
+impl Loaded {
+    /// Its id.
     pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// When it was loaded, in seconds of Unix time.
-    pub fn created_s(&self) -> u64 {
-        self.created_s
-    }
-
-    /// Changes when weights, format or program change.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    /// Its engine.
-    pub fn engine(&self) -> &EngineHandle {
-        &self.engine
-    }
-
-    /// Tokens of one request, prompt and completion together.
-    pub fn context_len(&self) -> usize {
-        self.engine.limits().context_len
-    }
-
-    /// Text to ids and back.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// Its tokens as grammars see them. The first call takes up to a second.
-    pub fn vocabulary(&self) -> Result<&Vocabulary, TextError> {
-        if let Some(vocabulary) = self.vocabulary.get() {
-            return Ok(vocabulary);
+        match self {
+            Self::Text(model) => model.id(),
+            Self::Embedding(model) => model.id(),
         }
-        let vocab_len = self.engine.limits().vocab_len;
-        let vocabulary = Vocabulary::new(&self.tokenizer, vocab_len, &self.stop_ids)?;
-        // Whoever came first has built the same.
-        Ok(self.vocabulary.get_or_init(|| vocabulary))
     }
 
-    /// Conversation to text; a base model may have none.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
-    }
-
-    /// How its template treats tools.
-    pub fn tool_style(&self) -> Option<ToolStyle> {
-        self.tool_style
-    }
-
-    /// Tokens that end an answer.
-    pub fn stop_ids(&self) -> &[TokenId] {
-        &self.stop_ids
-    }
-
-    /// Sampling as the model's own generation config has it.
-    pub fn defaults(&self) -> &SamplingOverrides {
-        &self.defaults
-    }
-
-    /// Its engine's thread runs.
+    /// Its thread runs.
     pub fn is_alive(&self) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        match self {
+            Self::Text(model) => model.is_alive(),
+            Self::Embedding(model) => model.is_alive(),
+        }
     }
 
-    fn wait(&self, deadline: Instant) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return true };
-        while !thread.is_finished() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Text(model) => Kind::Text { context_len: model.context_len() },
+            Self::Embedding(model) => Kind::Embedding {
+                context_len: model.settings().context_len,
+                vector_len: model.vector_len(),
+            },
         }
-        thread.join().is_ok()
+    }
+
+    /// Lets its thread finish what it has and end.
+    fn stop(&self) {
+        match self {
+            Self::Text(model) => model.engine().drain(),
+            Self::Embedding(model) => model.queue().drain(),
+        }
+    }
+
+    /// Waits for that. False at the deadline.
+    fn wait(&self, deadline: Instant) -> bool {
+        match self {
+            Self::Text(model) => model.wait(deadline),
+            Self::Embedding(model) => model.wait(deadline),
+        }
+    }
+}
+
+impl From<ServedModel> for Loaded {
+    fn from(model: ServedModel) -> Self {
+        Self::Text(Arc::new(model))
+    }
+}
+
+impl From<EmbeddingModel> for Loaded {
+    fn from(model: EmbeddingModel) -> Self {
+        Self::Embedding(Arc::new(model))
+    }
+}
+
+/// One that is there, and stays.
+impl From<Loaded> for Entry {
+    fn from(loaded: Loaded) -> Self {
+        let card =
+            Card { id: loaded.id().to_owned(), created_s: unix_now_s(), kind: loaded.kind() };
+        let (loaded, progress) = (Some(loaded), Arc::default());
+        Self { card, bytes: 0, pinned: true, loaded, load: None, progress }
     }
 }

@@ -1,12 +1,14 @@
 //! Dividing the memory: how many KV blocks, and so how long a context, fit beside the weights.
 //!
-//! Derived once, before anything is loaded, printed, and never exceeded.
+//! Derived once, before anything is loaded, printed, and never exceeded. The budget is what the
+//! operator said, or what is free at the start; a model's bounds are the same every time it is
+//! loaded.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hearth_models::{KvDType, ModelConfig};
+use hearth_models::{EncoderConfig, KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
 use crate::engine::handle::{Limits, SCORE_CHUNK};
@@ -18,11 +20,14 @@ pub const BLOCK_LEN: usize = 16;
 const KV_SHARE: f64 = 0.75;
 /// Left alone in any case.
 const RESERVE_BYTES: u64 = 256 << 20;
+/// A context with which models are worth having beside each other, in tokens; where it would be
+/// shorter, they take turns.
+const CONTEXT_WANTED: usize = 4096;
 /// For KV of all models, where the system does not say how much memory there is.
 const KV_BYTES_UNKNOWN: u64 = 2 << 30;
 
 /// Why there is no plan.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
     /// Longer than the model was made for.
     #[error("--ctx-size {asked} is more than the {max} tokens this model was made for")]
@@ -34,15 +39,16 @@ pub enum PlanError {
     },
     /// More memory than there is.
     #[error(
-        "a context of {context_len} tokens needs {needed_mb} MB for keys and values, and \
-         {available_mb} MB are free beside the weights; ask for a smaller --ctx-size"
+        "{needed_mb} MB for its weights and a context of {context_len} tokens are more than the \
+         memory budget of {available_mb} MB; ask for a smaller --ctx-size or a larger \
+         --memory-budget"
     )]
     NoMemory {
         /// Tokens.
         context_len: usize,
-        /// MB that they take.
+        /// MB that all of it takes.
         needed_mb: u64,
-        /// MB that are there.
+        /// MB that there are.
         available_mb: u64,
     },
 }
@@ -58,36 +64,77 @@ pub struct Demand<'a> {
     pub weight_bytes: u64,
 }
 
-/// Bounds of every model on a machine with `free_bytes`, none of them loaded yet. Weights and
-/// working memory of all come first; what is left is divided evenly among them for KV.
+/// Bounds of each of the models that share `budget` bytes with `others` bytes of other things.
+///
+/// Where all fit beside each other with a context worth having, they share evenly what the weights
+/// leave. Where not, they take turns: each has half of the budget, so that two of a size fit beside
+/// each other, or if that is too little for a context, the whole.
 pub fn plan(
     models: &[Demand<'_>],
     options: &PlanOptions,
-    free_bytes: Option<u64>,
-) -> Result<Vec<Limits>, PlanError> {
-    let taken = |m: &Demand<'_>| m.weight_bytes + working_bytes(m.config, options);
-    let taken = models.iter().map(taken).sum::<u64>() + RESERVE_BYTES;
-    let budget = match free_bytes {
-        Some(free) => (free.saturating_sub(taken) as f64 * KV_SHARE) as u64,
-        None => KV_BYTES_UNKNOWN,
+    budget: Option<u64>,
+    others: u64,
+) -> Vec<Result<Limits, PlanError>> {
+    let Some(budget) = budget else {
+        let kv = KV_BYTES_UNKNOWN / models.len().max(1) as u64;
+        return models.iter().map(|model| limits(model, options, kv, kv)).collect();
     };
-    models.iter().map(|model| limits(model, options, budget / models.len() as u64)).collect()
+    let kv = |budget: u64, taken: u64| (budget.saturating_sub(taken) as f64 * KV_SHARE) as u64;
+    let worth = |limits: &Limits, model: &Demand<'_>| {
+        let wanted = options.ctx_size.unwrap_or(model.config.context_len.min(CONTEXT_WANTED));
+        limits.context_len >= wanted
+    };
+    let taken = models.iter().map(|model| own_bytes(model, options)).sum::<u64>() + others;
+    let each = kv(budget, taken) / models.len().max(1) as u64;
+    let beside = |model| limits(model, options, each, budget).ok().filter(|l| worth(l, model));
+    if let Some(all) = models.iter().map(beside).collect::<Option<Vec<_>>>() {
+        return all.into_iter().map(Ok).collect();
+    }
+    let turn = |model: &Demand<'_>| {
+        let own = own_bytes(model, options);
+        let half = limits(model, options, kv(budget / 2, own), budget).ok();
+        let half = half.filter(|limits| worth(limits, model));
+        half.map_or_else(|| limits(model, options, kv(budget, own), budget), Ok)
+    };
+    models.iter().map(turn).collect()
 }
 
-/// Bounds of one model that may take `budget` bytes for KV.
-fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limits, PlanError> {
+/// What a model takes at most once it is in memory: weights, working memory, keys and values.
+pub fn bytes(model: &Demand<'_>, options: &PlanOptions, limits: &Limits) -> u64 {
+    let kv = limits.kv_blocks as u64 * block_bytes(model.config, options.kv_dtype);
+    own_bytes(model, options) + kv
+}
+
+/// The same of an encoder, with passes of so many rows.
+pub fn encoder_bytes(config: &EncoderConfig, weight_bytes: u64, batch_tokens: usize) -> u64 {
+    weight_bytes + 4 * (batch_tokens * (8 * config.hidden_len + 2 * config.ffn_len)) as u64
+}
+
+/// What models may take together where the operator does not say: what is free, less a reserve.
+pub fn budget() -> Option<u64> {
+    free_bytes().map(|free| free.saturating_sub(RESERVE_BYTES))
+}
+
+/// Bounds of one model that may take `kv_bytes` for KV, of a budget that an error names.
+fn limits(
+    model: &Demand<'_>,
+    options: &PlanOptions,
+    kv_bytes: u64,
+    budget: u64,
+) -> Result<Limits, PlanError> {
     let config = model.config;
     let max = config.context_len;
     if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
     let block_bytes = block_bytes(config, options.kv_dtype);
-    let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
+    let affordable = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX);
     let fits = affordable.saturating_mul(BLOCK_LEN);
     let context_len = options.ctx_size.unwrap_or(max.min(fits));
     if context_len == 0 || context_len > fits {
         let context_len = context_len.max(BLOCK_LEN);
-        let needed = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let kv = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let needed = own_bytes(model, options) + (kv as f64 / KV_SHARE).ceil() as u64;
         let (needed_mb, available_mb) = (needed.div_ceil(1 << 20), budget >> 20);
         return Err(PlanError::NoMemory { context_len, needed_mb, available_mb });
     }
@@ -103,6 +150,11 @@ fn limits(model: &Demand<'_>, options: &PlanOptions, budget: u64) -> Result<Limi
         target_itl: options.target_itl,
         queue_timeout: options.queue_timeout,
     })
+}
+
+/// What a model takes besides keys and values.
+fn own_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
+    model.weight_bytes + working_bytes(model.config, options)
 }
 
 /// Activations of one forward pass and the logits that it may yield, twice over.
@@ -189,7 +241,8 @@ mod tests {
 
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        limits(&Demand { config: &config, vocab_len, weight_bytes: 0 }, &options, kv_budget)
+        let model = Demand { config: &config, vocab_len, weight_bytes: 0 };
+        limits(&model, &options, kv_budget, kv_budget)
     }
 
     #[test]
@@ -223,14 +276,37 @@ mod tests {
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
         let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
-        let free = (4 << 30) + RESERVE_BYTES + 2 * working_bytes(&config, &options()) + 30_000_000;
+        let budget = (4 << 30) + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
-            let limits = plan(&models, &options(), Some(free)).unwrap();
-            // A little rounding in the share of 75 %.
-            assert!(limits.iter().all(|l| l.kv_blocks == 256 && l.context_len == 1024));
-            assert!(plan(&models, &options(), Some(free - 30_000_000)).is_err());
+            let all = plan(&models, &options(), Some(budget), 0);
+            let all: Vec<Limits> = all.into_iter().map(Result::unwrap).collect();
+            assert!(all.iter().all(|l| l.kv_blocks == 256 && l.context_len == 1024));
+            let bytes = |(model, limits)| bytes(model, &options(), limits);
+            assert!(models.iter().zip(&all).map(bytes).sum::<u64>() <= budget);
         }
-        assert!(plan(&[demand(1 << 40)], &options(), None).is_ok(), "nothing is known");
+        assert!(plan(&[demand(1 << 40)], &options(), None, 0)[0].is_ok(), "nothing is known");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_takes_turns() {
+        let config = hearth_models::tiny::config();
+        let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
+        let models = [demand(1 << 30), demand(3 << 30), demand(5 << 30)];
+        let budget = 4 << 30;
+        let all = plan(&models, &options(), Some(budget), 0);
+        for (model, limits) in models.iter().zip(&all).take(2) {
+            let limits = limits.as_ref().unwrap();
+            assert_eq!(limits.context_len, 1024);
+            assert!(bytes(model, &options(), limits) <= budget);
+        }
+        let error = all[2].clone().unwrap_err();
+        let PlanError::NoMemory { needed_mb, available_mb, .. } = error else { panic!("{error}") };
+        assert_eq!(available_mb, 4096);
+        assert!(needed_mb >= 5120, "{needed_mb}");
+        // A thing beside them takes its part.
+        let two = [demand(1 << 30), demand(1 << 30)];
+        let beside = |others| plan(&two, &options(), Some(budget), others)[0].clone().unwrap();
+        assert_eq!(beside(0), beside(3 << 30), "each alone has as much");
     }
 
     #[test]

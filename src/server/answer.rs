@@ -30,13 +30,12 @@ pub(super) async fn answer(
     caller: &Caller,
     call: Call,
 ) -> Result<Response, ApiError> {
-    let registry = app.pipeline.registry();
-    let model = registry.generator(&call.model)?;
+    let model = app.pipeline.model(&call.model, call.keep_alive).await?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(&model, &call);
     let requests = call.requests.into_iter();
     let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
-    let texts = app.pipeline.generate_all(requests.collect()).await?;
+    let texts = app.pipeline.generate_all(&model, requests.collect()).await?;
     let place = texts.first().map_or_else(Place::default, TextStream::place);
     if envelope.prompt_ids.is_some() {
         envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
@@ -64,7 +63,7 @@ pub(super) async fn answer(
 }
 
 /// Tells where the request came into the queue.
-fn placed(mut response: Response, place: Place) -> Response {
+pub(super) fn placed(mut response: Response, place: Place) -> Response {
     let headers = response.headers_mut();
     headers.insert("x-hearth-queue-position", place.position.into());
     headers.insert("x-hearth-estimated-wait-ms", (place.wait.as_millis() as u64).into());

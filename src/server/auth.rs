@@ -112,7 +112,7 @@ pub(super) async fn revoke(
     Ok(Json(json!({"id": admin::id_of(&row), "object": "api_key.deleted", "deleted": true})))
 }
 
-fn only_admins(caller: &Caller) -> Result<(), ApiError> {
+pub(super) fn only_admins(caller: &Caller) -> Result<(), ApiError> {
     if caller.admin {
         return Ok(());
     }

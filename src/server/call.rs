@@ -7,7 +7,7 @@ use super::extract::{self, Fields};
 use super::stored::Keep;
 use super::{fields, format};
 use crate::pipeline::{Format, Prompt, TextRequest};
-use crate::types::{SamplingOverrides, TokenId};
+use crate::types::{KeepAlive, SamplingOverrides, TokenId};
 
 /// One call of an endpoint, read and validated.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(super) struct Call {
     pub stream: Option<StreamOptions>,
     /// The answer is to be stored.
     pub keep: Option<Keep>,
+    /// How long the model stays in memory after it.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// The two families of objects that carry text.
@@ -57,6 +59,7 @@ pub(super) struct Common {
     pub token_ids: bool,
     pub format: Option<Format>,
     pub sampling: SamplingOverrides,
+    pub keep_alive: Option<KeepAlive>,
 }
 
 impl Common {
@@ -73,6 +76,7 @@ impl Common {
             token_ids: body.bool("return_token_ids")?.unwrap_or(false),
             format: format::read(body, lenient)?,
             sampling: sampling(body)?,
+            keep_alive: keep_alive(body)?,
         })
     }
 
@@ -88,6 +92,7 @@ impl Common {
             token_ids: self.token_ids,
             format: self.format.clone(),
             sampling: self.sampling.clone(),
+            keep_alive: self.keep_alive,
             ..TextRequest::new(&self.model, prompt)
         }
     }
@@ -129,6 +134,27 @@ pub(super) fn model(body: &mut Fields) -> Result<String, ApiError> {
     match body.string("model")? {
         Some(model) if !model.is_empty() => Ok(model),
         _ => Err(ApiError::missing("model")),
+    }
+}
+
+/// As Ollama has it: seconds, `"5m"`, 0 to let the model go at once, -1 to keep it.
+pub(super) fn keep_alive(body: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
+    let name = "keep_alive";
+    let wrong = |why: &str| ApiError::invalid(name, format!("Invalid '{name}': {why}."));
+    let too_long = "it is longer than can be counted";
+    match body.value(name) {
+        None => Ok(None),
+        Some(Value::Number(n)) => {
+            let time = n.as_f64().and_then(KeepAlive::from_secs);
+            time.map(Some).ok_or_else(|| wrong(too_long))
+        }
+        Some(Value::String(text)) => {
+            text.parse().map(Some).map_err(|why| wrong(&format!("'{text}' {why}")))
+        }
+        Some(other) => {
+            let expected = "seconds, or a time such as \"5m\"";
+            Err(ApiError::wrong_type(name, expected, extract::kind(&other)))
+        }
     }
 }
 
@@ -273,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_kept_as_ollama_says_it() {
+        let minutes = |n: u64| Some(KeepAlive::For(std::time::Duration::from_secs(60 * n)));
+        let forever = Some(KeepAlive::Forever);
+        for (value, want) in [
+            (json!(null), None),
+            (json!("5m"), minutes(5)),
+            (json!(300), minutes(5)),
+            (json!(0), minutes(0)),
+            (json!("0"), minutes(0)),
+            (json!(-1), forever),
+            (json!("-1m"), forever),
+        ] {
+            let common = read(json!({"model": "m", "keep_alive": value})).unwrap();
+            assert_eq!(common.keep_alive, want, "{value}");
+        }
+    }
+
+    #[test]
     fn bad_values_are_refused_by_name() {
         let cases = [
             (json!({}), "model"),
@@ -299,6 +343,9 @@ mod tests {
             (json!({"model": "m", "stop_token_ids": [1, -1]}), "stop_token_ids[1]"),
             (json!({"model": "m", "stop_token_ids": "1"}), "stop_token_ids"),
             (json!({"model": "m", "stream": "yes"}), "stream"),
+            (json!({"model": "m", "keep_alive": "soon"}), "keep_alive"),
+            (json!({"model": "m", "keep_alive": 1e300}), "keep_alive"),
+            (json!({"model": "m", "keep_alive": [5]}), "keep_alive"),
             (json!({"model": "m", "stream_options": {}}), "stream_options"),
             (
                 json!({"model": "m", "stream": true, "stream_options": {"include_usage": 1}}),

@@ -41,6 +41,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs: logprobs.is_some(),
         stream: common.stream,
         keep,
+        keep_alive: common.keep_alive,
     })
 }
 
@@ -209,10 +210,12 @@ fn priority(body: &mut Fields) -> Result<Priority, ApiError> {
         // Reserved capacity is a matter of hosted services; the answer says what was had.
         None | Some("auto" | "default" | "scale") => Ok(Priority::Default),
         Some("flex") => Ok(Priority::Flex),
-        Some("priority") => Ok(Priority::Priority),
+        // The answer names both alike, as OpenAI has it.
+        Some("priority" | "fast") => Ok(Priority::Priority),
         Some(other) => {
             let message = format!(
-                "Invalid 'service_tier': '{other}' is none of auto, default, flex, scale, priority."
+                "Invalid 'service_tier': '{other}' is none of auto, default, flex, scale, \
+                 priority, fast."
             );
             Err(ApiError::invalid("service_tier", message))
         }
@@ -317,7 +320,8 @@ mod tests {
         assert_eq!(priority("auto").unwrap(), Priority::Default);
         assert_eq!(priority("flex").unwrap(), Priority::Flex);
         assert_eq!(priority("priority").unwrap(), Priority::Priority);
-        assert_eq!(priority("fast").unwrap_err().param.as_deref(), Some("service_tier"));
+        assert_eq!(priority("fast").unwrap(), Priority::Priority);
+        assert_eq!(priority("slow").unwrap_err().param.as_deref(), Some("service_tier"));
         assert!(Priority::Flex < Priority::Default && Priority::Default < Priority::Priority);
     }
 

@@ -45,6 +45,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         logprobs: logprobs.is_some(),
         stream: common.stream,
         keep: None,
+        keep_alive: common.keep_alive,
     })
 }
 

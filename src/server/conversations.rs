@@ -37,7 +37,7 @@ async fn create(
     let mut body = app.body(request).await?;
     fields::check(body.map(), fields::CONVERSATION, "", app.config.lenient_fields)?;
     let labels = metadata::read(&mut body)?.unwrap_or_default();
-    let items = new_items(&mut body)?.unwrap_or_default();
+    let items = new_items(&mut body, app.config.lenient_fields)?.unwrap_or_default();
     let (id, history) = (ids::random("conv_"), Arc::clone(&app.rooms.history));
     let project = caller.project;
     let made = aside(move || history.create_conversation(project, &id, labels, &items));
@@ -89,7 +89,8 @@ async fn add(
     include(&uri)?.end(app.config.lenient_fields)?;
     let mut body = app.body(request).await?;
     fields::check(body.map(), fields::CONVERSATION_ITEMS, "", app.config.lenient_fields)?;
-    let items = new_items(&mut body)?.ok_or_else(|| ApiError::missing("items"))?;
+    let items = new_items(&mut body, app.config.lenient_fields)?;
+    let items = items.ok_or_else(|| ApiError::missing("items"))?;
     let name = |item: Option<&Value>| item.map(|item| item["id"].clone());
     let list = json!({"object": "list", "first_id": name(items.first()),
                       "last_id": name(items.last()), "has_more": false, "data": items});
@@ -139,7 +140,7 @@ fn include(uri: &Uri) -> Result<Query, ApiError> {
     Ok(query)
 }
 
-fn new_items(body: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
+fn new_items(body: &mut Fields, lenient: bool) -> Result<Option<Vec<Value>>, ApiError> {
     let list = match body.value("items") {
         None => return Ok(None),
         Some(Value::Array(list)) => list,
@@ -150,7 +151,7 @@ fn new_items(body: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
         let message = format!("Invalid 'items': at most {ITEMS_MAX} at once, but got {got}.");
         return Err(ApiError::invalid("items", message));
     }
-    let items = items::read("items", list)?;
+    let items = items::read("items", list, lenient)?;
     match items.iter().position(|item| item["type"] == "item_reference") {
         None => Ok(Some(items)),
         Some(i) => {

@@ -12,7 +12,8 @@ use axum::response::Response;
 /// Headers of ours that a page may read.
 const EXPOSED: &str = "x-request-id, openai-processing-ms, retry-after, retry-after-ms, \
     x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
-    x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+    x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, \
+    x-should-retry, x-hearth-queue-position, x-hearth-estimated-wait-ms";
 /// How long a browser may remember a permission, in seconds.
 const MAX_AGE_S: u64 = 600;
 

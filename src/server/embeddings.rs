@@ -43,6 +43,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let model = call::model(&mut body)?;
     let inputs = inputs(body.value("input"))?;
     let dimensions = body.count("dimensions", 1..=u32::MAX)?;
+    let keep_alive = call::keep_alive(&mut body)?;
     let encoding = match body.string("encoding_format")?.as_deref() {
         None | Some("float") => Encoding::Float,
         Some("base64") => Encoding::Base64,
@@ -54,7 +55,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
             return Err(ApiError::invalid("encoding_format", message));
         }
     };
-    Ok(Call { request: EmbedRequest { model, inputs, dimensions }, encoding })
+    Ok(Call { request: EmbedRequest { model, inputs, dimensions, keep_alive }, encoding })
 }
 
 /// Answers a call. Dropping the future cancels it.

@@ -206,6 +206,14 @@ impl From<Error> for ApiError {
                     .code("queue_timeout")
                     .retry_after(waited)
             }
+            Error::LoadFailed { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+                    .code("model_load_failed")
+                    .param("model")
+            }
+            Error::Stays { .. } => {
+                Self::new(StatusCode::CONFLICT, INVALID_REQUEST, message).code("model_in_use")
+            }
             Error::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message)
                     .code("shutting_down")
@@ -219,6 +227,10 @@ impl From<Error> for ApiError {
     }
 }
 
+/// The official clients try again by themselves, and wait so long at most: who must wait longer, or
+/// until somebody makes room, is told not to try.
+const RETRY_MAX: Duration = Duration::from_secs(120);
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
@@ -228,6 +240,10 @@ impl IntoResponse for ApiError {
             let wait_s = wait.as_millis().div_ceil(1000) as u64;
             headers.insert(header::RETRY_AFTER, wait_s.into());
             headers.insert("retry-after-ms", (wait.as_millis() as u64).into());
+        }
+        let soon = self.retry_after.is_none_or(|wait| wait <= RETRY_MAX);
+        if self.status == StatusCode::INSUFFICIENT_STORAGE || !soon {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -294,6 +310,19 @@ mod tests {
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["retry-after-ms"], "1500");
+        assert!(!response.headers().contains_key("x-should-retry"));
+    }
+
+    #[test]
+    fn what_is_tried_again_in_vain_says_so() {
+        let retry_after = Duration::from_secs(121);
+        let debt = Error::RateLimited { unit: "tokens", limit: 1, used: 1, retry_after };
+        for error in [debt, Error::StorageFull("the disk is full".into())] {
+            let response = ApiError::from(error).into_response();
+            assert_eq!(response.headers()["x-should-retry"], "false");
+        }
+        let response = ApiError::from(Error::Internal("step failed".into())).into_response();
+        assert!(!response.headers().contains_key("x-should-retry"));
     }
 
     #[test]

@@ -8,16 +8,56 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::extract::kind;
 
 /// What becomes of a field.
 pub(super) enum Treatment {
     /// It does what the specification says.
     Honoured,
-    /// Taken, and changes nothing, because of this.
-    NoEffect(&'static str),
+    /// Taken, if it is of this type, and changes nothing, because of this.
+    NoEffect(Takes, &'static str),
     /// A 400 naming the field and this reason, unless the value asks for nothing.
     Refused { harmless: fn(&Value) -> bool, reason: &'static str },
 }
+
+/// What a field may be that nobody else looks at.
+#[derive(Clone, Copy)]
+pub(super) enum Takes {
+    Bool,
+    Integer,
+    Object,
+    Text,
+    /// One of these texts.
+    Word(&'static [&'static str]),
+}
+
+impl Takes {
+    fn check(self, name: &str, value: &Value) -> Result<(), ApiError> {
+        let (fits, expected) = match self {
+            Self::Bool => (value.is_boolean(), "a boolean"),
+            Self::Integer => (value.is_i64() || value.is_u64(), "an integer"),
+            Self::Object => (value.is_object(), "an object"),
+            Self::Text | Self::Word(_) => (value.is_string(), "a string"),
+        };
+        if !fits && !value.is_null() {
+            return Err(ApiError::wrong_type(name, expected, kind(value)));
+        }
+        match (self, value.as_str()) {
+            (Self::Word(words), Some(word)) if !words.contains(&word) => {
+                let words = words.join("', '");
+                let message = format!("Invalid value: '{word}'. Supported values are: '{words}'.");
+                Err(ApiError::invalid(name, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `verbosity` of a chat and of the text of a response.
+pub(super) const VERBOSITY: Takes = Takes::Word(&["low", "medium", "high"]);
+
+/// The last spelling is that of older clients.
+pub(super) const CACHE_RETENTION: Takes = Takes::Word(&["in_memory", "24h", "in-memory"]);
 
 pub(super) struct Field {
     pub name: &'static str,
@@ -28,8 +68,8 @@ pub(super) const fn honoured(name: &'static str) -> Field {
     Field { name, treatment: Treatment::Honoured }
 }
 
-pub(super) const fn no_effect(name: &'static str, reason: &'static str) -> Field {
-    Field { name, treatment: Treatment::NoEffect(reason) }
+pub(super) const fn no_effect(name: &'static str, takes: Takes, reason: &'static str) -> Field {
+    Field { name, treatment: Treatment::NoEffect(takes, reason) }
 }
 
 pub(super) const fn refused(
@@ -67,13 +107,17 @@ pub(super) const CHAT: &[Field] = &[
     honoured("tools"),
     // Labels of a stored completion; checked, and of no effect without `store`.
     honoured("metadata"),
-    no_effect("prediction", "a hint for speed, which never changes the text"),
-    no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
-    no_effect("prompt_cache_options", "every prefix is cached while there is room"),
-    no_effect("prompt_cache_retention", "every prefix is cached while there is room"),
-    no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
-    no_effect("user", "for the abuse monitoring of a hosted service"),
-    no_effect("verbosity", "a hint that no served model was trained to follow"),
+    no_effect("prediction", Takes::Object, "a hint for speed, which never changes the text"),
+    no_effect("prompt_cache_key", Takes::Text, "a routing hint for many machines; this is one"),
+    no_effect("prompt_cache_options", Takes::Object, "every prefix is cached while there is room"),
+    no_effect(
+        "prompt_cache_retention",
+        CACHE_RETENTION,
+        "every prefix is cached while there is room",
+    ),
+    no_effect("safety_identifier", Takes::Text, "for the abuse monitoring of a hosted service"),
+    no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
+    no_effect("verbosity", VERBOSITY, "a hint that no served model was trained to follow"),
     refused("audio", never, "audio output is not supported"),
     refused("function_call", is_word_none_or_auto, "functions are called as 'tools' here"),
     refused("functions", is_empty_list, "functions are called as 'tools' here"),
@@ -88,6 +132,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("guided_json"),
     honoured("guided_regex"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("min_tokens"),
     honoured("prompt_logprobs"),
@@ -116,7 +161,7 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("stream_options"),
     honoured("temperature"),
     honoured("top_p"),
-    no_effect("user", "for the abuse monitoring of a hosted service"),
+    no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
     // Honoured by models that learned to fill in the middle; the others refuse it.
     honoured("suffix"),
     // Not OpenAI's: extras that clients of local servers send.
@@ -125,6 +170,7 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("guided_json"),
     honoured("guided_regex"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("min_tokens"),
     honoured("prompt_logprobs"),
@@ -142,7 +188,9 @@ pub(super) const EMBEDDINGS: &[Field] = &[
     // Honoured where the model was trained for it.
     honoured("dimensions"),
     honoured("encoding_format"),
-    no_effect("user", "for the abuse monitoring of a hosted service"),
+    no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
+    // Not OpenAI's.
+    honoured("keep_alive"),
 ];
 
 /// `POST /tokenize`.
@@ -187,8 +235,12 @@ pub(super) const CUSTOM_TOOL: &[Field] =
 pub(super) const JSON_SCHEMA: &[Field] = &[
     honoured("name"),
     honoured("schema"),
-    no_effect("description", "a hint for models that see it; here the grammar is enough"),
-    no_effect("strict", "the schema is enforced in any case"),
+    no_effect(
+        "description",
+        Takes::Text,
+        "a hint for models that see it; here the grammar is enough",
+    ),
+    no_effect("strict", Takes::Bool, "the schema is enforced in any case"),
 ];
 
 /// `structured_outputs`, as vLLM has it.
@@ -245,7 +297,11 @@ pub(super) const EXPIRES_AFTER: &[Field] = &[honoured("anchor"), honoured("secon
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
     honoured("include_usage"),
-    no_effect("include_obfuscation", "padding against an eavesdropper that localhost has not"),
+    no_effect(
+        "include_obfuscation",
+        Takes::Bool,
+        "padding against an eavesdropper that localhost has not",
+    ),
 ];
 
 /// Holds a body against its table. `path` is the prefix of the names in errors: "", or
@@ -266,7 +322,8 @@ pub(super) fn check(
         };
         match field.treatment {
             Treatment::Honoured => {}
-            Treatment::NoEffect(reason) => {
+            Treatment::NoEffect(takes, reason) => {
+                takes.check(&format!("{path}{name}"), value)?;
                 tracing::debug!(field = field.name, reason, "a field without effect");
             }
             Treatment::Refused { harmless, reason } => {
@@ -378,6 +435,24 @@ mod tests {
         for field in CHAT.iter().filter(refused) {
             assert!(covered.contains(field.name), "{} has no case here", field.name);
         }
+    }
+
+    #[test]
+    fn a_field_without_effect_has_its_type_all_the_same() {
+        for (name, bad, good) in [
+            ("user", json!(5), json!("ann")),
+            ("prediction", json!("x"), json!({"type": "content", "content": "x"})),
+            ("prompt_cache_retention", json!("1h"), json!("24h")),
+            ("verbosity", json!("loud"), json!("low")),
+            ("safety_identifier", json!([]), json!(null)),
+        ] {
+            assert_eq!(check_one(CHAT, name, bad).unwrap_err().param.as_deref(), Some(name));
+            assert!(check_one(CHAT, name, good).is_ok(), "{name}");
+        }
+        let error = check_one(STREAM_OPTIONS, "include_obfuscation", json!("no")).unwrap_err();
+        assert_eq!(error.code, Some("invalid_type"));
+        let error = check_one(CHAT, "verbosity", json!("loud")).unwrap_err();
+        assert_eq!(error.code, Some("invalid_value"));
     }
 
     #[test]

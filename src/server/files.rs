@@ -233,7 +233,7 @@ async fn form(
     let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|error| ApiError::not_a_form(&error.body_text()))?;
     let (mut words, mut filename, mut content) = (serde_json::Map::new(), None, None);
-    while let Some(field) = form.next_field().await.map_err(broken)? {
+    while let Some(field) = next(app, &mut form).await? {
         if words.len() > FIELDS_MAX {
             return Err(ApiError::unreadable_body());
         }
@@ -264,6 +264,13 @@ fn put(words: &mut serde_json::Map<String, Value>, name: &str, text: String) {
             words.insert(name.to_owned(), Value::String(text));
         }
     }
+}
+
+/// The next field, within the time that a whole body of JSON has.
+async fn next<'a>(app: &App, form: &'a mut Multipart) -> Result<Option<Field<'a>>, ApiError> {
+    let limit = app.config.body_timeout;
+    let field = tokio::time::timeout(limit, form.next_field()).await;
+    field.map_err(|_| ApiError::body_too_slow(limit))?.map_err(broken)
 }
 
 /// What comes next, within the time that a whole body of JSON has.

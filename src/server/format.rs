@@ -83,8 +83,6 @@ fn json_schema(object: Option<Value>, lenient: bool) -> Result<Format, ApiError>
     let name = object.string("name")?;
     let name = name.ok_or_else(|| ApiError::missing(&object.at("name")))?;
     check_name(&object.at("name"), &name)?;
-    object.string("description")?;
-    object.bool("strict")?;
     let schema = match object.value("schema") {
         None => return Ok(named(&name, Shape::object())),
         Some(schema @ Value::Object(_)) => schema,

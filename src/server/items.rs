@@ -1,14 +1,18 @@
 //! Items of responses and conversations: validated, named, and turned into the messages of a chat.
 //!
-//! Afterwards every item has a type, an id and a status, and a message a list of parts.
+//! Afterwards every item has a type, an id and a status, and a message a list of parts. A summary
+//! that took the place of a conversation travels as text that only this server reads; it is no
+//! secret, since whoever holds it was there.
 //! Deliberately absent: what is in no chat (pictures, sound, files, the calls of hosted tools),
 //! which is refused by its path.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
-use super::ids;
+use super::{fields, ids};
 
 /// Items of one request.
 const ITEMS_MAX: usize = 10_000;
@@ -17,12 +21,12 @@ const ITEMS_MAX: usize = 10_000;
 ///
 /// # Errors
 /// The first item that is malformed or of a kind that is not supported, by its path.
-pub(super) fn read(param: &str, list: Vec<Value>) -> Result<Vec<Value>, ApiError> {
+pub(super) fn read(param: &str, list: Vec<Value>, lenient: bool) -> Result<Vec<Value>, ApiError> {
     if list.len() > ITEMS_MAX {
         let message = format!("Invalid '{param}': at most {ITEMS_MAX} items.");
         return Err(ApiError::invalid(param, message));
     }
-    let one = |(i, value)| item(&format!("{param}[{i}]"), value);
+    let one = |(i, value)| item(&format!("{param}[{i}]"), value, lenient);
     list.into_iter().enumerate().map(one).collect()
 }
 
@@ -33,18 +37,25 @@ pub(super) fn user_text(text: &str) -> Value {
     json!({"id": id, "type": "message", "status": "completed", "role": "user", "content": content})
 }
 
-fn item(path: &str, value: Value) -> Result<Value, ApiError> {
+/// What else the items of an answer carry: a client may send them back as they came.
+const ECHOED: [&str; 6] =
+    ["status", "phase", "created_by", "caller", "namespace", "encrypted_content"];
+
+fn item(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
     let Value::Object(map) = value else {
         return Err(ApiError::wrong_type(path, "an object", kind(&value)));
     };
     let mut item = Item(Fields::within(path, map));
     let named = item.0.string("type")?;
-    match named.as_deref() {
+    let read = match named.as_deref() {
         None if item.0.map().contains_key("role") => item.message(),
         Some("message") => item.message(),
-        Some("function_call") => item.call(),
-        Some("function_call_output") => item.output(),
+        Some("function_call") => item.call("function_call", "fc_", "arguments"),
+        Some("custom_tool_call") => item.call("custom_tool_call", "ctc_", "input"),
+        Some("function_call_output") => item.output("function_call_output", "fco_"),
+        Some("custom_tool_call_output") => item.output("custom_tool_call_output", "ctco_"),
         Some("reasoning") => item.reasoning(),
+        Some("compaction") => item.compaction(),
         // Resolved by whoever knows what was said before.
         None | Some("item_reference") if item.0.map().contains_key("id") => {
             Ok(json!({"type": "item_reference", "id": item.wanted("id")?}))
@@ -54,7 +65,13 @@ fn item(path: &str, value: Value) -> Result<Value, ApiError> {
             let text = format!("Unsupported item: '{path}' is of type '{other}'.");
             Err(ApiError::unsupported(&item.0.at("type"), text))
         }
+    }?;
+    for (name, value) in item.0.map() {
+        if !value.is_null() && !ECHOED.contains(&name.as_str()) {
+            fields::unknown(&item.0.at(name), lenient)?;
+        }
     }
+    Ok(read)
 }
 
 /// An item between the wire and the store.
@@ -71,7 +88,7 @@ impl Item {
         Ok(given.unwrap_or_else(|| ids::random(prefix)))
     }
 
-    fn message(mut self) -> Result<Value, ApiError> {
+    fn message(&mut self) -> Result<Value, ApiError> {
         let role = self.wanted("role")?;
         if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
             let message = format!(
@@ -99,14 +116,15 @@ impl Item {
                   "content": content}))
     }
 
-    fn call(mut self) -> Result<Value, ApiError> {
+    /// A call of a tool; `says` is the field with what the tool is given.
+    fn call(&mut self, kind: &str, prefix: &str, says: &str) -> Result<Value, ApiError> {
         let (call_id, name) = (self.wanted("call_id")?, self.wanted("name")?);
-        let (arguments, id) = (self.wanted("arguments")?, self.id("fc_")?);
-        Ok(json!({"id": id, "type": "function_call", "status": "completed", "call_id": call_id,
-                  "name": name, "arguments": arguments}))
+        let (said, id) = (self.wanted(says)?, self.id(prefix)?);
+        Ok(json!({"id": id, "type": kind, "status": "completed", "call_id": call_id, "name": name,
+                  says: said}))
     }
 
-    fn output(mut self) -> Result<Value, ApiError> {
+    fn output(&mut self, name: &str, prefix: &str) -> Result<Value, ApiError> {
         let call_id = self.wanted("call_id")?;
         let path = self.0.at("output");
         let output = match self.0.value("output") {
@@ -121,12 +139,23 @@ impl Item {
                 return Err(ApiError::wrong_type(&path, expected, kind(&other)));
             }
         };
-        let id = self.id("fco_")?;
-        Ok(json!({"id": id, "type": "function_call_output", "status": "completed",
-                  "call_id": call_id, "output": output}))
+        let id = self.id(prefix)?;
+        Ok(json!({"id": id, "type": name, "status": "completed", "call_id": call_id,
+                  "output": output}))
     }
 
-    fn reasoning(mut self) -> Result<Value, ApiError> {
+    fn compaction(&mut self) -> Result<Value, ApiError> {
+        let path = self.0.at("encrypted_content");
+        let sealed = self.wanted("encrypted_content")?;
+        if open(&sealed).is_none() {
+            let message = format!("Invalid '{path}': it was not made by this server.");
+            return Err(ApiError::invalid(&path, message));
+        }
+        let id = self.id("cmp_")?;
+        Ok(json!({"id": id, "type": "compaction", "encrypted_content": sealed}))
+    }
+
+    fn reasoning(&mut self) -> Result<Value, ApiError> {
         let id = self.id("rs_")?;
         let mut list = |field: &str| match self.0.value(field) {
             None => Ok(Value::Array(Vec::new())),
@@ -181,11 +210,8 @@ pub(super) fn messages(instructions: Option<&str>, items: &[Value]) -> Vec<Value
     let mut thought = None;
     for item in items {
         match item["type"].as_str() {
-            Some("function_call") => {
-                let call = json!({
-                    "id": item["call_id"], "type": "function",
-                    "function": {"name": item["name"], "arguments": item["arguments"]},
-                });
+            Some("function_call" | "custom_tool_call") => {
+                let call = chat_call(item);
                 let open = messages.last_mut().and_then(|last| last.get_mut("tool_calls"));
                 match open.and_then(Value::as_array_mut) {
                     Some(calls) => calls.push(call),
@@ -198,9 +224,13 @@ pub(super) fn messages(instructions: Option<&str>, items: &[Value]) -> Vec<Value
                     }
                 }
             }
-            Some("function_call_output") => messages.push(json!({
+            Some("function_call_output" | "custom_tool_call_output") => messages.push(json!({
                 "role": "tool", "tool_call_id": item["call_id"], "content": joined(&item["output"]),
             })),
+            Some("compaction") => {
+                let text = item["encrypted_content"].as_str().and_then(open).unwrap_or_default();
+                messages.push(json!({"role": "assistant", "content": text}));
+            }
             Some("reasoning") => thought = Some(thoughts(item)).filter(|text| !text.is_empty()),
             _ => {
                 let mut message = Map::new();
@@ -212,6 +242,30 @@ pub(super) fn messages(instructions: Option<&str>, items: &[Value]) -> Vec<Value
         }
     }
     messages
+}
+
+/// A call as a message of a chat has it.
+fn chat_call(item: &Value) -> Value {
+    let (kind, says) = match item["type"] == "custom_tool_call" {
+        true => ("custom", "input"),
+        false => ("function", "arguments"),
+    };
+    json!({"id": item["call_id"], "type": kind, kind: {"name": item["name"], says: item[says]}})
+}
+
+/// The item that a summary becomes.
+pub(super) fn compaction(summary: &str) -> Value {
+    let sealed = format!("{SEAL}{}", STANDARD.encode(summary));
+    json!({"id": ids::random("cmp_"), "type": "compaction", "encrypted_content": sealed})
+}
+
+/// What sealed text begins with: a change of the form will be a change of this.
+const SEAL: &str = "hearth-1.";
+
+/// The summary again, if it is one of ours.
+fn open(sealed: &str) -> Option<String> {
+    let text = STANDARD.decode(sealed.strip_prefix(SEAL)?).ok()?;
+    String::from_utf8(text).ok()
 }
 
 fn with_thought(mut message: Map<String, Value>, thought: Option<String>) -> Value {
@@ -254,6 +308,7 @@ mod tests {
                        "content": [{"type": "output_text", "text": "ho", "annotations": []}]}),
                 json!({"role": "developer", "content": [{"type": "input_text", "text": "be"}]}),
             ],
+            false,
         )
         .unwrap();
         assert_eq!(items[0]["content"], json!([{"type": "input_text", "text": "hi"}]));
@@ -279,7 +334,8 @@ mod tests {
         let output = json!({"type": "function_call_output", "call_id": "a", "output": "4"});
         let thought = json!({"type": "reasoning", "summary": [],
                              "content": [{"type": "reasoning_text", "text": "hm"}]});
-        let items = read("input", vec![thought, call("a"), call("b"), output, call("c")]).unwrap();
+        let items = read("input", vec![thought, call("a"), call("b"), output, call("c")], false);
+        let items = items.unwrap();
         let messages = messages(None, &items);
         assert_eq!(messages.len(), 3);
         assert_eq!(messages[0]["tool_calls"].as_array().map(Vec::len), Some(2));
@@ -287,6 +343,39 @@ mod tests {
         assert_eq!(messages[0]["reasoning_content"], "hm");
         assert_eq!(messages[1], json!({"role": "tool", "tool_call_id": "a", "content": "4"}));
         assert_eq!(messages[2]["tool_calls"][0]["id"], "c");
+    }
+
+    #[test]
+    fn calls_of_custom_tools_come_back_as_they_went() {
+        let call = json!({"id": "ctc_1", "type": "custom_tool_call", "status": "completed",
+                          "call_id": "a", "name": "sh", "input": "ls"});
+        let output = json!({"type": "custom_tool_call_output", "call_id": "a", "output": "x.rs"});
+        let items = read("input", vec![call.clone(), output], false).unwrap();
+        assert_eq!(items[0], call);
+        assert!(items[1]["id"].as_str().unwrap().starts_with("ctco_"));
+        assert_eq!(
+            messages(None, &items),
+            [
+                json!({"role": "assistant", "content": null, "tool_calls": [
+                    {"id": "a", "type": "custom", "custom": {"name": "sh", "input": "ls"}}]}),
+                json!({"role": "tool", "tool_call_id": "a", "content": "x.rs"}),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_summary_is_read_back_and_anything_else_is_not() {
+        let item = compaction("Été: 4 €.");
+        assert!(!item["encrypted_content"].as_str().unwrap().contains("Été"));
+        let items = read("input", vec![item.clone()], false).unwrap();
+        assert_eq!(items, [item]);
+        let said = json!({"role": "assistant", "content": "Été: 4 €."});
+        assert_eq!(messages(None, &items), [said]);
+        for foreign in ["", "gAAAAABo", "hearth-1.%%", "hearth-1./w=="] {
+            let item = json!({"type": "compaction", "encrypted_content": foreign});
+            let error = read("input", vec![item], false).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("input[0].encrypted_content"), "{foreign}");
+        }
     }
 
     #[test]
@@ -308,8 +397,10 @@ mod tests {
             (json!({"type": "function_call_output", "call_id": "a"}), "input[0].output"),
             (json!({"type": "item_reference"}), "input[0].type"),
             (json!({"type": "reasoning", "summary": "x"}), "input[0].summary"),
+            (json!({"type": "custom_tool_call", "call_id": "a", "name": "f"}), "input[0].input"),
+            (json!({"role": "user", "content": "x", "colour": "red"}), "input[0].colour"),
         ] {
-            let error = read("input", vec![item.clone()]).unwrap_err();
+            let error = read("input", vec![item.clone()], false).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{item}");
         }
     }

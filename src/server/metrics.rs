@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use crate::embeddings::EmbeddingModel;
 use crate::pipeline::Pipeline;
-use crate::registry::ServedModel;
+use crate::registry::{Loaded, ServedModel, Standing, State};
 
 /// What goes with [`Metrics::encode`].
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -201,6 +201,26 @@ const EMBEDDING_METRICS: [ModelMetric<EmbeddingModel>; 6] = [
     }),
 ];
 
+const STANDING_METRICS: [ModelMetric<Standing>; 7] = [
+    gauge("model_requests_held", "Requests that hold a model in memory", |m| m.held as u64),
+    gauge("model_requests_waiting", "Requests that wait until a model is in memory", |m| {
+        m.waiting as u64
+    }),
+    gauge(
+        "model_resident_bytes",
+        "What a model in memory may take: weights, working memory, keys and values",
+        |m| if m.state == State::Unloaded { 0 } else { m.bytes },
+    ),
+    counter("model_loads", "Times a model came into memory", |m| m.counts.loads),
+    counter("model_load_failures", "Times it could not", |m| m.counts.failures),
+    counter("model_load_milliseconds", "Time that loads took", |m| {
+        m.counts.load_time.as_millis() as u64
+    }),
+    counter("model_evictions", "Times a model left because another needed the room", |m| {
+        m.counts.evicted
+    }),
+];
+
 /// Reads every served model at every scrape.
 struct Engines(Arc<Pipeline>);
 
@@ -213,10 +233,41 @@ impl fmt::Debug for Engines {
 impl Collector for Engines {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let registry = self.0.registry();
-        let (models, embedders) = (registry.models(), registry.embedders());
-        read_all(&mut encoder, &ENGINE_METRICS, models, ServedModel::id)?;
-        read_all(&mut encoder, &EMBEDDING_METRICS, embedders, EmbeddingModel::id)
+        let (mut models, mut embedders) = (Vec::new(), Vec::new());
+        for loaded in registry.loaded() {
+            match loaded {
+                Loaded::Text(model) => models.push(model),
+                Loaded::Embedding(model) => embedders.push(model),
+            }
+        }
+        let standings: Vec<_> = registry.standings().into_iter().map(Arc::new).collect();
+        states(&mut encoder, &standings)?;
+        read_all(&mut encoder, &STANDING_METRICS, &standings, |standing| &standing.id)?;
+        read_all(&mut encoder, &ENGINE_METRICS, &models, ServedModel::id)?;
+        read_all(&mut encoder, &EMBEDDING_METRICS, &embedders, EmbeddingModel::id)
     }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByState {
+    model: String,
+    state: &'static str,
+}
+
+/// Of every model's states the one that holds is 1.
+fn states(
+    encoder: &mut DescriptorEncoder<'_>,
+    standings: &[Arc<Standing>],
+) -> Result<(), fmt::Error> {
+    let help = "Where a model is: 1 for the state that holds";
+    let mut family = encoder.encode_descriptor("model_state", help, None, MetricType::Gauge)?;
+    for standing in standings {
+        for state in State::ALL {
+            let labels = ByState { model: standing.id.clone(), state: state.as_str() };
+            family.encode_family(&labels)?.encode_gauge(&u64::from(standing.state == state))?;
+        }
+    }
+    Ok(())
 }
 
 fn read_all<M>(

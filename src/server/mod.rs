@@ -214,6 +214,8 @@ fn router(app: Arc<App>) -> Router {
         .merge(responses::router())
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
+        .route("/v1/admin/models", get(models::standings))
+        .route("/v1/admin/models/{*path}", post(models::change))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/apply-template", post(tokens::apply_template))
@@ -271,12 +273,11 @@ async fn health() -> Json<serde_json::Value> {
 
 /// Requests are welcome here.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let registry = app.pipeline.registry();
-    let status = match registry.models() {
-        _ if app.is_draining() => "draining",
-        models if models.iter().any(|model| !model.is_alive()) => "an engine has stopped",
-        _ if registry.embedders().iter().any(|m| !m.is_alive()) => "an encoder has stopped",
-        _ => return Json(json!({"status": "ready"})).into_response(),
+    let loaded = app.pipeline.registry().loaded();
+    let status = match loaded.iter().find(|model| !model.is_alive()) {
+        _ if app.is_draining() => "draining".to_owned(),
+        Some(model) => format!("the thread of {} has stopped", model.id()),
+        None => return Json(json!({"status": "ready"})).into_response(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()
 }

@@ -1,64 +1,117 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models` and `GET /v1/models/{id}`, and the operator's `/v1/admin/models`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, header};
 use serde_json::{Value, json};
 
-use super::App;
 use super::error::ApiError;
-use crate::embeddings::EmbeddingModel;
+use super::{App, auth, says_json};
+use crate::auth::Caller;
 use crate::error::Error;
-use crate::registry::{Registry, ServedModel};
+use crate::registry::{Card, Kind, Registry, Standing};
 
-/// Everything that is served.
+/// Everything that can be asked for, in memory or not.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let registry = app.pipeline.registry();
-    let models = registry.models().iter().map(|model| object(model, model.id()));
-    let embedders = registry.embedders().iter().map(|model| embedder(model, model.id()));
+    let models = registry.cards().map(|card| object(card, &card.id));
     let aliases = registry.aliases().iter().filter_map(|(name, _)| named(registry, name).ok());
-    let data: Vec<_> = models.chain(embedders).chain(aliases).collect();
+    let data: Vec<_> = models.chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
 /// One of them. Ids may contain `/` and `:`, and clients encode them or not.
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    id: Result<Path<String>, PathRejection>,
+    Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
     Ok(Json(named(app.pipeline.registry(), &id)?))
 }
 
 /// The model behind an id or another name.
-fn named(registry: &Registry, id: &str) -> Result<Value, Error> {
-    match registry.get(id) {
-        Some(model) => Ok(object(&model, id)),
-        None => registry.embedder(id).map(|model| embedder(&model, id)),
-    }
+fn named(registry: &Registry, name: &str) -> Result<Value, Error> {
+    registry.card(name).map(|card| object(card, name))
 }
 
 /// A model under one of its names.
-fn object(model: &ServedModel, id: &str) -> Value {
-    json!({
-        "id": id,
+fn object(card: &Card, name: &str) -> Value {
+    let mut object = json!({
+        "id": name,
         "object": "model",
-        "created": model.created_s(),
+        "created": card.created_s,
         "owned_by": "hearth",
-        // Not OpenAI's, but what every client of a local model wants to know.
-        "context_length": model.context_len(),
-    })
+    });
+    // Not OpenAI's, but what every client of a local model wants to know.
+    match card.kind {
+        Kind::Text { context_len } => object["context_length"] = context_len.into(),
+        Kind::Embedding { context_len, vector_len } => {
+            object["context_length"] = context_len.into();
+            object["embedding_length"] = vector_len.into();
+        }
+    }
+    object
 }
 
-fn embedder(model: &EmbeddingModel, id: &str) -> Value {
+/// `GET /v1/admin/models`: where every model is.
+pub(super) async fn standings(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
+    only_operators(&app, &caller)?;
+    let data: Vec<_> = app.pipeline.registry().standings().iter().map(standing).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+/// `POST /v1/admin/models/{id}/load` and `.../unload`. The first answers when the model is there;
+/// the second when it has begun to leave, and not where a request keeps it.
+pub(super) async fn change(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    only_operators(&app, &caller)?;
+    // There is no body to say what it is; but a page in a browser says where it comes from, and a
+    // strange one cannot say JSON without asking.
+    if headers.contains_key(header::ORIGIN) && !says_json(&headers) {
+        return Err(ApiError::not_json());
+    }
+    let registry = app.pipeline.registry();
+    let id = match path.rsplit_once('/') {
+        Some((name, "load")) => {
+            registry.load(name).await?;
+            registry.card(name)?.id.clone()
+        }
+        Some((name, "unload")) => {
+            registry.unload(name)?;
+            registry.card(name)?.id.clone()
+        }
+        _ => return Err(ApiError::unknown_route("POST", &format!("/v1/admin/models/{path}"))),
+    };
+    let standings = registry.standings();
+    let own = standings.iter().find(|standing| standing.id == id);
+    Ok(Json(standing(own.ok_or(Error::ModelNotFound(id))?)))
+}
+
+/// Where there are keys, an admin key is wanted.
+fn only_operators(app: &App, caller: &Caller) -> Result<(), ApiError> {
+    match app.rooms.keyring.is_open()? {
+        true => Ok(()),
+        false => auth::only_admins(caller),
+    }
+}
+
+fn standing(standing: &Standing) -> Value {
     json!({
-        "id": id,
-        "object": "model",
-        "created": model.created_s(),
-        "owned_by": "hearth",
-        "context_length": model.settings().context_len,
-        "embedding_length": model.vector_len(),
+        "id": standing.id,
+        "object": "model.standing",
+        "state": standing.state.as_str(),
+        "pinned": standing.pinned,
+        "requests_running": standing.held,
+        "requests_waiting": standing.waiting,
+        "memory_bytes": standing.bytes,
+        "loads": standing.counts.loads,
     })
 }

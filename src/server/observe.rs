@@ -5,14 +5,17 @@
 //! client that went away. Never in the log: what was asked and what was answered.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use futures_util::stream::{self, StreamExt};
 
 use super::App;
 use super::error::{ApiError, Refusal};
@@ -31,6 +34,7 @@ pub(super) async fn layer(
 ) -> Response {
     let watch = Arc::new(Watch::new(&app, &request));
     request.extensions_mut().insert(watch.clone());
+    let (request, read) = until_read(request);
     let origin = cors::allowed(&app.config.cors_origins, request.headers());
     let asks = origin.as_ref().and_then(|_| cors::preflight(&request));
     let mut response = match asks {
@@ -38,7 +42,12 @@ pub(super) async fn layer(
         None => admitted(&app, &watch, request, next).await,
     };
     watch.answered(&response);
+    let refused = response.status().as_u16() >= 400;
     let headers = response.headers_mut();
+    if refused && !read.load(Ordering::Acquire) {
+        // What is left of the body goes nowhere, and no other request should follow it there.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some(origin) = origin {
         cors::mark(origin, headers);
     }
@@ -54,8 +63,31 @@ pub(super) async fn layer(
     response
 }
 
+/// The same request, and whether its body was read to the end.
+fn until_read(request: Request) -> (Request, Arc<AtomicBool>) {
+    let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    if read.load(Ordering::Acquire) {
+        return (request, read);
+    }
+    let noted = Arc::clone(&read);
+    let request = request.map(|body| {
+        let pieces = (body.into_data_stream(), noted);
+        Body::from_stream(stream::unfold(pieces, |(mut body, noted)| async move {
+            let piece = body.next().await;
+            if piece.is_none() {
+                noted.store(true, Ordering::Release);
+            }
+            Some((piece?, (body, noted)))
+        }))
+    });
+    (request, read)
+}
+
 /// Lets a request pass if its key does, and survives a panic behind it.
 async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) -> Response {
+    if !is_text(request.uri().path()) {
+        return ApiError::unknown_route(&watch.method, request.uri().path()).into_response();
+    }
     match app.caller(&request) {
         Err(error) => return error.into_response(),
         Ok(None) => {}
@@ -73,6 +105,22 @@ async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) ->
         let error = Error::Internal("The server failed on this request.".to_owned());
         ApiError::from(error).into_response()
     })
+}
+
+/// Whether a path is UTF-8 once it is decoded. Nothing has a name that is none.
+fn is_text(path: &str) -> bool {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(&part.as_bytes()[2..]);
+            }
+            None => bytes.extend_from_slice(part.as_bytes()),
+        }
+    }
+    std::str::from_utf8(&bytes).is_ok()
 }
 
 /// What is known of one request so far.

@@ -2,10 +2,12 @@
 //!
 //! A response is a chat with a memory: [`request`] reads the body and hands what both have to the
 //! parser of chats, [`reply`] makes the object and its events, [`background`] runs what nobody
-//! waits for. Deliberately absent: hosted tools, pictures, and truncation, which are refused by
-//! name.
+//! waits for, [`fit`] cuts and [`compact`] sums up what is too long. Deliberately absent: hosted
+//! tools and pictures, which are refused by name.
 
 mod background;
+mod compact;
+mod fit;
 mod reply;
 mod request;
 
@@ -27,13 +29,13 @@ use self::request::{Draft, own_names};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
-use super::{App, answer, aside, fields, ids, objects, sse};
+use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History};
-use crate::pipeline::TextEvent;
-use crate::text::Special;
-use crate::types::{ProjectId, unix_now_s};
+use crate::pipeline::{TextEvent, TextRequest, TextStream};
+use crate::registry::{Lease, ServedModel};
+use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
@@ -57,6 +59,7 @@ pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/responses", post(create))
         .route("/v1/responses/input_tokens", post(input_tokens))
+        .route("/v1/responses/compact", post(compact::compact))
         .route("/v1/responses/{id}", get(show).delete(delete))
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/responses/{id}/input_items", get(input_items))
@@ -71,40 +74,73 @@ async fn create(
     let mut draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
     let project = caller.project;
     let said = said(&app, project, &mut draft).await?;
-    let call = draft.call(&said)?;
-    let model = call.model.clone();
-    let model = app.pipeline.registry().generator(&model)?;
-    let shell = shell(&draft, model.defaults().temperature, model.defaults().top_p);
-    let reply = Reply::new(shell, draft.logprobs);
-    let mut texts = Vec::new();
-    for mut request in call.requests {
-        request.tenant = caller.tenant;
-        texts.push(app.pipeline.generate(request).await.map_err(|e| own_names(e.into()))?);
-    }
-    let prompt_tokens = texts.iter().map(|text| text.prompt_tokens()).sum();
-    watch.generating(model.id(), prompt_tokens, 1);
-    let watcher = Arc::clone(&watch);
-    let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    let model = hold(&app, &draft, &said).await?;
+    let read = fit::fitting(&app, &model, &draft, &said).await?;
+    let begun = begin(&app, &watch, &caller, &model, &draft, read).await?;
+    let reply = Reply::new(shell(&draft, &begun), draft.logprobs);
+    let Begun { events, place, .. } = begun;
+    let waits = draft.background;
     let keep = Keep { history: Arc::clone(&app.rooms.history), project, draft };
-    let mut run = Run { events, reply, keep, last: Last::Not };
-    if run.keep.draft.background {
-        return background::start(&app, watch, run).await;
-    }
-    run.reply.begin(false);
-    if run.keep.draft.stream {
-        watch.streaming();
-        let pieces = stream::unfold(run, |mut run| async {
-            let events = run.step().await?;
-            Some((bytes(events), run))
-        });
-        return Ok(sse::pieces(pieces.boxed(), app.config.heartbeat));
-    }
-    while run.step().await.is_some() {}
-    match run.last {
-        Last::Object(object) => Ok(Json(object).into_response()),
-        Last::Error(error) => Err(error),
-        Last::Not => Err(objects::cut_short()),
-    }
+    let mut run = Run { events, reply, keep, waits, last: Last::Not };
+    let response = match (run.keep.draft.background, run.keep.draft.stream) {
+        (true, _) => background::start(&app, watch, run).await?,
+        (false, true) => {
+            run.reply.begin();
+            watch.streaming();
+            let pieces = stream::unfold(run, |mut run| async {
+                let events = run.step().await?;
+                Some((bytes(events), run))
+            });
+            sse::pieces(pieces.boxed(), app.config.heartbeat)
+        }
+        (false, false) => {
+            run.reply.begin();
+            while run.step().await.is_some() {}
+            match run.last {
+                Last::Object(object) => Json(object).into_response(),
+                Last::Error(error) => return Err(error),
+                Last::Not => return Err(objects::cut_short()),
+            }
+        }
+    };
+    Ok(answer::placed(response, place))
+}
+
+/// An answer that has begun.
+struct Begun {
+    model: Lease<ServedModel>,
+    priority: Priority,
+    place: Place,
+    events: BoxStream<'static, Result<TextEvent, Error>>,
+}
+
+/// The model that is to read these items, in memory until it is let go.
+async fn hold(app: &App, draft: &Draft, said: &[Value]) -> Result<Lease<ServedModel>, ApiError> {
+    let call = draft.call(said)?;
+    Ok(app.pipeline.model(&call.model, call.keep_alive).await?)
+}
+
+/// Begins to answer a draft after these items.
+async fn begin(
+    app: &App,
+    watch: &Arc<Watch>,
+    caller: &Caller,
+    model: &Lease<ServedModel>,
+    draft: &Draft,
+    said: &[Value],
+) -> Result<Begun, ApiError> {
+    let mut call = draft.call(said)?;
+    let request = call.requests.pop().ok_or_else(objects::cut_short)?;
+    let priority = request.priority;
+    let request = TextRequest { tenant: caller.tenant, ..request };
+    let texts = app.pipeline.generate_all(model, vec![request]).await;
+    let texts = texts.map_err(|error| own_names(error.into()))?;
+    let place = texts.first().map_or_else(Place::default, TextStream::place);
+    let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
+    watch.generating(model.id(), prompt_tokens, 1);
+    let watcher = Arc::clone(watch);
+    let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    Ok(Begun { model: model.clone(), priority, place, events })
 }
 
 /// Everything that the model reads: what was said before, and what is said now. References to
@@ -139,7 +175,7 @@ async fn said(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Va
 }
 
 /// The object as it is at the beginning, every field in its place.
-fn shell(draft: &Draft, temperature: Option<f32>, top_p: Option<f32>) -> Map<String, Value> {
+fn shell(draft: &Draft, begun: &Begun) -> Map<String, Value> {
     let mut shell = Map::new();
     for (name, value) in [
         ("id", json!(ids::random("resp_"))),
@@ -155,8 +191,12 @@ fn shell(draft: &Draft, temperature: Option<f32>, top_p: Option<f32>) -> Map<Str
         shell.insert(name.to_owned(), value);
     }
     shell.extend(draft.echo.clone());
+    // What was had, which may be called otherwise than what was asked for.
+    shell.insert("model".to_owned(), json!(begun.model.id()));
+    shell.insert("service_tier".to_owned(), json!(chat::tier(begun.priority)));
     // What holds when the request does not say.
-    for (name, own) in [("temperature", temperature), ("top_p", top_p)] {
+    let defaults = begun.model.defaults();
+    for (name, own) in [("temperature", defaults.temperature), ("top_p", defaults.top_p)] {
         if shell[name].is_null() {
             shell[name] = json!(own.unwrap_or(1.0));
         }
@@ -177,12 +217,17 @@ impl Keep {
         if !store && conversation.is_none() {
             return Ok(());
         }
-        let reply = history::Reply {
-            object: object.clone(),
-            input: input.clone(),
-            conversation: conversation.clone(),
-            store: *store,
-        };
+        let (object, input, conversation) = (object.clone(), input.clone(), conversation.clone());
+        self.write(history::Reply { object, input, conversation, store: *store }).await
+    }
+
+    /// One in the background goes on; the conversation hears of it at its end.
+    async fn began(&self, object: &Value) -> Result<(), Error> {
+        let (object, input) = (object.clone(), Vec::new());
+        self.write(history::Reply { object, input, conversation: None, store: true }).await
+    }
+
+    async fn write(&self, reply: history::Reply) -> Result<(), Error> {
         let (history, project) = (Arc::clone(&self.history), self.project);
         aside(move || history.keep_response(project, &reply)).await
     }
@@ -193,6 +238,8 @@ struct Run {
     events: BoxStream<'static, Result<TextEvent, Error>>,
     reply: Reply,
     keep: Keep,
+    /// In the background, and nothing has come yet.
+    waits: bool,
     last: Last,
 }
 
@@ -216,7 +263,10 @@ impl Run {
                 return None;
             }
             match self.events.next().await {
-                Some(Ok(event)) => self.reply.event(event),
+                Some(Ok(event)) => {
+                    self.proceed().await;
+                    self.reply.event(event);
+                }
                 Some(Err(error)) => self.failed(error.into()).await,
                 None => match self.reply.end() {
                     None => self.failed(objects::cut_short()).await,
@@ -229,6 +279,17 @@ impl Run {
                     },
                 },
             }
+        }
+    }
+
+    /// One in the background has waited, and its first word says that it does no longer.
+    async fn proceed(&mut self) {
+        if !std::mem::take(&mut self.waits) {
+            return;
+        }
+        let object = self.reply.proceed();
+        if let Err(error) = self.keep.began(&object).await {
+            tracing::warn!(%error, "a response is in progress, and the store still has it queued");
         }
     }
 
@@ -259,11 +320,10 @@ async fn input_tokens(
     fields::check(body.map(), INPUT_TOKENS, "", lenient)?;
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
-    let mut call = draft.call(&said)?;
-    let request = call.requests.pop().ok_or_else(objects::cut_short)?;
-    let prompt = app.pipeline.prompt(request, Special::PROMPT).await;
-    let (_, tokens) = prompt.map_err(|error| own_names(error.into()))?;
-    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})))
+    let model = hold(&app, &draft, &said).await?;
+    let read = fit::fitting(&app, &model, &draft, &said).await?;
+    let input_tokens = fit::count(&app, &model, &draft, read).await?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": input_tokens})))
 }
 
 /// `GET /v1/responses/{id}`, as an object or as the stream of one in the background.

@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::extract::Fields;
 use super::{App, call, fields, messages, tools};
 use crate::pipeline::{Prompt, TextRequest};
-use crate::registry::ServedModel;
+use crate::registry::{Kind, Lease, ServedModel};
 use crate::text::Special;
 
 /// The paths, which want a key like those under `/v1/`.
@@ -28,7 +28,7 @@ pub(super) async fn tokenize(
     let mut body = app.body(request).await?;
     let lenient = app.config.lenient_fields;
     fields::check(body.map(), fields::TOKENIZE, "", lenient)?;
-    let model = model(&app, &mut body)?;
+    let model = model(&app, &mut body).await?;
     let content = body.string("content")?;
     let prompt = body.string("prompt")?;
     let spelled = body.bool("return_token_strs")?.unwrap_or(false);
@@ -42,11 +42,14 @@ pub(super) async fn tokenize(
             let message = "Invalid 'messages': it cannot stand beside 'prompt' or 'content'.";
             return Err(ApiError::invalid("messages", message));
         }
-        (Some(text), false) => TextRequest::new(model.id(), Prompt::Text(text)),
+        (Some(text), false) => {
+            text_alone(&body)?;
+            TextRequest::new(model.id(), Prompt::Text(text))
+        }
         (None, true) => chat(&model, &mut body, lenient)?,
         (None, false) => return Err(ApiError::missing("prompt")),
     };
-    let (_, tokens) = app.pipeline.prompt(request, Special { parse, add }).await?;
+    let (_, tokens) = app.pipeline.prompt(&model, request, Special { parse, add }).await?;
     let text = |id: &u32| model.tokenizer().token_text(*id).unwrap_or_default();
     if llama_cpp {
         let piece = |id| json!({"id": id, "piece": text(id)});
@@ -67,7 +70,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<Value>, ApiError> {
     let mut body = app.body(request).await?;
     fields::check(body.map(), fields::DETOKENIZE, "", app.config.lenient_fields)?;
-    let model = model(&app, &mut body)?;
+    let model = model(&app, &mut body).await?;
     let list = match body.value("tokens") {
         None => return Err(ApiError::missing("tokens")),
         Some(Value::Array(list)) => call::tokens("tokens", &list)?,
@@ -94,10 +97,24 @@ pub(super) async fn apply_template(
     let mut body = app.body(request).await?;
     let lenient = app.config.lenient_fields;
     fields::check(body.map(), fields::APPLY_TEMPLATE, "", lenient)?;
-    let model = model(&app, &mut body)?;
+    let model = model(&app, &mut body).await?;
     let request = chat(&model, &mut body, lenient)?;
-    let (prompt, _) = app.pipeline.prompt(request, Special::PROMPT).await?;
+    let (prompt, _) = app.pipeline.prompt(&model, request, Special::PROMPT).await?;
     Ok(Json(json!({"prompt": prompt})))
+}
+
+/// What belongs to a conversation does nothing for a text.
+fn text_alone(body: &Fields) -> Result<(), ApiError> {
+    const OF_CHATS: [&str; 4] =
+        ["tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"];
+    let asks = |name: &&&str| body.map().get(**name).is_some_and(|value| !value.is_null());
+    match OF_CHATS.iter().find(asks) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("Invalid '{name}': it is only allowed with 'messages'.");
+            Err(ApiError::invalid(name, message))
+        }
+    }
 }
 
 fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextRequest, ApiError> {
@@ -109,10 +126,10 @@ fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextReq
     Ok(TextRequest { tools, ..TextRequest::new(model.id(), prompt) })
 }
 
-fn model(app: &App, body: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
-    let registry = app.pipeline.registry();
-    match body.string("model")? {
-        Some(id) => Ok(registry.generator(&id)?),
-        None => registry.models().first().cloned().ok_or_else(|| ApiError::missing("model")),
-    }
+async fn model(app: &App, body: &mut Fields) -> Result<Lease<ServedModel>, ApiError> {
+    let generates = |kind: Kind| matches!(kind, Kind::Text { .. });
+    let first = || app.pipeline.registry().cards().find(|card| generates(card.kind));
+    let named = body.string("model")?;
+    let name = named.as_deref().or_else(|| first().map(|card| card.id.as_str()));
+    Ok(app.pipeline.model(name.ok_or_else(|| ApiError::missing("model"))?, None).await?)
 }

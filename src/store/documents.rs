@@ -170,6 +170,10 @@ impl Tx<'_> {
         if self.0.prepare_cached(&sql)?.execute(row)? == 0 {
             return Ok(false);
         }
+        // A child has a name that its client chose, which may be that of somebody's parent.
+        if !parent.is_empty() {
+            return Ok(true);
+        }
         let sql = "DELETE FROM documents WHERE project = ? AND parent = ?";
         self.0.prepare_cached(sql)?.execute(params![project.0, id])?;
         Ok(true)

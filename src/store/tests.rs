@@ -56,6 +56,20 @@ fn what_was_written_is_there_after_opening_again() {
 }
 
 #[test]
+fn a_child_with_the_name_of_a_parent_takes_nobody_along() {
+    let store = Store::in_memory().unwrap();
+    for (id, parent) in [("one", ""), ("two", ""), ("mine", "two"), ("two", "one")] {
+        put(&store, &document(id, parent)).unwrap();
+    }
+    assert!(store.write(|tx| tx.delete(ONE, KIND, "one", "two")).unwrap());
+    let is_there =
+        |parent: &str, id: &str| store.read(|tx| tx.get(ONE, KIND, parent, id)).unwrap().is_some();
+    assert!(is_there("", "two") && is_there("two", "mine") && !is_there("one", "two"));
+    assert!(store.write(|tx| tx.delete(ONE, KIND, "", "two")).unwrap());
+    assert!(!is_there("two", "mine"));
+}
+
+#[test]
 fn a_commit_is_flushed_and_logged() {
     let folder = folder();
     let store = Store::open(folder.path()).unwrap();

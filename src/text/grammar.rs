@@ -170,6 +170,10 @@ impl Vocabulary {
     /// [`TextError::Grammar`] says which keyword, rule or character is at fault.
     pub fn compile(&self, rules: Rules) -> Result<Grammar, TextError> {
         let start = self.matcher(&rules)?;
+        // One that fits no text at all would only be found out by the first token.
+        if let Next::Failed(_) = follow::allowed(&mut start.clone()) {
+            return Err(TextError::Grammar("no text fits it".to_owned()));
+        }
         Ok(Grammar { vocabulary: self.clone(), rules, start })
     }
 

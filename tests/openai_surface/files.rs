@@ -1,5 +1,8 @@
 //! Files and uploads over the wire: forms in, contents out.
 
+use std::time::Duration;
+
+use hearth::server::ServerConfig;
 use serde_json::{Value, json};
 
 use crate::fixture::{Options, Server, start};
@@ -33,6 +36,21 @@ async fn upload(server: &Server, purpose: &str, content: &[u8]) -> Answer {
 fn id(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()["id"].as_str().expect("an id").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_does_not_come_is_not_waited_for() {
+    let config = ServerConfig { body_timeout: Duration::from_millis(50), ..Default::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Length: 1000\r\nContent-Type: multipart/form-data; boundary=e\r\n\r\n";
+    let file = "--e\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc";
+    let two = format!("{file}\r\n--e\r\n");
+    for half in ["", "--e\r\nContent-", file, two.as_str()] {
+        let half = format!("{head}{half}");
+        let refused = http::send_raw(server.address, half.as_bytes()).await.answer().await;
+        assert_eq!((refused.status, &refused.error()["code"]), (408, &json!("request_timeout")));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,7 +69,7 @@ impl Default for Options {
 }
 
 pub(crate) async fn start(options: Options) -> Server {
-    let registry = Registry::new(vec![model(&options)]);
+    let registry = Registry::of(vec![model(&options).into()]).expect("a thread");
     let registry = registry.with_aliases(vec![(ALIAS.to_owned(), MODEL.to_owned())]);
     serve_all(registry.expect("a served model"), options).await
 }
@@ -205,7 +205,8 @@ pub(crate) fn model(options: &Options) -> ServedModel {
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");
     let model = registry::open(file).expect("the fixture is understood");
-    let limits = plan::plan(&[model.demand(&compute)], &bounds, None).expect("it fits").remove(0);
+    let limits =
+        plan::plan(&[model.demand(&compute)], &bounds, None, 0).remove(0).expect("it fits");
     let options = LoadOptions {
         id: MODEL.to_owned(),
         compute,

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{MODEL, Options, Server, start};
+use crate::fixture::{ALIAS, MODEL, Options, Server, start};
 use crate::http::Answer;
 
-const PATH: &str = "/v1/responses";
+pub(crate) const PATH: &str = "/v1/responses";
 
-fn body(mut fields: Value) -> Value {
+pub(crate) fn body(mut fields: Value) -> Value {
     fields["model"] = json!(MODEL);
     fields["temperature"] = json!(0);
     fields["ignore_eos"] = json!(true);
@@ -21,13 +21,13 @@ fn body(mut fields: Value) -> Value {
     fields
 }
 
-async fn respond(server: &Server, fields: Value) -> Value {
+pub(crate) async fn respond(server: &Server, fields: Value) -> Value {
     let answer = server.post(PATH, body(fields)).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()
 }
 
-fn text(response: &Value) -> &str {
+pub(crate) fn text(response: &Value) -> &str {
     response["output"][0]["content"][0]["text"].as_str().expect("a text")
 }
 
@@ -188,6 +188,44 @@ async fn errors_have_the_names_of_responses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_a_custom_tool_is_answered_and_followed() {
+    let server = start(Options::default()).await;
+    let dice = json!({"type": "custom", "name": "dice", "format": {
+        "type": "grammar", "syntax": "regex", "definition": "[1-6]d[1-6]"}});
+    let fields = json!({"tools": [dice], "max_output_tokens": 400,
+                        "tool_choice": {"type": "custom", "name": "dice"}});
+    let first = respond(&server, fields).await;
+    let call = &first["output"][0];
+    assert_eq!((&call["type"], &call["name"]), (&json!("custom_tool_call"), &json!("dice")));
+    assert_eq!(call["input"].as_str().map(str::len), Some(3));
+    let output = json!({"type": "custom_tool_call_output", "call_id": call["call_id"],
+                        "output": "7"});
+    let fields = json!({"input": [output], "previous_response_id": first["id"]});
+    let next = respond(&server, fields).await;
+    // The same as sending everything back.
+    let told = json!({"role": "user", "content": "Tell me."});
+    let spoken = respond(&server, json!({"input": [told, call, output]})).await;
+    assert_eq!(text(&next), text(&spoken));
+    assert_eq!(next["usage"]["input_tokens"], spoken["usage"]["input_tokens"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_says_what_it_had_and_where_it_waited() {
+    let server = start(Options::default()).await;
+    let shapes = [json!({}), json!({"stream": true}), json!({"background": true})];
+    for mut fields in shapes {
+        fields["service_tier"] = json!("flex");
+        let mut fields = body(fields);
+        fields["model"] = json!(ALIAS);
+        let answer = server.post(PATH, fields).await;
+        assert_eq!(answer.header("x-hearth-queue-position"), Some("0"));
+        assert_eq!(answer.header("x-hearth-estimated-wait-ms"), Some("0"));
+        assert!(answer.body.contains("\"service_tier\":\"flex\""), "{}", answer.body);
+        assert!(answer.body.contains(&format!("\"model\":\"{MODEL}\"")), "{}", answer.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_counted_as_a_response_counts_them() {
     let server = start(Options::default()).await;
     let done = respond(&server, json!({"instructions": "Be."})).await;
@@ -309,6 +347,14 @@ async fn a_response_in_the_background_is_cancelled() {
     let queued = respond(&server, fields).await;
     let path = format!("{PATH}/{}", id(&queued));
     server.wait_for_metric("hearth_requests_running", 1.0).await;
+    let begun = async || server.get(&path).await.json()["status"] == "in_progress";
+    for _ in 0..500 {
+        if begun().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(begun().await, "what runs does not wait");
     let cancelled = server.ask("POST", &format!("{path}/cancel"), None, None).await.json();
     assert_eq!(cancelled["status"], "cancelled");
     server.wait_for_metric("hearth_requests_running", 0.0).await;

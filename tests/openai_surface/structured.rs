@@ -161,6 +161,7 @@ async fn a_form_that_cannot_be_enforced_is_refused_by_name() {
         ),
         (json!({"guided_regex": "(a"}), "guided_regex", "guided_regex"),
         (json!({"guided_grammar": "start: nothing"}), "guided_grammar", "nothing"),
+        (json!({"guided_grammar": "start: start"}), "guided_grammar", "no text"),
         (json!({"guided_grammar": "x ::= \"a\""}), "guided_grammar", "root"),
         (json!({"structured_outputs": {"json": not}}), "structured_outputs", "not"),
     ];

@@ -63,6 +63,7 @@ async fn bad_bodies_are_refused_by_field() {
         ("/tokenize", json!({"prompt": "a", "foo": 1}), 400, "foo"),
         ("/tokenize", json!({"prompt": "a", "messages": message}), 400, "messages"),
         ("/tokenize", json!({"messages": []}), 400, "messages"),
+        ("/tokenize", json!({"prompt": "a", "tools": [1]}), 400, "tools"),
         ("/tokenize", json!({"prompt": "a", "model": "gpt-4o"}), 404, "model"),
         ("/detokenize", json!({}), 400, "tokens"),
         ("/detokenize", json!({"tokens": "1"}), 400, "tokens"),

@@ -45,8 +45,7 @@ pub(super) async fn start(
     watch: Arc<Watch>,
     mut run: Run,
 ) -> Result<Response, ApiError> {
-    run.reply.begin(true);
-    let (object, history) = (run.reply.queued(), Arc::clone(&run.keep.history));
+    let (object, history) = (run.reply.queue(), Arc::clone(&run.keep.history));
     let (project, input) = (run.keep.project, run.keep.draft.input.clone());
     let kept = object.clone();
     aside(move || history.begin_response(project, &kept, &input)).await?;

@@ -64,20 +64,25 @@ impl Reply {
         std::mem::take(&mut self.events)
     }
 
-    /// It begins; one in the background has waited before.
-    pub(super) fn begin(&mut self, queued: bool) {
-        if queued {
-            self.lifecycle("created", self.object("queued"));
-            self.lifecycle("queued", self.object("queued"));
-        } else {
-            self.lifecycle("created", self.object("in_progress"));
-        }
-        self.lifecycle("in_progress", self.object("in_progress"));
+    /// It is there. One in the background waits first; returns its object.
+    pub(super) fn queue(&mut self) -> Value {
+        let queued = self.object("queued");
+        self.lifecycle("created", queued.clone());
+        self.lifecycle("queued", queued.clone());
+        queued
     }
 
-    /// The object of one that waits.
-    pub(super) fn queued(&self) -> Value {
-        self.object("queued")
+    /// It is there, and begins at once.
+    pub(super) fn begin(&mut self) {
+        self.lifecycle("created", self.object("in_progress"));
+        self.proceed();
+    }
+
+    /// It begins. Returns its object.
+    pub(super) fn proceed(&mut self) -> Value {
+        let object = self.object("in_progress");
+        self.lifecycle("in_progress", object.clone());
+        object
     }
 
     /// More of it. Only one choice is ever asked for.
@@ -267,13 +272,7 @@ impl Reply {
         object["status"] = json!(status);
         object["output"] = Value::Array(self.output.clone());
         if let Some((_, usage, reasoning_tokens)) = &self.outcome {
-            object["usage"] = json!({
-                "input_tokens": usage.prompt,
-                "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-                "output_tokens": usage.completion,
-                "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
-                "total_tokens": usage.prompt + usage.completion,
-            });
+            object["usage"] = usage_object(usage, *reasoning_tokens);
         }
         Value::Object(object)
     }
@@ -301,6 +300,17 @@ impl Reply {
         self.events.push(Event { sequence: self.sequence, bytes });
         self.sequence += 1;
     }
+}
+
+/// `usage` of a response.
+pub(super) fn usage_object(usage: &Usage, reasoning_tokens: usize) -> Value {
+    json!({
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": usage.prompt + usage.completion,
+    })
 }
 
 fn text_part(text: &str, logprobs: &[Value]) -> Value {
@@ -331,7 +341,7 @@ mod tests {
 
     /// Runs a whole reply; returns its events and holds them to the rules that every stream keeps.
     fn stream(mut reply: Reply, events: Vec<TextEvent>) -> (Vec<Value>, Value) {
-        reply.begin(false);
+        reply.begin();
         events.into_iter().for_each(|event| reply.event(event));
         let object = reply.end().unwrap();
         reply.ended(object.clone());
@@ -457,7 +467,7 @@ mod tests {
     #[test]
     fn a_stream_that_breaks_off_has_failed_and_is_not_complete() {
         let mut reply = reply();
-        reply.begin(true);
+        reply.queue();
         reply.event(text("a"));
         assert!(reply.end().is_none());
         let object = reply.failed(&ApiError::unreadable_body());

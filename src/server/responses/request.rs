@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
-use crate::server::fields::{self, Field, honoured, no_effect, refused};
+use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused};
 use crate::server::{chat, items, metadata};
 
 /// `POST /v1/responses`.
@@ -24,6 +24,7 @@ pub(super) const RESPONSES: &[Field] = &[
     honoured("parallel_tool_calls"),
     honoured("previous_response_id"),
     honoured("reasoning"),
+    honoured("service_tier"),
     honoured("store"),
     honoured("stream"),
     honoured("stream_options"),
@@ -33,21 +34,21 @@ pub(super) const RESPONSES: &[Field] = &[
     honoured("tools"),
     honoured("top_logprobs"),
     honoured("top_p"),
-    no_effect("max_tool_calls", "counts calls of hosted tools, and there are none"),
-    no_effect("prompt_cache_key", "a routing hint for many machines; this is one"),
-    no_effect("prompt_cache_options", "what is cached is cached without being asked for"),
-    no_effect("prompt_cache_retention", "what is cached is cached without being asked for"),
-    no_effect("safety_identifier", "for the abuse monitoring of a hosted service"),
-    no_effect("service_tier", "there is one tier, and the answer says so"),
-    no_effect("user", "for the abuse monitoring of a hosted service"),
+    honoured("truncation"),
+    no_effect("max_tool_calls", Takes::Integer, "counts calls of hosted tools, and there are none"),
+    CACHE_KEY,
+    CACHE_OPTIONS,
+    CACHE_RETENTION,
+    no_effect("safety_identifier", Takes::Text, "for the abuse monitoring of a hosted service"),
+    no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
     refused("context_management", |list| list == &json!([]), "nothing is compacted on its own"),
     refused("moderation", |_| false, "moderation inside a response is not supported"),
     refused("prompt", |_| false, "there are no stored prompts yet"),
-    refused("truncation", |word| word == "disabled", "nothing is left out in silence"),
     // Not OpenAI's: extras that clients of local servers send.
     honoured("chat_template_kwargs"),
     honoured("frequency_penalty"),
     honoured("ignore_eos"),
+    honoured("keep_alive"),
     honoured("min_p"),
     honoured("presence_penalty"),
     honoured("repetition_penalty"),
@@ -55,8 +56,26 @@ pub(super) const RESPONSES: &[Field] = &[
     honoured("top_k"),
 ];
 
+const CACHED: &str = "what is cached is cached without being asked for";
+const CACHE_KEY: Field =
+    no_effect("prompt_cache_key", Takes::Text, "a routing hint for many machines; this is one");
+const CACHE_OPTIONS: Field = no_effect("prompt_cache_options", Takes::Object, CACHED);
+const CACHE_RETENTION: Field = no_effect("prompt_cache_retention", fields::CACHE_RETENTION, CACHED);
+
+/// `POST /v1/responses/compact`.
+pub(super) const COMPACT: &[Field] = &[
+    honoured("input"),
+    honoured("instructions"),
+    honoured("model"),
+    honoured("previous_response_id"),
+    honoured("service_tier"),
+    CACHE_KEY,
+    CACHE_OPTIONS,
+    CACHE_RETENTION,
+];
+
 /// Fields that a chat knows under the same name.
-const SAME: [&str; 13] = [
+const SAME: [&str; 14] = [
     "model",
     "temperature",
     "top_p",
@@ -64,6 +83,7 @@ const SAME: [&str; 13] = [
     "chat_template_kwargs",
     "frequency_penalty",
     "ignore_eos",
+    "keep_alive",
     "min_p",
     "presence_penalty",
     "repetition_penalty",
@@ -74,17 +94,22 @@ const SAME: [&str; 13] = [
 
 const TEXT: &[Field] = &[
     honoured("format"),
-    no_effect("verbosity", "a hint that no served model was trained to follow"),
+    no_effect("verbosity", fields::VERBOSITY, "a hint that no served model was trained to follow"),
 ];
+
+const SUMMARY: Takes = Takes::Word(&["auto", "concise", "detailed"]);
 
 const REASONING: &[Field] = &[
     honoured("effort"),
-    no_effect("summary", "what is thought is shown as it is"),
-    no_effect("generate_summary", "what is thought is shown as it is"),
+    no_effect("summary", SUMMARY, "what is thought is shown as it is"),
+    no_effect("generate_summary", SUMMARY, "what is thought is shown as it is"),
 ];
 
-const STREAM_OPTIONS: &[Field] =
-    &[no_effect("include_obfuscation", "padding against an eavesdropper that localhost has not")];
+const STREAM_OPTIONS: &[Field] = &[no_effect(
+    "include_obfuscation",
+    Takes::Bool,
+    "padding against an eavesdropper that localhost has not",
+)];
 
 const LOGPROBS: &str = "message.output_text.logprobs";
 
@@ -100,7 +125,7 @@ const INCLUDE: [&str; 7] = [
 ];
 
 /// Tokens of an answer, at least.
-const OUTPUT_TOKENS_MIN: u32 = 16;
+pub(super) const OUTPUT_TOKENS_MIN: u32 = 16;
 
 /// A request, read but for what was said before.
 #[derive(Debug)]
@@ -117,6 +142,8 @@ pub(super) struct Draft {
     pub stream: bool,
     /// Tokens come with their log-probabilities.
     pub logprobs: bool,
+    /// What is too long loses its beginning.
+    pub truncate: bool,
     /// The fields of the object that repeat the request.
     pub echo: Map<String, Value>,
     lenient: bool,
@@ -155,8 +182,9 @@ pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
         let message = "Background responses are stored; leave 'store' out, or set it to true.";
         return Err(ApiError::invalid("background", message));
     }
+    let truncate = truncate(&mut body)?;
     let instructions = body.string("instructions")?;
-    let input = input(&mut body, previous.is_some() || conversation.is_some())?;
+    let input = input(&mut body, previous.is_some() || conversation.is_some(), lenient)?;
     let mut echo = echo;
     echo.insert("metadata".to_owned(), Value::Object(metadata));
     echo.insert(
@@ -173,6 +201,7 @@ pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
         background,
         stream,
         logprobs,
+        truncate,
         echo,
         lenient,
     })
@@ -186,16 +215,30 @@ impl Draft {
         body.insert("messages".to_owned(), Value::Array(messages));
         chat::parse(Fields::within("", body), self.lenient).map_err(own_names)
     }
+
+    /// A note about everything before: short, and without thought.
+    pub(super) fn brief(&mut self, tokens_max: usize) {
+        self.chat.insert("max_completion_tokens".to_owned(), json!(tokens_max));
+        self.chat.insert("reasoning_effort".to_owned(), json!("none"));
+    }
+
+    /// Tokens that the answer wants to have room for.
+    pub(super) fn room_wanted(&self) -> usize {
+        let asked = self.chat.get("max_completion_tokens").and_then(Value::as_u64);
+        asked.unwrap_or(OUTPUT_TOKENS_MIN.into()) as usize
+    }
 }
 
 /// An error about a chat as one about the response that it was.
 pub(super) fn own_names(mut error: ApiError) -> ApiError {
-    const NAMES: [(&str, &str); 6] = [
+    const NAMES: [(&str, &str); 8] = [
         ("max_completion_tokens", "max_output_tokens"),
         ("response_format.json_schema", "text.format"),
         ("response_format", "text.format"),
         ("reasoning_effort", "reasoning.effort"),
         ("tool_choice.function", "tool_choice"),
+        ("tool_choice.custom", "tool_choice"),
+        ("tool_choice.allowed_tools", "tool_choice"),
         ("messages", "input"),
     ];
     let Some(param) = &error.param else { return error };
@@ -244,18 +287,42 @@ fn echo(body: &Map<String, Value>) -> Map<String, Value> {
         field("prompt_cache_retention", Value::Null),
         ("reasoning".to_owned(), reasoning),
         field("safety_identifier", Value::Null),
-        ("service_tier".to_owned(), json!("default")),
+        field("service_tier", json!("default")),
         field("store", json!(true)),
         field("temperature", Value::Null),
         ("text".to_owned(), text),
         field("tool_choice", json!("auto")),
-        field("tools", json!([])),
+        ("tools".to_owned(), whole_tools(body.get("tools"))),
         field("top_logprobs", json!(0)),
         field("top_p", Value::Null),
-        ("truncation".to_owned(), json!("disabled")),
+        field("truncation", json!("disabled")),
         field("user", Value::Null),
         ("metadata".to_owned(), json!({})),
     ])
+}
+
+/// Tools with the fields that an answer never leaves out.
+fn whole_tools(tools: Option<&Value>) -> Value {
+    let mut tools = tools.filter(|tools| !tools.is_null()).cloned().unwrap_or(json!([]));
+    let functions = tools.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    for tool in functions.filter(|tool| tool.get("type") == Some(&json!("function"))) {
+        for name in ["description", "parameters", "strict"] {
+            tool.entry(name).or_insert(Value::Null);
+        }
+    }
+    tools
+}
+
+fn truncate(body: &mut Fields) -> Result<bool, ApiError> {
+    match body.string("truncation")?.as_deref() {
+        None | Some("disabled") => Ok(false),
+        Some("auto") => Ok(true),
+        Some(other) => {
+            let message =
+                format!("Invalid value: '{other}'. Supported values are: 'auto' and 'disabled'.");
+            Err(ApiError::invalid("truncation", message))
+        }
+    }
 }
 
 /// `previous_response_id` and `conversation`, of which there is one at most.
@@ -280,7 +347,7 @@ fn before(body: &mut Fields) -> Result<(Option<String>, Option<String>), ApiErro
     Ok((previous, conversation))
 }
 
-fn input(body: &mut Fields, may_be_empty: bool) -> Result<Vec<Value>, ApiError> {
+fn input(body: &mut Fields, may_be_empty: bool, lenient: bool) -> Result<Vec<Value>, ApiError> {
     match body.value("input") {
         None if may_be_empty => Ok(Vec::new()),
         None => Err(ApiError::missing("input")),
@@ -289,7 +356,7 @@ fn input(body: &mut Fields, may_be_empty: bool) -> Result<Vec<Value>, ApiError> 
             let message = "Invalid 'input': expected at least one item, but got none.";
             Err(ApiError::invalid("input", message))
         }
-        Some(Value::Array(list)) => items::read("input", list),
+        Some(Value::Array(list)) => items::read("input", list, lenient),
         Some(other) => {
             Err(ApiError::wrong_type("input", "a string or an array of items", kind(&other)))
         }

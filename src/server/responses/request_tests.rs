@@ -55,13 +55,25 @@ fn tools_and_formats_arrive_in_the_chat() {
     let tool = json!({"type": "function", "name": "f", "description": null, "strict": true,
         "parameters": {"type": "object", "properties": {"a": {"type": "integer"}},
                        "required": ["a"], "additionalProperties": false}});
+    let bare = json!([{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]);
+    let whole = json!([{"type": "function", "name": "f", "description": null, "parameters": null,
+                        "strict": null}, {"type": "custom", "name": "g"}]);
+    assert_eq!(draft(with("tools", bare)).unwrap().echo["tools"], whole);
     let mut body = with("tools", json!([tool]));
     body["tool_choice"] = json!({"type": "function", "name": "f"});
     let request = call(body.clone()).unwrap().requests.remove(0);
     assert_eq!(request.tools.unwrap().list[0].name, "f");
     body["tool_choice"] = json!({"type": "allowed_tools", "mode": "auto",
                                  "tools": [{"type": "function", "name": "f"}]});
-    assert!(call(body).is_ok());
+    assert!(call(body.clone()).is_ok());
+    for (choice, param) in [
+        (json!({"type": "function", "name": "g"}), "tool_choice.name"),
+        (json!({"type": "custom", "name": "f"}), "tool_choice.name"),
+        (json!({"type": "allowed_tools", "mode": "any", "tools": []}), "tool_choice.mode"),
+    ] {
+        body["tool_choice"] = choice;
+        assert_eq!(call(body.clone()).unwrap_err().param.as_deref(), Some(param));
+    }
     let schema = json!({"type": "object", "properties": {}, "additionalProperties": false});
     let format = json!({"type": "json_schema", "name": "n", "schema": schema, "strict": true});
     let request = call(with("text", json!({"format": format}))).unwrap().requests.remove(0);
@@ -101,7 +113,12 @@ fn wrong_fields_are_refused_by_the_names_that_the_client_wrote() {
         ("stream_options", json!({"include_usage": true}), "stream_options.include_usage"),
         ("conversation", json!(3), "conversation"),
         ("conversation", json!({}), "conversation.id"),
-        ("truncation", json!("auto"), "truncation"),
+        ("truncation", json!("some"), "truncation"),
+        ("service_tier", json!("slow"), "service_tier"),
+        ("max_tool_calls", json!("two"), "max_tool_calls"),
+        ("user", json!(1), "user"),
+        ("text", json!({"verbosity": "loud"}), "text.verbosity"),
+        ("reasoning", json!({"summary": true}), "reasoning.summary"),
         ("prompt", json!({"id": "pmpt_1"}), "prompt"),
         ("metadata", json!({"k": 1}), "metadata.k"),
         ("messages", json!([]), "messages"),

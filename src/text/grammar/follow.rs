@@ -227,7 +227,7 @@ fn after(prefix: &str, rules: &Rules) -> Rules {
     Rules { lark, parts: rules.parts.clone() }
 }
 
-fn allowed(matcher: &mut Matcher) -> Next {
+pub(super) fn allowed(matcher: &mut Matcher) -> Next {
     if matcher.is_stopped() {
         return match matcher.stop_reason().is_ok() {
             true => Next::End,

@@ -158,6 +158,7 @@ fn what_cannot_be_enforced_is_named() {
     assert!(refused(schema(json!(false))).contains("nsatisfiable"));
     refused(Shape::Regex("(".into()));
     refused(Shape::Lark("start: missing".into()));
+    assert!(refused(Shape::Lark("start: start".into())).contains("no text"));
 }
 
 #[test]

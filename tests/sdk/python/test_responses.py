@@ -91,6 +91,23 @@ def test_a_response_in_the_background(client, model):
     assert events[-1].response.id == response.id
 
 
+def test_a_conversation_is_summed_up_and_goes_on(client, model):
+    said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "First."}]
+    short = client.responses.compact(model=model, input=said)
+    assert [item.type for item in short.output] == ["message", "compaction"]
+    assert short.usage.output_tokens > 0
+    again = [item.model_dump(exclude_none=True) for item in short.output]
+    response = respond(client, model, input=[*again, {"role": "user", "content": "Two?"}])
+    assert response.usage.input_tokens > client.responses.input_tokens.count(
+        model=model, input=[again[0], {"role": "user", "content": "Two?"}]).input_tokens
+
+
+def test_what_was_had_is_told(client, model):
+    response = respond(client, model, truncation="auto", service_tier="flex")
+    assert (response.truncation, response.service_tier) == ("auto", "flex")
+    assert respond(client, model, service_tier="fast").service_tier == "priority"
+
+
 def test_input_tokens(client, model):
     count = client.responses.input_tokens.count(model=model, input="Once upon a time")
     assert count.input_tokens == respond(client, model).usage.input_tokens
@@ -109,7 +126,8 @@ def test_log_probabilities(client, model):
     ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
      "input[0].content[0]"),
     ("tools", [{"type": "web_search"}], "tools[0].type"),
-    ("truncation", "auto", "truncation"),
+    ("truncation", "some", "truncation"),
+    ("user", 5, "user"),
     ("text", {"format": {"type": "xml"}}, "text.format.type"),
     ("extra_body", {"tempature": 1}, "tempature"),
 ])

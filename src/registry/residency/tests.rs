@@ -1,0 +1,310 @@
+//! Residency without a model: the rules one by one, then random traces.
+
+use super::*;
+
+const FOREVER: KeepAlive = KeepAlive::Forever;
+const PLACES: usize = 8;
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Models of these sizes under a budget, none in memory.
+fn house(budget: u64, bytes: &[u64]) -> Residency {
+    let mut house = Residency::new(budget);
+    bytes.iter().for_each(|&bytes| house.add(bytes, false, State::Unloaded));
+    house
+}
+
+/// Brings a model in by a request that lets go at once.
+fn bring_in(house: &mut Residency, slot: usize, now: Duration) {
+    assert_eq!(house.ask(slot, FOREVER, PLACES, now), Ask::Waits);
+    assert_eq!(house.decide(now), [Action::Load(slot)]);
+    house.loaded(slot, now);
+    assert_eq!(house.decide(now), [Action::Serve(slot)]);
+    house.release(slot, now);
+    house.check();
+}
+
+#[test]
+fn the_least_that_is_enough_goes_and_of_that_the_oldest() {
+    let all = || vec![(0, 10), (1, 20), (2, 30), (3, 0)];
+    assert_eq!(who_must_go(0, all()), Some(vec![]));
+    assert_eq!(who_must_go(10, all()), Some(vec![0]));
+    assert_eq!(who_must_go(11, all()), Some(vec![1]), "0 alone is not enough, and 1 is");
+    assert_eq!(who_must_go(30, all()), Some(vec![0, 1]));
+    assert_eq!(who_must_go(45, all()), Some(vec![1, 2]));
+    assert_eq!(who_must_go(60, all()), Some(vec![0, 1, 2]));
+    assert_eq!(who_must_go(61, all()), None, "nobody goes in vain");
+}
+
+#[test]
+fn a_model_is_loaded_when_it_is_asked_for_and_served_when_it_is_there() {
+    let mut house = house(100, &[60]);
+    assert_eq!(house.decide(s(0)), []);
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.decide(s(0)), [Action::Load(0)]);
+    assert_eq!(house.decide(s(0)), [], "nothing twice");
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(1)), Ask::Waits);
+    house.loaded(0, s(2));
+    assert_eq!(house.decide(s(2)), [Action::Serve(0)]);
+    assert_eq!(house.requests(0), (3, 0));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(3)), Ask::Held);
+    assert_eq!((house.requests(0), house.free()), ((4, 0), 40));
+    house.check();
+}
+
+#[test]
+fn the_idle_one_that_was_used_longest_ago_goes() {
+    let mut house = house(100, &[40, 40, 40]);
+    bring_in(&mut house, 0, s(0));
+    bring_in(&mut house, 1, s(1));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(2)), Ask::Held);
+    house.release(0, s(3));
+    assert_eq!(house.ask(2, FOREVER, PLACES, s(4)), Ask::Waits);
+    assert_eq!(house.decide(s(4)), [Action::Unload(1, Reason::Evicted)]);
+    assert_eq!(house.decide(s(4)), [], "it is on its way");
+    house.unloaded(1);
+    assert_eq!(house.decide(s(5)), [Action::Load(2)]);
+    house.check();
+}
+
+#[test]
+fn who_is_held_or_pinned_stays_and_the_other_waits() {
+    let mut house = house(100, &[60, 60]);
+    house.add(30, true, State::Ready);
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.decide(s(0)), [Action::Load(0)]);
+    house.loaded(0, s(0));
+    assert_eq!(house.decide(s(0)), [Action::Serve(0)]);
+    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.decide(s(1)), []);
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(2)), Ask::Held, "and goes on working");
+    house.release(0, s(3));
+    assert_eq!(house.decide(s(3)), []);
+    house.release(0, s(4));
+    assert_eq!(house.decide(s(4)), [Action::Unload(0, Reason::Evicted)]);
+    assert_eq!(house.dismiss(2), Err(Stays::Pinned));
+    house.check();
+}
+
+#[test]
+fn a_busy_model_cannot_keep_another_out_for_ever() {
+    let mut house = house(100, &[60, 60]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
+    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.decide(s(1)), []);
+    assert_eq!(house.next_change(s(1)), Some(PATIENCE));
+    let late = s(1) + PATIENCE;
+    assert_eq!(house.decide(late), [], "who holds it goes on");
+    assert_eq!(house.ask(0, FOREVER, PLACES, late), Ask::Waits, "and nobody else comes in");
+    house.release(0, late);
+    assert_eq!(house.decide(late), [Action::Unload(0, Reason::Evicted)]);
+    house.unloaded(0);
+    assert_eq!(house.decide(late), [Action::Load(1)]);
+    house.loaded(1, late + s(30));
+    // The other has waited for long too, but this one has only come.
+    assert_eq!(house.decide(late + s(30)), [Action::Serve(1)]);
+    assert_eq!(house.ask(1, FOREVER, PLACES, late + s(31)), Ask::Held);
+    house.release(1, late + s(31));
+    house.release(1, late + s(31));
+    assert_eq!(house.decide(late + s(31)), [Action::Unload(1, Reason::Evicted)]);
+    house.check();
+}
+
+#[test]
+fn who_gives_up_waiting_gives_way() {
+    let mut house = house(100, &[60, 60]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
+    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    house.decide(s(40));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(40)), Ask::Waits);
+    house.leave(1);
+    assert_eq!(house.decide(s(41)), [Action::Serve(0)]);
+    assert_eq!(house.requests(0), (2, 0));
+    house.check();
+}
+
+#[test]
+fn an_idle_model_leaves_when_its_time_has_come_and_not_before() {
+    let mut house = house(100, &[60]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.next_change(s(0)), None, "kept for ever");
+    assert_eq!(house.ask(0, KeepAlive::For(s(5)), PLACES, s(1)), Ask::Held);
+    assert_eq!(house.decide(s(100)), [], "a request holds it");
+    house.release(0, s(100));
+    assert_eq!(house.next_change(s(100)), Some(s(105)));
+    assert_eq!(house.decide(s(104)), []);
+    assert_eq!(house.decide(s(105)), [Action::Unload(0, Reason::Idle)]);
+    house.unloaded(0);
+    // The last request decides.
+    house.ask(0, KeepAlive::For(s(0)), PLACES, s(106));
+    assert_eq!(house.decide(s(106)), [Action::Load(0)]);
+    house.loaded(0, s(107));
+    assert_eq!(house.decide(s(107)), [Action::Serve(0)]);
+    house.release(0, s(108));
+    assert_eq!(house.decide(s(108)), [Action::Unload(0, Reason::Idle)]);
+    house.check();
+}
+
+#[test]
+fn a_failed_load_is_over_and_the_next_request_tries_again() {
+    let mut house = house(100, &[60]);
+    house.ask(0, FOREVER, PLACES, s(0));
+    house.decide(s(0));
+    house.failed(0);
+    house.check();
+    assert_eq!((house.decide(s(1)), house.free()), (vec![], 100));
+    house.ask(0, FOREVER, PLACES, s(2));
+    assert_eq!(house.decide(s(2)), [Action::Load(0)]);
+}
+
+#[test]
+fn the_line_is_bounded_and_what_never_fits_says_so() {
+    let mut house = house(100, &[60, 80, 101]);
+    house.add(30, true, State::Ready);
+    for _ in 0..PLACES {
+        assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    }
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Full(PLACES));
+    assert_eq!(house.never_fits(0), None);
+    assert_eq!(house.never_fits(1), Some((80, 70)), "beside the pinned one");
+    assert_eq!(house.never_fits(2), Some((101, 70)));
+    assert_eq!(house.never_fits(3), None);
+}
+
+#[test]
+fn first_come_first_loaded() {
+    let mut house = house(100, &[100, 10, 90]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
+    house.ask(2, FOREVER, PLACES, s(1));
+    house.ask(1, FOREVER, PLACES, s(2));
+    assert_eq!(house.decide(s(3)), []);
+    house.release(0, s(3));
+    assert_eq!(house.decide(s(3)), [Action::Unload(0, Reason::Evicted)]);
+    house.unloaded(0);
+    assert_eq!(house.decide(s(4)), [Action::Load(2), Action::Load(1)]);
+    house.check();
+}
+
+/// xorshift64*: the same trace for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+}
+
+/// A residency, and beside it what a caller knows: what is being done, who holds and who waits.
+struct Trace {
+    house: Residency,
+    now: Duration,
+    busy: Vec<Action>,
+    /// By model: requests that hold it, and that wait.
+    people: Vec<(usize, usize)>,
+}
+
+impl Trace {
+    fn new(dice: &mut Dice) -> Self {
+        let mut house = Residency::new(100);
+        let count = 1 + dice.below(6);
+        for i in 0..count {
+            let pinned = i == 0 && dice.below(3) == 0;
+            let state = if pinned { State::Ready } else { State::Unloaded };
+            house.add(10 + dice.below(50) as u64 / if pinned { 3 } else { 1 }, pinned, state);
+        }
+        Self { house, now: s(0), busy: Vec::new(), people: vec![(0, 0); count] }
+    }
+
+    /// Something new: a request, somebody who gives up, the operator.
+    fn begin(&mut self, slot: usize, dice: &mut Dice) {
+        let keep = [FOREVER, KeepAlive::For(s(0)), KeepAlive::For(s(9))][dice.below(3)];
+        let (held, waiting) = &mut self.people[slot];
+        match dice.below(4) {
+            0 if *waiting > 0 => {
+                self.house.leave(slot);
+                *waiting -= 1;
+            }
+            1 => match self.house.dismiss(slot) {
+                Ok(None) => assert_ne!(self.house.state(slot), State::Ready),
+                Ok(Some(action)) => self.busy.push(action),
+                Err(Stays::Busy(n)) => assert_eq!(n, *held + *waiting),
+                Err(Stays::Pinned | Stays::Loading) => {}
+            },
+            _ => match self.house.ask(slot, keep, PLACES, self.now) {
+                Ask::Held => *held += 1,
+                Ask::Waits => *waiting += 1,
+                Ask::Full(n) => assert_eq!(n, PLACES),
+            },
+        }
+    }
+
+    /// Something ends: a request lets go, or a load or an unload is over.
+    fn end(&mut self, slot: usize, may_fail: bool, dice: &mut Dice) {
+        if dice.below(2) == 0 {
+            if self.people[slot].0 > 0 {
+                self.house.release(slot, self.now);
+                self.people[slot].0 -= 1;
+            }
+            return;
+        }
+        let Some(at) = self.busy.len().checked_sub(1).map(|last| dice.below(last + 1)) else {
+            return;
+        };
+        match self.busy.swap_remove(at) {
+            Action::Load(i) if may_fail && dice.below(4) == 0 => {
+                self.house.failed(i);
+                self.people[i].1 = 0;
+            }
+            Action::Load(i) => self.house.loaded(i, self.now),
+            Action::Unload(i, _) => {
+                assert_eq!(self.people[i].0, 0, "a request holds it");
+                self.house.unloaded(i);
+            }
+            Action::Serve(_) => unreachable!("done at once"),
+        }
+    }
+
+    fn decide(&mut self) {
+        for action in self.house.decide(self.now) {
+            match action {
+                Action::Serve(i) => self.people[i] = (self.people[i].0 + self.people[i].1, 0),
+                other => self.busy.push(other),
+            }
+        }
+        self.house.check();
+        for (i, counted) in self.people.iter().enumerate() {
+            assert_eq!(self.house.requests(i), *counted, "model {i}");
+        }
+    }
+}
+
+/// Requests, failures, departures and the operator at random; the state is recounted after every
+/// event, and when nothing new begins everybody is served in the end.
+#[test]
+fn random_traces_keep_the_books_and_serve_everybody() {
+    for seed in 1..200 {
+        let mut dice = Dice(seed * 0x9e37_79b9);
+        let mut trace = Trace::new(&mut dice);
+        let mut possible: Vec<usize> = (0..trace.people.len()).collect();
+        possible.retain(|&i| trace.house.never_fits(i).is_none());
+        for step in 0..6000 {
+            trace.now += Duration::from_millis(dice.below(4000) as u64);
+            let slot = possible[dice.below(possible.len())];
+            match step < 2000 && dice.below(2) == 0 {
+                true => trace.begin(slot, &mut dice),
+                false => trace.end(slot, step < 2000, &mut dice),
+            }
+            trace.decide();
+        }
+        assert!(trace.people.iter().all(|who| *who == (0, 0)), "{seed}: {:?}", trace.house);
+    }
+}

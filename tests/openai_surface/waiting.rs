@@ -1,0 +1,150 @@
+//! Who waits, and for how long: the queue, clients that hang up or never finish asking, and the
+//! end of the server.
+
+use std::time::Duration;
+
+use hearth::server::ServerConfig;
+use serde_json::json;
+
+use crate::fixture::{CONTEXT_LEN, Options, chat_body, start};
+use crate::{greedy, http};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_tell_their_tier_and_their_place_in_the_queue() {
+    let server = start(Options::default()).await;
+    for (asked, had) in [("auto", "default"), ("flex", "flex"), ("priority", "priority")] {
+        let answer = server.chat(greedy(1, json!({"service_tier": asked}))).await;
+        assert_eq!(answer.json()["service_tier"], had);
+        assert_eq!(answer.header("x-hearth-queue-position"), Some("0"));
+        assert_eq!(answer.header("x-hearth-estimated-wait-ms"), Some("0"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_begun_in_time_is_told_so() {
+    let queue_timeout = Some(Duration::from_millis(50));
+    let server = start(Options { running_len: 1, queue_timeout, ..Options::default() }).await;
+    let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &long).await;
+    running.wait_for("\"content\":").await;
+    let late = server.chat(greedy(1, json!({}))).await;
+    assert_eq!((late.status, &late.error()["code"]), (503, &json!("queue_timeout")));
+    assert!(late.header("retry-after").is_some());
+    server.wait_for_metric("hearth_expired_total", 1.0).await;
+    server.wait_for_metric("hearth_requests_waiting", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_frees_its_blocks() {
+    let server = start(Options::default()).await;
+    for (cancelled, stream) in [(1.0, true), (2.0, false)] {
+        let body = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": stream})));
+        let mut pending = server.begin("/v1/chat/completions", &body).await;
+        if stream {
+            pending.wait_for("\"content\":").await;
+        }
+        server.wait_for_metric("hearth_requests_running", 1.0).await;
+        assert!(server.metric("hearth_kv_blocks_used").await > 0.0);
+        drop(pending);
+        server.wait_for_metric("hearth_cancelled_total", cancelled).await;
+        server.wait_for_metric("hearth_requests_running", 0.0).await;
+        server.wait_for_metric("hearth_kv_blocks_used", 0.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_says_when_to_come_back_and_a_waiting_stream_hears_a_heartbeat() {
+    let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
+    let server =
+        start(Options { config, running_len: 1, queue_len: 1, ..Options::default() }).await;
+    let long = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &long).await;
+    running.wait_for("\"content\":").await;
+    let mut waiting = server.begin("/v1/chat/completions", &long).await;
+    waiting.wait_for(": heartbeat\n\n").await;
+    let refused = server.chat(greedy(1, json!({}))).await;
+    assert_eq!((refused.status, &refused.error()["code"]), (429, &json!("rate_limit_exceeded")));
+    let wait_s: u64 = refused.header("retry-after").and_then(|s| s.parse().ok()).expect("seconds");
+    let wait_ms: u64 =
+        refused.header("retry-after-ms").and_then(|s| s.parse().ok()).expect("milliseconds");
+    assert!(wait_s >= 1 && wait_s == wait_ms.div_ceil(1000));
+    drop(running);
+    waiting.wait_for("\"content\":").await;
+    // What could never fit into the queue is not told to come back.
+    let hopeless = server.chat(json!({"n": 2})).await;
+    assert_eq!((hopeless.status, &hopeless.error()["param"]), (400, &json!("n")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_lets_running_streams_finish() {
+    let mut server = start(Options::default()).await;
+    let body = chat_body(greedy(500, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &body).await;
+    running.wait_for("\"content\":").await;
+    server.stop();
+    let chunks = running.answer().await.chunks();
+    assert_eq!(chunks.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let config = ServerConfig { body_timeout: Duration::from_millis(50), ..Default::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                 Connection: close\r\nContent-Length: 1000\r\n\r\n{\"model\"";
+    let refused = http::send_raw(server.address, half).await.answer().await;
+    assert_eq!((refused.status, &refused.error()["code"]), (408, &json!("request_timeout")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_half_a_body_is_not_used_again() {
+    let server = start(Options::default()).await;
+    let kind = "Content-Type: application/json";
+    let head = |path: &str, body: &str| {
+        let len = body.len();
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: {len}\r\n\r\n")
+    };
+    for (path, status) in [("/v1/nothing", 404), ("/v1/models", 405)] {
+        let unread = http::send_raw(server.address, head(path, "{}").as_bytes()).await;
+        let refused = unread.answer().await;
+        assert_eq!((refused.status, refused.header("connection")), (status, Some("close")));
+    }
+    let whole = head("/v1/completions", "{}") + "{}";
+    let mut read = http::send_raw(server.address, whole.as_bytes()).await;
+    read.wait_for("missing_required_parameter").await;
+    assert!(!read.so_far().to_lowercase().contains("connection:"), "{}", read.so_far());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_does_not_come_closes_its_connection() {
+    let config = ServerConfig { head_timeout: Duration::from_millis(50), ..Default::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let half = http::send_raw(server.address, b"GET /health HTTP/1.1\r\nHost:").await;
+    half.closed().await;
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_half_a_request() {
+    let mut server = start(Options::default()).await;
+    let half = http::send_raw(server.address, b"POST /v1/completions HTTP/1.1\r\nHost:").await;
+    assert_eq!(server.get("/health").await.status, 200);
+    let began = std::time::Instant::now();
+    server.stop();
+    server.stopped().await;
+    assert!(began.elapsed() < ServerConfig::default().drain_timeout / 2);
+    drop(half);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_ever() {
+    let config =
+        ServerConfig { drain_timeout: Duration::from_millis(100), ..ServerConfig::default() };
+    let mut server = start(Options { config, ..Options::default() }).await;
+    let body = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &body).await;
+    running.wait_for("\"content\":").await;
+    server.stop();
+    server.stopped().await;
+}
