@@ -33,6 +33,7 @@ pub use batch::{ForwardBatch, LoraSlot};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;
+pub use hearth_kernels::Pool;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{AnyFile, Compute, EncoderFile, ModelFile, open, open_any, open_bytes};
 
