@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use hearth_kernels::lora::Float;
 use hearth_models::{Adapter, LoraSlot, ModelConfig, tiny};
 
-use super::handle::{AdapterSet, GenerateRequest};
+use super::handle::{AdapterSet, Event, GenerateRequest};
 use super::tests::*;
 use super::*;
 

@@ -390,7 +390,7 @@ mod tests {
         assert!(error(adapters.add(new("a", goldens()))).contains("loaded already"));
         assert!(error(adapters.add(new("", goldens()))).contains("lora_name"));
         assert!(error(adapters.remove("z")).contains("`z`"));
-        let broken = adapters.load(new("z", goldens().join("lora/qwen2")), &base(), false);
+        let broken = adapters.load(new("z", goldens().join("lora/qwen3")), &base(), false);
         assert!(error(broken).contains("self_attn"), "the tensor is named");
         assert!(adapters.card("z").is_none());
         let unknown = adapters.set(BASE, &base(), &one("z", 1.0)).map(drop);
