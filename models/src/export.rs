@@ -1,9 +1,9 @@
 //! A model as a GGUF file, its matrices in the types of a mix, written tensor by tensor.
 //!
 //! From GGUF everything but the types is kept as it is. From SafeTensors the configuration becomes
-//! metadata, and what GGUF has no words for is refused. The vocabulary is the caller's: text is not
-//! known here. Adapters are merged into the rows on their way. At no time is more than one tensor in memory; the file appears under its name only
-//! when it is complete.
+//! metadata, and what GGUF has no words for is refused. Adapters are merged into the rows on their
+//! way. The vocabulary is the caller's: text is not known here. At no time is more than one tensor
+//! in memory; the file appears under its name only when it is complete.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
