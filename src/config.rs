@@ -25,6 +25,10 @@ pub struct Config {
     pub aliases: Vec<String>,
     /// Other names of served models: name and id.
     pub model_aliases: Vec<(String, String)>,
+    /// Adapters: the model where one is named, the id and the path.
+    pub loras: Vec<(Option<String>, String, PathBuf)>,
+    /// Bytes that adapters may take while nobody uses them.
+    pub lora_bytes: u64,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
@@ -162,6 +166,11 @@ impl RawConfig {
             models: model.model,
             aliases: server.alias,
             model_aliases: model_aliases(&server.model_alias)?,
+            loras: server.lora.iter().map(|text| lora(text)).collect::<Result<_, _>>()?,
+            lora_bytes: match server.lora_memory.as_deref() {
+                Some(text) => size("--lora-memory", text)?,
+                None => 1 << 30,
+            },
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
@@ -214,7 +223,9 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
     not_empty("--pin", &memory.pin)?;
     let keep_alive = memory.keep_alive.as_deref().unwrap_or("-1");
     Ok(MemoryOptions {
-        budget_bytes: memory.memory_budget.as_deref().map(size).transpose()?,
+        budget_bytes: (memory.memory_budget.as_deref())
+            .map(|text| size("--memory-budget", text))
+            .transpose()?,
         models_dir: memory.models_dir,
         keep_alive: keep_alive
             .parse()
@@ -223,8 +234,22 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
     })
 }
 
+/// `ID=PATH`, or `MODEL:ID=PATH`.
+fn lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
+    let told = || format!("`{text}` is not ID=PATH or MODEL:ID=PATH");
+    let Some((name, path)) = text.split_once('=') else { return wrong("--lora", told()) };
+    let (base, id) = match name.rsplit_once(':') {
+        Some((base, id)) => (Some(base.trim()), id.trim()),
+        None => (None, name.trim()),
+    };
+    match base == Some("") || id.is_empty() || path.trim().is_empty() {
+        true => wrong("--lora", told()),
+        false => Ok((base.map(str::to_owned), id.to_owned(), PathBuf::from(path.trim()))),
+    }
+}
+
 /// `12G`, `800M`, `1.5GiB`: a number and a unit, in powers of 1024.
-fn size(text: &str) -> Result<u64, ConfigError> {
+fn size(option: &str, text: &str) -> Result<u64, ConfigError> {
     let told = || format!("`{text}` is not a size such as 12G or 800M");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -233,11 +258,11 @@ fn size(text: &str) -> Result<u64, ConfigError> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return wrong("--memory-budget", told()),
+        _ => return wrong(option, told()),
     };
     match number.parse::<f64>() {
         Ok(number) if number > 0.0 && number < 1e6 => Ok((number * (1_u64 << shift) as f64) as u64),
-        _ => wrong("--memory-budget", told()),
+        _ => wrong(option, told()),
     }
 }
 
@@ -353,6 +378,13 @@ impl Config {
                 self.memory.models_dir.as_ref().map_or("none".into(), |d| d.display().to_string()),
             ),
             ("keep-alive", self.memory.keep_alive.to_string()),
+            (
+                "lora",
+                match self.loras.len() {
+                    0 => "none".to_owned(),
+                    n => format!("{n}, in memory up to {} MB", self.lora_bytes >> 20),
+                },
+            ),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",
@@ -417,6 +449,11 @@ mod tests {
             ("speculate = \"off\"\ndraft-model = \"d\"", "--draft-model"),
             ("draft-model = \"\"", "--draft-model"),
             ("memory-budget = \"12\"", "--memory-budget"),
+            ("lora-memory = \"much\"", "--lora-memory"),
+            ("lora = \"path\"", "--lora"),
+            ("lora = \"=path\"", "--lora"),
+            ("lora = \":id=path\"", "--lora"),
+            ("lora = \"id=\"", "--lora"),
             ("memory-budget = \"0G\"", "--memory-budget"),
             ("keep-alive = \"soon\"", "--keep-alive"),
             ("pin = \"\"", "--pin"),
@@ -438,6 +475,17 @@ mod tests {
     fn an_address_of_version_6_is_told_from_its_port() {
         let config = raw("host = \"::1\"\nport = 80").validate().unwrap();
         assert!(config.describe().contains("[::1]:80"));
+    }
+
+    #[test]
+    fn adapters_are_named_with_their_model_or_without() {
+        let loras = |toml: &str| raw(toml).validate().unwrap().loras;
+        let list = "lora = [\"a=x/y\", \"org/m:Q8_0:b=z=1\"]";
+        let named = |id: &str, path: &str| (id.to_owned(), PathBuf::from(path));
+        let (a, b) = (named("a", "x/y"), named("b", "z=1"));
+        let wanted = vec![(None, a.0, a.1), (Some("org/m:Q8_0".to_owned()), b.0, b.1)];
+        assert_eq!(loras(list), wanted);
+        assert_eq!(raw("lora-memory = \"2G\"").validate().unwrap().lora_bytes, 2 << 30);
     }
 
     #[test]

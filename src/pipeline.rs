@@ -24,9 +24,9 @@ use self::form::Form;
 use self::prompt::Prepared;
 pub use self::stream::TextStream;
 pub use self::tools::{Tool, ToolChoice, Tools};
-use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
+use crate::engine::handle::{AdapterSet, GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
-use crate::registry::{Lease, Registry, ServedModel};
+use crate::registry::{Lease, Registry, ServedModel, Weighted};
 use crate::text::{Shape, Special};
 use crate::types::{
     CacheScope, FinishReason, KeepAlive, Place, Priority, SamplingOverrides, Tenant, Timings,
@@ -95,6 +95,8 @@ pub struct TextRequest {
     pub priority: Priority,
     /// How long the model stays in memory after it.
     pub keep_alive: Option<KeepAlive>,
+    /// Adapters that the model runs with, besides the one that its name asks for.
+    pub adapters: Vec<Weighted>,
 }
 
 /// What an answer must look like.
@@ -252,15 +254,29 @@ impl Pipeline {
         self.registry.generator(name, keep_alive).await
     }
 
-    /// Starts requests to one model, all or none.
+    /// What a request runs with besides its model; reads what is not in memory.
+    async fn adapters(
+        &self,
+        model: &Lease<ServedModel>,
+        request: &TextRequest,
+    ) -> Result<Option<Arc<AdapterSet>>, Error> {
+        let wanted = self.registry.wanted(&request.model, &request.adapters)?;
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let (registry, model) = (Arc::clone(&self.registry), model.clone());
+        let set = move || registry.adapters().set(model.id(), model.file(), &wanted);
+        self.aside(0, set).await
+    }
+
+    /// Starts requests to one model with the same adapters, all or none.
     pub async fn generate_all(
         &self,
         model: &Lease<ServedModel>,
         requests: Vec<TextRequest>,
     ) -> Result<Vec<TextStream>, Error> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let adapters = self.adapters(model, first).await?;
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
             let (len, preparing) = (request.len_bytes(), model.clone());
@@ -269,7 +285,8 @@ impl Pipeline {
             });
             let (Prepared { prompt, expected, form }, request) = prepared.await?;
             let template = generate_request(model, &request, prompt, &form)?;
-            let template = GenerateRequest { expected: expected.into(), ..template };
+            let expected = expected.into();
+            let template = GenerateRequest { adapters: adapters.clone(), expected, ..template };
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
@@ -446,6 +463,7 @@ impl TextRequest {
             tenant: Tenant::default(),
             priority: Priority::Default,
             keep_alive: None,
+            adapters: Vec::new(),
         }
     }
 

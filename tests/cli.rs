@@ -59,8 +59,8 @@ fn assert_fails(args: &[&str], words: &[&str]) {
 
 #[test]
 fn help_lists_commands_and_flags() {
-    let commands =
-        ["serve", "chat", "complete", "models", "quantize", "keys", "data", "bench", "doctor"];
+    let commands = "serve chat complete models quantize lora keys data bench doctor";
+    let commands: Vec<&str> = commands.split(' ').collect();
     assert_mentions(&stdout_of(&["--help"]), &commands);
     assert_mentions(&stdout_of(&["serve", "--help"]), &["--model", "--port", "--ctx-size"]);
     assert_mentions(&stdout_of(&["--version"]), &[env!("CARGO_PKG_VERSION")]);
@@ -131,7 +131,7 @@ fn environment_is_read_and_flags_win() {
 /// A flag that a command would ignore is one that it does not have.
 #[test]
 fn commands_have_the_flags_that_mean_something_to_them() {
-    let flags = [
+    let shared = [
         ("--model", "serve chat complete bench doctor"),
         ("--device", "serve chat complete bench doctor"),
         ("--threads", "serve chat complete bench doctor"),
@@ -149,24 +149,16 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--models-dir", "serve doctor"),
         ("--keep-alive", "serve doctor"),
         ("--pin", "serve doctor"),
-        ("--alias", "serve"),
-        ("--host", "serve"),
-        ("--port", "serve"),
-        ("--data-dir", "serve"),
-        ("--api-key", "serve"),
-        ("--body-limit-mb", "serve"),
-        ("--lenient-fields", "serve"),
-        ("--log-format", "serve"),
-        ("--model-alias", "serve"),
-        ("--insecure", "serve"),
-        ("--cors-origin", "serve"),
-        ("--files-quota-gb", "serve"),
     ];
+    let servers = "--alias --host --port --data-dir --api-key --body-limit-mb --lenient-fields \
+        --log-format --model-alias --lora --lora-memory --insecure --cors-origin --files-quota-gb";
+    let servers = servers.split_whitespace().map(|flag| (flag, "serve"));
+    let flags: Vec<(&str, &str)> = shared.into_iter().chain(servers).collect();
     for command in ["serve", "chat", "complete", "bench", "doctor"] {
         let help = stdout_of(&[command, "--help"]);
-        for (flag, owners) in flags {
+        for (flag, owners) in &flags {
             let owns = owners.split(' ').any(|owner| owner == command);
-            let lists = |word: &str| word.split("[=").next() == Some(flag);
+            let lists = |word: &str| word.split("[=").next() == Some(*flag);
             assert_eq!(help.split_whitespace().any(lists), owns, "{command} {flag}: {help}");
         }
     }

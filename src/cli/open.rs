@@ -193,10 +193,21 @@ pub(super) fn serve(config: &Config, offer: Offer) -> Result<Registry, Failure> 
     let registry = registry.with_refused(offer.refused);
     let aliases = config.model_aliases.clone();
     let registry = registry.with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?;
+    let registry = with_loras(registry, config)?;
     for id in first {
         with_bar(|progress| registry.load_blocking(&id, progress))?;
     }
     Ok(registry)
+}
+
+/// The adapters that are named. What is not there is told now, what is in it when it is read.
+fn with_loras(registry: Registry, config: &Config) -> Result<Registry, Failure> {
+    let loras = config.loras.clone();
+    if let Some((_, id, path)) = loras.iter().find(|(_, _, path)| !path.exists()) {
+        return Err(format!("--lora: {id}: there is no {}", path.display()).into());
+    }
+    let registry = registry.with_adapters(config.lora_bytes, loras);
+    registry.map_err(|e| format!("--lora: {e}").into())
 }
 
 /// What is named: by the configuration, or where it names nothing, not even a folder, the model

@@ -140,6 +140,14 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_MODEL_ALIAS")]
     #[serde(deserialize_with = "one_or_many")]
     pub model_alias: Vec<String>,
+    /// LoRA adapter to serve, as `ID=PATH` (a PEFT folder or a GGUF file), or `MODEL:ID=PATH` where
+    /// several models are served; repeat for several. It is read when it is asked for first.
+    #[arg(long, env = "HEARTH_LORA")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub lora: Vec<String>,
+    /// Memory that adapters may take while nobody uses them, besides the models (default: 1G).
+    #[arg(long, env = "HEARTH_LORA_MEMORY")]
+    pub lora_memory: Option<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
     pub host: Option<String>,
@@ -234,6 +242,8 @@ impl RawConfig {
                     false => server.alias,
                 },
                 model_alias: list(server.model_alias, file.server.model_alias),
+                lora: list(server.lora, file.server.lora),
+                lora_memory: server.lora_memory.or(file.server.lora_memory),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
                 data_dir: server.data_dir.or(file.server.data_dir),
@@ -341,7 +351,7 @@ mod tests {
             quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             speculate = \"draft\"\ndraft-model = \"d\"\n\
-            model-alias = \"x=a\"\nhost = \"::1\"\n\
+             model-alias = \"x=a\"\nlora = \"y=b\"\nlora-memory = \"1G\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
-use hearth_models::Model;
+use hearth_models::{Adapter, LoraSlot, Model};
 use tokio::sync::mpsc;
 
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
@@ -24,6 +24,16 @@ use crate::types::{
 pub const SCORE_CHUNK: usize = 64;
 /// Rows of one step whose tokens are only proposed.
 pub const PROPOSED_ROWS: usize = 32;
+
+/// A weighted list of adapters and the number that stands for it: never used twice, so whoever
+/// holds the list keeps what it began with, whatever is loaded or replaced meanwhile.
+#[derive(Debug)]
+pub struct AdapterSet {
+    /// From 1 on.
+    pub slot: LoraSlot,
+    /// The adapters; the engine does not look into them.
+    pub parts: Vec<(Arc<Adapter>, f32)>,
+}
 
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +60,9 @@ pub struct GenerateRequest {
     pub grammar: Option<Arc<dyn Grammar>>,
     /// What the answer is expected to be: it comes faster where that is right, and is the same.
     pub expected: Arc<[TokenId]>,
-    /// With whom it shares the prefixes that are cached.
+    /// With what adapters it runs; `None` is the base model.
+    pub adapters: Option<Arc<AdapterSet>>,
+    /// With whom it shares the prefixes that are cached; what it says of adapters does not count.
     pub scope: CacheScope,
     /// Who asks.
     pub tenant: Tenant,
@@ -59,10 +71,16 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// Keys and values of different adapters are different ones.
+    pub(super) fn scope(&self) -> CacheScope {
+        let adapter = self.adapters.as_ref().map_or(0, |adapters| adapters.slot.0);
+        CacheScope { adapter, ..self.scope }
+    }
+
     /// Two answers to one prompt, which is computed once for both.
     fn shares_prompt_with(&self, other: &Self) -> bool {
         let wants =
-            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope, r.tenant, r.priority);
+            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope(), r.tenant, r.priority);
         wants(self) == wants(other) && self.prompt == other.prompt
     }
 }

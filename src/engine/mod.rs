@@ -4,6 +4,8 @@
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
 
+#[cfg(test)]
+mod adapter_tests;
 mod draft;
 mod grammar;
 pub mod handle;
@@ -175,6 +177,14 @@ impl Engine {
 
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
+        if let Err(error) = self.hold_adapters(&group) {
+            for submission in group {
+                self.runner.release(submission.id);
+                self.door.leave_queue(submission.request.tenant);
+                Live::new(submission, &self.masks).fail(&error.to_string());
+            }
+            return;
+        }
         let leader = &group[0];
         let request = &leader.request;
         self.scheduler.add(NewSequence {
@@ -182,7 +192,7 @@ impl Engine {
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
-            scope: request.scope,
+            scope: request.scope(),
             tenant: request.tenant,
             priority: request.priority,
             deadline: leader.deadline.map(|deadline| deadline - self.started),
@@ -192,6 +202,12 @@ impl Engine {
             let reads = self.lookup || !submission.request.expected.is_empty();
             self.live.insert(submission.id, Live::new(submission, &self.masks, reads));
         }
+    }
+
+    /// A group runs with one list of adapters.
+    fn hold_adapters(&mut self, group: &[Submission]) -> Result<(), hearth_models::Error> {
+        let mut held = group.iter().filter_map(|s| Some((s.id, s.request.adapters.as_ref()?)));
+        held.try_for_each(|(id, adapters)| self.runner.hold(id, adapters))
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -384,6 +400,7 @@ impl Engine {
     fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
         self.draft.iter_mut().for_each(|draft| draft.forget(id));
+        self.runner.release(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         let cached = self.scheduler.pool().idle_count();
         self.stats.kv_blocks_cached.store(cached, Ordering::Release);

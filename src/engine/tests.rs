@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hearth_kernels::Pool;
 use hearth_kernels::quant::DType;
+use hearth_models::{Adapter, LoraSlot};
 use hearth_models::{Compute, Error, ForwardBatch, KvGeometry, ModelConfig, tiny};
 
 use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams, SubmitError};
@@ -44,6 +45,18 @@ impl Model for Faulty {
             logits.fill(f32::NAN);
         }
         Ok(logits)
+    }
+
+    fn put_adapters(
+        &mut self,
+        slot: LoraSlot,
+        adapters: &[(Arc<Adapter>, f32)],
+    ) -> Result<(), Error> {
+        self.0.put_adapters(slot, adapters)
+    }
+
+    fn drop_adapters(&mut self, slot: LoraSlot) {
+        self.0.drop_adapters(slot);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use hearth_models::weights::Metadata;
 use hearth_models::{Compute, KvDType, ModelFile};
@@ -181,6 +181,7 @@ impl OpenModel {
         Ok(ServedModel {
             id,
             fingerprint,
+            file: Arc::new(file),
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,

@@ -126,6 +126,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("store"),
     refused("web_search_options", never, "web search is not supported"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("chat_template_kwargs"),
     honoured("guided_choice"),
     honoured("guided_grammar"),
@@ -165,6 +166,7 @@ pub(super) const COMPLETIONS: &[Field] = &[
     // Honoured by models that learned to fill in the middle; the others refuse it.
     honoured("suffix"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("guided_choice"),
     honoured("guided_grammar"),
     honoured("guided_json"),
@@ -180,6 +182,22 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("structured_outputs"),
     honoured("top_k"),
 ];
+
+/// One of `adapters`.
+pub(super) const ADAPTER: &[Field] = &[honoured("id"), honoured("weight")];
+
+/// `POST /v1/load_lora_adapter`, as vLLM has it; the last two are ours.
+pub(super) const LOAD_ADAPTER: &[Field] = &[
+    honoured("lora_name"),
+    honoured("lora_path"),
+    honoured("load_inplace"),
+    honoured("base_model_name"),
+    honoured("pinned"),
+];
+
+/// `POST /v1/unload_lora_adapter`.
+pub(super) const UNLOAD_ADAPTER: &[Field] =
+    &[honoured("lora_name"), no_effect("lora_int_id", "adapters have names here")];
 
 /// `POST /v1/embeddings`.
 pub(super) const EMBEDDINGS: &[Field] = &[
