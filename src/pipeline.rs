@@ -402,6 +402,7 @@ fn generate_request(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
+        adapters: None, // one list for all requests
         scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,
