@@ -386,6 +386,7 @@ fn generate_request(
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
         expected: Arc::default(),
+        adapters: None, // one list for all requests
         scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,

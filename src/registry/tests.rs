@@ -3,6 +3,7 @@
 //! right at the end.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -42,11 +43,15 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
     let model = tiny::load(&tiny::config(), DType::Q8_0, seed, compute);
     let spawned = crate::engine::spawn(model.map_err(failed)?, KvDType::F16, limits());
     let (engine, thread) = spawned.map_err(failed)?;
+    // For adapters, of which there are none here.
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama");
+    let file = hearth_models::open(&file).map_err(failed)?;
     let tokenizer = r#"{"version": "1.0", "model":
         {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
     Ok(Loaded::from(ServedModel {
         id: name.to_owned(),
         fingerprint: "fp".to_owned(),
+        file: Arc::new(file),
         engine,
         thread: Mutex::new(Some(thread)),
         tokenizer: Tokenizer::from_json(tokenizer.as_bytes()).unwrap(),

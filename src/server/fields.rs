@@ -197,7 +197,7 @@ pub(super) const LOAD_ADAPTER: &[Field] = &[
 
 /// `POST /v1/unload_lora_adapter`.
 pub(super) const UNLOAD_ADAPTER: &[Field] =
-    &[honoured("lora_name"), no_effect("lora_int_id", "adapters have names here")];
+    &[honoured("lora_name"), no_effect("lora_int_id", Takes::Integer, "adapters have names here")];
 
 /// `POST /v1/embeddings`.
 pub(super) const EMBEDDINGS: &[Field] = &[

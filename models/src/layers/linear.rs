@@ -47,11 +47,15 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-/// [`Linear::forward_many`] with the parts of each: weight, bias, and what adapters add.
+/// Weight and bias of a projection, and what adapters add.
+pub type Projection<'a, B> =
+    (&'a <B as Backend>::Matrix, Option<&'a <B as Backend>::Vector>, &'a Deltas<B>);
+
+/// [`Linear::forward_many`] with the parts of each.
 pub fn project<B: Backend, const N: usize>(
     ops: &B,
     x: &B::Rows,
-    parts: [(&B::Matrix, Option<&B::Vector>, &Deltas<B>); N],
+    parts: [Projection<'_, B>; N],
     lora: &LoraRows,
 ) -> Result<[B::Rows; N]> {
     let groups = parts.map(|(_, _, deltas)| deltas.groups(lora));
