@@ -207,9 +207,10 @@ async fn a_list_is_walked_by_cursor_newest_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_answered_before_a_batch_was_cancelled_is_kept() {
     let server = start(Options::default()).await;
+    // As many as run at once: nobody waits behind the long ones.
     let tokens = |i| if i < 3 { 2 } else { 20_000 };
     let line = |i| chat_line(&format!("{i}"), json!({"max_tokens": tokens(i)}));
-    let lines: Vec<_> = (0..30).map(line).collect();
+    let lines: Vec<_> = (0..8).map(line).collect();
     let file = upload(&server, None, &lines).await;
     let batch = create(&server, None, &file, CHAT).await.json();
     let path = format!("/v1/batches/{}", batch["id"].as_str().expect("an id"));
@@ -220,10 +221,10 @@ async fn what_was_answered_before_a_batch_was_cancelled_is_kept() {
     assert_eq!(cancelling["status"], "cancelling");
     let batch = server.ended(None, &batch).await;
     assert_eq!(batch["status"], "cancelled");
-    assert_eq!(batch["request_counts"], json!({"total": 30, "completed": 3, "failed": 0}));
+    assert_eq!(batch["request_counts"], json!({"total": 8, "completed": 3, "failed": 0}));
     assert_eq!(contents(&server, None, &batch["output_file_id"]).await.len(), 3);
     let errors = contents(&server, None, &batch["error_file_id"]).await;
-    assert_eq!((errors.len(), &errors[0]["error"]["code"]), (27, &json!("batch_cancelled")));
+    assert_eq!((errors.len(), &errors[0]["error"]["code"]), (5, &json!("batch_cancelled")));
     server.wait_for_metric("hearth_kv_blocks_used", 0.0).await;
     let again = server.ask("POST", &format!("{path}/cancel"), None, None).await;
     assert_eq!((again.status, again.json()), (200, batch));
