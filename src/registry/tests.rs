@@ -11,7 +11,7 @@ use hearth_models::weights::DType;
 use hearth_models::{Compute, KvDType, tiny};
 
 use super::*;
-use crate::engine::handle::{Event, GenerateRequest, Limits, SamplingParams};
+use crate::engine::handle::{Event, GenerateRequest, Limits, SamplingParams, Speculation};
 use crate::text::Tokenizer;
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -41,7 +41,8 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
     let seed = u64::from(name.as_bytes()[0]);
     let failed = |source| LoadError::Model { path: name.into(), source };
     let model = tiny::load(&tiny::config(), DType::Q8_0, seed, compute);
-    let spawned = crate::engine::spawn(model.map_err(failed)?, KvDType::F16, limits());
+    let (model, alone) = (model.map_err(failed)?, Speculation::default());
+    let spawned = crate::engine::spawn(model, KvDType::F16, limits(), alone);
     let (engine, thread) = spawned.map_err(failed)?;
     // For adapters, of which there are none here.
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama");
