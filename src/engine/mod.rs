@@ -181,7 +181,7 @@ impl Engine {
             for submission in group {
                 self.runner.release(submission.id);
                 self.door.leave_queue(submission.request.tenant);
-                Live::new(submission, &self.masks).fail(&error.to_string());
+                Live::new(submission, &self.masks, false).fail(&error.to_string());
             }
             return;
         }

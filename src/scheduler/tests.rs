@@ -399,10 +399,10 @@ fn nobody_gives_a_block_for_a_proposal() {
     let mut s = scheduler(4, 16, 4);
     s.add(NewSequence { tenant: Tenant { id: 1, ..Tenant::default() }, ..sequence(0, 3) });
     step(&mut s);
-    let before = s.tenants.time(1);
+    let before = s.tenants.turn(1).1;
     let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5])]);
     s.update(&batch, &[(SeqId(0), 9)], 0.0);
-    let after = s.tenants.time(1);
+    let after = s.tenants.turn(1).1;
     step(&mut s);
-    assert_eq!(after - before, s.tenants.time(1) - after, "wrong ones are on nobody's account");
+    assert_eq!(after - before, s.tenants.turn(1).1 - after, "wrong ones are on nobody's account");
 }
