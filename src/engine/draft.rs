@@ -154,7 +154,8 @@ impl Draft {
         };
         let wanted = (0..answer.max).take_while(pays).count();
         known.rested = if wanted > 0 { 0 } else { known.rested + 1 };
-        match known.rested < REST {
+        // At a price beyond 1 no guess pays, however right.
+        match known.rested < REST || price >= 1.0 {
             true => wanted,
             false => answer.max.min(1),
         }

@@ -41,7 +41,9 @@ const MARGIN: f64 = 1.25;
 /// The price of a proposed row before one was seen, and the least that is believed.
 const PRICE_FIRST: f64 = 0.25;
 const PRICE_MIN: f64 = 0.05;
-/// From so many proposed rows on, one step says half of all there is to know about them.
+/// What a step says of proposed rows counts as if it had so many more, and not more than `TELLING`:
+/// one row says less than several, but dear ones must be found out while there are few.
+const ROWS_MORE: f64 = 3.0;
 const TELLING: f64 = 8.0;
 /// With every step without any, what they cost is believed a little less: a guess that was too high
 /// would never be corrected.
@@ -117,7 +119,7 @@ impl Pace {
         // A row is not dearer than a token alone: a step of that kind was held up by something.
         let token_ms = answers_ms / answers as f64;
         let seen = ((took_ms - answers_ms) / rows).clamp(0.0, token_ms);
-        let weight = rows.min(TELLING) / TELLING * NEWEST;
+        let weight = (rows + ROWS_MORE).min(TELLING) / TELLING * NEWEST;
         let known = self.proposed_ms.unwrap_or(seen);
         self.proposed_ms = Some(known + weight * (seen - known));
     }
