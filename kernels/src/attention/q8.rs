@@ -3,7 +3,7 @@
 //! Queries and weights become i16 on a grid of their own: a query on that of its largest number,
 //! the weights of a line, times the scales of V, on that of the largest of them in the chunk. That
 //! is 2^-16 of the largest, a hundredth of what the bytes of K and V leave out. i16 times i8 in
-//! pairs is what processors multiply and add, at twice the rate of floats.
+//! pairs is what processors multiply and add, two products to a lane where floats have one.
 
 use super::CHUNK;
 use super::chunk::{AHEAD, Chunk, Form, GROUPS, LINE, Weights, Work, stripes, vectors_of_a_stripe};
