@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use builtin::corpus::world::Split;
 use builtin::corpus::{self, Lang, Task};
 use futures_util::{StreamExt, stream};
 use hearth::config::RawConfig;
@@ -99,7 +100,7 @@ fn chat_work() -> Vec<(String, Vec<TextRequest>)> {
         let mut rng = Rng::new(2026);
         let one = |i: usize| {
             let lang = Lang::ALL[i % Lang::ALL.len()];
-            let conversation = corpus::evaluation(&mut rng, lang, task);
+            let conversation = corpus::question(&mut rng, (lang, task), Split::Eval);
             let messages = conversation.split_last().0.to_vec();
             chat(messages, 96, temperature, i)
         };

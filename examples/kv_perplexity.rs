@@ -20,6 +20,7 @@ use hearth_models::train::{Example, Rng};
 use hearth_models::weights::Weights;
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, Model};
 
+use builtin::corpus::world::Split;
 use builtin::corpus::{self, Lang, Task};
 
 /// Measure what rounding keys and values costs.
@@ -74,7 +75,7 @@ fn evaluation(args: &Args) -> Result<Vec<Example>, Box<dyn Error>> {
     let mut examples = Vec::new();
     for (lang, task) in Lang::ALL.iter().flat_map(|lang| Task::SCORED.map(|task| (*lang, task))) {
         for _ in 0..args.count {
-            let conversation = corpus::evaluation(&mut rng, lang, task);
+            let conversation = corpus::question(&mut rng, (lang, task), Split::Eval);
             examples.push(encoder.example(&conversation, 0.0)?);
         }
     }
