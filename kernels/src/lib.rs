@@ -36,6 +36,8 @@ pub mod attention;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod kv;
 pub mod lora;
 pub mod matmul;

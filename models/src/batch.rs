@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use hearth_kernels::sampling::SamplingParams;
+
 use crate::{Error, Result};
 
 /// The number under which a model knows a weighted list of adapters. Never used twice, so it says
@@ -152,6 +154,67 @@ impl ForwardBatch {
             }
         }
         Ok(())
+    }
+}
+
+/// How a token is to be chosen from a row of logits, where the device can do that.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// Temperature, `top_k`, `top_p`, `min_p`; no penalties.
+    pub params: SamplingParams,
+    /// Key of the generator.
+    pub seed: u64,
+    /// Position of the token in the answer.
+    pub position: u64,
+    /// Ids from here on are padding of the embedding.
+    pub vocab_len: usize,
+}
+
+/// What became of the logit rows of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    /// Of the rows from which nothing was chosen, in order. `[rows, vocab]`
+    logits: Vec<f32>,
+    /// What was chosen from each row; empty where nothing was chosen at all.
+    chosen: Vec<Option<Chosen>>,
+}
+
+/// A token; `None` where every token is ruled out.
+pub type Chosen = Option<u32>;
+
+/// One row of an [`Output`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RowOutput<'a> {
+    /// `[vocab]`
+    Logits(&'a [f32]),
+    /// The token.
+    Chosen(Chosen),
+}
+
+impl Output {
+    /// Nothing was chosen.
+    pub fn of_logits(logits: Vec<f32>) -> Self {
+        Self { logits, chosen: Vec::new() }
+    }
+
+    /// Something was: logits of the other rows, in order.
+    pub fn new(logits: Vec<f32>, chosen: Vec<Option<Chosen>>) -> Self {
+        Self { logits, chosen }
+    }
+
+    /// All logits, of rows from which nothing was chosen.
+    pub fn into_logits(self) -> Vec<f32> {
+        self.logits
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize, vocab_len: usize) -> RowOutput<'_> {
+        if let Some(Some(chosen)) = self.chosen.get(row) {
+            return RowOutput::Chosen(*chosen);
+        }
+        let before = self.chosen.iter().take(row).filter(|chosen| chosen.is_some()).count();
+        let start = (row - before) * vocab_len;
+        RowOutput::Logits(&self.logits[start..start + vocab_len])
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::adapter::{self, Adapter};
 use crate::backend::{AttentionParams, Backend, Plain};
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
@@ -80,10 +80,17 @@ impl<B: Backend> Decoder<B> {
     /// What [`Model::forward`] reads out, still on the device; in the plain path it carries
     /// gradients. `[logit_rows, vocab]`
     pub fn logits(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
+        let step = self.ops.begin(batch, &self.rotary)?;
+        self.ops.run(&step, kv, |kv| self.head(batch, &step, kv))
+    }
+
+    /// The residual stream of the rows whose logits are wanted, and those.
+    fn head(&self, batch: &ForwardBatch, step: &B::Step<'_>, kv: &mut KvStore) -> Result<B::Rows> {
         let ops = &self.ops;
         let lora = batch.lora_rows();
-        let hidden = ops.select(&self.hidden(batch, &lora, kv)?, &batch.logit_rows)?;
-        let hidden = ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?;
+        let hidden = self.hidden(batch, step, &lora, kv)?;
+        let hidden = ops.select_logit_rows(&hidden, step)?;
+        let hidden = ops.widen(ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?)?;
         let lora = lora.selected(&batch.logit_rows);
         match &self.head {
             Some(head) => head.forward(ops, &hidden, &lora),
@@ -96,21 +103,39 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The residual stream behind the last layer. `[T, hidden]`
-    fn hidden(&self, batch: &ForwardBatch, lora: &LoraRows, kv: &mut KvStore) -> Result<B::Rows> {
+    fn hidden(
+        &self,
+        batch: &ForwardBatch,
+        step: &B::Step<'_>,
+        lora: &LoraRows,
+        kv: &mut KvStore,
+    ) -> Result<B::Rows> {
         if let Some((slot, _)) = lora.groups().find(|(slot, _)| !self.slots.contains(slot)) {
             return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
         }
-        let ops = &self.ops;
-        let rope = self.rotary.table(&batch.positions);
+        let (ops, eps) = (&self.ops, self.config.norm_eps);
         let table = (&self.embedding, &self.embedding_deltas);
-        let mut hidden = embed(ops, table, &batch.tokens, lora)?;
+        let mut hidden = embed(ops, table, (step, &batch.tokens), lora)?;
+        // What the last layer added to the stream is added where the next one reads it.
+        let mut update: Option<B::Rows> = None;
         for layer in &self.layers {
-            let x = ops.rms_norm(&hidden, &layer.attention_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.attention.forward(ops, &x, &rope, batch, lora, kv)?)?;
-            let x = ops.rms_norm(&hidden, &layer.mlp_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.mlp.forward(ops, &x, lora)?)?;
+            let x = match update {
+                None => ops.rms_norm(&hidden, &layer.attention_norm, eps)?,
+                Some(y) => {
+                    let (sum, x) = ops.add_norm(hidden, &y, &layer.attention_norm, eps)?;
+                    hidden = sum;
+                    x
+                }
+            };
+            let mixed = layer.attention.forward(ops, &x, step, lora, kv)?;
+            let (sum, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
+            hidden = sum;
+            update = Some(layer.mlp.forward(ops, &x, lora)?);
         }
-        Ok(hidden)
+        match update {
+            Some(y) => ops.add(hidden, &y),
+            None => Ok(hidden),
+        }
     }
 
     /// What adapters add to a weight.
@@ -199,11 +224,19 @@ impl<B: Backend> Model for Decoder<B> {
         self.ops.kv_store(geometry)
     }
 
-    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {
-        match batch.logit_rows.is_empty() {
-            true => self.hidden(batch, &batch.lora_rows(), kv).map(|_| Vec::new()),
-            false => self.ops.read(self.logits(batch, kv)?),
+    fn step(
+        &self,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        picks: &[Option<Pick>],
+    ) -> Result<Output> {
+        if batch.logit_rows.is_empty() {
+            let step = self.ops.begin(batch, &self.rotary)?;
+            self.hidden(batch, &step, &batch.lora_rows(), kv)?;
+            self.ops.finish()?;
+            return Ok(Output::of_logits(Vec::new()));
         }
+        self.ops.output(self.logits(batch, kv)?, picks)
     }
 
     fn put_adapters(&mut self, slot: LoraSlot, adapters: &[(Arc<Adapter>, f32)]) -> Result<()> {

@@ -54,6 +54,9 @@ pub enum KvStore {
     Slabs(Vec<KvSlab>),
     /// The plain path.
     Tensors(TensorKv),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Device(crate::backend::CudaKv),
 }
 
 impl KvStore {
@@ -66,6 +69,17 @@ impl KvStore {
                 Ok(())
             }
             Self::Tensors(store) => store.copy_block(from as usize, to as usize),
+            #[cfg(feature = "cuda")]
+            Self::Device(store) => store.copy_block(from as usize, to as usize),
+        }
+    }
+
+    /// What lies on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&mut self) -> Option<&mut crate::backend::CudaKv> {
+        match self {
+            Self::Device(store) => Some(store),
+            _ => None,
         }
     }
 
@@ -86,9 +100,7 @@ impl KvStore {
                 let (dtype, head_dim, block_len) = (store.dtype, store.head_dim, store.block_len);
                 Ok(Some(LayerKv { k, v, dtype, head_dim, block_len }))
             }
-            Self::Slabs(_) => {
-                Err(Error::Batch("this KV store was made for another backend".into()))
-            }
+            _ => Err(Error::Batch("this KV store was made for another backend".into())),
         }
     }
 }

@@ -29,7 +29,7 @@ pub mod train;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{ForwardBatch, LoraSlot};
+pub use batch::{ForwardBatch, LoraSlot, Output, Pick, RowOutput};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;
@@ -45,11 +45,22 @@ pub trait Model: Send {
     /// Storage for keys and values in the form that `forward` reads.
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore>;
 
-    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns the logits
-    /// of `batch.logit_rows`. `[logit_rows, vocab]`
+    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns what became
+    /// of `batch.logit_rows`: their logits, or, where `picks` asks for it and the device can, the
+    /// tokens chosen from them. `picks` is empty or has one entry for each logit row.
     ///
     /// The caller has passed `batch` through [`ForwardBatch::check`].
-    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>>;
+    fn step(
+        &self,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        picks: &[Option<Pick>],
+    ) -> Result<Output>;
+
+    /// [`Model::step`] for the logits of all rows. `[logit_rows, vocab]`
+    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {
+        self.step(batch, kv, &[]).map(Output::into_logits)
+    }
 
     /// Makes adapters known under a number that a batch may name: the sum of their updates, each
     /// times its weight. One adapter of weight 1 is the model it was trained as, none is the base.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hearth_models::{Pick, RowOutput};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::grammar::{Allowed, Guide, Masks};
-use super::handle::{Event, GenerateRequest, Logprobs, Submission};
+use super::handle::{Event, GenerateRequest, Logprobs, SamplingParams, Submission};
 use super::lookup::Lookup;
 use super::sampler::{History, Sampler};
 use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
@@ -147,8 +148,33 @@ impl Live {
         first
     }
 
+    /// How the device may choose the token so many places ahead; `None` where the choice needs
+    /// what only the host has: a grammar, penalties, what else was probable.
+    pub fn pick(&self, ahead: usize, vocab_len: usize) -> Option<Pick> {
+        let request = &self.request;
+        let params = request.sampling;
+        let plain = SamplingParams {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            ..SamplingParams::default()
+        };
+        let position = self.generated + ahead;
+        let simple = params == plain
+            && request.logit_bias.is_empty()
+            && request.logprobs.is_none()
+            && self.guide.is_none()
+            && position >= request.min_tokens;
+        simple.then(|| Pick { params, seed: request.seed, position: position as u64, vocab_len })
+    }
+
     /// Chooses the next token. Logits that come before their grammar are kept.
-    pub fn sample(&mut self, logits: &[f32], sampler: &mut Sampler) -> Choice {
+    pub fn sample(&mut self, row: RowOutput<'_>, sampler: &mut Sampler) -> Choice {
+        let logits = match row {
+            RowOutput::Logits(logits) => logits,
+            RowOutput::Chosen(id) => return self.chosen(id, None),
+        };
         let choice = self.choose(logits, sampler, Duration::ZERO);
         if matches!(choice, Choice::Later) {
             self.held = Some(logits.to_vec());
@@ -190,10 +216,15 @@ impl Live {
             },
         };
         let id = sampler.sample(logits, &self.request, &self.history, self.generated, mask);
+        let logprobs = self.request.logprobs.zip(id);
+        let logprobs = logprobs.map(|(top, id)| sampler.logprobs(logits, id, top));
+        self.chosen(id, logprobs)
+    }
+
+    fn chosen(&mut self, id: Option<TokenId>, logprobs: Option<Logprobs>) -> Choice {
         let Some(id) = id else {
             return Choice::Stuck("the model's output leaves no token to choose".to_owned());
         };
-        let logprobs = self.request.logprobs.map(|top| sampler.logprobs(logits, id, top));
         let (expected, end) = self.take(id);
         Choice::Token(Sampled { id, logprobs, expected, end })
     }

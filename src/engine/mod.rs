@@ -30,7 +30,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hearth_models::{KvDType, Model};
+use hearth_models::{KvDType, Model, RowOutput};
 
 use self::draft::Draft;
 use self::grammar::Masks;
@@ -259,7 +259,9 @@ impl Engine {
     /// The forward pass. A panic in it is an error of this batch.
     fn compute(&mut self, batch: &Batch) -> Result<Logits, String> {
         let (runner, scheduler) = (&mut self.runner, &self.scheduler);
-        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler))) {
+        let (live, vocab_len) = (&self.live, self.sampler.vocab_len());
+        let pick = |id: SeqId, ahead: usize| live.get(&id)?.pick(ahead, vocab_len);
+        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler, pick))) {
             Ok(result) => result.map_err(|e| e.to_string()),
             Err(panic) => Err(panic_message(&*panic)),
         }
@@ -271,7 +273,9 @@ impl Engine {
         for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
             let live = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
             for (position, row) in entry.score.clone().zip(rows.score.clone()) {
-                live.score(position, logits.row(row), &mut self.sampler);
+                if let RowOutput::Logits(logits) = logits.row(row) {
+                    live.score(position, logits, &mut self.sampler);
+                }
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
             if prompt_is_done {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hearth_models::{ForwardBatch, KvDType, KvStore, LoraSlot, Model};
+use hearth_models::{ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pick, RowOutput};
 
 use super::handle::{AdapterSet, Limits};
 use crate::scheduler::{Batch, Scheduler};
@@ -21,9 +21,9 @@ pub(super) struct Runner {
     holders: BTreeMap<LoraSlot, usize>,
 }
 
-/// Logits of the rows that a batch wanted. `[rows, vocab]`
+/// What became of the rows that a batch wanted.
 pub(super) struct Logits {
-    values: Vec<f32>,
+    output: Output,
     vocab_len: usize,
     /// One for each entry of the batch.
     pub entries: Vec<EntryRows>,
@@ -38,9 +38,9 @@ pub(super) struct EntryRows {
 }
 
 impl Logits {
-    /// One row. `[vocab]`
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.vocab_len..(row + 1) * self.vocab_len]
+    /// One row: its logits, or the token that was chosen from them.
+    pub fn row(&self, row: usize) -> RowOutput<'_> {
+        self.output.row(row, self.vocab_len)
     }
 }
 
@@ -83,11 +83,13 @@ impl Runner {
         }
     }
 
-    /// One forward pass.
+    /// One forward pass. `pick` says how a sequence chooses its token so many rows ahead, where the
+    /// device may do it.
     pub fn run(
         &mut self,
         batch: &Batch,
         scheduler: &Scheduler,
+        pick: impl Fn(SeqId, usize) -> Option<Pick>,
     ) -> Result<Logits, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
         for &(from, to) in &batch.copies {
@@ -95,11 +97,12 @@ impl Runner {
         }
         let (forward, entries) = self.pack(batch, scheduler);
         if forward.row_count() == 0 {
-            return Ok(Logits { values: Vec::new(), vocab_len, entries });
+            return Ok(Logits { output: Output::default(), vocab_len, entries });
         }
         forward.check(vocab_len, self.block_len, self.block_count)?;
-        let values = self.model.forward(&forward, &mut self.kv)?;
-        Ok(Logits { values, vocab_len, entries })
+        let picks = picks(batch, &entries, forward.logit_rows.len(), pick);
+        let output = self.model.step(&forward, &mut self.kv, &picks)?;
+        Ok(Logits { output, vocab_len, entries })
     }
 
     fn pack(&self, batch: &Batch, scheduler: &Scheduler) -> (ForwardBatch, Vec<EntryRows>) {
@@ -129,4 +132,23 @@ impl Runner {
         }
         (forward, entries)
     }
+}
+
+/// How tokens are chosen, row by row. Rows that are scored, or that several sequences choose from,
+/// are read out.
+fn picks(
+    batch: &Batch,
+    entries: &[EntryRows],
+    row_count: usize,
+    pick: impl Fn(SeqId, usize) -> Option<Pick>,
+) -> Vec<Option<Pick>> {
+    let mut picks = vec![None; row_count];
+    for (entry, rows) in batch.entries.iter().zip(entries).filter(|(e, _)| e.forks.is_empty()) {
+        for (ahead, row) in rows.sample.clone().enumerate() {
+            if !rows.score.contains(&row) {
+                picks[row] = pick(entry.id, ahead);
+            }
+        }
+    }
+    picks
 }

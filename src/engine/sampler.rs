@@ -56,6 +56,11 @@ impl Sampler {
         Self { vocab_len, row: Vec::new(), scratch: Scratch::new() }
     }
 
+    /// Ids from here on are padding.
+    pub fn vocab_len(&self) -> usize {
+        self.vocab_len
+    }
+
     /// The token at `position` of the answer, out of `mask` where there is one; `None` when none is
     /// left to choose (the logits are not numbers, or everything is forbidden).
     pub fn sample(

@@ -58,6 +58,13 @@ pub struct Dora {
     pub norm: Vec<f32>,
 }
 
+impl Dora {
+    /// By what each row is stretched. `[n]`
+    pub(crate) fn ratio(&self) -> Vec<f32> {
+        self.magnitude.iter().zip(&self.norm).map(|(magnitude, norm)| magnitude / norm).collect()
+    }
+}
+
 /// Where the numbers of one update are, and what they mean.
 struct Planned {
     role: Role,

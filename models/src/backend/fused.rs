@@ -13,12 +13,14 @@ use hearth_kernels::matmul::{
 };
 use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, Heads};
+use super::{
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep,
+};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::RopeTable;
+use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
 
 /// Our kernels on one thread pool.
@@ -133,11 +135,64 @@ impl Arena {
     }
 }
 
+/// The parts of operations.
+impl Fused {
+    /// Rotates every head of every row.
+    fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
+        let heads = x.width / head_dim;
+        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
+        Ok(x)
+    }
+
+    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
+    fn attention(
+        &self,
+        q: &Rows,
+        k: &Rows,
+        v: &Rows,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Rows> {
+        let slab = kv.slab(params.layer)?;
+        slab.write(&self.pool, k, v, &batch.slot_mapping);
+        let mut out = self.rows(q.count, q.width);
+        let tables: Vec<&[u32]> = batch.block_tables.iter().map(Vec::as_slice).collect();
+        let sequences = AttentionBatch {
+            cu_q: &batch.cu_q,
+            context_len: &batch.context_len,
+            block_tables: &tables,
+        };
+        let params = attention::AttentionParams {
+            n_heads: params.head_count,
+            scale: params.scale,
+            window: params.window,
+        };
+        attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
+        Ok(out)
+    }
+
+    /// Some rows of `x`, in the order given.
+    fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
+        let mut out = self.rows(rows.len(), x.width);
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.width)) {
+            let start = row as usize * x.width;
+            out.copy_from_slice(&x[start..start + x.width]);
+        }
+        Ok(out)
+    }
+}
+
 impl Backend for Fused {
     type Rows = Rows;
     type Matrix = Packed;
     type Vector = Vec<f32>;
     type Delta = FusedDelta;
+    type Step<'a> = HostStep<'a>;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+        Ok(HostStep::new(batch, rotary))
+    }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
         Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
@@ -158,6 +213,14 @@ impl Backend for Fused {
             table.row(id as usize, row);
         }
         Ok(out)
+    }
+
+    fn embed_tokens(&self, table: &Packed, step: &HostStep<'_>) -> Result<Rows> {
+        self.embed(table, &step.batch.tokens)
+    }
+
+    fn select_logit_rows(&self, x: &Rows, step: &HostStep<'_>) -> Result<Rows> {
+        self.select(x, &step.batch.logit_rows)
     }
 
     fn linear<const N: usize>(
@@ -194,8 +257,7 @@ impl Backend for Fused {
         let mut gain: Option<Vec<f32>> = None;
         let part = |&(delta, weight): &(&Delta, f32)| {
             let ratio = delta.dora.as_ref().map(|dora| {
-                let pairs = dora.magnitude.iter().zip(&dora.norm);
-                let ratio: Vec<f32> = pairs.map(|(magnitude, norm)| magnitude / norm).collect();
+                let ratio = dora.ratio();
                 let gain = gain.get_or_insert_with(|| vec![0.0; ratio.len()]);
                 gain.iter_mut().zip(&ratio).for_each(|(g, ratio)| *g += weight * (ratio - 1.0));
                 ratio
@@ -244,37 +306,21 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
-        let heads = x.width / head_dim;
-        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
-        Ok(x)
-    }
-
-    fn attention(
+    fn attend(
         &self,
-        q: &Rows,
-        k: &Rows,
-        v: &Rows,
-        batch: &ForwardBatch,
+        [mut q, mut k, v]: [Rows; 3],
+        norms: Option<HeadNorms<'_, Vec<f32>>>,
+        step: &HostStep<'_>,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
-        let slab = kv.slab(params.layer)?;
-        slab.write(&self.pool, k, v, &batch.slot_mapping);
-        let mut out = self.rows(q.count, q.width);
-        let tables: Vec<&[u32]> = batch.block_tables.iter().map(Vec::as_slice).collect();
-        let sequences = AttentionBatch {
-            cu_q: &batch.cu_q,
-            context_len: &batch.context_len,
-            block_tables: &tables,
-        };
-        let params = attention::AttentionParams {
-            n_heads: params.head_count,
-            scale: params.scale,
-            window: params.window,
-        };
-        attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
-        Ok(out)
+        if let Some((q_norm, k_norm, eps)) = norms {
+            q = self.rms_norm(&q, q_norm, eps)?;
+            k = self.rms_norm(&k, k_norm, eps)?;
+        }
+        let q = self.rope(q, &step.rope, params.head_dim)?;
+        let k = self.rope(k, &step.rope, params.head_dim)?;
+        self.attention(&q, &k, &v, step.batch, kv, params)
     }
 
     fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
@@ -299,15 +345,6 @@ impl Backend for Fused {
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
         activation::add(&self.pool, &mut x, y);
         Ok(x)
-    }
-
-    fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
-        let mut out = self.rows(rows.len(), x.width);
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.width)) {
-            let start = row as usize * x.width;
-            out.copy_from_slice(&x[start..start + x.width]);
-        }
-        Ok(out)
     }
 
     fn read(&self, mut x: Rows) -> Result<Vec<f32>> {

@@ -8,12 +8,14 @@
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, Heads};
+use super::{
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep,
+};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
-use crate::layers::rotary::RopeTable;
+use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
 
 /// Candle on one device.
@@ -186,11 +188,76 @@ impl PlainDelta {
     }
 }
 
+/// The parts of operations.
+impl Plain {
+    /// Rotates every head of every row.
+    fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let (heads, half) = (width / head_dim, table.dim / 2);
+        let angle = |values: &[f32]| -> Result<Tensor> {
+            let values = Tensor::from_slice(values, (rows, 1, half), &self.device)?;
+            Ok(values.to_dtype(self.dtype)?)
+        };
+        let (cos, sin) = (angle(&table.cos)?, angle(&table.sin)?);
+        let x = x.reshape((rows, heads, head_dim))?;
+        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let rest = x.narrow(2, table.dim, head_dim - table.dim)?;
+        let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Ok(Tensor::cat(&[&turned_a, &turned_b, &rest], 2)?.reshape((rows, width))?)
+    }
+
+    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let mut store = kv.tensors(params.layer)?;
+        if store.is_none() && batch.is_even() {
+            return self.attend(q, k, v, batch.sequence_count(), params);
+        }
+        let mut rows = Vec::with_capacity(batch.sequence_count());
+        for seq in batch.sequences() {
+            let new = |x: &Tensor| x.narrow(0, seq.rows.start, seq.rows.len());
+            // A row is seen as a later one will see it, rounded; without a store it is exact and
+            // carries its gradient.
+            let (new_k, new_v) = match &store {
+                Some(store) => (store.narrow(&new(k)?)?, store.narrow(&new(v)?)?),
+                None => (new(k)?, new(v)?),
+            };
+            let block_len = store.as_ref().map_or(1, |s| s.block_len);
+            let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
+            let keys = Self::context(old_k, &new_k, &seq, block_len)?.to_dtype(self.dtype)?;
+            let values = Self::context(old_v, &new_v, &seq, block_len)?.to_dtype(self.dtype)?;
+            rows.push(self.attend(&new(q)?, &keys, &values, 1, params)?);
+            if let Some(store) = &mut store {
+                store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
+            }
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    /// Some rows of `x`, in the order given.
+    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+}
+
 impl Backend for Plain {
     type Rows = Tensor;
     type Matrix = Tensor;
     type Vector = Tensor;
     type Delta = PlainDelta;
+    type Step<'a> = HostStep<'a>;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+        Ok(HostStep::new(batch, rotary))
+    }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
         self.weight(source.to_f32(), (source.n, source.k))
@@ -208,6 +275,14 @@ impl Backend for Plain {
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::new(ids, &self.device)?;
         Ok(table.index_select(&ids, 0)?)
+    }
+
+    fn embed_tokens(&self, table: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.embed(table, &step.batch.tokens)
+    }
+
+    fn select_logit_rows(&self, x: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.select(x, &step.batch.logit_rows)
     }
 
     fn linear<const N: usize>(
@@ -289,54 +364,21 @@ impl Backend for Plain {
         Ok(even.broadcast_mul(weight)?.broadcast_add(bias)?)
     }
 
-    fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let (heads, half) = (width / head_dim, table.dim / 2);
-        let angle = |values: &[f32]| -> Result<Tensor> {
-            let values = Tensor::from_slice(values, (rows, 1, half), &self.device)?;
-            Ok(values.to_dtype(self.dtype)?)
-        };
-        let (cos, sin) = (angle(&table.cos)?, angle(&table.sin)?);
-        let x = x.reshape((rows, heads, head_dim))?;
-        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
-        let rest = x.narrow(2, table.dim, head_dim - table.dim)?;
-        let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Ok(Tensor::cat(&[&turned_a, &turned_b, &rest], 2)?.reshape((rows, width))?)
-    }
-
-    fn attention(
+    fn attend(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        batch: &ForwardBatch,
+        [mut q, mut k, v]: [Tensor; 3],
+        norms: Option<HeadNorms<'_, Tensor>>,
+        step: &HostStep<'_>,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {
-        let mut store = kv.tensors(params.layer)?;
-        if store.is_none() && batch.is_even() {
-            return self.attend(q, k, v, batch.sequence_count(), params);
+        if let Some((q_norm, k_norm, eps)) = norms {
+            q = self.rms_norm(&q, q_norm, eps)?;
+            k = self.rms_norm(&k, k_norm, eps)?;
         }
-        let mut rows = Vec::with_capacity(batch.sequence_count());
-        for seq in batch.sequences() {
-            let new = |x: &Tensor| x.narrow(0, seq.rows.start, seq.rows.len());
-            // A row is seen as a later one will see it, rounded; without a store it is exact and
-            // carries its gradient.
-            let (new_k, new_v) = match &store {
-                Some(store) => (store.narrow(&new(k)?)?, store.narrow(&new(v)?)?),
-                None => (new(k)?, new(v)?),
-            };
-            let block_len = store.as_ref().map_or(1, |s| s.block_len);
-            let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
-            let keys = Self::context(old_k, &new_k, &seq, block_len)?.to_dtype(self.dtype)?;
-            let values = Self::context(old_v, &new_v, &seq, block_len)?.to_dtype(self.dtype)?;
-            rows.push(self.attend(&new(q)?, &keys, &values, 1, params)?);
-            if let Some(store) = &mut store {
-                store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
-            }
-        }
-        Ok(Tensor::cat(&rows, 0)?)
+        let q = self.rope(q, &step.rope, params.head_dim)?;
+        let k = self.rope(k, &step.rope, params.head_dim)?;
+        self.attention(&q, &k, &v, step.batch, kv, params)
     }
 
     fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {
@@ -371,10 +413,6 @@ impl Backend for Plain {
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         Ok((x + y)?)
-    }
-
-    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
     }
 
     fn read(&self, x: Tensor) -> Result<Vec<f32>> {

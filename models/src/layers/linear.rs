@@ -74,14 +74,14 @@ pub fn project<B: Backend, const N: usize>(
     Ok(out.try_into().ok().expect("one output for each part; this is a bug"))
 }
 
-/// Rows of a table by id, and what adapters add to them.
+/// Rows of a table by the tokens of a batch, and what adapters add to them.
 pub fn embed<B: Backend>(
     ops: &B,
     (table, deltas): (&B::Matrix, &Deltas<B>),
-    ids: &[u32],
+    (step, ids): (&B::Step<'_>, &[u32]),
     lora: &LoraRows,
 ) -> Result<B::Rows> {
-    let (rows, groups) = (ops.embed(table, ids)?, deltas.groups(lora));
+    let (rows, groups) = (ops.embed_tokens(table, step)?, deltas.groups(lora));
     if groups.is_empty() {
         return Ok(rows);
     }

@@ -94,8 +94,9 @@ fn orthogonal(x: &Tensor) -> Result<Tensor> {
     let (rows, columns) = x.dims2()?;
     let tall = rows > columns;
     let x = if tall { x.t()?.contiguous()? } else { x.clone() };
-    let length = f64::from(x.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?);
-    let mut x = (x / (length + 1e-7))?;
+    // Stays on the device: nothing waits for it.
+    let length = (x.sqr()?.sum_all()?.sqrt()? + 1e-7)?;
+    let mut x = x.broadcast_div(&length)?;
     for _ in 0..5 {
         let square = x.matmul(&x.t()?)?;
         let mixed = ((&square * B)? + (square.matmul(&square)? * C)?)?;

@@ -46,7 +46,7 @@ impl Trainer {
     ) -> Result<Self> {
         let mut progress = |_| {};
         let mut loader = Loader::new(weights, &config, &mut progress);
-        let decoder = Decoder::load(config.clone(), &mut loader, compute.trainable())?;
+        let decoder = Decoder::load(config.clone(), &mut loader, compute.trainable()?)?;
         let (mut inner, mut outer) = (Vec::new(), Vec::new());
         for named in decoder.tensors() {
             let edge = matches!(named.role, Role::Embedding | Role::Head);

@@ -1,0 +1,356 @@
+//! Weights on the device and products with them: `cuda/linear.cu`, `cuda/quantized.cu` for the few
+//! rows of a decode step, cuBLAS for many, from weights in bf16 or made so piece by piece
+//! (`cuda/dequantize.cu`).
+
+use std::borrow::Cow;
+use std::ffi::c_void;
+use std::ops::Range;
+
+use cudarc::cublas::{result as blas, sys as cublas};
+use cudarc::driver::{result, sys};
+
+use super::gpu::{Arg, Grid};
+use super::memory::Buffer;
+use super::{Error, Float, Gpu, Result, Rows, Step};
+use crate::quant::DType;
+
+/// Weights `[n, k]` of products, as a file has them: in bf16, or in blocks.
+pub struct Matrix {
+    buffer: Buffer,
+    dtype: DType,
+    n: usize,
+    k: usize,
+}
+
+/// Weights that scale or shift, in f32. `[n]`
+pub struct Vector {
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Vector {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn at(&self) -> Arg {
+        self.buffer.at(0).into()
+    }
+}
+
+/// What the kernels of one format are called.
+struct Names {
+    linear: [&'static str; 4],
+    dequantize: &'static str,
+    gather: &'static str,
+}
+
+macro_rules! formats {
+    ($($dtype:ident $text:literal),* $(,)?) => {
+        fn names(dtype: DType) -> Option<Names> {
+            match dtype {
+                $(DType::$dtype => Some(Names {
+                    linear: [
+                        concat!("linear_", $text, "_m1"),
+                        concat!("linear_", $text, "_m2"),
+                        concat!("linear_", $text, "_m4"),
+                        concat!("linear_", $text, "_m8"),
+                    ],
+                    dequantize: concat!("dequantize_", $text),
+                    gather: concat!("gather_", $text),
+                }),)*
+                _ => None,
+            }
+        }
+    };
+}
+formats! {
+    Q4_0 "q4_0", Q4_1 "q4_1", Q5_0 "q5_0", Q5_1 "q5_1", Q8_0 "q8_0", Q2K "q2_k", Q3K "q3_k",
+    Q4K "q4_k", Q5K "q5_k", Q6K "q6_k", IQ4NL "iq4_nl", IQ4XS "iq4_xs", MXFP4 "mxfp4",
+}
+
+/// Bytes of a matrix on their way to the device.
+const PIECE: usize = 32 << 20;
+/// Elements of a matrix in blocks that are made numbers at once.
+const NUMBERS: usize = 64 << 20;
+/// Up to so many rows a product reads weights once for every eight rows (of blocks) or sixteen (of
+/// bf16), and is still faster than one that makes them numbers first.
+const FEW_ROWS: usize = 32;
+const FEW_ROWS_BF16: usize = 16;
+
+impl Matrix {
+    /// In which format the device keeps weights of a file, if it keeps them as they are.
+    pub fn stored_as(dtype: DType) -> Option<DType> {
+        (dtype == DType::BF16 || names(dtype).is_some()).then_some(dtype)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.dtype.row_bytes(self.k).expect("checked when it was made; this is a bug")
+    }
+}
+
+impl Gpu {
+    /// Takes a matrix, row by row. `taken` is told which rows are no longer needed.
+    pub fn matrix<'a>(
+        &self,
+        dtype: DType,
+        [n, k]: [usize; 2],
+        row: impl Fn(usize) -> Cow<'a, [u8]>,
+        taken: impl Fn(Range<usize>),
+    ) -> Result<Matrix> {
+        let row_bytes = dtype.row_bytes(k).filter(|_| Matrix::stored_as(dtype).is_some());
+        let Some(row_bytes) = row_bytes else {
+            return Err(Error::Missing(format!("no products with {dtype} weights of width {k}")));
+        };
+        // Kernels read whole 16 bytes at the end.
+        let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
+        let rows = (PIECE / row_bytes.max(1)).max(1);
+        let mut piece = Vec::with_capacity(rows.min(n) * row_bytes);
+        for first in (0..n).step_by(rows) {
+            let these = first..n.min(first + rows);
+            piece.clear();
+            these.clone().for_each(|i| piece.extend_from_slice(&row(i)));
+            assert_eq!(piece.len(), these.len() * row_bytes, "rows of the width of the format");
+            // SAFETY: the buffer has room for all rows; the call returns when the copy is done.
+            unsafe { result::memcpy_htod_sync(buffer.at(first * row_bytes), &piece)? };
+            taken(these);
+        }
+        Ok(Matrix { buffer, dtype, n, k })
+    }
+
+    /// Takes a vector.
+    pub fn vector(&self, values: &[f32]) -> Result<Vector> {
+        Ok(Vector { buffer: self.upload(values)?, len: values.len() })
+    }
+
+    /// Rows of `table`, one for each id, in f32.
+    pub fn gather(&self, table: &Matrix, ids: &[u32]) -> Result<Rows> {
+        assert!(ids.iter().all(|&id| (id as usize) < table.n), "an id that the table has not");
+        let list = self.send(ids)?;
+        self.gather_at(table, list.at(0).into(), ids.len())
+    }
+
+    /// The same for the tokens of a batch.
+    pub fn gather_tokens(&self, table: &Matrix, step: &Step) -> Result<Rows> {
+        self.gather_at(table, step.tokens(), step.shape.rows)
+    }
+
+    fn gather_at(&self, table: &Matrix, ids: Arg, count: usize) -> Result<Rows> {
+        let name = names(table.dtype).map_or("gather_bf16", |names| names.gather);
+        let out = self.rows(count, table.k, Float::F32)?;
+        let args = [table.buffer.at(0).into(), ids, out.at(), table.k.into(), count.into()];
+        let blocks = out.len().div_ceil(32 * 256).clamp(1, 4096);
+        // SAFETY: ids are rows of the table, by the callers' checks.
+        unsafe { self.launch(name, Grid::new(blocks, 256), &args)? };
+        Ok(out)
+    }
+
+    /// The rows of the batch whose logits are wanted.
+    pub fn select_logit_rows(&self, x: &Rows, step: &Step) -> Result<Rows> {
+        self.select_at(x, step.logit_rows(), step.shape.logits)
+    }
+
+    /// `y_i = x W_i^T (+ b_i)`, in the type of `x`, for up to three weights that read one input.
+    pub fn linear<const N: usize>(
+        &self,
+        x: &Rows,
+        weights: [(&Matrix, Option<&Vector>); N],
+    ) -> Result<[Rows; N]> {
+        let wrong = |(w, b): &(&Matrix, Option<&Vector>)| {
+            w.k != x.width || b.is_some_and(|b| b.len != w.n)
+        };
+        if N > 3 || weights.iter().any(wrong) {
+            return Err(Error::Missing("products of one width with their input".into()));
+        }
+        let mut outs = Vec::with_capacity(N);
+        for (w, _) in &weights {
+            outs.push(self.rows(x.count, w.n, x.float)?);
+        }
+        let mut done = [false; N];
+        for i in 0..N {
+            let dtype = weights[i].0.dtype;
+            if done[i] {
+                continue;
+            }
+            let alike: Vec<usize> = (i..N).filter(|&j| weights[j].0.dtype == dtype).collect();
+            alike.iter().for_each(|&j| done[j] = true);
+            let few = if dtype == DType::BF16 { FEW_ROWS_BF16 } else { FEW_ROWS };
+            if x.count <= few && x.width.is_multiple_of(8) {
+                let each = alike.iter().map(|&j| (weights[j].0, weights[j].1, &outs[j]));
+                self.few_rows(x, dtype, &each.collect::<Vec<_>>())?;
+                continue;
+            }
+            for j in alike {
+                self.many_rows(x, weights[j].0, &outs[j])?;
+                if let Some(bias) = weights[j].1 {
+                    let out = outs[j].alias();
+                    self.add_bias(out, bias)?;
+                }
+            }
+        }
+        Ok(outs.try_into().ok().expect("one output for each weight; this is a bug"))
+    }
+
+    /// Weights of one format, read once for a few rows at a time.
+    fn few_rows(
+        &self,
+        x: &Rows,
+        dtype: DType,
+        each: &[(&Matrix, Option<&Vector>, &Rows)],
+    ) -> Result<()> {
+        let n: usize = each.iter().map(|(w, _, _)| w.n).sum();
+        let bf16 = dtype == DType::BF16;
+        let input = if bf16 { self.as_bf16(x)?.map(|x| (x, None)) } else { Some(self.codes(x)?) };
+        let most = if bf16 { FEW_ROWS_BF16 } else { 8 };
+        for first in (0..x.count).step_by(most) {
+            let m = most.min(x.count - first);
+            let mut args: Vec<Arg> = Vec::with_capacity(20);
+            let (name, blocks, threads) = match names(dtype) {
+                None => {
+                    let x = input.as_ref().map_or(x, |(x, _)| x);
+                    args.push(x.buffer.at(first * x.width * 2).into());
+                    let (name, rows) = match m {
+                        1 => ("linear_bf16_m1", 8),
+                        2 => ("linear_bf16_m2", 8),
+                        3..=4 => ("linear_bf16_m4", 16),
+                        5..=8 => ("linear_bf16_m8", 16),
+                        _ => ("linear_bf16_m16", 16),
+                    };
+                    (name, n.div_ceil(rows), 256)
+                }
+                Some(names) => {
+                    let (codes, scales) = input.as_ref().expect("made above; this is a bug");
+                    let scales = scales.as_ref().expect("codes have scales; this is a bug");
+                    args.push(codes.buffer.at(first * x.width).into());
+                    args.push(scales.at(first * x.width / 32 * 8).into());
+                    let size = m.next_power_of_two();
+                    let name = names.linear[size.ilog2() as usize];
+                    (name, n.div_ceil(if size <= 2 { 8 } else { 16 }), 128)
+                }
+            };
+            args.extend([Arg::from(m), Arg::from(x.width)]);
+            let list = |of: &dyn Fn(usize) -> Option<Arg>, absent: Arg| {
+                [0, 1, 2].map(|i| of(i).unwrap_or(absent))
+            };
+            let y = |i: usize| {
+                let (w, _, y) = each.get(i)?;
+                Some(y.buffer.at(first * w.n * x.float.bytes()).into())
+            };
+            args.extend(list(&|i| Some(each.get(i)?.0.buffer.at(0).into()), Arg::NULL));
+            args.extend(list(&|i| Some(each.get(i)?.0.n.into()), Arg::from(0i32)));
+            args.extend(list(&y, Arg::NULL));
+            args.extend(list(&|i| each.get(i)?.1.map(Vector::at), Arg::NULL));
+            args.push(i32::from(x.float == Float::F32).into());
+            // SAFETY: the contract of the kernels; shapes were compared by `linear`, and there are
+            // `m` rows from `first` on.
+            unsafe { self.launch(name, Grid::new(blocks, threads), &args)? };
+        }
+        Ok(())
+    }
+
+    /// `x` in bf16, where it is not.
+    pub(super) fn as_bf16(&self, x: &Rows) -> Result<Option<Rows>> {
+        match x.float {
+            Float::BF16 => Ok(None),
+            Float::F32 => self.convert(x.alias(), Float::BF16).map(Some),
+        }
+    }
+
+    /// `x` in bytes with a scale for each 32: codes in the guise of rows, and the scales.
+    fn codes(&self, x: &Rows) -> Result<(Rows, Option<Buffer>)> {
+        if !x.width.is_multiple_of(32) {
+            return Err(Error::Missing("inputs in whole blocks".into()));
+        }
+        let buffer = self.arena.take(x.len())?;
+        let codes = Rows { buffer, count: x.count, width: x.width, float: x.float };
+        let scales = self.arena.take(x.len() / 32 * 8)?;
+        let name = match x.float {
+            Float::F32 => "quantize_rows_f32",
+            Float::BF16 => "quantize_rows_bf16",
+        };
+        let args = [x.at(), codes.at(), scales.at(0).into(), Arg::long(x.len() as u64)];
+        let blocks = x.len().div_ceil(4 * 256);
+        // SAFETY: a byte for each element and 8 bytes for each 32.
+        unsafe { self.launch(name, Grid::new(blocks, 256), &args)? };
+        Ok((codes, Some(scales)))
+    }
+
+    /// cuBLAS, over pieces of weights that are not numbers yet.
+    fn many_rows(&self, x: &Rows, w: &Matrix, y: &Rows) -> Result<()> {
+        let input = self.as_bf16(x)?;
+        let x = input.as_ref().unwrap_or(x);
+        let Some(names) = names(w.dtype) else {
+            return self.product(x, w.buffer.at(0), [0, w.n], w.n, y);
+        };
+        let rows = (NUMBERS / w.k).max(1).min(w.n);
+        let numbers = self.arena.take(rows * w.k * 2)?;
+        for first in (0..w.n).step_by(rows) {
+            let count = rows.min(w.n - first);
+            let args = [
+                w.buffer.at(0).into(),
+                numbers.at(0).into(),
+                Arg::long(first as u64),
+                Arg::long(count as u64),
+                w.k.into(),
+            ];
+            let blocks = (count * w.k).div_ceil(32 * 256).clamp(1, 16 * 132);
+            debug_assert!((first + count) * w.row_bytes() <= w.buffer.bytes());
+            // SAFETY: rows of the matrix; room for as many in bf16.
+            unsafe { self.launch(names.dequantize, Grid::new(blocks, 256), &args)? };
+            self.product(x, numbers.at(0), [first, count], w.n, y)?;
+        }
+        Ok(())
+    }
+
+    /// Columns `first..first + count` of `y [m, n]`: `x` times as many rows of bf16 at `w`.
+    fn product(
+        &self,
+        x: &Rows,
+        w: sys::CUdeviceptr,
+        [first, count]: [usize; 2],
+        n: usize,
+        y: &Rows,
+    ) -> Result<()> {
+        let int = |size: usize| i32::try_from(size).expect("a size that cuBLAS can count");
+        let (one, zero) = (1f32, 0f32);
+        let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
+        let kind = match y.float {
+            Float::F32 => cublas::cudaDataType::CUDA_R_32F,
+            Float::BF16 => cublas::cudaDataType::CUDA_R_16BF,
+        };
+        let bf16 = cublas::cudaDataType::CUDA_R_16BF;
+        self.context.bind_to_thread()?;
+        // SAFETY: in cuBLAS' order of columns: y^T [n, m] = w [count, k] x^T [k, m], written into
+        // rows `first..` of n. All three are as long as that, by the callers' checks.
+        unsafe {
+            blas::gemm_ex(
+                *self.blas.handle(),
+                cublas::cublasOperation_t::CUBLAS_OP_T,
+                cublas::cublasOperation_t::CUBLAS_OP_N,
+                int(count),
+                int(x.count),
+                int(x.width),
+                number(&one),
+                w as *const c_void,
+                bf16,
+                int(x.width),
+                x.buffer.at(0) as *const c_void,
+                bf16,
+                int(x.width),
+                number(&zero),
+                y.buffer.at(first * y.float.bytes()) as *mut c_void,
+                kind,
+                int(n),
+                cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )?;
+        }
+        Ok(())
+    }
+}
