@@ -56,9 +56,8 @@ impl Compute {
             "plain" => Ok(Self::Plain(Device::Cpu, DType::F32)),
             "cuda" if cfg!(not(feature = "cuda")) => Err(absent("cuda")),
             "metal" if cfg!(not(feature = "metal")) => Err(absent("metal")),
-            "cuda" => Self::cuda(index).map_err(|e| {
-                Error::Device(format!("device `{name}` cannot be used: {e}"))
-            }),
+            "cuda" => Self::cuda(index)
+                .map_err(|e| Error::Device(format!("device `{name}` cannot be used: {e}"))),
             "metal" => accelerator(Device::new_metal(index)),
             "auto" => {
                 let metal = || Device::new_metal(0).map(|device| Self::Plain(device, DType::BF16));

@@ -430,3 +430,7 @@ fn hash_of_logits() -> String {
     });
     hashes.collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(feature = "cuda")]
+#[path = "equalities/cuda.rs"]
+mod cuda;

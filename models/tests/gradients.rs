@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 use hearth_models::adapter::Delta;
-use hearth_models::backend::{
-    AttentionParams, Backend, Gelu, HeadNorms, Heads, HostStep, Plain,
-};
+use hearth_models::backend::{AttentionParams, Backend, Gelu, HeadNorms, Heads, HostStep, Plain};
 use hearth_models::backend::{DeltaGroup, DeltaInput, PlainDelta};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;

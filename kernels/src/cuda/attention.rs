@@ -232,15 +232,8 @@ impl Gpu {
         let shared = (512 * kv.dim + 1024 + 1040 * together) as u32;
         // SAFETY: the contract of the kernel; the numbers of the step are those of a checked batch.
         unsafe { self.launch(name, Grid::of(grid, 2 * kv.dim as u32, shared), &args)? };
-        let args = [
-            out.at(),
-            partial.at(),
-            stats.at(),
-            row,
-            context,
-            chunks.into(),
-            shape.heads.into(),
-        ];
+        let args =
+            [out.at(), partial.at(), stats.at(), row, context, chunks.into(), shape.heads.into()];
         let name = if kv.dim == 64 { "attention_merge_d64" } else { "attention_merge_d128" };
         let grid = Grid::of((shape.heads, items, 1), 128, 0);
         // SAFETY: as above; rows of `out` that are items.
@@ -378,12 +371,7 @@ struct Tiles {
 
 impl Tiles {
     fn of_tiles(step: &Step) -> Self {
-        Self {
-            lists: step.tiles(),
-            tables: step.tables(),
-            count: step.shape.tiles,
-            rows: TILE,
-        }
+        Self { lists: step.tiles(), tables: step.tables(), count: step.shape.tiles, rows: TILE }
     }
 
     /// Items as tiles of one row.

@@ -148,7 +148,8 @@ impl Gpu {
         // SAFETY: one stream orders everything here, so nothing waits on events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
-        let load = |(_, bytes): &(&str, &[u8])| context.load_module(Ptx::from_binary(bytes.to_vec()));
+        let load =
+            |(_, bytes): &(&str, &[u8])| context.load_module(Ptx::from_binary(bytes.to_vec()));
         let modules = FATBINS.iter().map(load).collect::<std::result::Result<_, _>>()?;
         let blas = CudaBlas::new(Arc::clone(&stream))?;
         let workspace = Buffer::new(&context, BLAS_WORKSPACE)?;
@@ -246,7 +247,8 @@ impl Gpu {
         let function =
             found.ok_or_else(|| Error::Missing(format!("there is no CUDA kernel `{name}`")))?;
         if shared > 48 << 10 {
-            let largest = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let largest =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(largest, shared as i32)?;
         }
         let pointer = function.cu_function();

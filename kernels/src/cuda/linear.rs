@@ -162,9 +162,8 @@ impl Gpu {
         x: &Rows,
         weights: [(&Matrix, Option<&Vector>); N],
     ) -> Result<[Rows; N]> {
-        let wrong = |(w, b): &(&Matrix, Option<&Vector>)| {
-            w.k != x.width || b.is_some_and(|b| b.len != w.n)
-        };
+        let wrong =
+            |(w, b): &(&Matrix, Option<&Vector>)| w.k != x.width || b.is_some_and(|b| b.len != w.n);
         if N > 3 || weights.iter().any(wrong) {
             return Err(Error::Missing("products of one width with their input".into()));
         }

@@ -43,9 +43,8 @@ impl Gpu {
             let what = format!("adapters of rank {MAX_RANK} at most, inputs in eights");
             return Err(Error::Missing(format!("on a GPU: {what}; this one has {rank} and {k}")));
         }
-        let narrow = |values: Vec<f32>| -> Vec<bf16> {
-            values.into_iter().map(bf16::from_f32).collect()
-        };
+        let narrow =
+            |values: Vec<f32>| -> Vec<bf16> { values.into_iter().map(bf16::from_f32).collect() };
         let (a, b) = (self.upload(&narrow(factors.to_a()))?, self.upload(&narrow(factors.to_b()))?);
         let ratio = ratio.map(|ratio| self.vector(ratio)).transpose()?;
         Ok(LoraPart { a, b, rank, k, n, scale, ratio })
@@ -111,14 +110,8 @@ impl Gpu {
         count: usize,
         h: &Rows,
     ) -> Result<()> {
-        let rest = [
-            list,
-            count.into(),
-            part.k.into(),
-            part.rank.into(),
-            part.a.at(0).into(),
-            h.at(),
-        ];
+        let rest =
+            [list, count.into(), part.k.into(), part.rank.into(), part.a.at(0).into(), h.at()];
         match input {
             LoraInput::Rows(x) => {
                 let narrow = self.as_bf16(x)?;

@@ -153,15 +153,8 @@ impl Gpu {
             Float::F32 => "layer_norm_f32",
             Float::BF16 => "layer_norm_bf16",
         };
-        let args = [
-            x.at(),
-            weight.at(),
-            bias.at(),
-            out.at(),
-            eps.into(),
-            x.width.into(),
-            x.count.into(),
-        ];
+        let args =
+            [x.at(), weight.at(), bias.at(), out.at(), eps.into(), x.width.into(), x.count.into()];
         // SAFETY: shapes as checked above.
         unsafe { self.launch(name, Grid::new(x.count, 256), &args)? };
         Ok(out)

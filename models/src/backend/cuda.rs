@@ -15,9 +15,7 @@ use hearth_kernels::cuda::{
 };
 use hearth_kernels::quant::DType;
 
-use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads,
-};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Output, Pick};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
@@ -102,8 +100,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A batch on the device.
-pub struct CudaStep<'a> {
-    batch: &'a ForwardBatch,
+pub struct CudaStep {
     step: cuda::Step,
     rope: Arc<RopeTable>,
     positions: usize,
@@ -157,9 +154,9 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type Vector = Vector;
     type Delta = CudaDelta;
-    type Step<'a> = CudaStep<'a>;
+    type Step<'a> = CudaStep;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep<'a>> {
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let (rope, positions) = self.rope(rotary, positions)?;
         let span = |s: crate::batch::Sequence<'a>| Span {
@@ -177,12 +174,12 @@ impl Backend for Cuda {
         };
         let (exact, repeats) = (host.shape(), is_decode(batch));
         let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
-        Ok(CudaStep { batch, step, rope, positions, repeats })
+        Ok(CudaStep { step, rope, positions, repeats })
     }
 
     fn run(
         &self,
-        step: &CudaStep<'_>,
+        step: &CudaStep,
         kv: &mut KvStore,
         work: impl FnOnce(&mut KvStore) -> Result<Rows>,
     ) -> Result<Rows> {
@@ -236,9 +233,12 @@ impl Backend for Cuda {
         use hearth_kernels::matmul::Rows as _;
         let (n, k) = (source.n, source.k);
         match Matrix::stored_as(source.dtype) {
-            Some(dtype) => {
-                Ok(self.gpu.matrix(dtype, [n, k], |row| source.row(row), |rows| source.packed(rows))?)
-            }
+            Some(dtype) => Ok(self.gpu.matrix(
+                dtype,
+                [n, k],
+                |row| source.row(row),
+                |rows| source.packed(rows),
+            )?),
             None => {
                 // One of the formats that have no product of their own here, or floats of 32 bits.
                 let row = |row: usize| {
@@ -265,8 +265,7 @@ impl Backend for Cuda {
                 return Err(Error::Device(format!("{what}; choose f16 or bf16")));
             }
         };
-        let sizes =
-            [shape.block_count, shape.block_len, shape.kv_head_count, shape.head_dim];
+        let sizes = [shape.block_count, shape.block_len, shape.kv_head_count, shape.head_dim];
         let kv = self.gpu.kv(shape.layer_count, sizes, kind)?;
         Ok(KvStore::Device(CudaKv { gpu: Arc::clone(&self.gpu), kv }))
     }
@@ -276,11 +275,11 @@ impl Backend for Cuda {
         Ok(self.gpu.convert(self.gpu.gather(table, ids)?, Float::BF16)?)
     }
 
-    fn embed_tokens(&self, table: &Matrix, step: &CudaStep<'_>) -> Result<Rows> {
+    fn embed_tokens(&self, table: &Matrix, step: &CudaStep) -> Result<Rows> {
         Ok(self.gpu.gather_tokens(table, &step.step)?)
     }
 
-    fn select_logit_rows(&self, x: &Rows, step: &CudaStep<'_>) -> Result<Rows> {
+    fn select_logit_rows(&self, x: &Rows, step: &CudaStep) -> Result<Rows> {
         Ok(self.gpu.select_logit_rows(x, &step.step)?)
     }
 
@@ -351,13 +350,13 @@ impl Backend for Cuda {
         &self,
         [q, k, v]: [Rows; 3],
         norms: Option<HeadNorms<'_, Vector>>,
-        step: &CudaStep<'_>,
+        step: &CudaStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
-        let device = kv.device().ok_or_else(|| {
-            Error::Batch("a GPU attends over stored keys and values only".into())
-        })?;
+        let device = kv
+            .device()
+            .ok_or_else(|| Error::Batch("a GPU attends over stored keys and values only".into()))?;
         let turn = cuda::Turn { table: &step.rope, norms };
         let place = (&mut device.kv, params.layer);
         let q = self.gpu.rope_and_store(q, [&k, &v], &step.step, place, &turn)?;

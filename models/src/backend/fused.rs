@@ -13,9 +13,7 @@ use hearth_kernels::matmul::{
 };
 use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
-use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep,
-};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::ForwardBatch;

@@ -8,9 +8,7 @@
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep,
-};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Sequence};
