@@ -71,7 +71,7 @@ template <int D> __device__ __forceinline__ int swizzled(int row, int column16) 
 // ---------------------------------------------------------------------------------- decode
 
 const int CHUNK = 256;
-const int SCORE_STRIDE = CHUNK + 4; // floats between the scores of two heads, a multiple of 4 banks
+const int SCORE_STRIDE = CHUNK + 4; // floats of one head; heads begin 4 banks apart
 
 struct DecodeBlock {
     int kv_head, head, heads; // `heads` query heads from `head` on
@@ -154,7 +154,7 @@ __device__ __forceinline__ float2 decode_softmax(float *scores, int first, int e
     KV *weights = reinterpret_cast<KV *>(scores);
 #pragma unroll
     for (int i = 0; i < CHUNK / 32; i++) {
-        float weight = exp2f(x[i] - largest);
+        float weight = exp2_fast(x[i] - largest);
         sum += weight;
         weights[i * 32 + lane] = from_f32<KV>(weight);
     }
@@ -261,7 +261,7 @@ __device__ __forceinline__ void merge(bf16 *out, const float *partial, const flo
 #pragma unroll 4
     for (int chunk = warp; chunk < used; chunk += WARPS) {
         float2 stat = stats[chunk];
-        float factor = exp2f(stat.x - largest);
+        float factor = exp2_fast(stat.x - largest);
         weight += factor * stat.y;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
@@ -439,13 +439,13 @@ __device__ __forceinline__ void tile_softmax(float (&scores)[2][8][4], WarpRows<
             rows.largest[m][half] = largest = fmaxf(before, largest * scale);
             // A row that has seen no key yet: every weight is 0 whatever the finite base.
             float base = largest == -INFINITY ? 0 : largest;
-            float factor = exp2f(before - base); // exactly 1 where the maximum stays
+            float factor = exp2_fast(before - base); // exactly 1 where the maximum stays
             float sum = rows.sum[m][half] * factor;
 #pragma unroll
             for (int n = 0; n < 8; n++)
 #pragma unroll
                 for (int i = half * 2; i < half * 2 + 2; i++) {
-                    scores[m][n][i] = exp2f(fmaf(scores[m][n][i], scale, -base));
+                    scores[m][n][i] = exp2_fast(fmaf(scores[m][n][i], scale, -base));
                     sum += scores[m][n][i];
                 }
             rows.sum[m][half] = sum;
@@ -600,7 +600,7 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
         }
         float before = largest;
         largest = fmaxf(largest, warp_max(score));
-        float factor = exp2f(before - largest), weight = exp2f(score - largest);
+        float factor = exp2_fast(before - largest), weight = exp2_fast(score - largest);
         sum = sum * factor + weight;
 #pragma unroll
         for (int i = 0; i < ANY_EACH; i++) total[i] *= factor;

@@ -114,6 +114,15 @@ impl Compute {
         }
     }
 
+    /// Memory that is free there, where that is not the machine's.
+    pub fn free_bytes(&self) -> Option<u64> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Some(cuda::Gpu::new(*index).ok()?.memory().ok()?.0 as u64),
+            _ => None,
+        }
+    }
+
     /// Memory that a model's weights take on it: as packed, or widened to one float type.
     pub fn weight_bytes(&self, weights: &Weights) -> u64 {
         match self {

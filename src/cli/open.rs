@@ -57,7 +57,7 @@ pub(super) fn offer(
     compute: &Compute,
     hub: &HubOptions,
 ) -> Result<Offer, Failure> {
-    let budget_bytes = config.memory.budget_bytes.or_else(plan::budget);
+    let budget_bytes = config.memory.budget_bytes.or_else(|| plan::budget(compute));
     let (plan, mix) = (config.plan, config.quantize);
     let lookup = config.speculate == Speculate::Ngram;
     let draft = match &config.speculate {

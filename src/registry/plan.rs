@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hearth_models::{EncoderConfig, KvDType, ModelConfig};
+use hearth_models::{Compute, EncoderConfig, KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
 use crate::engine::handle::{Limits, PROPOSED_ROWS, SCORE_CHUNK};
@@ -116,9 +116,11 @@ pub fn encoder_bytes(config: &EncoderConfig, weight_bytes: u64, batch_tokens: us
     weight_bytes + 4 * (batch_tokens * (8 * config.hidden_len + 2 * config.ffn_len)) as u64
 }
 
-/// What models may take together where the operator does not say: what is free, less a reserve.
-pub fn budget() -> Option<u64> {
-    free_bytes().map(|free| free.saturating_sub(RESERVE_BYTES))
+/// What models may take together where the operator does not say: what is free where they compute,
+/// less a reserve.
+pub fn budget(compute: &Compute) -> Option<u64> {
+    let free = compute.free_bytes().or_else(free_bytes);
+    free.map(|free| free.saturating_sub(RESERVE_BYTES))
 }
 
 /// Bounds of one model that may take `kv_bytes` for KV, of a budget that an error names.

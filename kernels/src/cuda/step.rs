@@ -1,7 +1,7 @@
 //! What a forward pass has to know of its batch, on the device: one upload, at fixed places.
 //!
-//! Sequences with one new row are *items* of the decode kernel, those with more are cut into
-//! *tiles* of the prefill kernel. Everything lies in one buffer whose layout depends on the
+//! Sequences with few new rows are *items* of the decode kernel, one for each row; those with more
+//! are cut into *tiles* of the prefill kernel. Everything lies in one buffer whose layout depends on the
 //! [`StepShape`] alone, so a recorded pass of a shape reads the numbers of whichever batch was
 //! uploaded last. A shape may be larger than its batch: rows beyond it are padding, which writes
 //! nothing to the keys and values and attends to nothing.
@@ -23,9 +23,9 @@ pub struct StepShape {
     pub rows: usize,
     /// Rows whose logits are wanted.
     pub logits: usize,
-    /// Sequences with one row.
+    /// Rows of sequences with few of them.
     pub items: usize,
-    /// Tiles of the others.
+    /// Tiles of the other sequences.
     pub tiles: usize,
     /// Chunks of the longest context of an item.
     pub chunks: usize,
@@ -107,15 +107,19 @@ pub struct HostStep<'a> {
     pub spans: Vec<Span<'a>>,
 }
 
+/// A sequence with more new rows is cut into tiles: a tile that is mostly empty costs more than so
+/// many rows on their own.
+const FEW: usize = 8;
+
 impl HostStep<'_> {
     /// The smallest shape that holds it.
     pub fn shape(&self) -> StepShape {
         let (items, others): (Vec<&Span<'_>>, Vec<_>) =
-            self.spans.iter().partition(|span| span.rows == 1);
+            self.spans.iter().partition(|span| span.rows <= FEW);
         StepShape {
             rows: self.tokens.len(),
             logits: self.logit_rows.len(),
-            items: items.len(),
+            items: items.iter().map(|span| span.rows).sum(),
             tiles: others.iter().map(|span| span.rows.div_ceil(TILE)).sum(),
             chunks: items.iter().map(|span| span.context.div_ceil(CHUNK)).max().unwrap_or(0),
         }
@@ -137,16 +141,18 @@ impl HostStep<'_> {
         for span in &self.spans {
             let table = tables.len() as u32;
             tables.extend_from_slice(span.blocks);
-            if span.rows == 1 {
-                words[places.item_row + item] = span.row as u32;
-                words[places.item_table + item] = table;
-                words[places.item_context + item] = span.context as u32;
-                words[places.item_rows + item] = 1;
-                words[places.item_position + item] = span.context as u32 - 1;
-                item += 1;
+            let first = span.context - span.rows;
+            if span.rows <= FEW {
+                for row in 0..span.rows {
+                    words[places.item_row + item] = (span.row + row) as u32;
+                    words[places.item_table + item] = table;
+                    words[places.item_context + item] = (first + row) as u32 + 1;
+                    words[places.item_rows + item] = 1;
+                    words[places.item_position + item] = (first + row) as u32;
+                    item += 1;
+                }
                 continue;
             }
-            let first = span.context - span.rows;
             for start in (0..span.rows).step_by(TILE) {
                 let rows = TILE.min(span.rows - start);
                 tiles.push([span.row + start, rows, first + start, table as usize, span.context]);
@@ -280,32 +286,35 @@ mod tests {
 
     #[test]
     fn every_number_has_its_place() {
-        let (tokens, positions, slots) = ([7, 8, 9, 5], [0, 1, 2, 40], [16, 17, 18, 99]);
+        let numbers: Vec<u32> = (100..112).collect();
+        let (tokens, positions, slots) = (&numbers[..], &numbers[..], &numbers[..]);
         let spans = vec![
-            Span { row: 0, rows: 3, context: 3, blocks: &[1] },
-            Span { row: 3, rows: 1, context: 41, blocks: &[2, 6, 4] },
+            Span { row: 0, rows: 9, context: 10, blocks: &[1] },
+            Span { row: 9, rows: 1, context: 41, blocks: &[2, 6, 4] },
+            Span { row: 10, rows: 2, context: 300, blocks: &[7; 19] },
         ];
-        let (tokens, positions, slots) = (&tokens[..], &positions[..], &slots[..]);
-        let step = HostStep { tokens, positions, slots, logit_rows: &[2, 3], spans };
+        let step = HostStep { tokens, positions, slots, logit_rows: &[8, 9], spans };
         let exact = step.shape();
-        let want = StepShape { rows: 4, logits: 2, items: 1, tiles: 1, chunks: 1 };
+        let want = StepShape { rows: 12, logits: 2, items: 3, tiles: 1, chunks: 2 };
         assert_eq!(exact, want);
-        let padded = StepShape { rows: 8, items: 3, ..exact };
+        let padded = StepShape { rows: 16, items: 5, ..exact };
         for shape in [exact, padded] {
             let mut words = vec![77; 5];
             step.write(&shape, &mut words);
             let p = Places::of(&shape);
-            assert_eq!(&words[p.tokens..][..4], [7, 8, 9, 5]);
-            assert_eq!(&words[p.positions..][..4], [0, 1, 2, 40]);
-            assert_eq!(&words[p.slots..][..4], [16, 17, 18, 99]);
-            assert!(words[p.slots + 4..p.slots + shape.rows].iter().all(|&slot| slot == u32::MAX));
-            assert_eq!(&words[p.logit_rows..][..2], [2, 3]);
-            let item = [p.item_row, p.item_table, p.item_context].map(|place| words[place]);
-            assert_eq!(item, [3, 1, 41]);
-            let padding = &words[p.item_context + 1..][..shape.items - 1];
+            for place in [p.tokens, p.positions, p.slots] {
+                assert_eq!(&words[place..][..12], numbers);
+            }
+            let padding = &words[p.slots + 12..p.slots + shape.rows];
+            assert!(padding.iter().all(|&slot| slot == u32::MAX), "padding is not stored");
+            assert_eq!(&words[p.logit_rows..][..2], [8, 9]);
+            let items = [p.item_row, p.item_table, p.item_context, p.item_position];
+            assert_eq!(items.map(|place| words[place]), [9, 1, 41, 40]);
+            assert_eq!(items.map(|place| words[place + 2]), [11, 4, 300, 299]);
+            let padding = &words[p.item_context + 3..][..shape.items - 3];
             assert!(padding.iter().all(|&context| context == 0), "padding sees nothing");
-            assert_eq!(p.tile.map(|place| words[place]), [0, 3, 0, 0, 3]);
-            assert_eq!(&words[p.tables..], [1, 2, 6, 4]);
+            assert_eq!(p.tile.map(|place| words[place]), [0, 9, 1, 0, 10]);
+            assert_eq!(&words[p.tables..][..4], [1, 2, 6, 4]);
         }
     }
 
