@@ -34,6 +34,11 @@ impl Words {
         parts.peek().is_none() || parts.any(|word| word == part)
     }
 
+    /// Whether a part that is of no model was named, or nothing was.
+    fn apart(&self, part: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|word| word == part)
+    }
+
     /// The same of a model.
     fn model(&self, name: &str) -> bool {
         let mut models = self.0.iter().filter(|word| !PARTS.contains(&word.as_str())).peekable();
@@ -77,7 +82,7 @@ pub fn main() -> ExitCode {
             }
         }
     }
-    if words.part("embed") {
+    if words.apart("embed") {
         sound &= told("encoders", "embed", embed::run(&ceiling));
     }
     ExitCode::from(u8::from(!sound))

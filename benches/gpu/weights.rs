@@ -157,10 +157,10 @@ impl Piece<'_> {
         let step = spread / 32_768.0;
         for four in self.bytes.chunks_mut(8) {
             let draw = self.random.next();
-            for (i, bytes) in four.chunks_exact_mut(2).enumerate() {
-                let value = f32::from((draw >> (16 * i)) as i16) * step;
-                bytes.copy_from_slice(&value.to_le_bytes()[2..]);
-            }
+            let value = |i: u32| f32::from((draw >> (16 * i)) as i16) * step;
+            let half = |i: u32| u64::from(value(i).to_bits() >> 16) << (16 * i);
+            let halves = half(0) | half(1) | half(2) | half(3);
+            four.copy_from_slice(&halves.to_le_bytes()[..four.len()]);
         }
     }
 

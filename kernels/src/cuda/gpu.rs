@@ -11,6 +11,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use super::linear::Staging;
 use super::memory::{Arena, Buffer};
 use super::step::StepRoom;
 
@@ -67,6 +68,8 @@ pub struct Gpu {
     pub(super) arena: Arc<Arena>,
     /// Where the numbers of a batch are on their way through.
     pub(super) room: Mutex<Option<StepRoom>>,
+    /// Where rows of weights are on their way through.
+    pub(super) staging: Mutex<Option<Staging>>,
     /// Lists that were sent for the batch, by content.
     pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
     /// The next number that is given to a store.
@@ -158,6 +161,7 @@ impl Gpu {
         unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), place, BLAS_WORKSPACE).result()? };
         let arena = Arena::new(&context);
         let (functions, room, lists) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let staging = Mutex::default();
         let ids = AtomicU64::new(0);
         Ok(Self {
             context,
@@ -167,6 +171,7 @@ impl Gpu {
             blas,
             arena,
             room,
+            staging,
             lists,
             ids,
             _workspace: workspace,

@@ -5,9 +5,10 @@
 use std::borrow::Cow;
 use std::ffi::c_void;
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use cudarc::cublas::{result as blas, sys as cublas};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaEvent, PinnedHostSlice, result, sys};
 
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
@@ -76,7 +77,7 @@ formats! {
 }
 
 /// Bytes of a matrix on their way to the device.
-const PIECE: usize = 32 << 20;
+const PIECE: usize = 8 << 20;
 /// Elements of a matrix in blocks that are made numbers at once.
 const NUMBERS: usize = 64 << 20;
 /// Up to so many rows a product reads weights once for every eight rows (of blocks) or sixteen (of
@@ -95,6 +96,57 @@ impl Matrix {
     }
 }
 
+/// Page-locked memory on the way to the device: a half is filled while the other is copied.
+pub(super) struct Staging {
+    /// With the end of its last copy.
+    halves: [(PinnedHostSlice<u8>, CudaEvent); 2],
+    turn: usize,
+    /// Bytes of this turn.
+    filled: usize,
+}
+
+impl Staging {
+    fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
+        let half = || -> Result<(PinnedHostSlice<u8>, CudaEvent)> {
+            // SAFETY: every byte that is copied is written first.
+            let memory = unsafe { gpu.context.alloc_pinned(bytes)? };
+            Ok((memory, gpu.context.new_event(None)?))
+        };
+        Ok(Self { halves: [half()?, half()?], turn: 0, filled: 0 })
+    }
+
+    fn len(&self) -> usize {
+        self.halves[0].0.len()
+    }
+
+    /// So many bytes that nothing reads any more.
+    fn next(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        self.turn = 1 - self.turn;
+        self.filled = bytes;
+        let (memory, copied) = &mut self.halves[self.turn];
+        copied.synchronize()?;
+        Ok(&mut memory.as_mut_slice()?[..bytes])
+    }
+
+    /// Asks for them to be copied so far into `buffer`.
+    fn send(&mut self, gpu: &Gpu, buffer: &Buffer, place: usize) -> Result<()> {
+        assert!(place + self.filled <= buffer.bytes(), "a copy into the buffer");
+        let (memory, copied) = &self.halves[self.turn];
+        let bytes = &memory.as_slice()?[..self.filled];
+        // SAFETY: the buffer has room, as asserted; `next` waits before the bytes change.
+        unsafe { result::memcpy_htod_async(buffer.at(place), bytes, gpu.stream.cu_stream())? };
+        Ok(copied.record(&gpu.stream)?)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        for (memory, copied) in &self.halves {
+            memory.context().record_err(copied.synchronize());
+        }
+    }
+}
+
 impl Gpu {
     /// Takes a matrix, row by row. `taken` is told which rows are no longer needed.
     pub fn matrix<'a>(
@@ -110,16 +162,20 @@ impl Gpu {
         };
         // Kernels read whole 16 bytes at the end.
         let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
-        let rows = (PIECE / row_bytes.max(1)).max(1);
-        let mut piece = Vec::with_capacity(rows.min(n) * row_bytes);
-        for first in (0..n).step_by(rows) {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staging = match &mut *staging {
+            Some(staging) if staging.len() >= row_bytes => staging,
+            other => other.insert(Staging::new(self, PIECE.max(row_bytes))?),
+        };
+        let rows = staging.len() / row_bytes.max(1);
+        for first in (0..n).step_by(rows.max(1)) {
             let these = first..n.min(first + rows);
-            piece.clear();
-            these.clone().for_each(|i| piece.extend_from_slice(&row(i)));
-            assert_eq!(piece.len(), these.len() * row_bytes, "rows of the width of the format");
-            // SAFETY: the buffer has room for all rows; the call returns when the copy is done.
-            unsafe { result::memcpy_htod_sync(buffer.at(first * row_bytes), &piece)? };
+            let piece = staging.next(these.len() * row_bytes)?;
+            for (i, place) in these.clone().zip(piece.chunks_exact_mut(row_bytes.max(1))) {
+                place.copy_from_slice(&row(i));
+            }
             taken(these);
+            staging.send(self, &buffer, first * row_bytes)?;
         }
         Ok(Matrix { buffer, dtype, n, k })
     }

@@ -51,6 +51,12 @@ impl Rows {
         self.buffer.at(0).into()
     }
 
+    /// The first of them.
+    pub fn first(self, count: usize) -> Self {
+        assert!(count <= self.count, "rows that are there");
+        Self { count, ..self }
+    }
+
     /// The same memory under another name: for whoever reads rows that somebody else keeps.
     pub fn alias(&self) -> Self {
         Self { buffer: self.buffer.alias(), ..*self }

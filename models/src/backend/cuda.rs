@@ -104,6 +104,8 @@ pub struct CudaStep {
     step: cuda::Step,
     rope: Arc<RopeTable>,
     positions: usize,
+    /// Logit rows, without the padding.
+    logits: usize,
     /// It may be recorded.
     repeats: bool,
 }
@@ -174,7 +176,7 @@ impl Backend for Cuda {
         };
         let (exact, repeats) = (host.shape(), is_decode(batch));
         let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
-        Ok(CudaStep { step, rope, positions, repeats })
+        Ok(CudaStep { step, rope, positions, logits: batch.logit_rows.len(), repeats })
     }
 
     fn run(
@@ -183,8 +185,9 @@ impl Backend for Cuda {
         kv: &mut KvStore,
         work: impl FnOnce(&mut KvStore) -> Result<Rows>,
     ) -> Result<Rows> {
+        let logits = |rows: Rows| rows.first(step.logits);
         let Some(id) = kv.device().map(|kv| kv.kv.id).filter(|_| step.repeats) else {
-            return work(kv);
+            return work(kv).map(logits);
         };
         let key = PassKey {
             shape: step.step.shape,
@@ -194,7 +197,7 @@ impl Backend for Cuda {
         };
         let mut passes = lock(&self.passes);
         if passes.seen.insert(key) {
-            return work(kv);
+            return work(kv).map(logits);
         }
         if !passes.recorded.contains_key(&key) {
             // Of another store, or of memory that moved: never of use again.
@@ -202,9 +205,9 @@ impl Backend for Cuda {
             let recorded = self.gpu.record(|| work(kv))?;
             passes.recorded.insert(key, recorded);
         }
-        let (graph, logits) = &passes.recorded[&key];
+        let (graph, made) = &passes.recorded[&key];
         graph.replay()?;
-        Ok(logits.alias())
+        Ok(logits(made.alias()))
     }
 
     fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Output> {
