@@ -633,7 +633,8 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
             float *partial, float2 *stats, const bf16 *q, const KV *k, const KV *v,                \
             const int *item_row, const int *item_table, const int *item_context,                   \
             const int *tables, int n_heads, int kv_heads, int block_len, float scale,              \
-            int window) {                                                                          \
+            int window) {                                                                         \
+        grid_begin();                                                                             \
         decode<KV, D, G>(partial, stats, q, k, v, item_row, item_table, item_context, tables,      \
                          n_heads, kv_heads, block_len, scale, window);                             \
     }
@@ -651,7 +652,8 @@ DECODE_GROUPS(f16, __half, 128, 3)
     extern "C" __global__ void __launch_bounds__(128)                                              \
         attention_merge_d##D(bf16 *out, const float *partial, const float2 *stats,                 \
                              const int *item_row, const int *item_context, int n_chunks,           \
-                             int n_heads) {                                                        \
+                             int n_heads) {                                                       \
+        grid_begin();                                                                             \
         merge<D>(out, partial, stats, item_row, item_context, n_chunks, n_heads);                  \
     }
 MERGE(64)
@@ -663,7 +665,8 @@ MERGE(128)
             bf16 *out, const bf16 *q, const KV *k, const KV *v, const int *tile_row,               \
             const int *tile_rows, const int *tile_position, const int *tile_table,                 \
             const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,     \
-            float scale, int window, int causal) {                                                 \
+            float scale, int window, int causal) {                                                \
+        grid_begin();                                                                             \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.y, window, causal);                                         \
         prefill<KV, D>(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale);           \
@@ -678,7 +681,8 @@ PREFILL(f16, __half, 128)
         bf16 *out, const bf16 *q, const KV *k, const KV *v, const int *tile_row,                   \
         const int *tile_rows, const int *tile_position, const int *tile_table,                     \
         const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,         \
-        float scale, int window, int causal, int dim) {                                            \
+        float scale, int window, int causal, int dim) {                                           \
+        grid_begin();                                                                             \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.z, window, causal);                                         \
         any_width(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale, dim);           \

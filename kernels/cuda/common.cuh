@@ -56,6 +56,21 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N));
 }
 
+// Kernels overlap: one begins while those before it end. What was computed before may be read, and
+// what others read be written, behind this; weights do not change and need not wait for it.
+__device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The kernel behind this one may begin.
+__device__ __forceinline__ void grid_go() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // 2^x to about 22 bits; 0 for minus infinity.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -65,6 +80,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 
 typedef __nv_bfloat16 bf16;
+
+// The first line of a kernel that does nothing ahead of its inputs.
+__device__ __forceinline__ void grid_begin() {
+    grid_go();
+    grid_wait();
+}
 
 // f32 to and from the 16-bit types, to nearest even.
 template <typename T> __device__ __forceinline__ float to_f32(T x);

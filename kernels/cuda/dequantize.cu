@@ -118,10 +118,12 @@ __device__ __forceinline__ void gather(const void *table, const int *ids, float 
     extern "C" __global__ void dequantize_##NAME(const void *w, bf16 *out,                        \
                                                  unsigned long long first_row,                    \
                                                  unsigned long long rows, int k) {                \
+        grid_begin();                                                                             \
         dequantize<FORMAT>(w, out, first_row, rows, k);                                           \
     }                                                                                             \
     extern "C" __global__ void gather_##NAME(const void *table, const int *ids, float *out, int k, \
                                              int rows) {                                          \
+        grid_begin();                                                                             \
         gather<FORMAT>(table, ids, out, k, rows);                                                 \
     }
 BLOCK_FORMAT(q4_0, Q4_0)
@@ -180,21 +182,26 @@ __device__ __forceinline__ void gather_floats(const void *table, const int *ids,
 
 extern "C" __global__ void dequantize_f16(const void *w, bf16 *out, unsigned long long first_row,
                                           unsigned long long rows, int k) {
+    grid_begin();
     dequantize_floats<__half>(w, out, first_row, rows, k);
 }
 extern "C" __global__ void dequantize_f32(const void *w, bf16 *out, unsigned long long first_row,
                                           unsigned long long rows, int k) {
+    grid_begin();
     dequantize_floats<float>(w, out, first_row, rows, k);
 }
 extern "C" __global__ void gather_bf16(const void *table, const int *ids, float *out, int k,
                                        int rows) {
+    grid_begin();
     gather_floats<bf16>(table, ids, out, k, rows);
 }
 extern "C" __global__ void gather_f16(const void *table, const int *ids, float *out, int k,
                                       int rows) {
+    grid_begin();
     gather_floats<__half>(table, ids, out, k, rows);
 }
 extern "C" __global__ void gather_f32(const void *table, const int *ids, float *out, int k,
                                       int rows) {
+    grid_begin();
     gather_floats<float>(table, ids, out, k, rows);
 }

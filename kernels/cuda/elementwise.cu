@@ -443,16 +443,19 @@ __device__ __forceinline__ float gelu_by_tanh(float x) {
 
 KERNEL rms_norm_f32(const float *x, const float *weight, bf16 *out, float eps, int dim,
                     int groups) {
+    grid_begin();
     rms_norm(x, weight, out, eps, dim, groups);
 }
 KERNEL rms_norm_bf16(const bf16 *x, const float *weight, bf16 *out, float eps, int dim,
                      int groups) {
+    grid_begin();
     rms_norm(x, weight, out, eps, dim, groups);
 }
 
 // residual += update, and the norm of the sum.
 KERNEL add_rms_norm(float *residual, const bf16 *update, const float *weight, bf16 *out, float eps,
                     int dim, int rows) {
+    grid_begin();
     if (static_cast<int>(blockIdx.x) >= rows) return;
     bool wide = dim % 8 == 0;
     long long row = static_cast<long long>(blockIdx.x) * dim;
@@ -471,26 +474,40 @@ KERNEL add_rms_norm(float *residual, const bf16 *update, const float *weight, bf
 
 KERNEL layer_norm_f32(const float *x, const float *weight, const float *bias, bf16 *out, float eps,
                       int dim, int rows) {
+    grid_begin();
     layer_norm(x, weight, bias, out, eps, dim, rows);
 }
 KERNEL layer_norm_bf16(const bf16 *x, const float *weight, const float *bias, bf16 *out, float eps,
                        int dim, int rows) {
+    grid_begin();
     layer_norm(x, weight, bias, out, eps, dim, rows);
 }
 
-KERNEL add_f32(float *x, const bf16 *y, unsigned long long count) { add(x, y, count); }
-KERNEL add_bf16(bf16 *x, const bf16 *y, unsigned long long count) { add(x, y, count); }
-KERNEL add_f32_f32(float *x, const float *y, unsigned long long count) { add(x, y, count); }
+KERNEL add_f32(float *x, const bf16 *y, unsigned long long count) {
+    grid_begin();
+    add(x, y, count);
+}
+KERNEL add_bf16(bf16 *x, const bf16 *y, unsigned long long count) {
+    grid_begin();
+    add(x, y, count);
+}
+KERNEL add_f32_f32(float *x, const float *y, unsigned long long count) {
+    grid_begin();
+    add(x, y, count);
+}
 
 KERNEL add_bias_f32(float *x, const float *bias, int width, unsigned long long count) {
+    grid_begin();
     add_bias(x, bias, width, count);
 }
 KERNEL add_bias_bf16(bf16 *x, const float *bias, int width, unsigned long long count) {
+    grid_begin();
     add_bias(x, bias, width, count);
 }
 
 // out = silu(gate) * up
 KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
+    grid_begin();
     each_piece(gate, out, count, [&](unsigned long long at, int left, float(&x)[8]) {
         float more[8];
         load_piece(up + at, left, left == 8, more);
@@ -499,23 +516,29 @@ KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long 
     });
 }
 KERNEL gelu_erf(const bf16 *x, bf16 *out, unsigned long long count) {
+    grid_begin();
     map(x, out, count, [](float x) { return gelu_by_erf(x); });
 }
 KERNEL gelu_tanh(const bf16 *x, bf16 *out, unsigned long long count) {
+    grid_begin();
     map(x, out, count, [](float x) { return gelu_by_tanh(x); });
 }
 
 KERNEL bf16_to_f32(const bf16 *x, float *out, unsigned long long count) {
+    grid_begin();
     map(x, out, count, [](float x) { return x; });
 }
 KERNEL f32_to_bf16(const float *x, bf16 *out, unsigned long long count) {
+    grid_begin();
     map(x, out, count, [](float x) { return x; });
 }
 
 KERNEL select_rows_f32(const float *x, const int *rows, float *out, int width, int count) {
+    grid_begin();
     select_rows(x, rows, out, width, count);
 }
 KERNEL select_rows_bf16(const bf16 *x, const int *rows, bf16 *out, int width, int count) {
+    grid_begin();
     select_rows(x, rows, out, width, count);
 }
 
@@ -523,6 +546,7 @@ KERNEL rope_store_bf16(bf16 *q, const bf16 *k, const bf16 *v, bf16 *k_store, bf1
                        const int *slots, const float *cos, const float *sin, const float *q_norm,
                        const float *k_norm, float eps, int rows, int heads, int kv_heads, int dim,
                        int rot) {
+    grid_begin();
     rope_store(Heads<bf16>{q, k, v, k_store, v_store, slots, cos, sin, q_norm, k_norm, eps, heads,
                            kv_heads, dim, rot}, rows);
 }
@@ -530,12 +554,14 @@ KERNEL rope_store_f16(bf16 *q, const bf16 *k, const bf16 *v, __half *k_store, __
                       const int *slots, const float *cos, const float *sin, const float *q_norm,
                       const float *k_norm, float eps, int rows, int heads, int kv_heads, int dim,
                       int rot) {
+    grid_begin();
     rope_store(Heads<__half>{q, k, v, k_store, v_store, slots, cos, sin, q_norm, k_norm, eps,
                              heads, kv_heads, dim, rot}, rows);
 }
 
 // Turns the heads of x in place.
 KERNEL rope(bf16 *x, const float *cos, const float *sin, int rows, int heads, int dim, int rot) {
+    grid_begin();
     long long at = static_cast<long long>(blockIdx.x) * (blockDim.x / 32) + warp();
     long long row = at / heads;
     if (row >= rows) return;
@@ -553,9 +579,11 @@ KERNEL rope(bf16 *x, const float *cos, const float *sin, int rows, int heads, in
 
 KERNEL store_bf16(const bf16 *k, const bf16 *v, bf16 *k_store, bf16 *v_store, const int *slots,
                   int width) {
+    grid_begin();
     store(k, v, k_store, v_store, slots, width);
 }
 KERNEL store_f16(const bf16 *k, const bf16 *v, __half *k_store, __half *v_store, const int *slots,
                  int width) {
+    grid_begin();
     store(k, v, k_store, v_store, slots, width);
 }

@@ -871,6 +871,8 @@ template <int N> inline void cp_async_wait() {
 // ---------------------------------------------------------------------------------------------
 // Functions of one thread.
 
+inline void grid_wait() {}
+inline void grid_go() {}
 inline float exp2_fast(float x) { return exp2f(x); }
 template <typename T> inline T __ldg(const T *at) { return *at; }
 template <typename T> inline T __ldcg(const T *at) { return *at; }

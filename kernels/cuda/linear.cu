@@ -34,6 +34,7 @@ __device__ __forceinline__ void linear_bf16(const bf16 *x, int m, int k, const M
 #define LINEAR_BF16(M, TILES, WIDE)                                                               \
     extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 4)                               \
         linear_bf16_m##M(const bf16 *x, int m, int k, MATRICES_ARGUMENTS) {                       \
+        grid_go();                                                                                \
         linear_bf16<TILES, WIDE>(x, m, k, MATRICES);                                              \
     }
 LINEAR_BF16(1, 1, false)

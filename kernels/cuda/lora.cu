@@ -19,6 +19,7 @@
 extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 4)
     lora_shrink(const bf16 *x, const int *rows, int count, int k, int rank, const bf16 *a,
                 float *h) {
+    grid_go();
     using Rows = TensorRows<2, true>;
     __shared__ Rows tile;
     int lane = threadIdx.x % 32;
@@ -42,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(TENSOR_THREADS, 4)
 
 extern "C" __global__ void lora_shrink_ids(const int *ids, const int *rows, int count, int k,
                                            int rank, const bf16 *a, float *h) {
+    grid_begin();
     long long all = static_cast<long long>(count) * rank;
     long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
     for (long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; i < all;
@@ -80,6 +82,7 @@ __device__ __forceinline__ void add_to(void *y, long long at, float update) {
 extern "C" __global__ void __launch_bounds__(EXPAND_THREADS)
     lora_expand(void *y, const int *rows, int count, int n, int rank, const float *h,
                 const bf16 *b, const float *ratio, float scale, int f32_out) {
+    grid_begin();
     __shared__ __align__(16) float inputs[EXPAND_ROWS][MAX_RANK];
     int first = blockIdx.y * EXPAND_ROWS, padded = (rank + 7) / 8 * 8;
     for (int i = threadIdx.x; i < EXPAND_ROWS * padded; i += EXPAND_THREADS) {
@@ -118,6 +121,7 @@ extern "C" __global__ void __launch_bounds__(EXPAND_THREADS)
 
 extern "C" __global__ void lora_gain(void *y, const int *rows, int count, int n, const float *gain,
                                      int f32_out) {
+    grid_begin();
     long long all = static_cast<long long>(count) * n;
     long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
     for (long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; i < all;

@@ -126,8 +126,8 @@ template <typename F, int M, int ROWS> struct WarpProduct {
         Input x;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            x.codes[group] = __ldg(reinterpret_cast<const uint4 *>(from + group * F::NEXT));
-            x.scale[group] = __ldg(scale + group * F::NEXT / 32);
+            x.codes[group] = *reinterpret_cast<const uint4 *>(from + group * F::NEXT);
+            x.scale[group] = scale[group * F::NEXT / 32];
         }
         return x;
     }
@@ -176,6 +176,7 @@ template <typename F, int M, int ROWS> struct WarpProduct {
         float sums[M * ROWS] = {};
 #pragma unroll
         for (int turn = 0; turn + 1 < TURNS; ++turn) fetch(slots + turn * STEP);
+        grid_wait(); // weights are on their way before x is there
         uint8_t *full = slots, *empty = slots + (TURNS - 1) * STEP;
         int turn = 0;
         for (int piece = lane; piece - lane < k / 32; piece += 32) {
@@ -214,6 +215,7 @@ __device__ __forceinline__ void linear_blocks(const int8_t *codes, const uint2 *
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)                              \
         linear_##NAME##_m##M(const int8_t *codes, const uint2 *scales, int m, int k,              \
                              MATRICES_ARGUMENTS) {                                                \
+        grid_go();                                                                                \
         linear_blocks<FORMAT, M, ROWS>(codes, scales, m, k, MATRICES);                            \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
@@ -279,9 +281,11 @@ __device__ __forceinline__ void quantize_rows(const T *x, int8_t *codes, uint2 *
 
 extern "C" __global__ void quantize_rows_bf16(const bf16 *x, int8_t *codes, uint2 *scales,
                                               unsigned long long count) {
+    grid_begin();
     quantize_rows(x, codes, scales, count);
 }
 extern "C" __global__ void quantize_rows_f32(const float *x, int8_t *codes, uint2 *scales,
                                              unsigned long long count) {
+    grid_begin();
     quantize_rows(x, codes, scales, count);
 }

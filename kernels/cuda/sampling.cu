@@ -536,6 +536,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 sample(const float *logits, int vocab, int stride, const float *temperature, const int *top_k,
        const float *top_p, const float *min_p, const unsigned long long *seed,
        const unsigned long long *position, int *out) {
+    grid_begin();
     __shared__ Shared s;
     int at = blockIdx.x;
     float heat = temperature[at];
@@ -569,6 +570,7 @@ sample(const float *logits, int vocab, int stride, const float *temperature, con
 
 extern "C" __global__ void __launch_bounds__(1024)
 log_sum_exp(const float *logits, int vocab, int stride, const int *rows, int count, double *out) {
+    grid_begin();
     __shared__ Shared s;
     int at = blockIdx.x;
     if (at >= count) return;
@@ -590,6 +592,7 @@ log_sum_exp(const float *logits, int vocab, int stride, const int *rows, int cou
 extern "C" __global__ void edit_logits(float *logits, int stride, const int *row, const int *token,
                                        const float *divide, const float *subtract,
                                        const float *add, int count) {
+    grid_begin();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     float *logit = logits + static_cast<long long>(row[i]) * stride + token[i];
@@ -604,6 +607,7 @@ extern "C" __global__ void edit_logits(float *logits, int stride, const int *row
 
 extern "C" __global__ void mask_logits(float *logits, int stride, int vocab, const int *row,
                                        const unsigned *bits, int words, int count) {
+    grid_begin();
     int token = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
     if (token >= vocab || i >= count) return;
     int word = token / 32;

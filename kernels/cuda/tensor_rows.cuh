@@ -42,7 +42,7 @@ template <int TILES, bool WIDE> struct TensorRows {
 
     static __device__ __forceinline__ uint4 load(const bf16 *from, bool valid) {
         uint4 zero = make_uint4(0, 0, 0, 0);
-        return valid ? __ldg(reinterpret_cast<const uint4 *>(from)) : zero;
+        return valid ? *reinterpret_cast<const uint4 *>(from) : zero;
     }
 
     // The sums of this thread's warp. A lane names row lane / 4 of each tile of W, and of x row
@@ -52,6 +52,7 @@ template <int TILES, bool WIDE> struct TensorRows {
                                              float (&sum)[TILES][2][4]) {
 #pragma unroll
         for (int turn = 0; turn + 1 < TURNS; ++turn) fetch(w, turn, k);
+        grid_wait();
         for (int turn = 0; element(turn * STEPS) < k; ++turn) {
             // A lane reads and fills places of its own, so this only keeps the order in which the
             // compiler has reads and copies.

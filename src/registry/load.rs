@@ -116,7 +116,8 @@ impl OpenModel {
         compute: &Compute,
         options: &PlanOptions,
     ) -> Result<ServedModel, LoadError> {
-        let limits = plan::plan(&[self.demand(compute)], options, plan::budget(compute), 0).remove(0)?;
+        let limits =
+            plan::plan(&[self.demand(compute)], options, plan::budget(compute), 0).remove(0)?;
         let options = LoadOptions {
             id: self.name(),
             compute: compute.clone(),

@@ -74,6 +74,8 @@ pub struct Gpu {
     pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
     /// The next number that is given to a store.
     ids: AtomicU64,
+    /// The device lets kernels overlap.
+    overlaps: bool,
     /// cuBLAS computes in it; graphs remember where it is.
     _workspace: Buffer,
 }
@@ -140,6 +142,14 @@ impl Grid {
     }
 }
 
+/// A kernel may begin while the one before it ends ("programmatic dependent launch").
+fn overlap() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
 fn count(blocks: usize) -> u32 {
     u32::try_from(blocks).expect("a grid that the device can count")
 }
@@ -163,6 +173,9 @@ impl Gpu {
         let (functions, room, lists) = (Mutex::default(), Mutex::default(), Mutex::default());
         let staging = Mutex::default();
         let ids = AtomicU64::new(0);
+        // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
+        let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
+        let overlaps = wanted && context.compute_capability()?.0 >= 9;
         Ok(Self {
             context,
             stream,
@@ -174,6 +187,7 @@ impl Gpu {
             staging,
             lists,
             ids,
+            overlaps,
             _workspace: workspace,
         })
     }
@@ -234,12 +248,24 @@ impl Gpu {
             *pointer = std::ptr::from_ref(arg).cast_mut().cast();
         }
         let function = self.function(name, grid.shared)?;
-        let (blocks, threads) = (grid.blocks, (grid.threads, 1, 1));
-        let stream = self.stream.cu_stream();
-        let params = &mut pointers[..args.len()];
+        let params = pointers.as_mut_ptr();
         self.context.bind_to_thread()?;
-        // SAFETY: by the contract of this function; each argument lies in a union of 8 bytes.
-        unsafe { result::launch_kernel(function, blocks, threads, grid.shared, stream, params)? };
+        let mut attributes = [overlap()];
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: grid.blocks.2,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: by the contract of this function; each argument lies in a union of 8 bytes. A
+        // kernel that begins early waits for those before it (`grid_wait` in common.cuh).
+        unsafe { sys::cuLaunchKernelEx(&config, function, params, std::ptr::null_mut()).result()? };
         Ok(())
     }
 
@@ -265,8 +291,9 @@ impl Gpu {
     pub(super) fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = Buffer::new(&self.context, bytes.len())?;
-        // SAFETY: the buffer is as long as the slice; the call returns when the copy is done.
-        unsafe { result::memcpy_htod_sync(buffer.at(0), bytes)? };
+        // SAFETY: the buffer is as long as the slice, and the copy is waited for.
+        unsafe { result::memcpy_htod_async(buffer.at(0), bytes, self.stream.cu_stream())? };
+        self.synchronize()?;
         Ok(buffer)
     }
 
@@ -303,8 +330,8 @@ impl Gpu {
         let made = work();
         // A flag of the driver that has no name for "none".
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags).map_err(Error::from)?;
-        let made = made?;
+        let graph = self.stream.end_capture(flags).map_err(Error::from);
+        let (made, graph) = (made?, graph?);
         let graph = graph.ok_or_else(|| Error::Missing("nothing was recorded".to_owned()))?;
         graph.upload().map_err(Error::from)?;
         Ok((Graph(graph), made))

@@ -147,6 +147,30 @@ impl Drop for Staging {
     }
 }
 
+/// Weights, their bias, and where their product goes.
+type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
+
+/// An input in bytes with a scale for each 32.
+struct Codes {
+    bytes: Buffer,
+    scales: Buffer,
+}
+
+/// What follows the input in the arguments of a product of `m` rows from `first` on.
+fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> {
+    let list = |of: &dyn Fn(&Each<'_>) -> Arg, absent: Arg| {
+        [0, 1, 2].map(|i| each.get(i).map_or(absent, of))
+    };
+    let mut args = vec![Arg::from(m), Arg::from(x.width)];
+    args.extend(list(&|(w, _, _)| w.buffer.at(0).into(), Arg::NULL));
+    args.extend(list(&|(w, _, _)| w.n.into(), Arg::from(0i32)));
+    let y = |(w, _, y): &Each<'_>| y.buffer.at(first * w.n * x.float.bytes()).into();
+    args.extend(list(&y, Arg::NULL));
+    args.extend(list(&|(_, bias, _)| bias.map_or(Arg::NULL, Vector::at), Arg::NULL));
+    args.push(i32::from(x.float == Float::F32).into());
+    args
+}
+
 impl Gpu {
     /// Takes a matrix, row by row. `taken` is told which rows are no longer needed.
     pub fn matrix<'a>(
@@ -228,6 +252,8 @@ impl Gpu {
             outs.push(self.rows(x.count, w.n, x.float)?);
         }
         let mut done = [false; N];
+        // Weights of several formats read one input in bytes.
+        let mut codes = None;
         for i in 0..N {
             let dtype = weights[i].0.dtype;
             if done[i] {
@@ -238,7 +264,7 @@ impl Gpu {
             let few = if dtype == DType::BF16 { FEW_ROWS_BF16 } else { FEW_ROWS };
             if x.count <= few && x.width.is_multiple_of(8) {
                 let each = alike.iter().map(|&j| (weights[j].0, weights[j].1, &outs[j]));
-                self.few_rows(x, dtype, &each.collect::<Vec<_>>())?;
+                self.few_rows(x, dtype, &each.collect::<Vec<_>>(), &mut codes)?;
                 continue;
             }
             for j in alike {
@@ -252,59 +278,52 @@ impl Gpu {
         Ok(outs.try_into().ok().expect("one output for each weight; this is a bug"))
     }
 
-    /// Weights of one format, read once for a few rows at a time.
+    /// Weights of one format, read once for a few rows at a time. `codes` keeps the input in bytes
+    /// for weights of another format.
     fn few_rows(
         &self,
         x: &Rows,
         dtype: DType,
-        each: &[(&Matrix, Option<&Vector>, &Rows)],
+        each: &[Each<'_>],
+        codes: &mut Option<Codes>,
     ) -> Result<()> {
         let n: usize = each.iter().map(|(w, _, _)| w.n).sum();
-        let bf16 = dtype == DType::BF16;
-        let input = if bf16 { self.as_bf16(x)?.map(|x| (x, None)) } else { Some(self.codes(x)?) };
-        let most = if bf16 { FEW_ROWS_BF16 } else { 8 };
-        for first in (0..x.count).step_by(most) {
-            let m = most.min(x.count - first);
-            let mut args: Vec<Arg> = Vec::with_capacity(20);
-            let (name, blocks, threads) = match names(dtype) {
-                None => {
-                    let x = input.as_ref().map_or(x, |(x, _)| x);
-                    args.push(x.buffer.at(first * x.width * 2).into());
-                    let (name, rows) = match m {
-                        1 => ("linear_bf16_m1", 8),
-                        2 => ("linear_bf16_m2", 8),
-                        3..=4 => ("linear_bf16_m4", 16),
-                        5..=8 => ("linear_bf16_m8", 16),
-                        _ => ("linear_bf16_m16", 16),
-                    };
-                    (name, n.div_ceil(rows), 256)
-                }
-                Some(names) => {
-                    let (codes, scales) = input.as_ref().expect("made above; this is a bug");
-                    let scales = scales.as_ref().expect("codes have scales; this is a bug");
-                    args.push(codes.buffer.at(first * x.width).into());
-                    args.push(scales.at(first * x.width / 32 * 8).into());
-                    let size = m.next_power_of_two();
-                    let name = names.linear[size.ilog2() as usize];
-                    (name, n.div_ceil(if size <= 2 { 8 } else { 16 }), 128)
-                }
-            };
-            args.extend([Arg::from(m), Arg::from(x.width)]);
-            let list = |of: &dyn Fn(usize) -> Option<Arg>, absent: Arg| {
-                [0, 1, 2].map(|i| of(i).unwrap_or(absent))
-            };
-            let y = |i: usize| {
-                let (w, _, y) = each.get(i)?;
-                Some(y.buffer.at(first * w.n * x.float.bytes()).into())
-            };
-            args.extend(list(&|i| Some(each.get(i)?.0.buffer.at(0).into()), Arg::NULL));
-            args.extend(list(&|i| Some(each.get(i)?.0.n.into()), Arg::from(0i32)));
-            args.extend(list(&y, Arg::NULL));
-            args.extend(list(&|i| each.get(i)?.1.map(Vector::at), Arg::NULL));
-            args.push(i32::from(x.float == Float::F32).into());
-            // SAFETY: the contract of the kernels; shapes were compared by `linear`, and there are
-            // `m` rows from `first` on.
-            unsafe { self.launch(name, Grid::new(blocks, threads), &args)? };
+        let Some(names) = names(dtype) else {
+            let narrow = self.as_bf16(x)?;
+            let input = narrow.as_ref().unwrap_or(x);
+            for first in (0..x.count).step_by(FEW_ROWS_BF16) {
+                let m = FEW_ROWS_BF16.min(x.count - first);
+                let (name, rows) = match m {
+                    1 => ("linear_bf16_m1", 8),
+                    2 => ("linear_bf16_m2", 8),
+                    3..=4 => ("linear_bf16_m4", 16),
+                    5..=8 => ("linear_bf16_m8", 16),
+                    _ => ("linear_bf16_m16", 16),
+                };
+                let mut args = vec![input.buffer.at(first * x.width * 2).into()];
+                args.extend(of_matrices(x, [first, m], each));
+                // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there
+                // are `m` rows from `first` on.
+                unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 256), &args)? };
+            }
+            return Ok(());
+        };
+        let codes = match codes {
+            Some(codes) => codes,
+            none => none.insert(self.codes(x)?),
+        };
+        for first in (0..x.count).step_by(8) {
+            let m = 8.min(x.count - first);
+            let size = m.next_power_of_two();
+            let rows = if size <= 2 { 8 } else { 16 };
+            let mut args = vec![
+                codes.bytes.at(first * x.width).into(),
+                codes.scales.at(first * x.width / 32 * 8).into(),
+            ];
+            args.extend(of_matrices(x, [first, m], each));
+            let name = names.linear[size.ilog2() as usize];
+            // SAFETY: as above.
+            unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 128), &args)? };
         }
         Ok(())
     }
@@ -317,23 +336,22 @@ impl Gpu {
         }
     }
 
-    /// `x` in bytes with a scale for each 32: codes in the guise of rows, and the scales.
-    fn codes(&self, x: &Rows) -> Result<(Rows, Option<Buffer>)> {
+    /// `x` in bytes with a scale for each 32.
+    fn codes(&self, x: &Rows) -> Result<Codes> {
         if !x.width.is_multiple_of(32) {
             return Err(Error::Missing("inputs in whole blocks".into()));
         }
-        let buffer = self.arena.take(x.len())?;
-        let codes = Rows { buffer, count: x.count, width: x.width, float: x.float };
+        let bytes = self.arena.take(x.len())?;
         let scales = self.arena.take(x.len() / 32 * 8)?;
         let name = match x.float {
             Float::F32 => "quantize_rows_f32",
             Float::BF16 => "quantize_rows_bf16",
         };
-        let args = [x.at(), codes.at(), scales.at(0).into(), Arg::long(x.len() as u64)];
+        let args = [x.at(), bytes.at(0).into(), scales.at(0).into(), Arg::long(x.len() as u64)];
         let blocks = x.len().div_ceil(4 * 256);
         // SAFETY: a byte for each element and 8 bytes for each 32.
         unsafe { self.launch(name, Grid::new(blocks, 256), &args)? };
-        Ok((codes, Some(scales)))
+        Ok(Codes { bytes, scales })
     }
 
     /// cuBLAS, over pieces of weights that are not numbers yet.

@@ -37,6 +37,11 @@ impl Buffer {
         Self { pointer: self.pointer, bytes: self.bytes, home: Home::Nowhere }
     }
 
+    /// The bytes from some place on; whoever holds the first one keeps them.
+    pub(super) fn part(&self, byte: usize) -> Self {
+        Self { pointer: self.at(byte), bytes: self.bytes - byte, home: Home::Nowhere }
+    }
+
     /// So many bytes into it.
     pub(super) fn at(&self, byte: usize) -> sys::CUdeviceptr {
         debug_assert!(byte <= self.bytes);

@@ -234,6 +234,21 @@ impl Step {
 }
 
 impl Gpu {
+    /// Sends lists that a pass will ask for, so that it may be recorded; whoever keeps the record
+    /// keeps them.
+    pub fn send_lists<'a>(&self, all: impl Iterator<Item = &'a [u32]>) -> Result<Vec<Buffer>> {
+        let mut kept = Vec::new();
+        for numbers in all {
+            self.list(numbers)?;
+            let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(list) = lists.remove(numbers) {
+                lists.insert(numbers.to_vec(), list.alias());
+                kept.push(list);
+            }
+        }
+        Ok(kept)
+    }
+
     /// A list of rows or ids on the device, sent once for each batch.
     pub(super) fn list(&self, numbers: &[u32]) -> Result<Arg> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +264,6 @@ impl Gpu {
     /// Uploads a batch in a shape that holds it. Batches follow each other: the one before must
     /// have been read back or waited for.
     pub fn step(&self, host: &HostStep<'_>, shape: StepShape) -> Result<Step> {
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         let mut words = room.as_mut().map_or_else(Vec::new, |r| std::mem::take(&mut r.words));
         host.write(&shape, &mut words);
@@ -270,10 +284,15 @@ impl Gpu {
             result::memcpy_htod_async(room.device.at(0), pinned, self.stream.cu_stream())?;
         }
         room.words = words;
+        let places = Places::of(&shape);
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.clear();
+        // They are there already, and stay at their place whatever they are.
+        lists.insert(host.tokens.to_vec(), room.device.part(4 * places.tokens));
         Ok(Step {
             shape,
             base: room.device.at(0),
-            places: Places::of(&shape),
+            places,
             generation: room.generation,
             turns: RefCell::default(),
         })

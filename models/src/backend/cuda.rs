@@ -10,14 +10,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_kernels::cuda::{
-    self, AttentionShape, Float, Gpu, Graph, KvKind, LoraPart, Matrix, RopeTable, Rows, Span,
-    StepShape, Vector,
+    self, AttentionShape, Buffer, Float, Gpu, Graph, KvKind, LoraPart, Matrix, RopeTable, Rows,
+    Span, StepShape, Vector,
 };
 use hearth_kernels::quant::DType;
 
 use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, Output, Pick};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotary;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
@@ -34,19 +34,30 @@ pub struct Cuda {
 #[derive(Default)]
 struct Passes {
     seen: HashSet<PassKey>,
-    recorded: HashMap<PassKey, (Graph, Rows)>,
+    recorded: HashMap<PassKey, Pass>,
+}
+
+/// A recorded pass, its logits, and the lists that it reads.
+struct Pass {
+    graph: Graph,
+    logits: Rows,
+    _lists: Vec<Buffer>,
 }
 
 /// A recorded pass is of use for a batch of this shape over this store.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct PassKey {
     shape: StepShape,
     kv: u64,
     /// Of the memory in which the batch's numbers and the rotations are.
     generation: u64,
     positions: usize,
+    /// Adapters of each row; empty where none has any.
+    lora: Vec<Option<LoraSlot>>,
 }
 
+/// Passes that are kept; beyond them all are forgotten.
+const PASSES: usize = 128;
 /// Rows of recorded passes.
 const BUCKETS: [usize; 14] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 /// Positions of the first table of rotations.
@@ -106,8 +117,9 @@ pub struct CudaStep {
     positions: usize,
     /// Logit rows, without the padding.
     logits: usize,
-    /// It may be recorded.
-    repeats: bool,
+    /// It may be recorded, with these adapters.
+    repeats: Option<Vec<Option<LoraSlot>>>,
+    lora: LoraRows,
 }
 
 /// Keys and values on the device, with the device.
@@ -141,7 +153,6 @@ fn is_decode(batch: &ForwardBatch) -> bool {
     rows == batch.sequence_count()
         && rows == batch.logit_rows.len()
         && rows <= BUCKETS[BUCKETS.len() - 1]
-        && batch.lora_slot.iter().all(Option::is_none)
 }
 
 /// The shape that stands for a batch of single rows.
@@ -176,38 +187,56 @@ impl Backend for Cuda {
         };
         let (exact, repeats) = (host.shape(), is_decode(batch));
         let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
-        Ok(CudaStep { step, rope, positions, logits: batch.logit_rows.len(), repeats })
+        let lora = batch.lora_rows();
+        let none = || lora.groups().next().is_none();
+        let repeats = repeats.then(|| match none() {
+            true => Vec::new(),
+            false => batch.lora_slot.clone(),
+        });
+        Ok(CudaStep { step, rope, positions, logits: batch.logit_rows.len(), repeats, lora })
     }
 
     fn run(
         &self,
         step: &CudaStep,
         kv: &mut KvStore,
-        work: impl FnOnce(&mut KvStore) -> Result<Rows>,
+        work: impl Fn(&mut KvStore) -> Result<Rows>,
     ) -> Result<Rows> {
         let logits = |rows: Rows| rows.first(step.logits);
-        let Some(id) = kv.device().map(|kv| kv.kv.id).filter(|_| step.repeats) else {
+        let (Some(store), Some(lora)) = (kv.device().map(|kv| kv.kv.id), &step.repeats) else {
             return work(kv).map(logits);
         };
         let key = PassKey {
             shape: step.step.shape,
-            kv: id,
+            kv: store,
             generation: step.step.generation,
             positions: step.positions,
+            lora: lora.clone(),
         };
         let mut passes = lock(&self.passes);
-        if passes.seen.insert(key) {
+        if passes.seen.len() >= 32 * PASSES {
+            passes.seen.clear();
+        }
+        if passes.seen.insert(key.clone()) {
             return work(kv).map(logits);
         }
         if !passes.recorded.contains_key(&key) {
             // Of another store, or of memory that moved: never of use again.
-            passes.recorded.retain(|old, _| old.kv == id && old.generation == key.generation);
-            let recorded = self.gpu.record(|| work(kv))?;
-            passes.recorded.insert(key, recorded);
+            passes.recorded.retain(|old, _| old.kv == store && old.generation == key.generation);
+            if passes.recorded.len() >= PASSES {
+                *passes = Passes::default();
+            }
+            let lists = self.gpu.send_lists(step.lora.groups().map(|(_, rows)| rows))?;
+            let Ok((graph, logits)) = self.gpu.record(|| work(kv)) else {
+                // Another thread's work on the device can spoil a record; the pass is none the
+                // worse, and is recorded another time.
+                return work(kv).map(|rows| rows.first(step.logits));
+            };
+            passes.recorded.insert(key.clone(), Pass { graph, logits, _lists: lists });
         }
-        let (graph, made) = &passes.recorded[&key];
-        graph.replay()?;
-        Ok(logits(made.alias()))
+        let pass = &passes.recorded[&key];
+        pass.graph.replay()?;
+        Ok(logits(pass.logits.alias()))
     }
 
     fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Output> {

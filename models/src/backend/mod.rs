@@ -47,7 +47,7 @@ pub trait Backend: Send + Sized {
         &self,
         step: &Self::Step<'_>,
         kv: &mut KvStore,
-        work: impl FnOnce(&mut KvStore) -> Result<Self::Rows>,
+        work: impl Fn(&mut KvStore) -> Result<Self::Rows>,
     ) -> Result<Self::Rows> {
         let _ = step;
         work(kv)
