@@ -240,15 +240,29 @@ impl Gpu {
     /// The arguments are those of the kernel, in order; every pointer is valid for what the kernel
     /// does with the sizes given.
     pub(super) unsafe fn launch(&self, name: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
+        let mut params = [std::ptr::null_mut::<c_void>(); 32];
+        for (param, arg) in params.iter_mut().zip(args) {
+            *param = std::ptr::from_ref(arg).cast_mut().cast();
+        }
+        // SAFETY: by the contract of this function; each argument lies in a union of 8 bytes.
+        unsafe { self.launch_with(name, grid, &mut params[..args.len()]) }
+    }
+
+    /// The same with arguments of any size, by address.
+    ///
+    /// # Safety
+    /// As [`Gpu::launch`]; every address is that of an argument of the kernel's type.
+    pub(super) unsafe fn launch_with(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
         if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
             return Ok(());
         }
-        let mut pointers = [std::ptr::null_mut::<c_void>(); 32];
-        for (pointer, arg) in pointers.iter_mut().zip(args) {
-            *pointer = std::ptr::from_ref(arg).cast_mut().cast();
-        }
         let function = self.function(name, grid.shared)?;
-        let params = pointers.as_mut_ptr();
+        let params = params.as_mut_ptr();
         self.context.bind_to_thread()?;
         let mut attributes = [overlap()];
         let config = sys::CUlaunchConfig {
@@ -263,8 +277,8 @@ impl Gpu {
             attrs: attributes.as_mut_ptr(),
             numAttrs: u32::from(self.overlaps),
         };
-        // SAFETY: by the contract of this function; each argument lies in a union of 8 bytes. A
-        // kernel that begins early waits for those before it (`grid_wait` in common.cuh).
+        // SAFETY: by the contract of this function. A kernel that begins early waits for those before
+        // it (`grid_wait` in common.cuh).
         unsafe { sys::cuLaunchKernelEx(&config, function, params, std::ptr::null_mut()).result()? };
         Ok(())
     }

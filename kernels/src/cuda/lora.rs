@@ -1,5 +1,7 @@
 //! Low-rank updates of some rows (`cuda/lora.cu`): the groups of `crate::lora`, on the device.
 
+use std::ffi::c_void;
+
 use half::bf16;
 
 use super::gpu::{Arg, Grid};
@@ -50,84 +52,155 @@ impl Gpu {
         Ok(LoraPart { a, b, rank, k, n, scale, ratio })
     }
 
-    /// Adds to the listed rows of `y` what the adapters of a group make of their inputs: first
-    /// `gain * y`, then the updates in order.
-    pub fn add_lora(
-        &self,
-        input: LoraInput<'_>,
-        y: &Rows,
-        rows: &[u32],
-        gain: Option<&Vector>,
-        parts: &[LoraPart],
-    ) -> Result<()> {
-        let fits = |part: &LoraPart| match input {
-            LoraInput::Rows(x) => x.width == part.k && x.count == y.count && part.n == y.width,
-            LoraInput::Ids(ids) => {
-                let known = ids.iter().all(|&id| (id as usize) < part.k);
-                known && ids.len() <= y.count && part.n == y.width
+    /// Updates several projections of one input: each group's rows first get `gain * y`, then what
+    /// its adapters make of the input, in order. Groups of one projection have different rows.
+    pub fn add_lora(&self, input: LoraInput<'_>, groups: &[LoraGroup<'_>]) -> Result<()> {
+        for group in groups {
+            group.check(&input)?;
+            self.gain(group)?;
+        }
+        let depth = groups.iter().map(|group| group.parts.len()).max().unwrap_or(0);
+        for part in 0..depth {
+            let mut jobs = Vec::new();
+            for group in groups.iter().filter(|group| !group.rows.is_empty()) {
+                let Some(part) = group.parts.get(part) else { continue };
+                let h = self.rows(group.rows.len(), part.rank, Float::F32)?;
+                jobs.push((Job::new(group, part, self.list(group.rows)?, &h), h));
             }
-        };
-        let there = rows.iter().all(|&row| (row as usize) < y.count);
-        if !there || !parts.iter().all(fits) || gain.is_some_and(|gain| gain.len() != y.width) {
-            return Err(Error::Missing("updates of the rows and widths given".into()));
-        }
-        let list = self.list(rows)?;
-        let (count, n) = (rows.len(), y.width);
-        let wide = i32::from(y.float == Float::F32);
-        if let Some(gain) = gain {
-            let args = [y.at(), list, count.into(), n.into(), gain.at(), wide.into()];
-            let grid = Grid::new((count * n).div_ceil(256).min(4096), 256);
-            // SAFETY: rows and widths as checked above; so in the launches below.
-            unsafe { self.launch("lora_gain", grid, &args)? };
-        }
-        for part in parts {
-            let h = self.rows(count, part.rank, Float::F32)?;
-            self.shrink(input, part, list, count, &h)?;
-            let args = [
-                y.at(),
-                list,
-                count.into(),
-                n.into(),
-                part.rank.into(),
-                h.at(),
-                part.b.at(0).into(),
-                part.ratio.as_ref().map_or(Arg::NULL, Vector::at),
-                part.scale.into(),
-                wide.into(),
-            ];
-            let grid = Grid::of((n.div_ceil(128), count.div_ceil(8), 1), 128, 0);
-            // SAFETY: see above.
-            unsafe { self.launch("lora_expand", grid, &args)? };
+            for float in [Float::BF16, Float::F32] {
+                let alike = jobs.iter().map(|(job, _)| *job).filter(|job| job.float == float);
+                for jobs in alike.collect::<Vec<_>>().chunks(MAX_JOBS) {
+                    self.shrink(&input, jobs)?;
+                    self.expand(jobs, float)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn shrink(
-        &self,
-        input: LoraInput<'_>,
-        part: &LoraPart,
-        list: Arg,
-        count: usize,
-        h: &Rows,
-    ) -> Result<()> {
-        let rest =
-            [list, count.into(), part.k.into(), part.rank.into(), part.a.at(0).into(), h.at()];
-        match input {
+    fn gain(&self, group: &LoraGroup<'_>) -> Result<()> {
+        let Some(gain) = group.gain else { return Ok(()) };
+        let (count, n) = (group.rows.len(), group.y.width);
+        let wide = i32::from(group.y.float == Float::F32);
+        let list = self.list(group.rows)?;
+        let args = [group.y.at(), list, count.into(), n.into(), gain.at(), wide.into()];
+        let grid = Grid::new((count * n).div_ceil(256).min(4096), 256);
+        // SAFETY: rows and widths as `check` found them.
+        unsafe { self.launch("lora_gain", grid, &args) }
+    }
+
+    fn shrink(&self, input: &LoraInput<'_>, jobs: &[Job]) -> Result<()> {
+        let (count, rank) = (most(jobs, 0), most(jobs, 1));
+        let narrow;
+        let (name, grid, mut first) = match input {
             LoraInput::Rows(x) => {
-                let narrow = self.as_bf16(x)?;
-                let mut args = vec![narrow.as_ref().unwrap_or(x).at()];
-                args.extend(rest);
-                let grid = Grid::of((part.rank.div_ceil(16), count.div_ceil(16), 1), 256, 0);
-                // SAFETY: as in `add_lora`.
-                unsafe { self.launch("lora_shrink", grid, &args) }
+                narrow = self.as_bf16(x)?;
+                let grid = (rank.div_ceil(16), count.div_ceil(16), jobs.len());
+                ("lora_shrink", Grid::of(grid, 256, 0), narrow.as_ref().unwrap_or(x).at())
             }
             LoraInput::Ids(ids) => {
-                let mut args = vec![self.list(ids)?];
-                args.extend(rest);
-                let grid = Grid::new((count * part.rank).div_ceil(256), 256);
-                // SAFETY: as in `add_lora`.
-                unsafe { self.launch("lora_shrink_ids", grid, &args) }
+                let blocks = (count * rank).div_ceil(256).clamp(1, 1024);
+                ("lora_shrink_ids", Grid::of((blocks, 1, jobs.len()), 256, 0), self.list(ids)?)
             }
+        };
+        let (mut k, mut table) = (jobs[0].k, Table::of(jobs));
+        let mut params = [
+            std::ptr::from_mut(&mut first).cast::<c_void>(),
+            std::ptr::from_mut(&mut k).cast(),
+            std::ptr::from_mut(&mut table).cast(),
+        ];
+        // SAFETY: the arguments of both kernels; the jobs are of checked groups.
+        unsafe { self.launch_with(name, grid, &mut params) }
+    }
+
+    fn expand(&self, jobs: &[Job], float: Float) -> Result<()> {
+        let (count, n) = (most(jobs, 0), most(jobs, 2));
+        let grid = Grid::of((n.div_ceil(128), count.div_ceil(8), jobs.len()), 128, 0);
+        let (mut table, mut wide) = (Table::of(jobs), i32::from(float == Float::F32));
+        let mut params =
+            [std::ptr::from_mut(&mut table).cast::<c_void>(), std::ptr::from_mut(&mut wide).cast()];
+        // SAFETY: the arguments of the kernel; the jobs are of checked groups.
+        unsafe { self.launch_with("lora_expand", grid, &mut params) }
+    }
+}
+
+/// Rows that run with the same adapters, in one projection.
+pub struct LoraGroup<'a> {
+    /// The output so far. `[m, n]`
+    pub y: &'a Rows,
+    /// Rows of it.
+    pub rows: &'a [u32],
+    /// Added before everything else: `gain * y`. `[n]`
+    pub gain: Option<&'a Vector>,
+    /// In the order in which they are added.
+    pub parts: &'a [LoraPart],
+}
+
+impl LoraGroup<'_> {
+    fn check(&self, input: &LoraInput<'_>) -> Result<()> {
+        let (n, rows) = (self.y.width, self.y.count);
+        let (inputs, fits): (usize, &dyn Fn(&LoraPart) -> bool) = match input {
+            LoraInput::Rows(x) => (x.count, &|part| x.width == part.k),
+            LoraInput::Ids(ids) => {
+                (ids.len(), &|part| ids.iter().all(|&id| (id as usize) < part.k))
+            }
+        };
+        let there = self.rows.iter().all(|&row| (row as usize) < rows.min(inputs));
+        let wide = self.parts.iter().all(|part| part.n == n && fits(part));
+        match there && wide && self.gain.is_none_or(|gain| gain.len() == n) {
+            true => Ok(()),
+            false => Err(Error::Missing("updates of the rows and widths given".into())),
         }
+    }
+}
+
+/// One part of one group.
+#[derive(Clone, Copy)]
+struct Job {
+    of_table: TableJob,
+    float: Float,
+    k: i32,
+}
+
+impl Job {
+    fn new(group: &LoraGroup<'_>, part: &LoraPart, rows: Arg, h: &Rows) -> Self {
+        let int = |size: usize| i32::try_from(size).expect("a size that a kernel can count");
+        let ratio = part.ratio.as_ref().map_or(Arg::NULL, Vector::at);
+        let of_table = TableJob {
+            places: [part.a.at(0).into(), part.b.at(0).into(), ratio, rows, h.at(), group.y.at()],
+            sizes: [group.rows.len(), part.rank, part.n].map(int),
+            scale: part.scale,
+        };
+        Self { of_table, float: group.y.float, k: int(part.k) }
+    }
+}
+
+/// The largest of one of the sizes.
+fn most(jobs: &[Job], size: usize) -> usize {
+    jobs.iter().map(|job| job.of_table.sizes[size] as usize).max().unwrap_or(0)
+}
+
+/// Jobs of one launch; as many as `MAX_JOBS` in `cuda/lora.cu`.
+const MAX_JOBS: usize = 32;
+
+/// `LoraJobs` of `cuda/lora.cu`.
+#[repr(C)]
+struct Table([TableJob; MAX_JOBS]);
+
+/// `LoraJob` of `cuda/lora.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TableJob {
+    /// A, B, ratio, rows, h, y.
+    places: [Arg; 6],
+    /// Rows, rank, outputs.
+    sizes: [i32; 3],
+    scale: f32,
+}
+
+impl Table {
+    fn of(jobs: &[Job]) -> Self {
+        let none = TableJob { places: [Arg::NULL; 6], sizes: [0; 3], scale: 0.0 };
+        Self(std::array::from_fn(|i| jobs.get(i).map_or(none, |job| job.of_table)))
     }
 }

@@ -21,7 +21,7 @@ mod step;
 pub use attention::{AttentionShape, DeviceKv, KvKind, RopeTable, Turn};
 pub use gpu::{Error, Gpu, Graph, Result};
 pub use linear::{Matrix, Vector};
-pub use lora::{LoraInput, LoraPart};
+pub use lora::{LoraGroup, LoraInput, LoraPart};
 pub use memory::Buffer;
 pub use rows::{Float, Rows};
 pub use sampling::Pick;

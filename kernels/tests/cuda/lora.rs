@@ -1,7 +1,7 @@
 //! Low-rank updates of some rows.
 
 use hearth_kernels::cases::randoms;
-use hearth_kernels::cuda::{Float, Gpu, LoraInput};
+use hearth_kernels::cuda::{Float, Gpu, LoraGroup, LoraInput};
 use hearth_kernels::lora::{self, Factors, Group, Input, Part, Update};
 
 use crate::report::{POOL, Report, Tolerance, narrow, on_gpu};
@@ -92,7 +92,8 @@ impl Case {
         let parts = [gpu.lora_part(one, 0.5, None)?, gpu.lora_part(two, -2.0, Some(&self.ratio))?];
         let gain = self.gain.as_ref().map(|gain| gpu.vector(gain)).transpose()?;
         let input = if table { LoraInput::Ids(&self.ids) } else { LoraInput::Rows(&x) };
-        gpu.add_lora(input, &y, &self.rows, gain.as_ref(), &parts)?;
+        let group = LoraGroup { y: &y, rows: &self.rows, gain: gain.as_ref(), parts: &parts };
+        gpu.add_lora(input, &[group])?;
         gpu.read(y)
     }
 }
@@ -151,11 +152,13 @@ fn refusals() {
         });
         let (Some(part), Some((x, y))) = (part, rows) else { return };
         let input = LoraInput::Rows(&x);
-        let beyond = gpu.add_lora(input, &y, &[2], None, std::slice::from_ref(&part));
+        let parts = &[part];
+        let of = |y, rows| [LoraGroup { y, rows, gain: None, parts }];
+        let beyond = gpu.add_lora(input, &of(&y, &[2]));
         report.holds("a row beyond", beyond.is_err());
-        let wide = gpu.add_lora(input, &x, &[0], None, std::slice::from_ref(&part));
+        let wide = gpu.add_lora(input, &of(&x, &[0]));
         report.holds("a wider output", wide.is_err());
-        let ids = gpu.add_lora(LoraInput::Ids(&[0, 16]), &y, &[0], None, &[part]);
+        let ids = gpu.add_lora(LoraInput::Ids(&[0, 16]), &of(&y, &[0]));
         report.holds("an id beyond", ids.is_err());
     });
 }

@@ -350,15 +350,19 @@ impl Backend for Cuda {
         ys: [Rows; N],
         groups: [Vec<DeltaGroup<'_, CudaDelta>>; N],
     ) -> Result<[Rows; N]> {
-        for (y, groups) in ys.iter().zip(&groups) {
-            for (rows, delta) in groups {
-                let input = match x {
-                    DeltaInput::Rows(x) => cuda::LoraInput::Rows(x),
-                    DeltaInput::Ids(ids) => cuda::LoraInput::Ids(ids),
-                };
-                self.gpu.add_lora(input, y, rows, delta.gain.as_ref(), &delta.parts)?;
-            }
-        }
+        let input = match x {
+            DeltaInput::Rows(x) => cuda::LoraInput::Rows(x),
+            DeltaInput::Ids(ids) => cuda::LoraInput::Ids(ids),
+        };
+        let all = ys.iter().zip(&groups).flat_map(|(y, groups)| {
+            groups.iter().map(move |(rows, delta)| cuda::LoraGroup {
+                y,
+                rows,
+                gain: delta.gain.as_ref(),
+                parts: &delta.parts,
+            })
+        });
+        self.gpu.add_lora(input, &all.collect::<Vec<_>>())?;
         Ok(ys)
     }
 
