@@ -17,14 +17,14 @@
 // Sources: Dao, FlashAttention-2 (2023), for the tiles; Dao et al., Flash-Decoding (2023), for the
 // split of one row's keys over blocks; Milakov and Gimelshein (2018) for the softmax in one pass.
 //
-// attention_decode_{bf16,f16}_d{64,128}_g{1,2,4,8}: partial results of CHUNK = 256 keys.
+// attention_decode_{bf16,f16}_d{64,128}_g{1,2,4,8}: chunks of CHUNK = 256 keys, joined by the block
+//   that ends last.
 //   grid (chunks of the longest item or more, kv_heads * ceil(group / g), items), where group =
 //   n_heads / kv_heads; block 2 * dim; shared 512 * dim + 1024 + 1040 * g bytes.
 //   partial [item][head][gridDim.x][dim], stats [item][head][gridDim.x] = (largest score in the
 //   log2 domain, sum of weights), (-inf, 0) where the chunk has no key that the row sees; `partial`
-//   is not written there. An item of context 0 is padding.
-// attention_merge_d{64,128}: joins the chunks of each row and head.
-//   grid (n_heads, items), block 128, no dynamic shared memory; n_chunks is decode's gridDim.x.
+//   is not written there. ended [item][gridDim.y] is 0 before and after. An item of context 0 is
+//   padding: its row of `out` is not written.
 // attention_prefill_{bf16,f16}_d{64,128}: TILE_ROWS = 128 rows of one head against 64 keys at once.
 //   grid (n_heads, tiles), block 128, shared 768 * dim bytes (98304 for 128, 49152 for 64).
 //   A tile is 1..128 consecutive rows of one sequence. causal = 0: every row sees all tile_keys
@@ -184,21 +184,91 @@ __device__ __forceinline__ void decode_values(float (&out)[4], const KV *values,
     for (int i = 0; i < 4; i++) out[i] = sum[0][i] + sum[1][i];
 }
 
+// Chunks whose weights are in shared memory at once.
+const int JOINED = 512;
+
+// Joins the chunks of the heads of a block: out = sum(weight * partial) / sum(weight * sum), where
+// a chunk weighs 2^(its largest score - the largest of all).
+template <int D, int G>
+__device__ __forceinline__ void join(char *shared, bf16 *out, const float *partial,
+                                     const float2 *stats, int heads, int used) {
+    const int WARPS = D / 16, EACH = (G + 1) / 2;
+    float *weights = reinterpret_cast<float *>(shared); // [heads][JOINED]
+    __shared__ float largest[G], total[G];
+    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    long long stride = gridDim.x;
+    for (int head = warp; head < heads; head += WARPS) {
+        const float2 *of_head = stats + head * stride;
+        float most = -INFINITY, all = 0;
+        for (int chunk = lane; chunk < used; chunk += 32)
+            most = fmaxf(most, __ldcg(of_head + chunk).x);
+        most = warp_max(most);
+        for (int chunk = lane; chunk < used; chunk += 32) {
+            float2 stat = __ldcg(of_head + chunk);
+            all += stat.y == 0 ? 0 : exp2_fast(stat.x - most) * stat.y;
+        }
+        all = warp_sum(all);
+        if (lane == 0) largest[head] = most, total[head] = all;
+    }
+    float sum[EACH] = {};
+    int dim = thread % D;
+    for (int first = 0; first < used; first += JOINED) {
+        int count = min(JOINED, used - first);
+        __syncthreads();
+        for (int i = thread; i < heads * count; i += 2 * D) {
+            int head = i / count, chunk = i % count;
+            float2 stat = __ldcg(stats + head * stride + first + chunk);
+            float weight = stat.y == 0 ? 0 : exp2_fast(stat.x - largest[head]);
+            weights[head * JOINED + chunk] = weight;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int head = thread / D + 2 * i;
+            if (head >= heads) break;
+            const float *of_head = partial + (head * stride + first) * D + dim;
+#pragma unroll 4
+            for (int chunk = 0; chunk < count; chunk++) {
+                float weight = weights[head * JOINED + chunk];
+                const float *of_chunk = of_head + static_cast<long long>(chunk) * D;
+                if (weight != 0) sum[i] += weight * __ldcg(of_chunk);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int head = thread / D + 2 * i;
+        if (head < heads) out[head * D + dim] = from_f32<bf16>(sum[i] / total[head]);
+    }
+}
+
+// True in all threads of the block that ends last of those of an item and its heads.
+__device__ __forceinline__ bool is_last(int *ended) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(ended, 1) == static_cast<int>(gridDim.x) - 1;
+        if (last) *ended = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
 template <typename KV, int D, int G>
-__device__ __forceinline__ void decode(float *partial, float2 *stats, const bf16 *q, const KV *k,
-                                       const KV *v, const int *item_row, const int *item_table,
-                                       const int *item_context, const int *tables, int n_heads,
-                                       int kv_heads, int block_len, float scale, int window) {
+__device__ __forceinline__ void decode_chunk(char *shared, float *partial, float2 *stats,
+                                             const bf16 *q, const KV *k, const KV *v, int row,
+                                             int table, const int *tables, int n_heads,
+                                             int kv_heads, int block_len, float scale,
+                                             const DecodeBlock &b) {
     const int THREADS = 2 * D, WARPS = D / 16, COLUMNS = D / 8;
-    DYNAMIC_SHARED(char, shared);
     KV *values = reinterpret_cast<KV *>(shared);                     // [CHUNK][D], swizzled
     int *slots = reinterpret_cast<int *>(shared + CHUNK * D * 2);    // [CHUNK], -1: not seen
     float *scores = reinterpret_cast<float *>(slots + CHUNK);        // [G][SCORE_STRIDE]
-    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, item = blockIdx.z;
-    int context = item_context[item], table = item_table[item], row = item_row[item];
-    DecodeBlock b = decode_block<G>(context, n_heads, kv_heads, window);
+    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     // Of head b.head + i: (place + i * gridDim.x).
-    long long place = (static_cast<long long>(item) * n_heads + b.head) * gridDim.x + blockIdx.x;
+    long long place = blockIdx.x;
     if (b.first >= b.end) {
         if (thread < b.heads)
             stats[place + static_cast<long long>(thread) * gridDim.x] = make_float2(-INFINITY, 0);
@@ -241,45 +311,22 @@ __device__ __forceinline__ void decode(float *partial, float2 *stats, const bf16
     }
 }
 
-// Each of four warps joins every fourth chunk, then they join their sums.
-template <int D>
-__device__ __forceinline__ void merge(bf16 *out, const float *partial, const float2 *stats,
-                                      const int *item_row, const int *item_context, int n_chunks,
-                                      int n_heads) {
-    const int WARPS = 4, EACH = D / 32;
-    __shared__ float sums[WARPS][D], weights[WARPS];
-    int head = blockIdx.x, item = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int used = (item_context[item] + CHUNK - 1) / CHUNK;
-    if (used == 0) return;
-    long long place = (static_cast<long long>(item) * n_heads + head) * n_chunks;
+template <typename KV, int D, int G>
+__device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats, int *ended,
+                                       const bf16 *q, const KV *k, const KV *v,
+                                       const int *item_row, const int *item_table,
+                                       const int *item_context, const int *tables, int n_heads,
+                                       int kv_heads, int block_len, float scale, int window) {
+    DYNAMIC_SHARED(char, shared);
+    int item = blockIdx.z, context = item_context[item], row = item_row[item];
+    DecodeBlock b = decode_block<G>(context, n_heads, kv_heads, window);
+    long long place = (static_cast<long long>(item) * n_heads + b.head) * gridDim.x;
     stats += place, partial += place * D;
-    float largest = -INFINITY;
-    for (int chunk = lane; chunk < used; chunk += 32) largest = fmaxf(largest, stats[chunk].x);
-    largest = warp_max(largest);
-
-    float sum[EACH] = {}, weight = 0;
-#pragma unroll 4
-    for (int chunk = warp; chunk < used; chunk += WARPS) {
-        float2 stat = stats[chunk];
-        float factor = exp2_fast(stat.x - largest);
-        weight += factor * stat.y;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            float x = stat.y > 0 ? partial[static_cast<long long>(chunk) * D + i * 32 + lane] : 0;
-            sum[i] += factor * x;
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++) sums[warp][i * 32 + lane] = sum[i];
-    if (lane == 0) weights[warp] = weight;
-    __syncthreads();
-    int dim = threadIdx.x;
-    if (dim >= D) return;
-    float total = 0, all = 0;
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) total += sums[i][dim], all += weights[i];
-    long long row = static_cast<long long>(item_row[item]) * n_heads + head;
-    out[row * D + dim] = from_f32<bf16>(total / all);
+    decode_chunk<KV, D, G>(shared, partial, stats, q, k, v, row, item_table[item], tables, n_heads,
+                           kv_heads, block_len, scale, b);
+    if (context == 0 || !is_last(ended + item * gridDim.y + blockIdx.y)) return;
+    out += (static_cast<long long>(row) * n_heads + b.head) * D;
+    join<D, G>(shared, out, partial, stats, b.heads, (context + CHUNK - 1) / CHUNK);
 }
 
 // --------------------------------------------------------------------------------- prefill
@@ -630,13 +677,13 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
 #define DECODE(NAME, KV, D, G, BLOCKS)                                                             \
     extern "C" __global__ void __launch_bounds__(2 * D, BLOCKS)                                    \
         attention_decode_##NAME##_d##D##_g##G(                                                     \
-            float *partial, float2 *stats, const bf16 *q, const KV *k, const KV *v,                \
-            const int *item_row, const int *item_table, const int *item_context,                   \
+            bf16 *out, float *partial, float2 *stats, int *ended, const bf16 *q, const KV *k,      \
+            const KV *v, const int *item_row, const int *item_table, const int *item_context,      \
             const int *tables, int n_heads, int kv_heads, int block_len, float scale,              \
-            int window) {                                                                         \
-        grid_begin();                                                                             \
-        decode<KV, D, G>(partial, stats, q, k, v, item_row, item_table, item_context, tables,      \
-                         n_heads, kv_heads, block_len, scale, window);                             \
+            int window) {                                                                          \
+        grid_begin();                                                                              \
+        decode<KV, D, G>(out, partial, stats, ended, q, k, v, item_row, item_table, item_context,  \
+                         tables, n_heads, kv_heads, block_len, scale, window);                     \
     }
 #define DECODE_GROUPS(NAME, KV, D, BLOCKS)                                                         \
     DECODE(NAME, KV, D, 1, BLOCKS)                                                                 \
@@ -648,17 +695,6 @@ DECODE_GROUPS(f16, __half, 64, 4)
 DECODE_GROUPS(bf16, bf16, 128, 3)
 DECODE_GROUPS(f16, __half, 128, 3)
 
-#define MERGE(D)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128)                                              \
-        attention_merge_d##D(bf16 *out, const float *partial, const float2 *stats,                 \
-                             const int *item_row, const int *item_context, int n_chunks,           \
-                             int n_heads) {                                                       \
-        grid_begin();                                                                             \
-        merge<D>(out, partial, stats, item_row, item_context, n_chunks, n_heads);                  \
-    }
-MERGE(64)
-MERGE(128)
-
 #define PREFILL(NAME, KV, D)                                                                       \
     extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2)                               \
         attention_prefill_##NAME##_d##D(                                                           \
@@ -666,7 +702,7 @@ MERGE(128)
             const int *tile_rows, const int *tile_position, const int *tile_table,                 \
             const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,     \
             float scale, int window, int causal) {                                                \
-        grid_begin();                                                                             \
+        grid_begin();                                                                              \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.y, window, causal);                                         \
         prefill<KV, D>(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale);           \
@@ -682,7 +718,7 @@ PREFILL(f16, __half, 128)
         const int *tile_rows, const int *tile_position, const int *tile_table,                     \
         const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,         \
         float scale, int window, int causal, int dim) {                                           \
-        grid_begin();                                                                             \
+        grid_begin();                                                                              \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.z, window, causal);                                         \
         any_width(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale, dim);           \

@@ -17,9 +17,8 @@
 // select_rows_{f32,bf16}: grid (count), any block. out[i] = x[rows[i]].
 // rope_store_{bf16,f16}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for each
 //   head of a row, of at most 256 elements. q_norm and k_norm (an RMS norm of every head, before it
-//   turns) may be null. A row whose slot is negative is not stored.
-// rope: grid (ceil(rows * heads / 8)), block 256.
-// store_{bf16,f16}: grid (rows), any block.
+//   turns) may be null. A row whose slot is negative is not stored; cos and sin are
+//   [positions][rot / 2].
 #include "common.cuh"
 
 namespace {
@@ -367,7 +366,7 @@ template <class T> struct Heads {
     bf16 *q;
     const bf16 *k, *v;
     T *k_store, *v_store;
-    const int *slots;
+    const int *slots, *positions;
     const float *cos, *sin, *q_norm, *k_norm;
     float eps;
     int heads, kv_heads, dim, rot;
@@ -375,7 +374,8 @@ template <class T> struct Heads {
 
 template <int WIDE, class T>
 __device__ __forceinline__ void rope_store_head(const Heads<T> &a, long long row, int head) {
-    const float *cos = a.cos + row * (a.rot / 2), *sin = a.sin + row * (a.rot / 2);
+    long long turn = a.positions[row] * static_cast<long long>(a.rot / 2);
+    const float *cos = a.cos + turn, *sin = a.sin + turn;
     if (head < a.heads) {
         bf16 *at = a.q + (row * a.heads + head) * a.dim;
         Head<WIDE> q(at, a.dim, a.rot);
@@ -404,27 +404,6 @@ template <class T> __device__ __forceinline__ void rope_store(const Heads<T> &a,
     } else {
         rope_store_head<1>(a, row, head);
     }
-}
-
-template <class T>
-__device__ __forceinline__ void store_row(const bf16 *from, T *to, int width) {
-    bool wide = width % 8 == 0;
-    for (int at = 8 * threadIdx.x; at < width; at += 8 * blockDim.x) {
-        float x[8];
-        load_piece(from + at, width - at, wide, x);
-#pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = narrow<T>(x[i]);
-        store_piece(to + at, width - at, wide, x);
-    }
-}
-
-template <class T>
-__device__ __forceinline__ void store(const bf16 *k, const bf16 *v, T *k_store, T *v_store,
-                                      const int *slots, int width) {
-    long long slot = slots[blockIdx.x], from = static_cast<long long>(blockIdx.x) * width;
-    if (slot < 0) return;
-    store_row(k + from, k_store + slot * width, width);
-    store_row(v + from, v_store + slot * width, width);
 }
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -543,47 +522,18 @@ KERNEL select_rows_bf16(const bf16 *x, const int *rows, bf16 *out, int width, in
 }
 
 KERNEL rope_store_bf16(bf16 *q, const bf16 *k, const bf16 *v, bf16 *k_store, bf16 *v_store,
-                       const int *slots, const float *cos, const float *sin, const float *q_norm,
-                       const float *k_norm, float eps, int rows, int heads, int kv_heads, int dim,
-                       int rot) {
+                       const int *slots, const int *positions, const float *cos, const float *sin,
+                       const float *q_norm, const float *k_norm, float eps, int rows, int heads,
+                       int kv_heads, int dim, int rot) {
     grid_begin();
-    rope_store(Heads<bf16>{q, k, v, k_store, v_store, slots, cos, sin, q_norm, k_norm, eps, heads,
-                           kv_heads, dim, rot}, rows);
+    rope_store(Heads<bf16>{q, k, v, k_store, v_store, slots, positions, cos, sin, q_norm, k_norm,
+                           eps, heads, kv_heads, dim, rot}, rows);
 }
 KERNEL rope_store_f16(bf16 *q, const bf16 *k, const bf16 *v, __half *k_store, __half *v_store,
-                      const int *slots, const float *cos, const float *sin, const float *q_norm,
-                      const float *k_norm, float eps, int rows, int heads, int kv_heads, int dim,
-                      int rot) {
+                      const int *slots, const int *positions, const float *cos, const float *sin,
+                      const float *q_norm, const float *k_norm, float eps, int rows, int heads,
+                      int kv_heads, int dim, int rot) {
     grid_begin();
-    rope_store(Heads<__half>{q, k, v, k_store, v_store, slots, cos, sin, q_norm, k_norm, eps,
-                             heads, kv_heads, dim, rot}, rows);
-}
-
-// Turns the heads of x in place.
-KERNEL rope(bf16 *x, const float *cos, const float *sin, int rows, int heads, int dim, int rot) {
-    grid_begin();
-    long long at = static_cast<long long>(blockIdx.x) * (blockDim.x / 32) + warp();
-    long long row = at / heads;
-    if (row >= rows) return;
-    x += at * dim, cos += row * (rot / 2), sin += row * (rot / 2);
-    if (in_twos(dim, rot)) {
-        Head<2> head(x, dim, rot);
-        head.turn(cos, sin);
-        head.write(x);
-    } else {
-        Head<1> head(x, dim, rot);
-        head.turn(cos, sin);
-        head.write(x);
-    }
-}
-
-KERNEL store_bf16(const bf16 *k, const bf16 *v, bf16 *k_store, bf16 *v_store, const int *slots,
-                  int width) {
-    grid_begin();
-    store(k, v, k_store, v_store, slots, width);
-}
-KERNEL store_f16(const bf16 *k, const bf16 *v, __half *k_store, __half *v_store, const int *slots,
-                 int width) {
-    grid_begin();
-    store(k, v, k_store, v_store, slots, width);
+    rope_store(Heads<__half>{q, k, v, k_store, v_store, slots, positions, cos, sin, q_norm, k_norm,
+                             eps, heads, kv_heads, dim, rot}, rows);
 }

@@ -38,58 +38,128 @@ struct Codes {
     uint32_t words[2][2];
 };
 
-// How a lane reads its part of a block. For most formats: as any piece, of which half is dropped.
-template <typename F> struct Reader {
-    // Whether the two pieces of a warp have scales of their own.
-    static constexpr bool TWO_SCALES = true;
+// A block in shared memory: so many bytes after a multiple of 16.
+struct Place {
+    const uint8_t *base;
+    int at;
 
-    static __device__ __forceinline__ Codes codes(const uint8_t *block, int part, bool second) {
+    // The 8 bytes from here on, at a multiple of 4 or 8, or anywhere (and up to 4 more are read).
+    template <int ALIGNED> __device__ __forceinline__ uint2 pair(int after) const {
+        int from = at + after;
+        if (ALIGNED == 8) return *reinterpret_cast<const uint2 *>(base + from);
+        const uint32_t *words = reinterpret_cast<const uint32_t *>(base + (from & ~3));
+        if (ALIGNED == 4) return make_uint2(words[0], words[1]);
+        return make_uint2(__funnelshift_r(words[0], words[1], 8 * (from & 3)),
+                          __funnelshift_r(words[1], words[2], 8 * (from & 3)));
+    }
+};
+
+// How a lane reads its part of a block. Here as any piece, of which half is dropped.
+template <typename F> struct Reader {
+    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
         Piece piece;
-        F::read(block, part, piece);
+        F::read(block.base + block.at, part, piece);
         Codes codes;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            codes.words[group][0] = piece.codes[group][second ? 2 : 0];
-            codes.words[group][1] = piece.codes[group][second ? 3 : 1];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint32_t low = piece.codes[group][i], high = piece.codes[group][2 + i];
+                codes.words[group][i] = second ? high : low;
+            }
         }
         return codes;
     }
 };
 
-// Formats whose codes are signed bytes; codes of the others are below 128.
-template <typename F> struct Signed {
-    static constexpr bool value = false;
+// Low nibbles are of one group, high nibbles of the other.
+__device__ __forceinline__ Codes nibbles_of(uint2 words) {
+    const uint32_t low = 0x0f0f0f0fu;
+    return {{{words.x & low, words.y & low}, {words.x >> 4 & low, words.y >> 4 & low}}};
+}
+
+// Formats of nibbles alone.
+template <int AFTER, int ALIGNED> struct NibbleReader {
+    static __device__ __forceinline__ Codes codes(Place block, int, bool second) {
+        return nibbles_of(block.pair<ALIGNED>(AFTER + 8 * second));
+    }
 };
-template <> struct Signed<Q8_0> {
-    static constexpr bool value = true;
-};
-template <> struct Signed<IQ4_NL> {
-    static constexpr bool value = true;
-};
-template <> struct Signed<IQ4_XS> {
-    static constexpr bool value = true;
-};
-template <> struct Signed<MXFP4> {
-    static constexpr bool value = true;
+template <> struct Reader<Q4_0> : NibbleReader<2, 1> {};
+template <> struct Reader<Q4_1> : NibbleReader<4, 4> {};
+
+template <> struct Reader<Q8_0> {
+    static __device__ __forceinline__ Codes codes(Place block, int, bool second) {
+        uint2 a = block.pair<1>(2 + 8 * second), b = block.pair<1>(18 + 8 * second);
+        return {{{a.x, a.y}, {b.x, b.y}}};
+    }
 };
 
-// Eight codes to four pairs of weights. Unsigned: `bias` takes the power of two away.
+template <> struct Reader<Q4_K> {
+    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
+        return nibbles_of(block.pair<8>(16 + 16 * part + 8 * second));
+    }
+};
+
+template <> struct Reader<Q5_K> {
+    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
+        Codes codes = nibbles_of(block.pair<8>(48 + 16 * part + 8 * second));
+        uint2 fifths = block.pair<8>(16 + 16 * (part % 2) + 8 * second);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            uint32_t bits = (i ? fifths.y : fifths.x) >> (part / 2 * 2);
+            codes.words[0][i] |= bits << 4 & 0x10101010u;
+            codes.words[1][i] |= bits << 3 & 0x10101010u;
+        }
+        return codes;
+    }
+};
+
+template <> struct Reader<Q6_K> {
+    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
+        Codes codes = nibbles_of(block.pair<1>(16 * part + 8 * second));
+        uint2 high = block.pair<1>(128 + part / 4 * 32 + part % 2 * 16 + 8 * second);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            uint32_t bits = (i ? high.y : high.x) >> (part / 2 % 2 * 2);
+            codes.words[0][i] |= bits << 4 & 0x30303030u;
+            codes.words[1][i] |= bits & 0x30303030u;
+        }
+        return codes;
+    }
+};
+
+// Formats whose codes are signed bytes; those of the others are below 128.
+template <typename F> constexpr bool SIGNED = false;
+template <> constexpr bool SIGNED<Q8_0> = true;
+template <> constexpr bool SIGNED<IQ4_NL> = true;
+template <> constexpr bool SIGNED<IQ4_XS> = true;
+template <> constexpr bool SIGNED<MXFP4> = true;
+// What a code 0 has become with the power of two. It leaves before the product with the scale where
+// that product would be rounded, and else after.
+template <typename F> constexpr float ZERO = SIGNED<F> ? 32768.0f + 128.0f : 128.0f + F::OFFSET;
+template <typename F> constexpr bool BEFORE = SIGNED<F>;
+template <> constexpr bool BEFORE<Q8_0> = false;
+
+// Whether all of the 64 elements of k of a warp's two pieces have two scales only.
+template <typename F> constexpr bool ONE_PAIR = false;
+template <> constexpr bool ONE_PAIR<Q4_K> = true;
+template <> constexpr bool ONE_PAIR<Q5_K> = true;
+
+// Eight codes to four pairs of weights.
 template <typename F>
-__device__ __forceinline__ void weights_of(const uint32_t (&words)[2], float scale, float bias,
+__device__ __forceinline__ void weights_of(const uint32_t (&words)[2], float scale, float rest,
                                            uint32_t (&pairs)[4]) {
     float w[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        if (Signed<F>::value) {
-            // 32768 + (code + 128).
-            uint32_t word = words[i / 4] ^ 0x80808080u;
-            uint32_t bits = __byte_perm(word, 0x47000000u, 0x7404u | (i % 4) << 4);
-            w[i] = __fmul_rn(__uint_as_float(bits) - 32896.0f, scale);
+        uint32_t word = words[i / 4], bits;
+        if (SIGNED<F>) {
+            bits = __byte_perm(word ^ 0x80808080u, 0x47000000u, 0x7404u | (i % 4) << 4);
         } else {
-            // 128 + code.
-            uint32_t bits = __byte_perm(words[i / 4], 0x43000000u, 0x7044u | (i % 4) << 8);
-            w[i] = fmaf(__uint_as_float(bits), scale, bias);
+            bits = __byte_perm(word, 0x43000000u, 0x7044u | (i % 4) << 8);
         }
+        float code = __uint_as_float(bits);
+        w[i] = BEFORE<F> ? (code - ZERO<F>) * scale : fmaf(code, scale, rest);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -110,157 +180,179 @@ template <typename F, int X> struct WideProduct {
     static constexpr int COPIES = (STEP_BYTES + 16 - UNIT + 15) / 16;
     // The room of a row: 32 bytes more than a multiple of 64, for banks that differ.
     static constexpr int SLOT = (16 * COPIES + 31) / 64 * 64 + 32;
+    // A stage is x and then W.
+    static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;
     // Tiles of x that are multiplied in turn, so that no mma waits for the one before it.
     static constexpr int TURN = X_TILES < 4 ? X_TILES : 4;
 
-    int lane, warp, row_warps, k, m;
+    int lane, k_warp, first_row, rows;
     uint8_t *shared;
-    // Where this thread's copies of W come from: every fourth 16 bytes of a row.
-    const uint8_t *source;
-    int left;
-    const bf16 *x;
-    // Low bits of where this lane's rows begin.
-    int begin[LANE_ROWS], scale_begin;
-
-    __device__ __forceinline__ int k_warp() const { return warp % K_WARPS; }
-    __device__ __forceinline__ int first_row() const { return warp / K_WARPS * WARP_ROWS; }
-    __device__ __forceinline__ int rows() const { return WARP_ROWS * row_warps; }
-    __device__ __forceinline__ int stage_bytes() const { return rows() * SLOT + X * X_ROW_BYTES; }
-    __device__ __forceinline__ uint8_t *w_stage(int stage) const {
-        return shared + stage * stage_bytes();
-    }
-    __device__ __forceinline__ uint8_t *x_stage(int stage) const {
-        return w_stage(stage) + rows() * SLOT;
-    }
-    __device__ __forceinline__ float4 *scales() const {
-        return reinterpret_cast<float4 *>(w_stage(STAGES)) + warp * 2 * WARP_ROWS;
-    }
+    int stage_bytes;
+    // Copies: a thread has every fourth 16 bytes of one row of W, and 8 elements of x of every so
+    // many rows; what is left of the rows from there on.
+    const uint8_t *w_source;
+    int w_left, w_to;
+    const bf16 *x_source;
+    int x_left, x_rows, x_row, x_to;
+    long long x_pitch;
+    // Products: the piece that this lane decodes a half of, low bits of where its rows begin, and
+    // where its part of x lies.
+    int part, begin[LANE_ROWS], scale_begin, w_at, scale_at, x_at[2];
+    float4 *scales;
 
     // How far a row that begins at `from` is after a multiple of 16 in a step.
     static __device__ __forceinline__ int odd(int from, int step) {
         if (UNIT == 16) return 0;
         return STEP_BYTES % 16 == 0 ? from : (from + step * STEP_BYTES) & 15;
     }
+    // Where 8 elements of x lie in their row, so that lanes that read at once meet all banks.
+    static __device__ __forceinline__ int swizzled(int row, int eight) {
+        return 16 * (eight ^ (row % 2 * 6));
+    }
+    static __device__ __forceinline__ int block_of(int part) { return part / PARTS * F::BYTES; }
 
-    __device__ __forceinline__ void start(const Matrices &matrices, int block_row) {
-        long long row_bytes = static_cast<long long>(k / F::WEIGHTS) * F::BYTES;
+    __device__ __forceinline__ void begin_copies(const bf16 *x, int m, int k, int block_row,
+                                                 const Matrices &matrices) {
+        int thread = threadIdx.x, warp = thread / 32, warps = blockDim.x / 32, fourth = thread % 4;
+        int row_bytes = k / F::WEIGHTS * F::BYTES;
+        const uint8_t *row = matrices.row(block_row + thread / 4, row_bytes);
+        w_source = row + 16 * fourth;
+        w_left = row_bytes - 16 * fourth;
+        w_to = X_BYTES + thread / 4 * SLOT + 16 * fourth;
+        x_source = x + static_cast<long long>(warp) * k + 8 * lane;
+        x_left = k - 8 * lane;
+        x_rows = m, x_row = warp;
+        x_to = warp * X_ROW_BYTES + swizzled(warp, lane);
+        x_pitch = static_cast<long long>(warps) * k;
+    }
+
+    __device__ __forceinline__ void begin_products(int k, int block_row, const Matrices &matrices) {
+        int row_bytes = k / F::WEIGHTS * F::BYTES, g = lane / 4, fourth = lane % 4;
         auto low = [&](int row) {
-            const uint8_t *at = matrices.row(block_row + row, row_bytes);
+            const uint8_t *at = matrices.row(block_row + first_row + row, row_bytes);
             return static_cast<int>(reinterpret_cast<uintptr_t>(at) & 15);
         };
-        source = matrices.row(block_row + threadIdx.x / 4, row_bytes);
-        left = static_cast<int>(row_bytes);
+        part = 2 * k_warp + fourth / 2;
 #pragma unroll
-        for (int row = 0; row < LANE_ROWS; ++row) {
-            begin[row] = low(first_row() + 8 * row + lane / 4);
+        for (int row = 0; row < LANE_ROWS; ++row) begin[row] = low(8 * row + g) + block_of(part);
+        scale_begin = low(lane);
+        w_at = X_BYTES + (first_row + g) * SLOT;
+        scale_at = X_BYTES + (first_row + lane) * SLOT;
+        int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + fourth % 2;
+#pragma unroll
+        for (int group = 0; group < 2; ++group) {
+            x_at[group] = g * X_ROW_BYTES + swizzled(g, first + group * F::NEXT / 8);
         }
-        scale_begin = low(first_row() + lane);
     }
 
     // Sends for the bytes of W in the next step.
-    __device__ __forceinline__ void fetch_w(int stage) {
+    __device__ __forceinline__ void fetch_w(uint8_t *stage) {
         int before = 0;
-        if (UNIT < 16) before = static_cast<int>(reinterpret_cast<uintptr_t>(source) & 15);
-        int first = threadIdx.x % 4;
-        uint8_t *to = w_stage(stage) + threadIdx.x / 4 * SLOT + 16 * first;
-        const uint8_t *from = source - before + 16 * first;
-        int end = left + before - 16 * first;
+        if (UNIT < 16) before = static_cast<int>(reinterpret_cast<uintptr_t>(w_source) & 15);
+        const uint8_t *from = w_source - before;
+        int end = w_left + before;
 #pragma unroll
         for (int copy = 0; copy < COPIES; copy += 4) {
-            bool inside = copy + 4 <= COPIES || first < COPIES - copy;
-            if (inside && 16 * copy < end) cp_async16(to + 16 * copy, from + 16 * copy, true);
+            bool inside = copy + 4 <= COPIES || static_cast<int>(threadIdx.x % 4) < COPIES - copy;
+            if (inside && 16 * copy < end) {
+                cp_async16(stage + w_to + 16 * copy, from + 16 * copy, true);
+            }
         }
-        source += STEP_BYTES;
-        left -= STEP_BYTES;
+        w_source += STEP_BYTES;
+        w_left -= STEP_BYTES;
     }
 
-    // The same for x: a lane has 8 elements of every so many rows; those beyond m or k are zeros.
-    __device__ __forceinline__ void fetch_x(int stage, int step) {
-        int at = step * STEP + 8 * lane, warps = row_warps * K_WARPS;
-        uint8_t *to = x_stage(stage);
-        for (int row = warp; row < X; row += warps) {
-            bool valid = at < k && row < m;
-            const bf16 *from = x + (valid ? static_cast<long long>(row) * k + at : 0);
-            cp_async16(to + row * X_ROW_BYTES + 16 * swizzled(row, lane), from, valid);
+    // The same for x; what is beyond k becomes zeros.
+    __device__ __forceinline__ void fetch_x(uint8_t *stage) {
+        bool valid = x_left > 0;
+        const bf16 *from = x_source;
+        uint8_t *to = stage + x_to;
+        for (int row = x_row; row < x_rows; row += blockDim.x / 32) {
+            cp_async16(to, from, valid);
+            from += x_pitch;
+            to += blockDim.x / 32 * X_ROW_BYTES;
         }
+        x_source += STEP;
+        x_left -= STEP;
     }
 
-    __device__ __forceinline__ void fetch(int stage, int step) {
-        if (step * STEP < k) {
+    __device__ __forceinline__ void fetch(uint8_t *stage, bool valid) {
+        if (valid) {
             fetch_w(stage);
-            fetch_x(stage, step);
+            fetch_x(stage);
         }
         cp_async_commit();
     }
 
-    // Where 8 elements of x lie in their row, so that lanes that read at once meet all banks.
-    static __device__ __forceinline__ int swizzled(int row, int eight) {
-        return eight ^ (row % 2 * 6);
+    // Rows of x that there are not are zeros.
+    __device__ __forceinline__ void clear_x() {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            for (int i = x_rows * X_ROW_BYTES / 16 + threadIdx.x; i < X_BYTES / 16;
+                 i += blockDim.x) {
+                reinterpret_cast<uint4 *>(shared + stage * stage_bytes)[i] = make_uint4(0, 0, 0, 0);
+            }
+        }
     }
 
     // Scales of the two pieces of row `lane`, each with what remains to be added to a product;
     // zeros beyond k.
-    __device__ __forceinline__ void put_scales(const uint8_t *w, int step) const {
-        const uint8_t *row = w + (first_row() + lane) * SLOT + odd(scale_begin, step);
+    __device__ __forceinline__ void put_scales(const uint8_t *stage, int step, int left) const {
+        const uint8_t *row = stage + scale_at + odd(scale_begin, step);
 #pragma unroll
-        for (int i = 0; i < (Reader<F>::TWO_SCALES ? 2 : 1); ++i) {
-            int part = 2 * k_warp() + i;
+        for (int i = 0; i < (ONE_PAIR<F> ? 1 : 2); ++i) {
+            int mine = 2 * k_warp + i;
             float4 scale = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (step * STEP + part / PARTS * F::WEIGHTS < k) {
+            if (PARTS == STEP / 32 || mine / PARTS * F::WEIGHTS < left) {
                 Piece piece;
-                F::read(row + part / PARTS * F::BYTES, part % PARTS, piece);
+                F::read(row + block_of(mine), mine % PARTS, piece);
                 float a = piece.scale[0], b = piece.scale[1];
-                const float away = -128.0f - F::OFFSET;
-                scale = make_float4(a, fmaf(a, away, -piece.least[0]),  //
-                                    b, fmaf(b, away, -piece.least[1]));
+                scale = make_float4(a, fmaf(a, -ZERO<F>, -piece.least[0]),  //
+                                    b, fmaf(b, -ZERO<F>, -piece.least[1]));
             }
-            scales()[i * WARP_ROWS + lane] = scale;
+            scales[i * WARP_ROWS + lane] = scale;
         }
         __syncwarp();
     }
 
-    __device__ __forceinline__ void take(int stage, int step, float (&sum)[2][X_TILES][4]) const {
-        const uint8_t *w = w_stage(stage);
-        put_scales(w, step);
-        int third = lane % 4, part = 2 * k_warp() + third / 2, g = lane / 4;
+    __device__ __forceinline__ void take(const uint8_t *stage, int step, int left,
+                                         float (&sum)[2][X_TILES][4]) const {
+        put_scales(stage, step, left);
+        int g = lane / 4, fourth = lane % 4;
         Codes codes[LANE_ROWS];
         float4 scale[LANE_ROWS];
 #pragma unroll
         for (int row = 0; row < LANE_ROWS; ++row) {
-            const uint8_t *at = w + (first_row() + 8 * row + g) * SLOT + odd(begin[row], step);
-            codes[row] = Reader<F>::codes(at + part / PARTS * F::BYTES, part % PARTS, third % 2);
-            int piece = Reader<F>::TWO_SCALES ? third / 2 : 0;
-            scale[row] = scales()[piece * WARP_ROWS + 8 * row + g];
+            Place block = {stage + w_at + 8 * row * SLOT, odd(begin[row], step)};
+            codes[row] = Reader<F>::codes(block, part % PARTS, fourth % 2);
+            int piece = ONE_PAIR<F> ? 0 : fourth / 2;
+            scale[row] = scales[piece * WARP_ROWS + 8 * row + g];
         }
-        int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + third % 2;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
             uint32_t a[2][2][4];
 #pragma unroll
             for (int row = 0; row < LANE_ROWS; ++row) {
                 float times = group ? scale[row].z : scale[row].x;
-                float plus = group ? scale[row].w : scale[row].y;
+                float rest = group ? scale[row].w : scale[row].y;
                 uint32_t pairs[4];
-                weights_of<F>(codes[row].words[group], times, plus, pairs);
+                weights_of<F>(codes[row].words[group], times, rest, pairs);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) a[row / 2][i / 2][row % 2 + i % 2 * 2] = pairs[i];
             }
-            int eight = swizzled(g, first + group * F::NEXT / 8);
-            multiply(x_stage(stage) + g * X_ROW_BYTES + 16 * eight, a, sum);
+            multiply(stage + x_at[group], a, sum);
         }
     }
 
     // 32 rows of W times all rows of x, for the 32 elements of k of one group.
-    static __device__ __forceinline__ void multiply(const uint8_t *from,
-                                                    const uint32_t (&a)[2][2][4],
+    static __device__ __forceinline__ void multiply(const uint8_t *x, const uint32_t (&a)[2][2][4],
                                                     float (&sum)[2][X_TILES][4]) {
 #pragma unroll
         for (int tile = 0; tile < X_TILES; tile += TURN) {
             uint4 v[TURN];
 #pragma unroll
             for (int i = 0; i < TURN; ++i) {
-                v[i] = *reinterpret_cast<const uint4 *>(from + 8 * (tile + i) * X_ROW_BYTES);
+                v[i] = *reinterpret_cast<const uint4 *>(x + 8 * (tile + i) * X_ROW_BYTES);
             }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -277,47 +369,56 @@ template <typename F, int X> struct WideProduct {
     // Adds the sums of the warps that shared k, and stores.
     __device__ __forceinline__ void finish(const float (&sum)[2][X_TILES][4], int block_row,
                                            const Matrices &matrices) const {
-        float *part = reinterpret_cast<float *>(shared);
+        float *part_sum = reinterpret_cast<float *>(shared);
         // Four more than a multiple of 32, again for the banks.
-        int stride = rows() + 4;
+        int stride = rows + 4;
 #pragma unroll
         for (int tile = 0; tile < X_TILES; ++tile) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 int input = 8 * tile + 2 * (lane % 4) + i % 2;
-                int row = first_row() + 8 * (i / 2) + lane / 4;
-                part[(k_warp() * X + input) * stride + row] = sum[i / 4][tile][i % 4];
+                int row = first_row + 8 * (i / 2) + lane / 4;
+                part_sum[(k_warp * X + input) * stride + row] = sum[i / 4][tile][i % 4];
             }
         }
         __syncthreads();
-        for (int i = threadIdx.x; i < rows() * m; i += blockDim.x) {
-            int row = i % rows(), input = i / rows();
+        // Four threads for each row.
+        int row = threadIdx.x % rows;
+        if (block_row + row >= matrices.rows()) return;
+        for (int input = threadIdx.x / rows; input < x_rows; input += K_WARPS) {
             float total = 0.0f;
 #pragma unroll
             for (int other = 0; other < K_WARPS; ++other) {
-                total += part[(other * X + input) * stride + row];
+                total += part_sum[(other * X + input) * stride + row];
             }
-            if (block_row + row < matrices.rows()) {
-                matrices.store(input, block_row + row, total);
-            }
+            matrices.store(input, block_row + row, total);
         }
     }
 
-    __device__ __forceinline__ void run(const Matrices &matrices) {
-        int block_row = blockIdx.x * rows();
-        start(matrices, block_row);
+    __device__ __forceinline__ void run(const bf16 *x, int m, int k, const Matrices &matrices) {
+        int warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32, k_warp = warp % K_WARPS, first_row = warp / K_WARPS * WARP_ROWS;
+        rows = blockDim.x / K_WARPS;
+        stage_bytes = X_BYTES + rows * SLOT;
+        scales = reinterpret_cast<float4 *>(shared + STAGES * stage_bytes) + warp * 2 * WARP_ROWS;
+        int block_row = blockIdx.x * rows;
+        begin_copies(x, m, k, block_row, matrices);
+        begin_products(k, block_row, matrices);
+        clear_x();
         float sum[2][X_TILES][4] = {};
-        fetch(0, 0);
-        fetch(1, 1);
-        int full = 0, empty = STAGES - 1;
-        for (int step = 0; step * STEP < k; ++step) {
+        uint8_t *full = shared, *empty = shared + (STAGES - 1) * stage_bytes;
+        fetch(full, true);
+        fetch(full + stage_bytes, STEP < k);
+        int step = 0;
+        for (int left = k; left > 0; left -= STEP) {
             cp_async_wait<STAGES - 2>();
             // All warps are done with what was in the stage to fill.
             __syncthreads();
-            fetch(empty, step + STAGES - 1);
-            take(full, step, sum);
+            fetch(empty, left > (STAGES - 1) * STEP);
+            take(full, step, left, sum);
+            ++step;
             empty = full;
-            full = full + 1 < STAGES ? full + 1 : 0;
+            full = step % STAGES == 0 ? shared : full + stage_bytes;
         }
         cp_async_wait<0>();
         __syncthreads();
@@ -329,10 +430,8 @@ template <typename F, int X>
 __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, const Matrices &matrices) {
     DYNAMIC_SHARED(uint8_t, shared);
     WideProduct<F, X> product;
-    product.lane = threadIdx.x % 32, product.warp = threadIdx.x / 32;
-    product.row_warps = blockDim.x / (32 * K_WARPS);
-    product.k = k, product.m = m, product.x = x, product.shared = shared;
-    product.run(matrices);
+    product.shared = shared;
+    product.run(x, m, k, matrices);
 }
 
 #define LINEAR_WIDE(NAME, FORMAT, X)                                                              \

@@ -15,7 +15,6 @@
 //
 // sample: grid (rows), block 1024. Parameters are arrays with one number a row. A row whose
 //   temperature is NaN is left out (-2); -1 where every token is ruled out.
-// log_sum_exp: grid (count), block 1024. out[i] is the logarithm of the sum of e^logit of rows[i].
 // edit_logits: grid (ceil(count / 256)), block 256. At most one edit for a token of a row.
 // mask_logits: grid (ceil(vocab / 256), count), block 256. Row i of `bits` has `words` words; the
 //   tokens of row[i] whose bit is 0, and those beyond the last word, become minus infinity.
@@ -566,27 +565,6 @@ sample(const float *logits, int vocab, int stride, const float *temperature, con
     double place = uniform(seed[at], position[at]);
     int token = draw(s, own, top_k[at], top_p[at], min_p[at], place);
     if (threadIdx.x == 0) out[at] = token;
-}
-
-extern "C" __global__ void __launch_bounds__(1024)
-log_sum_exp(const float *logits, int vocab, int stride, const int *rows, int count, double *out) {
-    grid_begin();
-    __shared__ Shared s;
-    int at = blockIdx.x;
-    if (at >= count) return;
-    Row row = row_at(logits + static_cast<long long>(rows[at]) * stride, vocab);
-    float largest = -INFINITY;
-    int id = NO_TOKEN;
-    each_logit<4>(row, whole(row.groups), [&](int, float x) {
-        largest = x > largest ? x : largest;
-    });
-    block_best(s, largest, id);
-    double sum = 0.0;
-    each_logit<2>(row, whole(row.groups), [&](int, float x) {
-        sum += static_cast<double>(exp_of_negative(x - largest));
-    });
-    sum = block_sum(s, sum);
-    if (threadIdx.x == 0) out[at] = static_cast<double>(largest) + log(sum);
 }
 
 extern "C" __global__ void edit_logits(float *logits, int stride, const int *row, const int *token,

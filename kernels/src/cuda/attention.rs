@@ -10,6 +10,9 @@ pub(super) const CHUNK: usize = 256;
 /// Rows of one tile of the prefill kernel.
 pub(super) const TILE: usize = 128;
 
+/// Counters of chunks that have ended: for each row and its heads that read one key head.
+pub(super) const ENDED: usize = 1 << 20;
+
 /// Element type of stored keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvKind {
@@ -100,7 +103,13 @@ impl Gpu {
         assert_eq!(cos.len(), sin.len(), "as many cosines as sines");
         let table = |values: &[f32]| -> Result<Rows> {
             let buffer = self.upload(values)?;
-            Ok(Rows { buffer, count: values.len() / half, width: half, float: Float::F32 })
+            Ok(Rows {
+                buffer,
+                count: values.len() / half,
+                width: half,
+                float: Float::F32,
+                wide: false,
+            })
         };
         Ok(RopeTable { cos: table(cos)?, sin: table(sin)? })
     }
@@ -121,7 +130,6 @@ impl Gpu {
         if !fits || q.count != step.shape.rows || k.count != step.shape.rows {
             return Err(Error::Missing("queries and keys of the heads of the store".into()));
         }
-        let (cos, sin) = self.turns(step, turn.table)?;
         let (keys, values) = &kv.layers[layer];
         let (q_norm, k_norm, eps) = match turn.norms {
             Some((q, k, eps)) if q.len() == kv.dim && k.len() == kv.dim => (q.at(), k.at(), eps),
@@ -135,8 +143,9 @@ impl Gpu {
             keys.at(0).into(),
             values.at(0).into(),
             step.slots(),
-            cos,
-            sin,
+            step.positions(),
+            turn.table.cos.at(),
+            turn.table.sin.at(),
             q_norm,
             k_norm,
             eps.into(),
@@ -155,19 +164,6 @@ impl Gpu {
         // whoever made the step.
         unsafe { self.launch(name, Grid::new(warps.div_ceil(8), 256), &args)? };
         Ok(q)
-    }
-
-    /// Cosines and sines of the rows of a batch, looked up once.
-    fn turns(&self, step: &Step, table: &RopeTable) -> Result<(Arg, Arg)> {
-        let mut turns = step.turns.borrow_mut();
-        if turns.is_none() {
-            let rows = step.shape.rows;
-            let cos = self.select_at(&table.cos, step.positions(), rows)?;
-            let sin = self.select_at(&table.sin, step.positions(), rows)?;
-            *turns = Some((cos, sin));
-        }
-        let (cos, sin) = turns.as_ref().expect("made above; this is a bug");
-        Ok((cos.at(), sin.at()))
     }
 
     /// Attends from every row of `q` to everything of its sequence that is stored.
@@ -211,9 +207,15 @@ impl Gpu {
         let partial = self.rows(items * shape.heads * chunks, kv.dim, Float::F32)?;
         let stats = self.rows(items * shape.heads * chunks, 2, Float::F32)?;
         let (keys, values) = &kv.layers[shape.layer];
+        let per_item = kv.kv_heads * group.div_ceil(together);
+        if items * per_item > ENDED {
+            return Err(Error::Missing(format!("{items} rows in one attention")));
+        }
         let args = [
+            out.at(),
             partial.at(),
             stats.at(),
+            self.ended.at(0).into(),
             q.at(),
             keys.at(0).into(),
             values.at(0).into(),
@@ -227,17 +229,11 @@ impl Gpu {
             shape.scale.into(),
             shape.window.into(),
         ];
-        let grid = (chunks, kv.kv_heads * group.div_ceil(together), items);
+        let grid = (chunks, per_item, items);
         let name = decode_name(kv.kind, kv.dim, together);
         let shared = (512 * kv.dim + 1024 + 1040 * together) as u32;
         // SAFETY: the contract of the kernel; the numbers of the step are those of a checked batch.
-        unsafe { self.launch(name, Grid::of(grid, 2 * kv.dim as u32, shared), &args)? };
-        let args =
-            [out.at(), partial.at(), stats.at(), row, context, chunks.into(), shape.heads.into()];
-        let name = if kv.dim == 64 { "attention_merge_d64" } else { "attention_merge_d128" };
-        let grid = Grid::of((shape.heads, items, 1), 128, 0);
-        // SAFETY: as above; rows of `out` that are items.
-        unsafe { self.launch(name, grid, &args) }
+        unsafe { self.launch(name, Grid::of(grid, 2 * kv.dim as u32, shared), &args) }
     }
 
     /// Rows of sequences with several.

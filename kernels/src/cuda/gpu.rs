@@ -11,6 +11,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use super::attention::ENDED;
 use super::linear::Staging;
 use super::memory::{Arena, Buffer};
 use super::step::StepRoom;
@@ -72,6 +73,8 @@ pub struct Gpu {
     pub(super) staging: Mutex<Option<Staging>>,
     /// Lists that were sent for the batch, by content.
     pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
+    /// Zeros between two uses.
+    pub(super) ended: Buffer,
     /// The next number that is given to a store.
     ids: AtomicU64,
     /// The device lets kernels overlap.
@@ -176,7 +179,8 @@ impl Gpu {
         // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
         let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
         let overlaps = wanted && context.compute_capability()?.0 >= 9;
-        Ok(Self {
+        let ended = Buffer::new(&context, 4 * ENDED)?;
+        let gpu = Self {
             context,
             stream,
             modules,
@@ -188,8 +192,11 @@ impl Gpu {
             lists,
             ids,
             overlaps,
+            ended,
             _workspace: workspace,
-        })
+        };
+        gpu.zero(&gpu.ended)?;
+        Ok(gpu)
     }
 
     /// What the device calls itself.

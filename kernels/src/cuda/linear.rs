@@ -164,10 +164,10 @@ fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> 
     let mut args = vec![Arg::from(m), Arg::from(x.width)];
     args.extend(list(&|(w, _, _)| w.buffer.at(0).into(), Arg::NULL));
     args.extend(list(&|(w, _, _)| w.n.into(), Arg::from(0i32)));
-    let y = |(w, _, y): &Each<'_>| y.buffer.at(first * w.n * x.float.bytes()).into();
+    let y = |(w, _, y): &Each<'_>| y.buffer.at(first * w.n * y.float.bytes()).into();
     args.extend(list(&y, Arg::NULL));
     args.extend(list(&|(_, bias, _)| bias.map_or(Arg::NULL, Vector::at), Arg::NULL));
-    args.push(i32::from(x.float == Float::F32).into());
+    args.push(i32::from(x.product() == Float::F32).into());
     args
 }
 
@@ -236,7 +236,7 @@ impl Gpu {
         self.select_at(x, step.logit_rows(), step.shape.logits)
     }
 
-    /// `y_i = x W_i^T (+ b_i)`, in the type of `x`, for up to three weights that read one input.
+    /// `y_i = x W_i^T (+ b_i)`, in the type of `x` or f32 where it is widened, for up to three weights that read one input.
     pub fn linear<const N: usize>(
         &self,
         x: &Rows,
@@ -249,7 +249,7 @@ impl Gpu {
         }
         let mut outs = Vec::with_capacity(N);
         for (w, _) in &weights {
-            outs.push(self.rows(x.count, w.n, x.float)?);
+            outs.push(self.rows(x.count, w.n, x.product())?);
         }
         let mut done = [false; N];
         // Weights of several formats read one input in bytes.

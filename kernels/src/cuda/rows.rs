@@ -29,9 +29,21 @@ pub struct Rows {
     pub(super) count: usize,
     pub(super) width: usize,
     pub(super) float: Float,
+    /// Products with them are f32 whatever they are.
+    pub(super) wide: bool,
 }
 
 impl Rows {
+    /// The same, products with which are f32.
+    pub fn widened(self) -> Self {
+        Self { wide: true, ..self }
+    }
+
+    /// The type of products with them.
+    pub(super) fn product(&self) -> Float {
+        if self.wide { Float::F32 } else { self.float }
+    }
+
     /// Rows.
     pub fn count(&self) -> usize {
         self.count
@@ -78,7 +90,7 @@ impl Gpu {
     /// Rows with whatever was in memory before: the caller writes every element.
     pub(super) fn rows(&self, count: usize, width: usize, float: Float) -> Result<Rows> {
         let buffer = self.arena.take(count * width * float.bytes())?;
-        Ok(Rows { buffer, count, width, float })
+        Ok(Rows { buffer, count, width, float, wide: false })
     }
 
     /// Rows from the host.
@@ -86,7 +98,7 @@ impl Gpu {
         let width = values.len() / count.max(1);
         assert_eq!(count * width, values.len(), "rows are of one width");
         let buffer = self.send(values)?;
-        let rows = Rows { buffer, count, width, float: Float::F32 };
+        let rows = Rows { buffer, count, width, float: Float::F32, wide: false };
         self.convert(rows, float)
     }
 

@@ -6,7 +6,6 @@
 //! uploaded last. A shape may be larger than its batch: rows beyond it are padding, which writes
 //! nothing to the keys and values and attends to nothing.
 
-use std::cell::RefCell;
 use std::sync::PoisonError;
 
 use cudarc::driver::{PinnedHostSlice, result, sys};
@@ -186,8 +185,6 @@ pub struct Step {
     places: Places,
     /// Generation of the room that it lies in.
     pub generation: u64,
-    /// Rotations of its rows, once computed.
-    pub(super) turns: RefCell<Option<(super::Rows, super::Rows)>>,
 }
 
 impl Step {
@@ -289,13 +286,7 @@ impl Gpu {
         lists.clear();
         // They are there already, and stay at their place whatever they are.
         lists.insert(host.tokens.to_vec(), room.device.part(4 * places.tokens));
-        Ok(Step {
-            shape,
-            base: room.device.at(0),
-            places,
-            generation: room.generation,
-            turns: RefCell::default(),
-        })
+        Ok(Step { shape, base: room.device.at(0), places, generation: room.generation })
     }
 }
 
