@@ -95,7 +95,7 @@ impl Trace {
         let max_running = [None, None, Some(1)][id as usize];
         let weight = 1 + id as u32;
         let tenant = Tenant { id, weight, max_running, ..Tenant::default() };
-        let tenant = if differs % 3 == 0 { tenant.in_background() } else { tenant };
+        let tenant = if differs.is_multiple_of(3) { tenant.in_background() } else { tenant };
         let scope = CacheScope { adapter: 0, tenant: id % 2 };
         let n = [1, 1, 1, 2, 5][self.random.below(5)];
         let ids: Vec<SeqId> = (self.next_id..self.next_id + n).map(SeqId).collect();
