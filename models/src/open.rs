@@ -11,7 +11,8 @@ use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::weights::{Loader, Mix, Role, Weights};
+use crate::kv_store::{KvDType, stored_as};
+use crate::weights::{Loader, MatrixSource, Mix, Role, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -72,6 +73,14 @@ impl Compute {
         match self {
             Self::Fused(pool) => format!("cpu, own kernels, {} threads", pool.threads()),
             Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
+        }
+    }
+
+    /// Refuses a type of keys and values that is not stored there.
+    pub fn check_kv(&self, dtype: KvDType) -> Result<()> {
+        match self {
+            Self::Fused(_) => Ok(()),
+            Self::Plain(device, _) => stored_as(dtype, device.is_cpu()).map(drop),
         }
     }
 
@@ -209,6 +218,17 @@ impl ModelFile {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// One matrix as the model is given it: its rows in our order, quantised where it is.
+    pub(crate) fn matrix<T>(
+        &self,
+        role: Role,
+        take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut progress = |_| {};
+        let loader = Loader::new(&self.weights, &self.config, &mut progress);
+        loader.with_mix(self.mix).matrix(role, take)
     }
 
     /// Loads it. `progress` is told the bytes of every tensor as it is taken.

@@ -7,7 +7,9 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
+use hearth_models::adapter::Delta;
 use hearth_models::backend::{AttentionParams, Backend, Gelu, Heads, Plain};
+use hearth_models::backend::{DeltaGroup, DeltaInput, PlainDelta};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
 use hearth_models::layers::rotary::RopeTable;
@@ -39,6 +41,7 @@ impl Backend for Training {
     type Rows = Tensor;
     type Matrix = Tensor;
     type Vector = Tensor;
+    type Delta = PlainDelta;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
         self.var(&self.plain.matrix(source)?)
@@ -62,6 +65,23 @@ impl Backend for Training {
         weights: [(&Tensor, Option<&Tensor>); N],
     ) -> Result<[Tensor; N]> {
         self.plain.linear(x, weights)
+    }
+
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<PlainDelta> {
+        self.plain.delta(parts)
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Tensor>,
+        ys: [Tensor; N],
+        groups: [Vec<DeltaGroup<'_, PlainDelta>>; N],
+    ) -> Result<[Tensor; N]> {
+        self.plain.add_deltas(x, ys, groups)
+    }
+
+    fn add_bias(&self, x: Tensor, bias: &Tensor) -> Result<Tensor> {
+        self.plain.add_bias(x, bias)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

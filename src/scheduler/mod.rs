@@ -7,8 +7,9 @@
 //! of it again.
 //!
 //! Policy, in this order: rows that yield a token of a running answer; then new sequences come in
-//! while blocks last; then rows of prompts, as many as keep the step within its time. Whose turn it
-//! is among new ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
+//! while blocks last; then rows of prompts, as many as keep the step within its time; then, if
+//! there is room in all of that, rows of tokens that were proposed. Whose turn it is among new
+//! ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
 //! tenant with the most gives its own back and waits again at its old place; and so it does for
 //! a tenant that has less, and whose turn it is.
 
@@ -26,7 +27,7 @@ mod trace_tests;
 use std::cmp::Reverse;
 use std::time::Duration;
 
-pub use batch::{Admit, Batch, Entry, Later};
+pub use batch::{Admit, Batch, Entry, Later, Proposal};
 pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
@@ -47,8 +48,12 @@ pub struct SchedulerConfig {
     pub running_len: usize,
     /// Rows of one sequence in one batch when the logits of all of them are wanted.
     pub score_chunk: usize,
+    /// Rows of proposed tokens in one batch: each costs a vocabulary of floats.
+    pub proposed_rows: usize,
     /// How long a step with answers should take at most; prompts are cut accordingly.
     pub target_ms: f64,
+    /// What a proposed row costs, see [`Scheduler::price`]; `None`: as it is measured.
+    pub price: Option<f64>,
 }
 
 /// The state machine.
@@ -89,43 +94,66 @@ impl Scheduler {
         self.tenants.enter(Sequence::new(new));
     }
 
+    /// Sequences that would go on with one row.
+    pub fn answers(&self) -> Vec<SeqId> {
+        self.running.iter().filter(|s| s.is_answer()).map(|s| s.id).collect()
+    }
+
+    /// What a proposed row costs, as a part of what a token costs without: a proposal that is right
+    /// less often than that is not worth its row.
+    pub fn price(&self) -> f64 {
+        let answers = self.running.iter().filter(|s| s.is_answer()).count();
+        self.config.price.unwrap_or_else(|| self.pace.price(answers))
+    }
+
     /// Picks the rows of the next step and gives them their blocks.
-    pub fn schedule(&mut self, now: Duration) -> Batch {
+    pub fn schedule(&mut self, now: Duration, proposals: &[Proposal]) -> Batch {
         let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
         batch.expired = self.tenants.expire(now);
         self.make_way(&mut batch);
-        let answers = self.running.iter().filter(|s| s.is_answer());
-        let answers: Vec<SeqId> = answers.map(|s| s.id).collect();
+        let answers = self.answers();
         self.give_to_answers(&answers, &mut batch);
         batch.answers = batch.row_count();
         let rows = batch.answers.saturating_add(self.pace.prompt_rows(batch.answers));
         batch.row_limit = rows.min(self.config.batch_tokens);
         batch.admit = self.admit(&batch);
         self.give_to_prompts(&answers, &mut batch);
+        self.give_to_proposals(proposals, &mut batch);
         batch
     }
 
     /// Takes the results of a step: all its rows are computed, some sequences got a token, and it
-    /// took so long.
+    /// took so long. Tokens of one sequence stand together, the proposed ones that were right
+    /// before the last; rows behind them are of another text, and their blocks are given back.
     pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)], took_ms: f64) {
         self.steps += 1;
-        self.pace.learn(batch.answers, batch.row_count() - batch.answers, took_ms);
+        let proposed = batch.proposed_count();
+        let prompt_rows = batch.row_count() - batch.answers - proposed;
+        self.pace.learn(batch.answers, proposed, prompt_rows, took_ms);
+        let given = || sampled.chunk_by(|a, b| a.0 == b.0).filter_map(<[_]>::split_last);
+        for (_, right) in given() {
+            right.iter().for_each(|&(id, token)| self.append(id, token));
+        }
         for entry in &batch.entries {
             let Some(place) = self.place(entry.id) else { continue };
+            let wanted = self.blocks_wanted(&self.running[place]);
             let seq = &mut self.running[place];
-            seq.advance(entry.start + entry.rows);
+            seq.advance((entry.start + entry.rows).min(seq.tokens.len()));
             seq.publish(&mut self.pool, self.config.block_len);
+            seq.give_back(wanted, &mut self.pool);
             seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
             seq.moved = self.steps;
-            self.tenants.charge(seq.tenant.id, entry.rows);
+            self.tenants.charge(seq.tenant.id, seq.computed - entry.start);
             self.begin_forks(place, &entry.forks);
         }
-        for &(id, token) in sampled {
-            if let Some(place) = self.place(id) {
-                self.running[place].tokens.push(token);
-            }
-        }
+        given().for_each(|(&(id, token), _)| self.append(id, token));
         self.tenants.settle();
+    }
+
+    fn append(&mut self, id: SeqId, token: TokenId) {
+        if let Some(place) = self.place(id) {
+            self.running[place].tokens.push(token);
+        }
     }
 
     /// Forgets a sequence, wherever it is, and frees its blocks.
@@ -250,6 +278,30 @@ impl Scheduler {
             if rows > 0 {
                 batch.push(seq, rows, self.fork_room(seq, batch));
             }
+        }
+    }
+
+    /// What room is left goes to answers that may go on in a known way. Nobody waits for these
+    /// rows, and nobody gives a block for them.
+    fn give_to_proposals(&mut self, proposals: &[Proposal], batch: &mut Batch) {
+        let rows = batch.row_limit.saturating_sub(batch.row_count());
+        let mut room = rows.min(self.config.proposed_rows);
+        for proposal in proposals {
+            let Some(place) = self.place(proposal.id) else { continue };
+            let seq = &mut self.running[place];
+            let entry = batch.entries.iter_mut().find(|e| e.id == proposal.id);
+            let Some(entry) = entry.filter(|_| seq.is_answer()) else { continue };
+            let certain = entry.rows;
+            for &token in proposal.tokens.iter().take(room) {
+                let last = (entry.start + entry.rows) / self.config.block_len;
+                if last == seq.blocks.len() {
+                    let Some(block) = self.pool.allocate() else { break };
+                    seq.blocks.push(block);
+                }
+                entry.proposed.push(token);
+                entry.rows += 1;
+            }
+            room -= entry.rows - certain;
         }
     }
 

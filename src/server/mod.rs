@@ -5,6 +5,7 @@
 //! JSON) -> `sse` when it streams. Deliberately absent: binding the socket, signals, and draining
 //! the engines, which are the caller's.
 
+mod adapters;
 mod answer;
 mod auth;
 mod batches;
@@ -221,6 +222,8 @@ fn router(app: Arc<App>) -> Router {
         .merge(conversations::router())
         .merge(files::router())
         .merge(responses::router())
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
         .route("/v1/admin/models", get(models::standings))

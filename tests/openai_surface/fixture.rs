@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::engine::handle::Speculation;
 use hearth::files::{Files, Quota};
 use hearth::history::History;
 use hearth::jobs::Batches;
@@ -238,6 +239,7 @@ pub(crate) fn model(options: &Options) -> ServedModel {
         compute,
         limits,
         kv_dtype: bounds.kv_dtype,
+        speculation: Speculation { lookup: true, ..Speculation::default() },
         progress: &mut |_, _| {},
     };
     model.load(options).expect("the fixture loads")

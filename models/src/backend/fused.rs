@@ -11,10 +11,11 @@ use hearth_kernels::kv::KvSlab;
 use hearth_kernels::matmul::{
     self, ActivationBuffers, ActivationKind, Activations, Packed, Product,
 };
-use hearth_kernels::{Isa, Pool, activation, norm, rope};
+use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
-use super::{AttentionParams, Backend, Gelu, Heads};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, Heads};
 use crate::Result;
+use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::RopeTable;
@@ -77,6 +78,32 @@ impl Drop for Rows {
     }
 }
 
+/// What adapters add to one projection: their own numbers, shared with whoever holds them.
+pub struct FusedDelta {
+    parts: Vec<FusedPart>,
+    /// `[n]`
+    gain: Option<Vec<f32>>,
+}
+
+struct FusedPart {
+    factors: Arc<lora::Factors>,
+    weight: f32,
+    /// `[n]`
+    ratio: Option<Vec<f32>>,
+}
+
+impl FusedDelta {
+    fn group<'a>(&'a self, rows: &'a [u32]) -> lora::Group<'a> {
+        let part = |part: &'a FusedPart| lora::Part {
+            factors: &part.factors,
+            weight: part.weight,
+            ratio: part.ratio.as_deref(),
+        };
+        let (gain, parts) = (self.gain.as_deref(), self.parts.iter().map(part).collect());
+        lora::Group { rows, gain, parts }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -110,6 +137,7 @@ impl Backend for Fused {
     type Rows = Rows;
     type Matrix = Packed;
     type Vector = Vec<f32>;
+    type Delta = FusedDelta;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
         Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
@@ -160,6 +188,46 @@ impl Backend for Fused {
         }
         lock(&self.prepared).extend(prepared.into_iter().map(Activations::into_buffers));
         Ok(outs)
+    }
+
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<FusedDelta> {
+        let mut gain: Option<Vec<f32>> = None;
+        let part = |&(delta, weight): &(&Delta, f32)| {
+            let ratio = delta.dora.as_ref().map(|dora| {
+                let pairs = dora.magnitude.iter().zip(&dora.norm);
+                let ratio: Vec<f32> = pairs.map(|(magnitude, norm)| magnitude / norm).collect();
+                let gain = gain.get_or_insert_with(|| vec![0.0; ratio.len()]);
+                gain.iter_mut().zip(&ratio).for_each(|(g, ratio)| *g += weight * (ratio - 1.0));
+                ratio
+            });
+            let factors = Arc::clone(&delta.factors);
+            FusedPart { factors, weight: weight * delta.scale, ratio }
+        };
+        let parts = parts.iter().map(part).collect();
+        Ok(FusedDelta { parts, gain })
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Rows>,
+        mut ys: [Rows; N],
+        groups: [Vec<DeltaGroup<'_, FusedDelta>>; N],
+    ) -> Result<[Rows; N]> {
+        let input = match x {
+            DeltaInput::Rows(x) => lora::Input::Rows(x),
+            DeltaInput::Ids(ids) => lora::Input::Ids(ids),
+        };
+        let groups: [Vec<lora::Group<'_>>; N] =
+            groups.map(|all| all.into_iter().map(|(rows, delta)| delta.group(rows)).collect());
+        let updates = ys.iter_mut().zip(&groups);
+        let updates = updates.map(|(y, groups)| lora::Update { input, y: &mut *y, groups });
+        lora::add(&self.pool, &mut updates.collect::<Vec<_>>());
+        Ok(ys)
+    }
+
+    fn add_bias(&self, mut x: Rows, bias: &Vec<f32>) -> Result<Rows> {
+        activation::add_bias(&self.pool, &mut x, bias);
+        Ok(x)
     }
 
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows> {

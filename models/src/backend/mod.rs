@@ -9,12 +9,13 @@
 mod fused;
 mod plain;
 
-pub use fused::Fused;
+pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::Gelu;
 pub use hearth_kernels::attention::Heads;
-pub use plain::Plain;
+pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
+use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::RopeTable;
@@ -28,6 +29,8 @@ pub trait Backend: Send + Sized {
     type Matrix: Send;
     /// A weight that scales or shifts: `[n]`.
     type Vector: Send;
+    /// What adapters add to one projection.
+    type Delta: Send;
 
     /// Takes a matrix out of a file, once.
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Self::Matrix>;
@@ -47,6 +50,21 @@ pub trait Backend: Send + Sized {
         x: &Self::Rows,
         weights: [(&Self::Matrix, Option<&Self::Vector>); N],
     ) -> Result<[Self::Rows; N]>;
+
+    /// Takes the updates of one projection, each with its weight.
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<Self::Delta>;
+
+    /// Adds to `y_i`, which are products without a bias, what the adapters of each group make of
+    /// the input of its rows. Other rows keep their bits.
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Self::Rows>,
+        ys: [Self::Rows; N],
+        groups: [Vec<DeltaGroup<'_, Self::Delta>>; N],
+    ) -> Result<[Self::Rows; N]>;
+
+    /// `x + bias` for every row.
+    fn add_bias(&self, x: Self::Rows, bias: &Self::Vector) -> Result<Self::Rows>;
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight.len()` elements (a whole row, or
     /// each head of it).
@@ -99,6 +117,17 @@ pub trait Backend: Send + Sized {
     /// The numbers themselves. `[T * width]`
     fn read(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }
+
+/// What adapters read.
+pub enum DeltaInput<'a, R> {
+    /// What the projection reads. `[T, k]`
+    Rows(&'a R),
+    /// Ids that are looked up in a table. `[T]`
+    Ids(&'a [u32]),
+}
+
+/// Rows that run with the same adapters, ascending, and what those add to the projection.
+pub type DeltaGroup<'a, D> = (&'a [u32], &'a D);
 
 /// Attention of one layer.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use super::linear::Linear;
 use super::rotary::RopeTable;
 use crate::Result;
 use crate::backend::{AttentionParams, Backend};
-use crate::batch::ForwardBatch;
+use crate::batch::{ForwardBatch, LoraRows};
 use crate::kv_store::KvStore;
 
 /// Attention of one layer.
@@ -35,9 +35,10 @@ impl<B: Backend> Attention<B> {
         x: &B::Rows,
         rope: &RopeTable,
         batch: &ForwardBatch,
+        lora: &LoraRows,
         kv: &mut KvStore,
     ) -> Result<B::Rows> {
-        let [mut q, mut k, v] = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v])?;
+        let [mut q, mut k, v] = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v], lora)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = ops.rms_norm(&q, q_norm, self.norm_eps)?;
             k = ops.rms_norm(&k, k_norm, self.norm_eps)?;
@@ -45,6 +46,6 @@ impl<B: Backend> Attention<B> {
         let q = ops.rope(q, rope, self.params.head_dim)?;
         let k = ops.rope(k, rope, self.params.head_dim)?;
         let mixed = ops.attention(&q, &k, &v, batch, kv, &self.params)?;
-        self.out.forward(ops, &mixed)
+        self.out.forward(ops, &mixed, lora)
     }
 }

@@ -45,6 +45,7 @@ pub(super) const RESPONSES: &[Field] = &[
     refused("moderation", |_| false, "moderation inside a response is not supported"),
     refused("prompt", |_| false, "there are no stored prompts yet"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("chat_template_kwargs"),
     honoured("frequency_penalty"),
     honoured("ignore_eos"),
@@ -75,11 +76,12 @@ pub(super) const COMPACT: &[Field] = &[
 ];
 
 /// Fields that a chat knows under the same name.
-const SAME: [&str; 14] = [
+const SAME: [&str; 15] = [
     "model",
     "temperature",
     "top_p",
     "parallel_tool_calls",
+    "adapters",
     "chat_template_kwargs",
     "frequency_penalty",
     "ignore_eos",
