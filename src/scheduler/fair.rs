@@ -151,14 +151,14 @@ impl Tenants {
         max.unwrap_or(usize::MAX)
     }
 
-    /// Several of it run, and more than its weight would have of all that run. In the background
-    /// that is so as soon as somebody is not.
+    /// Somebody is here who is not in the background.
+    pub fn in_foreground(&self) -> bool {
+        self.accounts.values().any(|a| a.is_active() && !a.tenant.background)
+    }
+
+    /// Several of it run, and more than its weight would have of all that run.
     pub fn is_over_share(&self, tenant: u64) -> bool {
         let active = || self.accounts.values().filter(|a| a.is_active());
-        let in_background = self.accounts.get(&tenant).is_some_and(|a| a.tenant.background);
-        if in_background && active().any(|a| !a.tenant.background) {
-            return true;
-        }
         let running: u64 = active().map(|a| a.running as u64).sum();
         let weights: u64 = active().map(Account::weight).sum();
         let own = self.accounts.get(&tenant);

@@ -131,6 +131,31 @@ fn work_in_the_background_hardly_moves_the_first_token_of_anybody() {
 }
 
 #[test]
+fn while_somebody_is_here_the_background_moves_on_and_steps_are_short() {
+    let mut room = Room::new();
+    (0..200).for_each(|_| room.ask(tenant(1).in_background(), 300, 400));
+    (0..200).for_each(|_| room.step());
+    let alone_ms = room.now_ms;
+    (0..100).for_each(|_| room.step());
+    let alone_ms = (room.now_ms - alone_ms) / 100.0;
+    room.ask(tenant(2), 20, 200);
+    (0..5).for_each(|_| room.step());
+    let tokens = |room: &Room| {
+        let theirs = room.scheduler.running.iter().filter(|s| s.tenant.background);
+        theirs.map(|s| s.computed).sum::<usize>()
+    };
+    let (before_ms, before) = (room.now_ms, tokens(&room));
+    (0..100).for_each(|_| room.step());
+    let beside_ms = (room.now_ms - before_ms) / 100.0;
+    println!(
+        "a step: {alone_ms:.0} ms of the background alone, {beside_ms:.0} ms beside an answer"
+    );
+    // One row of the answer, every eighth of 32, and 16 of a prompt.
+    assert!(beside_ms <= 14.0 + 2.4 * 21.0, "{beside_ms}");
+    assert!(tokens(&room) > before + 500, "{} after {before}", tokens(&room));
+}
+
+#[test]
 fn the_background_gives_every_place_back_and_takes_none_while_somebody_waits() {
     let mut room = Room::new();
     let background = tenant(1).in_background();

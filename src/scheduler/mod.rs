@@ -73,6 +73,8 @@ pub struct Scheduler {
 /// While a tenant with less waits for its prompt, each answer of one with more than its share
 /// moves in every eighth step, which is when it would not be noticed by anybody else.
 const SLOW_STRIDE: usize = 8;
+/// Rows of prompts in the background in a step, while somebody in the foreground is here.
+const BACKGROUND_ROWS: usize = 16;
 
 impl Scheduler {
     /// Nothing waits, nothing runs.
@@ -114,7 +116,11 @@ impl Scheduler {
         let answers = self.answers();
         self.give_to_answers(&answers, &mut batch);
         batch.answers = batch.row_count();
-        let rows = batch.answers.saturating_add(self.pace.prompt_rows(batch.answers));
+        let rows = match self.tenants.in_foreground() {
+            true => self.pace.prompt_rows(batch.answers),
+            false => self.pace.background_rows(batch.answers),
+        };
+        let rows = batch.answers.saturating_add(rows);
         batch.row_limit = rows.min(self.config.batch_tokens);
         batch.admit = self.admit(&batch);
         self.give_to_prompts(&answers, &mut batch);
@@ -242,20 +248,23 @@ impl Scheduler {
     }
 
     /// Answers that stand still in this step, because a tenant that is behind theirs has a prompt
-    /// to compute, theirs has more than its share, and all answers together are a heavy load.
+    /// to compute, theirs has more than its share, and all answers together are a heavy load; or
+    /// because they are in the background, and somebody is not.
     fn slow_answers(&self) -> Vec<SeqId> {
         let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
         let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
         let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
-        let Some(least) = least.filter(|_| self.pace.are_heavy(answers)) else {
-            return Vec::new();
-        };
-        let greedy = |s: &&Sequence| {
+        let least = least.filter(|_| self.pace.are_heavy(answers));
+        let foreground = self.tenants.in_foreground();
+        let is_slow = |s: &&Sequence| {
             let tenant = s.tenant.id;
-            s.is_answer() && self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
+            let greedy = least.is_some_and(|least| {
+                self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
+            });
+            s.is_answer() && (greedy || s.tenant.background && foreground)
         };
-        let mut slow: Vec<&Sequence> = self.running.iter().filter(greedy).collect();
+        let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
         slow.sort_by_key(|s| (s.moved, s.id));
         let moving = slow.len().div_ceil(SLOW_STRIDE);
         slow[moving..].iter().map(|s| s.id).collect()
@@ -267,14 +276,22 @@ impl Scheduler {
         let rank = |s: &Sequence| (self.tenants.turn(s.tenant.id), Reverse(s.priority), s.id);
         let mut order: Vec<_> = prompts.map(rank).collect();
         order.sort_unstable();
-        for (_, _, id) in order {
+        let mut background = match self.tenants.in_foreground() {
+            true => BACKGROUND_ROWS,
+            false => usize::MAX,
+        };
+        for ((in_background, _), _, id) in order {
             let place = self.place(id).expect("it runs, and nobody stops it; this is a bug");
             let seq = &mut self.running[place];
             // Somebody may have computed meanwhile what comes next in it.
             let found = seq.found(&self.pool, self.config.block_len);
             seq.adopt(&found, &mut self.pool, self.config.block_len);
             let seq = &self.running[place];
-            let rows = self.row_limit(seq, batch);
+            let mut rows = self.row_limit(seq, batch);
+            if in_background {
+                rows = rows.min(background);
+                background -= rows;
+            }
             if rows > 0 {
                 batch.push(seq, rows, self.fork_room(seq, batch));
             }

@@ -32,6 +32,8 @@ const ROWS_MIN: usize = 16;
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
+/// The part of the target that a step may take while nobody waits for any of it.
+const BACKGROUND: f64 = 0.5;
 /// From this part of the target on answers are a heavy load.
 const HEAVY: f64 = 0.25;
 /// Weight of the newest step in the guess.
@@ -67,6 +69,15 @@ impl Pace {
             }
         };
         // A float beyond the integers becomes the largest one, which is what is meant.
+        ((left_ms / row_ms) as usize).max(ROWS_MIN)
+    }
+
+    /// The same where all of them are in the background: who comes in next waits for the end of
+    /// this step, so it is shorter.
+    pub fn background_rows(&self, answers: usize) -> usize {
+        let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
+        let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
+        let left_ms = (self.target_ms * BACKGROUND - answers_ms).max(0.0);
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
     }
 

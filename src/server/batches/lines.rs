@@ -93,14 +93,13 @@ impl Executor for Lines {
         let checked = || {
             let (custom_id, task) = self.read(endpoint, line)?;
             let registry = self.app.pipeline.registry();
-            let model = match &task {
-                Task::Text(call) => registry.generates(&call.model),
-                Task::Vectors(call) => registry.embeds(call.model()),
-                Task::Response(draft) => registry.generates(draft.model()),
+            let (model, found, inputs) = match &task {
+                Task::Text(call) => (&*call.model, registry.generates(&call.model), 0),
+                Task::Vectors(call) => (call.model(), registry.embeds(call.model()), call.inputs()),
+                Task::Response(draft) => (draft.model(), registry.generates(draft.model()), 0),
             };
-            let inputs = if let Task::Vectors(call) = &task { call.inputs() } else { 0 };
-            let model = model.map_err(|error| of_body(error.into()))?;
-            Ok(Checked { custom_id, model: model.id.clone(), inputs })
+            found.map_err(|error| of_body(error.into()))?;
+            Ok(Checked { custom_id, model: model.to_owned(), inputs })
         };
         checked().map_err(fault)
     }
