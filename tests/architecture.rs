@@ -111,6 +111,7 @@ const HOMES: &[(&str, &[&str])] = &[
     // In the kernels only as a peer to measure against, and for the glue of custom operations.
     ("candle_core", &["models/", "kernels/benches/", "kernels/src/candle_ops.rs"]),
     ("candle_nn", &["models/", "kernels/benches/"]),
+    ("cudarc", &["kernels/src/cuda/"]),
 ];
 
 /// Place -> paths that it never names, and why.

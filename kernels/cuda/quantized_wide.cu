@@ -6,8 +6,8 @@
 //   begin at 16 bytes, and the last 16 bytes that a matrix begins are all readable, as they are in
 //   device memory. Weights are multiplied as bf16, sums are f32. The bits of an output depend on
 //   its row of x, its row of W and k alone: not on m, X or the size of the block.
-//   A block of 128 r threads, r in 1, 2, 4, has 32 r rows of W:
-//   grid (n0 + n1 + n2) / (32 r), rounded up; block 128 r; dynamic shared memory
+//   A block of 128 r threads, r in 1, 2, 4, has 32 r rows of one matrix:
+//   grid the sum of n_i / (32 r), each rounded up; block 128 r; dynamic shared memory
 //   3 (32 r SLOT + 512 X) + 4096 r bytes, SLOT: 96 for q2_k; 160 for q3_k, q4_0, q4_k, iq4_nl,
 //   iq4_xs and mxfp4; 224 for q4_1, q5_0, q5_1, q5_k and q6_k; 288 for q8_0.
 //
@@ -32,33 +32,22 @@ constexpr int STAGES = 3;
 constexpr int WARP_ROWS = 32;
 constexpr int LANE_ROWS = 4;
 constexpr int X_ROW_BYTES = 2 * STEP;
+// Room for the scales of a warp's rows in a step.
+constexpr int SCALE_BYTES = 2 * 16 * WARP_ROWS;
 
 // What a lane takes of a row in a step: half of each group of a piece.
 struct Codes {
     uint32_t words[2][2];
 };
 
-// A block in shared memory: so many bytes after a multiple of 16.
-struct Place {
-    const uint8_t *base;
-    int at;
-
-    // The 8 bytes from here on, at a multiple of 4 or 8, or anywhere (and up to 4 more are read).
-    template <int ALIGNED> __device__ __forceinline__ uint2 pair(int after) const {
-        int from = at + after;
-        if (ALIGNED == 8) return *reinterpret_cast<const uint2 *>(base + from);
-        const uint32_t *words = reinterpret_cast<const uint32_t *>(base + (from & ~3));
-        if (ALIGNED == 4) return make_uint2(words[0], words[1]);
-        return make_uint2(__funnelshift_r(words[0], words[1], 8 * (from & 3)),
-                          __funnelshift_r(words[1], words[2], 8 * (from & 3)));
-    }
-};
-
-// How a lane reads its part of a block. Here as any piece, of which half is dropped.
+// How a lane reads its part of a block in shared memory. `at` is `offset` after the multiple of 16
+// that is `odd` bytes before the block. Here as any piece, of which half is dropped.
 template <typename F> struct Reader {
-    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
+    static __device__ __forceinline__ int offset(int, bool) { return 0; }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int odd, int part,
+                                                  bool second) {
         Piece piece;
-        F::read(block.base + block.at, part, piece);
+        F::read(at + odd, part, piece);
         Codes codes;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
@@ -72,41 +61,69 @@ template <typename F> struct Reader {
     }
 };
 
+// 8 bytes from a multiple of 8; from a multiple of 4; from `odd` bytes after a multiple of 4.
+__device__ __forceinline__ uint2 pair8(const uint8_t *at) {
+    return *reinterpret_cast<const uint2 *>(at);
+}
+__device__ __forceinline__ uint2 pair4(const uint8_t *at) {
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(at);
+    return make_uint2(words[0], words[1]);
+}
+__device__ __forceinline__ uint2 pair1(const uint8_t *at, int odd) {
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(at + (odd & ~3));
+    int bits = 8 * (odd & 3);
+    return make_uint2(__funnelshift_r(words[0], words[1], bits),
+                      __funnelshift_r(words[1], words[2], bits));
+}
+
 // Low nibbles are of one group, high nibbles of the other.
 __device__ __forceinline__ Codes nibbles_of(uint2 words) {
     const uint32_t low = 0x0f0f0f0fu;
     return {{{words.x & low, words.y & low}, {words.x >> 4 & low, words.y >> 4 & low}}};
 }
 
-// Formats of nibbles alone.
-template <int AFTER, int ALIGNED> struct NibbleReader {
-    static __device__ __forceinline__ Codes codes(Place block, int, bool second) {
-        return nibbles_of(block.pair<ALIGNED>(AFTER + 8 * second));
+template <> struct Reader<Q4_0> {
+    static __device__ __forceinline__ int offset(int, bool second) { return 8 * second; }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int odd, int, bool) {
+        return nibbles_of(pair1(at, odd + 2));
     }
 };
-template <> struct Reader<Q4_0> : NibbleReader<2, 1> {};
-template <> struct Reader<Q4_1> : NibbleReader<4, 4> {};
+
+template <> struct Reader<Q4_1> {
+    static __device__ __forceinline__ int offset(int, bool second) { return 4 + 8 * second; }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int odd, int, bool) {
+        return nibbles_of(pair4(at + odd));
+    }
+};
 
 template <> struct Reader<Q8_0> {
-    static __device__ __forceinline__ Codes codes(Place block, int, bool second) {
-        uint2 a = block.pair<1>(2 + 8 * second), b = block.pair<1>(18 + 8 * second);
+    static __device__ __forceinline__ int offset(int, bool second) { return 8 * second; }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int odd, int, bool) {
+        uint2 a = pair1(at, odd + 2), b = pair1(at + 16, odd + 2);
         return {{{a.x, a.y}, {b.x, b.y}}};
     }
 };
 
 template <> struct Reader<Q4_K> {
-    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
-        return nibbles_of(block.pair<8>(16 + 16 * part + 8 * second));
+    static __device__ __forceinline__ int offset(int part, bool second) {
+        return 16 + 16 * part + 8 * second;
+    }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int, int, bool) {
+        return nibbles_of(pair8(at));
     }
 };
 
 template <> struct Reader<Q5_K> {
-    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
-        Codes codes = nibbles_of(block.pair<8>(48 + 16 * part + 8 * second));
-        uint2 fifths = block.pair<8>(16 + 16 * (part % 2) + 8 * second);
+    static __device__ __forceinline__ int offset(int part, bool second) {
+        return 16 + 16 * (part % 2) + 8 * second;
+    }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int, int part, bool) {
+        int run = part / 2;
+        uint2 fifths = pair8(at);
+        Codes codes = nibbles_of(pair8(at + 32 + 32 * run));
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            uint32_t bits = (i ? fifths.y : fifths.x) >> (part / 2 * 2);
+            uint32_t bits = (i ? fifths.y : fifths.x) >> (2 * run);
             codes.words[0][i] |= bits << 4 & 0x10101010u;
             codes.words[1][i] |= bits << 3 & 0x10101010u;
         }
@@ -115,9 +132,12 @@ template <> struct Reader<Q5_K> {
 };
 
 template <> struct Reader<Q6_K> {
-    static __device__ __forceinline__ Codes codes(Place block, int part, bool second) {
-        Codes codes = nibbles_of(block.pair<1>(16 * part + 8 * second));
-        uint2 high = block.pair<1>(128 + part / 4 * 32 + part % 2 * 16 + 8 * second);
+    static __device__ __forceinline__ int offset(int part, bool second) {
+        return 16 * (part % 2) + 8 * second;
+    }
+    static __device__ __forceinline__ Codes codes(const uint8_t *at, int odd, int part, bool) {
+        Codes codes = nibbles_of(pair1(at + part / 2 * 32, odd));
+        uint2 high = pair1(at + 128 + part / 4 * 32, odd);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             uint32_t bits = (i ? high.y : high.x) >> (part / 2 % 2 * 2);
@@ -172,6 +192,13 @@ __device__ __forceinline__ void weights_of(const uint32_t (&words)[2], float sca
     }
 }
 
+// The compiler computes what is cheap anew wherever it is used. This it must keep: the lane's own
+// number, or that of the first lane.
+__device__ __forceinline__ int kept(int x) {
+    return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x % 32));
+}
+__device__ __forceinline__ int of_first_lane(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 template <typename F, int X> struct WideProduct {
     static constexpr int PARTS = F::WEIGHTS / 32;
     static constexpr int STEP_BYTES = STEP / F::WEIGHTS * F::BYTES;
@@ -184,24 +211,22 @@ template <typename F, int X> struct WideProduct {
     static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;
     // Tiles of x that are multiplied in turn, so that no mma waits for the one before it.
-    static constexpr int TURN = X_TILES < 4 ? X_TILES : 4;
+    static constexpr int TURN = X_TILES == 4 ? 4 : 2;
 
     int lane, k_warp, first_row, rows;
     uint8_t *shared;
     int stage_bytes;
     // Copies: a thread has every fourth 16 bytes of one row of W, and 8 elements of x of every so
     // many rows; what is left of the rows from there on.
-    const uint8_t *w_source;
-    int w_left, w_to;
-    const bf16 *x_source;
-    int x_left, x_rows, x_row, x_to;
-    long long x_pitch;
-    // Products: the piece that this lane decodes a half of, low bits of where its rows begin, and
-    // where its part of x lies.
-    int part, begin[LANE_ROWS], scale_begin, w_at, scale_at, x_at[2];
-    float4 *scales;
+    const uint8_t *w_source, *x_source;
+    int w_left, w_to, x_left, x_rows, x_to, x_pitch;
+    // Products: the piece that this lane decodes a half of, and where it finds its operands.
+    int part, w_at, w_odd, odd_rows, x_at[2];
+    bool second;
+    // Row `lane`, whose scales this lane reads, and scales of all.
+    int scale_at, scale_odd, put_at, get_at;
 
-    // How far a row that begins at `from` is after a multiple of 16 in a step.
+    // How far after a multiple of 16 a row is in a step, where it begins so far after one.
     static __device__ __forceinline__ int odd(int from, int step) {
         if (UNIT == 16) return 0;
         return STEP_BYTES % 16 == 0 ? from : (from + step * STEP_BYTES) & 15;
@@ -212,38 +237,41 @@ template <typename F, int X> struct WideProduct {
     }
     static __device__ __forceinline__ int block_of(int part) { return part / PARTS * F::BYTES; }
 
-    __device__ __forceinline__ void begin_copies(const bf16 *x, int m, int k, int block_row,
-                                                 const Matrices &matrices) {
+    __device__ __forceinline__ void begin_copies(const bf16 *x, int m, int k, int first,
+                                                 int block_row, const Matrices &matrix) {
         int thread = threadIdx.x, warp = thread / 32, warps = blockDim.x / 32, fourth = thread % 4;
         int row_bytes = k / F::WEIGHTS * F::BYTES;
-        const uint8_t *row = matrices.row(block_row + thread / 4, row_bytes);
-        w_source = row + 16 * fourth;
-        w_left = row_bytes - 16 * fourth;
-        w_to = X_BYTES + thread / 4 * SLOT + 16 * fourth;
-        x_source = x + static_cast<long long>(warp) * k + 8 * lane;
-        x_left = k - 8 * lane;
-        x_rows = m, x_row = warp;
-        x_to = warp * X_ROW_BYTES + swizzled(warp, lane);
-        x_pitch = static_cast<long long>(warps) * k;
+        w_source = matrix.row(block_row + thread / 4, row_bytes) + first * STEP_BYTES + 16 * fourth;
+        w_left = row_bytes - first * STEP_BYTES - 16 * fourth;
+        w_to = kept(X_BYTES + thread / 4 * SLOT + 16 * fourth);
+        int at = first * STEP + 8 * lane;
+        x_source = reinterpret_cast<const uint8_t *>(x + static_cast<long long>(warp) * k + at);
+        x_left = k - at;
+        x_rows = of_first_lane((m - warp + warps - 1) / warps);
+        x_pitch = kept(2 * warps * k);
+        x_to = kept(warp * X_ROW_BYTES + swizzled(warp, lane));
     }
 
-    __device__ __forceinline__ void begin_products(int k, int block_row, const Matrices &matrices) {
+    __device__ __forceinline__ void begin_products(int k) {
         int row_bytes = k / F::WEIGHTS * F::BYTES, g = lane / 4, fourth = lane % 4;
-        auto low = [&](int row) {
-            const uint8_t *at = matrices.row(block_row + first_row + row, row_bytes);
-            return static_cast<int>(reinterpret_cast<uintptr_t>(at) & 15);
-        };
-        part = 2 * k_warp + fourth / 2;
-#pragma unroll
-        for (int row = 0; row < LANE_ROWS; ++row) begin[row] = low(8 * row + g) + block_of(part);
-        scale_begin = low(lane);
-        w_at = X_BYTES + (first_row + g) * SLOT;
-        scale_at = X_BYTES + (first_row + lane) * SLOT;
-        int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + fourth % 2;
+        part = kept(2 * k_warp + fourth / 2);
+        second = fourth % 2;
+        w_at = X_BYTES + (first_row + g) * SLOT + Reader<F>::offset(part % PARTS, second);
+        w_at = kept(w_at);
+        // Rows 8 apart are an even number of bytes apart 8 times, unless rows are odd.
+        w_odd = kept((g * row_bytes & 15));
+        odd_rows = UNIT == 1 ? 8 * row_bytes & 15 : 0;
+        int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + second;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            x_at[group] = g * X_ROW_BYTES + swizzled(g, first + group * F::NEXT / 8);
+            int at = g * X_ROW_BYTES + swizzled(g, first + group * F::NEXT / 8);
+            x_at[group] = kept(at);
         }
+        scale_at = kept(X_BYTES + (first_row + lane) * SLOT);
+        scale_odd = kept(lane * row_bytes & 15);
+        int scales = STAGES * stage_bytes + static_cast<int>(threadIdx.x / 32) * SCALE_BYTES;
+        put_at = kept(scales + 16 * lane);
+        get_at = kept(scales + 16 * (g + (ONE_PAIR<F> ? 0 : fourth / 2 * WARP_ROWS)));
     }
 
     // Sends for the bytes of W in the next step.
@@ -251,13 +279,12 @@ template <typename F, int X> struct WideProduct {
         int before = 0;
         if (UNIT < 16) before = static_cast<int>(reinterpret_cast<uintptr_t>(w_source) & 15);
         const uint8_t *from = w_source - before;
+        uint8_t *to = stage + w_to;
         int end = w_left + before;
 #pragma unroll
         for (int copy = 0; copy < COPIES; copy += 4) {
             bool inside = copy + 4 <= COPIES || static_cast<int>(threadIdx.x % 4) < COPIES - copy;
-            if (inside && 16 * copy < end) {
-                cp_async16(stage + w_to + 16 * copy, from + 16 * copy, true);
-            }
+            if (inside && 16 * copy < end) cp_async16(to + 16 * copy, from + 16 * copy, true);
         }
         w_source += STEP_BYTES;
         w_left -= STEP_BYTES;
@@ -265,15 +292,14 @@ template <typename F, int X> struct WideProduct {
 
     // The same for x; what is beyond k becomes zeros.
     __device__ __forceinline__ void fetch_x(uint8_t *stage) {
-        bool valid = x_left > 0;
-        const bf16 *from = x_source;
+        const uint8_t *from = x_source;
         uint8_t *to = stage + x_to;
-        for (int row = x_row; row < x_rows; row += blockDim.x / 32) {
-            cp_async16(to, from, valid);
+        for (int row = 0; row < x_rows; ++row) {
+            cp_async16(to, from, x_left > 0);
             from += x_pitch;
             to += blockDim.x / 32 * X_ROW_BYTES;
         }
-        x_source += STEP;
+        x_source += 2 * STEP;
         x_left -= STEP;
     }
 
@@ -286,11 +312,11 @@ template <typename F, int X> struct WideProduct {
     }
 
     // Rows of x that there are not are zeros.
-    __device__ __forceinline__ void clear_x() {
+    __device__ __forceinline__ void clear_x(int m) {
         for (int stage = 0; stage < STAGES; ++stage) {
-            for (int i = x_rows * X_ROW_BYTES / 16 + threadIdx.x; i < X_BYTES / 16;
-                 i += blockDim.x) {
-                reinterpret_cast<uint4 *>(shared + stage * stage_bytes)[i] = make_uint4(0, 0, 0, 0);
+            uint4 *all = reinterpret_cast<uint4 *>(shared + stage * stage_bytes);
+            for (int i = m * X_ROW_BYTES / 16 + threadIdx.x; i < X_BYTES / 16; i += blockDim.x) {
+                all[i] = make_uint4(0, 0, 0, 0);
             }
         }
     }
@@ -298,7 +324,8 @@ template <typename F, int X> struct WideProduct {
     // Scales of the two pieces of row `lane`, each with what remains to be added to a product;
     // zeros beyond k.
     __device__ __forceinline__ void put_scales(const uint8_t *stage, int step, int left) const {
-        const uint8_t *row = stage + scale_at + odd(scale_begin, step);
+        const uint8_t *row = stage + scale_at + odd(scale_odd, step);
+        float4 *put = reinterpret_cast<float4 *>(shared + put_at);
 #pragma unroll
         for (int i = 0; i < (ONE_PAIR<F> ? 1 : 2); ++i) {
             int mine = 2 * k_warp + i;
@@ -310,7 +337,7 @@ template <typename F, int X> struct WideProduct {
                 scale = make_float4(a, fmaf(a, -ZERO<F>, -piece.least[0]),  //
                                     b, fmaf(b, -ZERO<F>, -piece.least[1]));
             }
-            scales[i * WARP_ROWS + lane] = scale;
+            put[i * WARP_ROWS] = scale;
         }
         __syncwarp();
     }
@@ -318,25 +345,22 @@ template <typename F, int X> struct WideProduct {
     __device__ __forceinline__ void take(const uint8_t *stage, int step, int left,
                                          float (&sum)[2][X_TILES][4]) const {
         put_scales(stage, step, left);
-        int g = lane / 4, fourth = lane % 4;
+        const float2 *scales = reinterpret_cast<const float2 *>(shared + get_at);
         Codes codes[LANE_ROWS];
-        float4 scale[LANE_ROWS];
 #pragma unroll
         for (int row = 0; row < LANE_ROWS; ++row) {
-            Place block = {stage + w_at + 8 * row * SLOT, odd(begin[row], step)};
-            codes[row] = Reader<F>::codes(block, part % PARTS, fourth % 2);
-            int piece = ONE_PAIR<F> ? 0 : fourth / 2;
-            scale[row] = scales[piece * WARP_ROWS + 8 * row + g];
+            int odd_at = odd(w_odd + odd_rows * row, step) + block_of(part);
+            if (UNIT == 1 && STEP_BYTES % 16 == 0) odd_at &= 15;
+            codes[row] = Reader<F>::codes(stage + w_at + 8 * row * SLOT, odd_at, part % PARTS, second);
         }
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
             uint32_t a[2][2][4];
 #pragma unroll
             for (int row = 0; row < LANE_ROWS; ++row) {
-                float times = group ? scale[row].z : scale[row].x;
-                float rest = group ? scale[row].w : scale[row].y;
+                float2 scale = scales[16 * row + group];
                 uint32_t pairs[4];
-                weights_of<F>(codes[row].words[group], times, rest, pairs);
+                weights_of<F>(codes[row].words[group], scale.x, scale.y, pairs);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) a[row / 2][i / 2][row % 2 + i % 2 * 2] = pairs[i];
             }
@@ -366,78 +390,142 @@ template <typename F, int X> struct WideProduct {
         }
     }
 
-    // Adds the sums of the warps that shared k, and stores.
-    __device__ __forceinline__ void finish(const float (&sum)[2][X_TILES][4], int block_row,
-                                           const Matrices &matrices) const {
-        float *part_sum = reinterpret_cast<float *>(shared);
-        // Four more than a multiple of 32, again for the banks.
-        int stride = rows + 4;
+    // Puts the sums of this warp where the others of the block find them.
+    __device__ __forceinline__ void share(const float (&sum)[2][X_TILES][4]) const {
+        float *sums = reinterpret_cast<float *>(shared);
 #pragma unroll
         for (int tile = 0; tile < X_TILES; ++tile) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 int input = 8 * tile + 2 * (lane % 4) + i % 2;
                 int row = first_row + 8 * (i / 2) + lane / 4;
-                part_sum[(k_warp * X + input) * stride + row] = sum[i / 4][tile][i % 4];
+                sums[(k_warp * X + input) * sums_pitch() + row] = sum[i / 4][tile][i % 4];
             }
         }
         __syncthreads();
-        // Four threads for each row.
-        int row = threadIdx.x % rows;
-        if (block_row + row >= matrices.rows()) return;
-        for (int input = threadIdx.x / rows; input < x_rows; input += K_WARPS) {
-            float total = 0.0f;
+    }
+    // Four more than a multiple of 32, again for the banks.
+    __device__ __forceinline__ int sums_pitch() const { return rows + 4; }
+
+    // The sum of the warps that shared k.
+    __device__ __forceinline__ float shared_sum(int input, int row) const {
+        const float *sums = reinterpret_cast<const float *>(shared);
+        float total = 0.0f;
 #pragma unroll
-            for (int other = 0; other < K_WARPS; ++other) {
-                total += part_sum[(other * X + input) * stride + row];
-            }
-            matrices.store(input, block_row + row, total);
+        for (int other = 0; other < K_WARPS; ++other) {
+            total += sums[(other * X + input) * sums_pitch() + row];
+        }
+        return total;
+    }
+
+    // Stores what `value(input, row)` is for the rows of the block; four threads have each row.
+    template <typename Value>
+    __device__ __forceinline__ void store(int m, int block_row, const Matrices &matrix,
+                                          Value value) const {
+        int row = threadIdx.x % rows;
+        if (block_row + row >= matrix.n0) return;
+        for (int input = threadIdx.x / rows; input < m; input += K_WARPS) {
+            matrix.store(input, block_row + row, value(input, row));
         }
     }
 
-    __device__ __forceinline__ void run(const bf16 *x, int m, int k, const Matrices &matrices) {
-        int warp = threadIdx.x / 32;
-        lane = threadIdx.x % 32, k_warp = warp % K_WARPS, first_row = warp / K_WARPS * WARP_ROWS;
-        rows = blockDim.x / K_WARPS;
-        stage_bytes = X_BYTES + rows * SLOT;
-        scales = reinterpret_cast<float4 *>(shared + STAGES * stage_bytes) + warp * 2 * WARP_ROWS;
-        int block_row = blockIdx.x * rows;
-        begin_copies(x, m, k, block_row, matrices);
-        begin_products(k, block_row, matrices);
-        clear_x();
-        float sum[2][X_TILES][4] = {};
-        uint8_t *full = shared, *empty = shared + (STAGES - 1) * stage_bytes;
-        fetch(full, true);
-        fetch(full + stage_bytes, STEP < k);
-        int step = 0;
-        for (int left = k; left > 0; left -= STEP) {
+    // The same where the blocks of a column of the grid share k: the last to come adds all sums.
+    __device__ __forceinline__ void store_last(float *parts, unsigned *counts, int m, int block_row,
+                                               const Matrices &matrix) const {
+        __shared__ unsigned before;
+        int row = threadIdx.x % rows;
+        long long pitch = static_cast<long long>(gridDim.x) * rows, all = pitch * m;
+        float *at = parts + static_cast<long long>(blockIdx.x) * rows;
+        for (int input = threadIdx.x / rows; input < m; input += K_WARPS) {
+            __stcg(at + blockIdx.y * all + input * pitch + row, shared_sum(input, row));
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) before = atomicAdd(counts + blockIdx.x, 1u);
+        __syncthreads();
+        if (before + 1 < gridDim.y) return;
+        __threadfence();
+        if (threadIdx.x == 0) counts[blockIdx.x] = 0;
+        store(m, block_row, matrix, [&](int input, int row) {
+            float total = 0.0f;
+            for (unsigned part = 0; part < gridDim.y; ++part) {
+                total += __ldcg(at + part * all + input * pitch + row);
+            }
+            return total;
+        });
+    }
+
+    // Multiplies steps first.. of k.
+    __device__ __forceinline__ void multiply_steps(int first, int steps, int k,
+                                                   float (&sum)[2][X_TILES][4]) {
+        uint8_t *full = shared, *last = shared + (STAGES - 1) * stage_bytes, *empty = last;
+        fetch(full, steps > 0);
+        fetch(full + stage_bytes, steps > 1);
+        for (int step = first; steps > 0; ++step, --steps) {
             cp_async_wait<STAGES - 2>();
             // All warps are done with what was in the stage to fill.
             __syncthreads();
-            fetch(empty, left > (STAGES - 1) * STEP);
-            take(full, step, left, sum);
-            ++step;
+            fetch(empty, steps > STAGES - 1);
+            take(full, step, k - step * STEP, sum);
             empty = full;
-            full = step % STAGES == 0 ? shared : full + stage_bytes;
+            full = full == last ? shared : full + stage_bytes;
         }
         cp_async_wait<0>();
         __syncthreads();
-        finish(sum, block_row, matrices);
+    }
+
+    __device__ __forceinline__ void run(const bf16 *x, int m, int k, float *parts, unsigned *counts,
+                                        int block_row, const Matrices &matrix) {
+        int warp = of_first_lane(threadIdx.x / 32);
+        lane = threadIdx.x % 32, k_warp = warp % K_WARPS, first_row = warp / K_WARPS * WARP_ROWS;
+        rows = blockDim.x / K_WARPS;
+        stage_bytes = X_BYTES + rows * SLOT;
+        int splits = gridDim.y, all_steps = (k + STEP - 1) / STEP;
+        int steps = (all_steps + splits - 1) / splits, first = blockIdx.y * steps;
+        begin_copies(x, m, k, first, block_row, matrix);
+        begin_products(k);
+        clear_x(m);
+        float sum[2][X_TILES][4] = {};
+        multiply_steps(first, min(steps, all_steps - first), k, sum);
+        share(sum);
+        if (splits > 1) {
+            store_last(parts, counts, m, block_row, matrix);
+        } else {
+            store(m, block_row, matrix, [&](int input, int row) { return shared_sum(input, row); });
+        }
     }
 };
 
+// The matrix that `block` of blocks of so many rows is of, alone, and which block of it.
+__device__ __forceinline__ Matrices matrix_of(const Matrices &all, int rows, int &block) {
+    int blocks0 = (all.n0 + rows - 1) / rows, blocks1 = (all.n1 + rows - 1) / rows;
+    Matrices one = {all.w0,   nullptr, nullptr,   all.n0,  0,       0,          all.y0,
+                    nullptr,  nullptr, all.bias0, nullptr, nullptr, all.f32_out};
+    if (block < blocks0) return one;
+    block -= blocks0;
+    one.w0 = all.w1, one.n0 = all.n1, one.y0 = all.y1, one.bias0 = all.bias1;
+    if (block < blocks1) return one;
+    block -= blocks1;
+    one.w0 = all.w2, one.n0 = all.n2, one.y0 = all.y2, one.bias0 = all.bias2;
+    return one;
+}
+
 template <typename F, int X>
-__device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, const Matrices &matrices) {
+__device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *parts,
+                                            unsigned *counts, const Matrices &matrices) {
     DYNAMIC_SHARED(uint8_t, shared);
     WideProduct<F, X> product;
     product.shared = shared;
-    product.run(x, m, k, matrices);
+    int rows = blockDim.x / K_WARPS, block = blockIdx.x;
+    Matrices matrix = matrix_of(matrices, rows, block);
+    product.run(x, m, k, parts, counts, block * rows, matrix);
 }
 
 #define LINEAR_WIDE(NAME, FORMAT, X)                                                              \
     extern "C" __global__ void __launch_bounds__(512, 1)                                          \
-        linear_##NAME##_w##X(const bf16 *x, int m, int k, MATRICES_ARGUMENTS) {                   \
-        linear_wide<FORMAT, X>(x, m, k, MATRICES);                                                \
+        linear_##NAME##_w##X(const bf16 *x, int m, int k, float *parts, unsigned *counts,         \
+                             MATRICES_ARGUMENTS) {                                                \
+        linear_wide<FORMAT, X>(x, m, k, parts, counts, MATRICES);                                 \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_WIDE(NAME, FORMAT, 16)                                                                 \

@@ -229,7 +229,8 @@ impl Gpu {
         self.context.bind_to_thread()?;
         let stream = self.stream.cu_stream();
         // SAFETY: the whole buffer and nothing else.
-        Ok(unsafe { result::memset_d8_async(buffer.at(0), 0, buffer.bytes(), stream)? })
+        unsafe { result::memset_d8_async(buffer.at(0), 0, buffer.bytes(), stream)? };
+        Ok(())
     }
 
     /// Copies within a buffer; the places do not overlap.
@@ -238,7 +239,8 @@ impl Gpu {
         self.context.bind_to_thread()?;
         let stream = self.stream.cu_stream();
         // SAFETY: both places are in the buffer.
-        Ok(unsafe { result::memcpy_dtod_async(buffer.at(to), buffer.at(from), bytes, stream)? })
+        unsafe { result::memcpy_dtod_async(buffer.at(to), buffer.at(from), bytes, stream)? };
+        Ok(())
     }
 
     /// Runs a kernel.
@@ -284,8 +286,8 @@ impl Gpu {
             attrs: attributes.as_mut_ptr(),
             numAttrs: u32::from(self.overlaps),
         };
-        // SAFETY: by the contract of this function. A kernel that begins early waits for those before
-        // it (`grid_wait` in common.cuh).
+        // SAFETY: by the contract of this function. A kernel that begins early waits for those
+        // before it (`grid_wait` in common.cuh).
         unsafe { sys::cuLaunchKernelEx(&config, function, params, std::ptr::null_mut()).result()? };
         Ok(())
     }

@@ -236,7 +236,8 @@ impl Gpu {
         self.select_at(x, step.logit_rows(), step.shape.logits)
     }
 
-    /// `y_i = x W_i^T (+ b_i)`, in the type of `x` or f32 where it is widened, for up to three weights that read one input.
+    /// `y_i = x W_i^T (+ b_i)`, in the type of `x` or f32 where it is widened, for up to three
+    /// weights that read one input.
     pub fn linear<const N: usize>(
         &self,
         x: &Rows,

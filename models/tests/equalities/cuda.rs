@@ -1,7 +1,7 @@
 //! The GPU's path against the reference, on the models of the other tests. It computes in bf16
 //! where they compute in f32, so it is held to the error that rounding leaves, not to bits; what it
-//! must not do is to depend on neighbours, on how a prompt was cut, or on replaying a recorded pass,
-//! by more than that.
+//! must not do is to depend on neighbours, on how a prompt was cut, or on replaying a recorded
+//! pass, by more than that.
 //!
 //! Without a GPU each test says so and passes, unless `HEARTH_GPU` is set.
 
