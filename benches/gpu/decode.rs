@@ -229,7 +229,7 @@ impl<'a> Subject<'a> {
         let vocab_len = self.shape.config.vocab_len;
         batch.check(vocab_len, BLOCK_LEN, self.blocks)?;
         let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let pick = Pick { params, seed: 0, position: 0, vocab_len };
+        let pick = Pick { params, edits: Vec::new(), seed: 0, position: 0, vocab_len };
         let picks = vec![Some(pick); batch.logit_rows.len()];
         let mut times = Vec::with_capacity(warm + steps);
         let begun = Instant::now();

@@ -211,7 +211,7 @@ template <typename F, int X> struct WideProduct {
     static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;
     // Tiles of x that are multiplied in turn, so that no mma waits for the one before it.
-    static constexpr int TURN = X_TILES == 4 ? 4 : 2;
+    static constexpr int TURN = X_TILES == 4 ? 4 : X_TILES == 2 ? 2 : 4;
 
     int lane, k_warp, first_row, rows;
     uint8_t *shared;
@@ -294,6 +294,7 @@ template <typename F, int X> struct WideProduct {
     __device__ __forceinline__ void fetch_x(uint8_t *stage) {
         const uint8_t *from = x_source;
         uint8_t *to = stage + x_to;
+#pragma unroll 1
         for (int row = 0; row < x_rows; ++row) {
             cp_async16(to, from, x_left > 0);
             from += x_pitch;
@@ -345,22 +346,26 @@ template <typename F, int X> struct WideProduct {
     __device__ __forceinline__ void take(const uint8_t *stage, int step, int left,
                                          float (&sum)[2][X_TILES][4]) const {
         put_scales(stage, step, left);
-        const float2 *scales = reinterpret_cast<const float2 *>(shared + get_at);
+        const float4 *scales = reinterpret_cast<const float4 *>(shared + get_at);
         Codes codes[LANE_ROWS];
+        float4 scale[LANE_ROWS];
 #pragma unroll
         for (int row = 0; row < LANE_ROWS; ++row) {
             int odd_at = odd(w_odd + odd_rows * row, step) + block_of(part);
             if (UNIT == 1 && STEP_BYTES % 16 == 0) odd_at &= 15;
             codes[row] = Reader<F>::codes(stage + w_at + 8 * row * SLOT, odd_at, part % PARTS, second);
+            scale[row] = scales[8 * row];
         }
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
+            if (X == 0) __syncwarp();
             uint32_t a[2][2][4];
 #pragma unroll
             for (int row = 0; row < LANE_ROWS; ++row) {
-                float2 scale = scales[16 * row + group];
+                float times = group ? scale[row].z : scale[row].x;
+                float rest = group ? scale[row].w : scale[row].y;
                 uint32_t pairs[4];
-                weights_of<F>(codes[row].words[group], scale.x, scale.y, pairs);
+                weights_of<F>(codes[row].words[group], times, rest, pairs);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) a[row / 2][i / 2][row % 2 + i % 2 * 2] = pairs[i];
             }

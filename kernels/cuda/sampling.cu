@@ -16,8 +16,6 @@
 // sample: grid (rows), block 1024. Parameters are arrays with one number a row. A row whose
 //   temperature is NaN is left out (-2); -1 where every token is ruled out.
 // edit_logits: grid (ceil(count / 256)), block 256. At most one edit for a token of a row.
-// mask_logits: grid (ceil(vocab / 256), count), block 256. Row i of `bits` has `words` words; the
-//   tokens of row[i] whose bit is 0, and those beyond the last word, become minus infinity.
 // No dynamic shared memory. Rows may start anywhere: `stride` counts floats. A vocabulary has at
 // most 2^20 tokens.
 #include "common.cuh"
@@ -581,15 +579,4 @@ extern "C" __global__ void edit_logits(float *logits, int stride, const int *row
         x = x > 0.0f ? x / divide[i] : product;
     }
     *logit = x - subtract[i] + add[i];
-}
-
-extern "C" __global__ void mask_logits(float *logits, int stride, int vocab, const int *row,
-                                       const unsigned *bits, int words, int count) {
-    grid_begin();
-    int token = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
-    if (token >= vocab || i >= count) return;
-    int word = token / 32;
-    bool allowed = word < words &&
-                   (bits[static_cast<long long>(i) * words + word] >> token % 32 & 1u) != 0;
-    if (!allowed) logits[static_cast<long long>(row[i]) * stride + token] = -INFINITY;
 }

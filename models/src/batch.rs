@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use hearth_kernels::sampling::SamplingParams;
+pub use hearth_kernels::sampling::TokenEdit;
 
 use crate::{Error, Result};
 
@@ -158,10 +159,12 @@ impl ForwardBatch {
 }
 
 /// How a token is to be chosen from a row of logits, where the device can do that.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pick {
-    /// Temperature, `top_k`, `top_p`, `min_p`; no penalties.
+    /// Temperature, `top_k`, `top_p`, `min_p`; penalties are among the edits.
     pub params: SamplingParams,
+    /// What is done to the logits before, each token once.
+    pub edits: Vec<TokenEdit>,
     /// Key of the generator.
     pub seed: u64,
     /// Position of the token in the answer.

@@ -29,7 +29,7 @@ pub mod train;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{ForwardBatch, LoraSlot, Output, Pick, RowOutput};
+pub use batch::{ForwardBatch, LoraSlot, Output, Pick, RowOutput, TokenEdit};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;

@@ -8,7 +8,7 @@ use hearth_models::{Pick, RowOutput};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::grammar::{Allowed, Guide, Masks};
-use super::handle::{Event, GenerateRequest, Logprobs, SamplingParams, Submission};
+use super::handle::{Event, GenerateRequest, Logprobs, Submission};
 use super::lookup::Lookup;
 use super::sampler::{History, Sampler};
 use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
@@ -149,24 +149,26 @@ impl Live {
     }
 
     /// How the device may choose the token so many places ahead; `None` where the choice needs
-    /// what only the host has: a grammar, penalties, what else was probable.
+    /// what only the host has: a grammar, what else was probable.
     pub fn pick(&self, ahead: usize, vocab_len: usize) -> Option<Pick> {
         let request = &self.request;
-        let params = request.sampling;
-        let plain = SamplingParams {
-            temperature: params.temperature,
-            top_k: params.top_k,
-            top_p: params.top_p,
-            min_p: params.min_p,
-            ..SamplingParams::default()
-        };
+        if request.logprobs.is_some() || self.guide.is_some() || (ahead > 0 && self.edits_tokens())
+        {
+            return None;
+        }
         let position = self.generated + ahead;
-        let simple = params == plain
-            && request.logit_bias.is_empty()
-            && request.logprobs.is_none()
-            && self.guide.is_none()
-            && position >= request.min_tokens;
-        simple.then(|| Pick { params, seed: request.seed, position: position as u64, vocab_len })
+        Some(Pick {
+            params: request.sampling,
+            edits: self.history.edits(request, position, vocab_len),
+            seed: request.seed,
+            position: position as u64,
+            vocab_len,
+        })
+    }
+
+    /// What is chosen depends on the tokens before it beyond their logits.
+    fn edits_tokens(&self) -> bool {
+        self.history.is_wanted()
     }
 
     /// Chooses the next token. Logits that come before their grammar are kept.

@@ -1,12 +1,14 @@
 //! Tokens out of logits on the device (`cuda/sampling.cu`): the CPU's meaning, and its generator.
 
-use super::gpu::Grid;
+use super::gpu::{Arg, Grid};
 use super::{Error, Float, Gpu, Result, Rows};
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, TokenEdit};
 
-/// How a token is to be chosen from one row. Penalties are the host's business.
-#[derive(Clone, Copy, Debug)]
+/// How a token is to be chosen from one row.
+#[derive(Clone, Debug)]
 pub struct Pick {
+    /// What is done to the logits before, each token once.
+    pub edits: Vec<TokenEdit>,
     /// Temperature, `top_k`, `top_p`, `min_p`.
     pub params: SamplingParams,
     /// Key of the generator.
@@ -33,6 +35,7 @@ impl Gpu {
         if logits.float != Float::F32 || count > logits.count || vocab_len > logits.width {
             return Err(Error::Missing("logits of every row that is chosen from".into()));
         }
+        self.edit(logits, vocab_len, picks)?;
         let numbers = self.send(&numbers(picks))?;
         let out = self.arena.take(4 * count)?;
         let list = |bytes_before: usize| numbers.at(bytes_before * count).into();
@@ -54,6 +57,34 @@ impl Gpu {
         self.receive(out.at(0), &mut ids)?;
         let chosen = |id: i32| (id != LEFT_OUT).then(|| u32::try_from(id).ok());
         Ok(ids.into_iter().map(chosen).collect())
+    }
+}
+
+impl Gpu {
+    /// Applies the edits of all rows.
+    fn edit(&self, logits: &Rows, vocab_len: usize, picks: &[Option<Pick>]) -> Result<()> {
+        let rows = picks.iter().enumerate().filter_map(|(row, pick)| Some((row, pick.as_ref()?)));
+        let all: Vec<(u32, TokenEdit)> = rows
+            .flat_map(|(row, pick)| pick.edits.iter().map(move |edit| (row as u32, *edit)))
+            .filter(|(_, edit)| (edit.token as usize) < vocab_len)
+            .collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let list = |of: &dyn Fn(&(u32, TokenEdit)) -> u32| all.iter().map(of).collect::<Vec<_>>();
+        let lists = [
+            list(&|(row, _)| *row),
+            list(&|(_, edit)| edit.token),
+            list(&|(_, edit)| edit.divide.to_bits()),
+            list(&|(_, edit)| edit.subtract.to_bits()),
+            list(&|(_, edit)| edit.add.to_bits()),
+        ];
+        let sent = self.send(&lists.concat())?;
+        let mut args: Vec<Arg> = vec![logits.at(), logits.width.into()];
+        args.extend((0..lists.len()).map(|i| Arg::from(sent.at(4 * i * all.len()))));
+        args.push(all.len().into());
+        // SAFETY: rows of `picks`, which are those of the logits; tokens within the vocabulary.
+        unsafe { self.launch("edit_logits", Grid::new(all.len().div_ceil(256), 256), &args) }
     }
 }
 
@@ -84,7 +115,8 @@ mod tests {
 
     #[test]
     fn every_number_stands_in_its_list() {
-        let pick = |seed| Pick { params: SamplingParams::default(), seed, position: 7 };
+        let params = SamplingParams::default();
+        let pick = |seed| Pick { edits: Vec::new(), params, seed, position: 7 };
         let bytes = numbers(&[Some(pick(5)), None]);
         assert_eq!(bytes.len(), 2 * ROW_BYTES);
         assert_eq!(bytes[..8], 5u64.to_ne_bytes());

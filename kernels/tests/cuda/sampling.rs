@@ -63,7 +63,7 @@ fn differing(
     let picks: Vec<Option<Pick>> = (0..rows)
         .map(|i| {
             let (seed, position) = (0x1234_5678_9abc * i as u64 + 7, (i * i) as u64);
-            (i % 17 != 13).then(|| Pick { params: params(i), seed, position })
+            (i % 17 != 13).then(|| Pick { params: params(i), edits: Vec::new(), seed, position })
         })
         .collect();
     let got = report.ask(name, || {
@@ -74,7 +74,7 @@ fn differing(
     let mut others = Vec::new();
     for (i, (pick, got)) in picks.iter().zip(&got).enumerate() {
         let row = &all[i][..vocab];
-        let want = pick.map(|p| sample(row, &p.params, p.seed, p.position, &mut scratch));
+        let want = pick.as_ref().map(|p| sample(row, &p.params, p.seed, p.position, &mut scratch));
         if want != *got {
             others.push(format!("row {i}: {got:?} for {want:?}, {pick:?}"));
         }
@@ -163,7 +163,8 @@ fn rows_without_a_choice() {
             SamplingParams { temperature: 1e-30, ..base },
             SamplingParams { temperature: 1e30, ..base },
         ] {
-            let pick = |i: usize| Some(Pick { params, seed: i as u64, position: 3 });
+            let pick =
+                |i: usize| Some(Pick { params, edits: Vec::new(), seed: i as u64, position: 3 });
             let picks: Vec<_> = (0..rows.len()).map(pick).collect();
             let got = report.ask(&format!("{params:?}"), || {
                 let logits = gpu.rows_from(&rows.concat(), rows.len(), Float::F32)?;

@@ -245,7 +245,8 @@ impl Backend for Cuda {
             return Ok(Output::of_logits(self.read(logits)?));
         };
         let asked = picks.iter().map(|pick| {
-            pick.map(|p| cuda::Pick { params: p.params, seed: p.seed, position: p.position })
+            let Pick { params, edits, seed, position, vocab_len: _ } = pick.as_ref()?.clone();
+            Some(cuda::Pick { params, edits, seed, position })
         });
         let chosen = self.gpu.choose(&logits, vocab_len, &asked.collect::<Vec<_>>())?;
         let open = |i: &u32| picks[*i as usize].is_none();

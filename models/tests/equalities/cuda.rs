@@ -7,7 +7,7 @@
 
 use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
-use hearth_models::{LoraSlot, Pick, RowOutput};
+use hearth_models::{LoraSlot, Pick, RowOutput, TokenEdit};
 
 use super::*;
 
@@ -198,6 +198,13 @@ fn chosen_tokens() {
         None,
         Some(SamplingParams { top_k: 20, min_p: 0.02, ..SamplingParams::default() }),
     ];
+    let edit = |token: u32| TokenEdit {
+        token,
+        divide: 1.0 + token as f32 / 300.0,
+        subtract: 0.25,
+        add: if token.is_multiple_of(5) { f32::NEG_INFINITY } else { 0.5 },
+    };
+    let edits: Vec<TokenEdit> = (0..400).step_by(3).map(edit).collect();
     let mut different = 0;
     for at in 20..40 {
         let mut batch = ForwardBatch::empty();
@@ -205,7 +212,10 @@ fn chosen_tokens() {
         let logits = bench.forward(&batch);
         let picks: Vec<Option<Pick>> = params
             .iter()
-            .map(|p| p.map(|params| Pick { params, seed: 9, position: at as u64, vocab_len: 500 }))
+            .map(|p| {
+                let (position, edits) = (at as u64, edits.clone());
+                p.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500 })
+            })
             .collect();
         let output = bench.model.step(&batch, &mut bench.kv, &picks).unwrap();
         for (row, pick) in picks.iter().enumerate() {
@@ -213,10 +223,15 @@ fn chosen_tokens() {
             match (output.row(row, 512), pick) {
                 (RowOutput::Logits(got), None) => assert_near(got, own, 1e-6, "not chosen from"),
                 (RowOutput::Chosen(id), Some(pick)) => {
-                    let (own, mut scratch) = (&own[..500], Scratch::new());
+                    let (mut own, mut scratch) = (own[..500].to_vec(), Scratch::new());
+                    for edit in &edits {
+                        let x = &mut own[edit.token as usize];
+                        *x = if *x > 0.0 { *x / edit.divide } else { *x * edit.divide };
+                        *x = *x - edit.subtract + edit.add;
+                    }
                     let want = match pick.params.temperature > 0.0 {
-                        true => sample(own, &pick.params, 9, at as u64, &mut scratch),
-                        false => argmax(own),
+                        true => sample(&own, &pick.params, 9, at as u64, &mut scratch),
+                        false => argmax(&own),
                     };
                     different += usize::from(id != want);
                 }
