@@ -227,7 +227,7 @@ __device__ __forceinline__ void join(char *shared, bf16 *out, const float *parti
             int head = thread / D + 2 * i;
             if (head >= heads) break;
             const float *of_head = partial + (head * stride + first) * D + dim;
-#pragma unroll 4
+#pragma unroll 16
             for (int chunk = 0; chunk < count; chunk++) {
                 float weight = weights[head * JOINED + chunk];
                 const float *of_chunk = of_head + static_cast<long long>(chunk) * D;

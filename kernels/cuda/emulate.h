@@ -1,5 +1,6 @@
 // Runs the .cu files of this folder on the processor, so that their arithmetic and indexing can be
-// tested where there is no GPU. One header, no CUDA headers, no library.
+// tested where there is no GPU: tests/*.cpp do, and kernels/tests/emulated.rs compiles and runs them.
+// One header, no CUDA headers, no library.
 //
 //     #include "rms_norm.cu"     // its common.cuh includes this file under HEARTH_EMULATE
 //     int main() {
@@ -222,8 +223,13 @@ struct Stack {  // `lowest` is null for the stack of the process itself, until A
 };
 
 #ifdef EMULATE_OWN_SWITCH
+#ifdef __clang__
+#define EMULATE_APART naked, noinline
+#else
+#define EMULATE_APART naked, noinline, noipa
+#endif
 // Keeps the registers that a call must keep on the stack, and goes on where `to` was left.
-__attribute__((naked, noinline, noipa)) static void switch_stack(void ** /*save*/, void * /*to*/) {
+__attribute__((EMULATE_APART)) static void switch_stack(void ** /*save*/, void * /*to*/) {
     asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
         "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
         "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n"

@@ -4,12 +4,15 @@
 // linear_FORMAT_wX, X in 16, 32, 64: up to X rows of x [m][k] in bf16, up to three matrices of one
 //   format (see outputs.cuh). W is [n][k] by rows, k a multiple of the block. x and the matrices
 //   begin at 16 bytes, and the last 16 bytes that a matrix begins are all readable, as they are in
-//   device memory. Weights are multiplied as bf16, sums are f32. The bits of an output depend on
-//   its row of x, its row of W and k alone: not on m, X or the size of the block.
-//   A block of 128 r threads, r in 1, 2, 4, has 32 r rows of one matrix:
-//   grid the sum of n_i / (32 r), each rounded up; block 128 r; dynamic shared memory
-//   3 (32 r SLOT + 512 X) + 4096 r bytes, SLOT: 96 for q2_k; 160 for q3_k, q4_0, q4_k, iq4_nl,
-//   iq4_xs and mxfp4; 224 for q4_1, q5_0, q5_1, q5_k and q6_k; 288 for q8_0.
+//   device memory. Weights are multiplied as bf16, sums are f32.
+//   A block of 128 r threads, r in 1 to 4, has 32 r rows of one matrix; `splits` blocks share k:
+//   grid (B, splits), B the sum of n_i / (32 r), each rounded up; block 128 r; dynamic shared
+//   memory 3 (32 r SLOT + 512 X) + 4096 r bytes, SLOT: 96 for q2_k; 160 for q3_k, q4_0, q4_k,
+//   iq4_nl, iq4_xs and mxfp4; 224 for q4_1, q5_0, q5_1, q5_k and q6_k; 288 for q8_0.
+//   If splits > 1: `parts` has room for splits m B 32 r floats of any content, `counts` for B
+//   numbers that are 0 and will be 0 again. Otherwise both may be null.
+//   The bits of an output depend on its row of x, its row of W, k and `splits` alone: not on m, X,
+//   r or what else is in the launch.
 //
 // A block goes through k in steps of 256. The bytes of W and the elements of x for the next two
 // steps are on their way into shared memory by asynchronous copies while one is multiplied. Of a
@@ -19,8 +22,8 @@
 // agree: a lane decodes half a piece, 8 weights in a row of each group, and the 16 bytes of x that
 // belong to them are its operands of two mmas as they lie.
 //
-// A code becomes a number by putting its bits into the mantissa of a power of two; the product with
-// the scale then takes that power away again (W. Kahan's and others' old trick for conversions).
+// A code becomes a number when its bits are put into the mantissa of a power of two. The same
+// instruction that multiplies by the scale takes that power, an offset and a minimum away again.
 #include "outputs.cuh"
 #include "quant.cuh"
 
@@ -154,8 +157,8 @@ template <> constexpr bool SIGNED<Q8_0> = true;
 template <> constexpr bool SIGNED<IQ4_NL> = true;
 template <> constexpr bool SIGNED<IQ4_XS> = true;
 template <> constexpr bool SIGNED<MXFP4> = true;
-// What a code 0 has become with the power of two. It leaves before the product with the scale where
-// that product would be rounded, and else after.
+// What a weight 0 has become with the power of two. It leaves before the product with the scale
+// where its own product would be rounded too far, and else after.
 template <typename F> constexpr float ZERO = SIGNED<F> ? 32768.0f + 128.0f : 128.0f + F::OFFSET;
 template <typename F> constexpr bool BEFORE = SIGNED<F>;
 template <> constexpr bool BEFORE<Q8_0> = false;
@@ -211,7 +214,7 @@ template <typename F, int X> struct WideProduct {
     static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;
     // Tiles of x that are multiplied in turn, so that no mma waits for the one before it.
-    static constexpr int TURN = X_TILES == 4 ? 4 : X_TILES == 2 ? 2 : 4;
+    static constexpr int TURN = X_TILES == 4 ? 4 : 2;
 
     int lane, k_warp, first_row, rows;
     uint8_t *shared;
@@ -258,8 +261,8 @@ template <typename F, int X> struct WideProduct {
         second = fourth % 2;
         w_at = X_BYTES + (first_row + g) * SLOT + Reader<F>::offset(part % PARTS, second);
         w_at = kept(w_at);
-        // Rows 8 apart are an even number of bytes apart 8 times, unless rows are odd.
-        w_odd = kept((g * row_bytes & 15));
+        // Matrices begin at 16 bytes; so does every eighth row, and with odd rows every sixteenth.
+        w_odd = kept(g * row_bytes & 15);
         odd_rows = UNIT == 1 ? 8 * row_bytes & 15 : 0;
         int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + second;
 #pragma unroll
@@ -294,7 +297,6 @@ template <typename F, int X> struct WideProduct {
     __device__ __forceinline__ void fetch_x(uint8_t *stage) {
         const uint8_t *from = x_source;
         uint8_t *to = stage + x_to;
-#pragma unroll 1
         for (int row = 0; row < x_rows; ++row) {
             cp_async16(to, from, x_left > 0);
             from += x_pitch;
@@ -352,13 +354,12 @@ template <typename F, int X> struct WideProduct {
 #pragma unroll
         for (int row = 0; row < LANE_ROWS; ++row) {
             int odd_at = odd(w_odd + odd_rows * row, step) + block_of(part);
-            if (UNIT == 1 && STEP_BYTES % 16 == 0) odd_at &= 15;
-            codes[row] = Reader<F>::codes(stage + w_at + 8 * row * SLOT, odd_at, part % PARTS, second);
+            const uint8_t *at = stage + w_at + 8 * row * SLOT;
+            codes[row] = Reader<F>::codes(at, odd_at, part % PARTS, second);
             scale[row] = scales[8 * row];
         }
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            if (X == 0) __syncwarp();
             uint32_t a[2][2][4];
 #pragma unroll
             for (int row = 0; row < LANE_ROWS; ++row) {

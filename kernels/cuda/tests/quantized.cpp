@@ -61,11 +61,17 @@ static void not_finite() {
     CHECK(std::isinf(__uint_as_float(scales[1].x)), "the scale of an infinity");
 }
 
-// The rows of W of a block of the kernel for m rows.
-static int tile_of(int most) { return most <= 2 ? 8 : 16; }
+// The rows of W of a block of the kernel for `most` rows of x.
+static int tile_of(const Format &format, int most) {
+    bool long_turns = format.decode == decode_q4_k || format.decode == decode_q6_k;
+    return most <= 2 || long_turns ? 8 : 16;
+}
 
-static void run(Kernel kernel, int most, const Quantized &x, int row, Product &p) {
-    unsigned blocks = unsigned(p.rows() + tile_of(most) - 1) / tile_of(most);
+// Rows of x from `row` on.
+static void run(const Format &format, Kernel kernel, int most, const Quantized &x, int row,
+                Product &p) {
+    int tile = tile_of(format, most);
+    unsigned blocks = unsigned(p.rows() + tile - 1) / tile;
     const int8_t *codes = x.codes.data() + size_t(row) * p.k;
     const uint2 *scales = x.scales.data() + size_t(row) * (p.k / 32);
     EMULATE(kernel, dim3(blocks), dim3(128), 0, codes, scales, p.m, p.k, ARGUMENTS_OF(p));
@@ -73,15 +79,15 @@ static void run(Kernel kernel, int most, const Quantized &x, int row, Product &p
 
 static void shapes(const Format &format, Kernel kernel, int most) {
     auto make = [&](int n, int k) { return random_blocks(format, n, k); };
-    const int blocks[3] = {1, format.weights == 32 ? 35 : 5, format.weights == 32 ? 67 : 9};
-    const int n[3][3] = {{7, 9, 0}, {13, 0, 6}, {most > 2 ? 33 : 13, 9, 6}};
-    for (int trial = 0; trial < 3; trial++) {
+    const int small[5] = {1, 35, 67, 64, 130}, large[5] = {1, 5, 9, 16, 25};
+    const int n[5][3] = {{7, 9, 0}, {13, 0, 6}, {33, 9, 6}, {0, 1, 0}, {8, 8, 16}};
+    for (int trial = 0; trial < 5; trial++) {
         int m = trial == 0 ? most : trial == 1 ? (most + 1) / 2 : 1 + below(most);
-        int k = format.weights * blocks[trial];
+        int k = format.weights * (format.weights == 32 ? small : large)[trial];
         Product product(m, k, n[trial], trial == 1 ? 2 : 3, (trial + most) % 2, make);
         Quantized x = quantized(size_t(m) * k, below(2));
         product.x = x.values;
-        run(kernel, most, x, 0, product);
+        run(format, kernel, most, x, 0, product);
         product.check(text("linear_%s", format.name), 2e-6);
     }
 }
@@ -94,14 +100,14 @@ static void same_bits(const Format &format, const Kernel (&kernels)[4]) {
     Quantized x = quantized(size_t(m) * k, false);
     all.x = x.values;
     Product together = all;
-    run(kernels[3], 8, x, 0, together);
+    run(format, kernels[3], 8, x, 0, together);
     together.check(text("linear_%s", format.name), 2e-6);
     // Rows 0 and 1 alone, then 2 and 3, then 4 to 7.
     const int first[4] = {0, 1, 2, 4}, rows[4] = {1, 1, 2, 4}, kernel[4] = {0, 0, 1, 2};
     for (int part = 0; part < 4; part++) {
         Product few = all;
         few.m = rows[part];
-        run(kernels[kernel[part]], 1 << kernel[part], x, first[part], few);
+        run(format, kernels[kernel[part]], 1 << kernel[part], x, first[part], few);
         const void *among = together.y[0].bytes.data() + 4 * first[part] * n;
         CHECK(!memcmp(few.y[0].bytes.data(), among, size_t(4) * few.m * n),
               "linear_%s: bits of rows %d.. of m%d", format.name, first[part], few.m);

@@ -74,7 +74,8 @@ static void products(const Format &format, const Kernel (&kernels)[3]) {
         p.x.clear();
         for (bf16 x : randoms<bf16>(size_t(m) * k)) p.x.push_back(to_f32(x));
         p = run(format, kernels, launch, p);
-        p.check(text("linear_%s", format.name), 3e-4);
+        // What has a minimum may round to a neighbour in bf16.
+        p.check(text("linear_%s", format.name), format.least_at < 0 ? 2e-6 : 3e-3);
         if (trial < 4 || !f32) continue;
         Launch other = {launch.most == 64 ? 32 : 64, launch.r == 1 ? 2 : 1, launch.splits};
         int rows = std::min(m, other.most) - 3;

@@ -64,7 +64,8 @@ pub struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     modules: Vec<Arc<CudaModule>>,
-    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// With the dynamic shared memory that each may use.
+    functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
     pub(super) blas: CudaBlas,
     pub(super) arena: Arc<Arena>,
     /// Where the numbers of a batch are on their way through.
@@ -294,20 +295,19 @@ impl Gpu {
 
     fn function(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
-            return Ok(function.cu_function());
+        if !functions.contains_key(name) {
+            let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
+            let missing = || Error::Missing(format!("there is no CUDA kernel `{name}`"));
+            functions.insert(name, (found.ok_or_else(missing)?, 48 << 10));
         }
-        let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
-        let function =
-            found.ok_or_else(|| Error::Missing(format!("there is no CUDA kernel `{name}`")))?;
-        if shared > 48 << 10 {
+        let (function, allowed) = functions.get_mut(name).expect("put above; this is a bug");
+        if shared > *allowed {
             let largest =
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(largest, shared as i32)?;
+            *allowed = shared;
         }
-        let pointer = function.cu_function();
-        functions.insert(name, function);
-        Ok(pointer)
+        Ok(function.cu_function())
     }
 
     /// Memory with a copy of some numbers.

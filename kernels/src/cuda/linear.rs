@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use cudarc::cublas::{result as blas, sys as cublas};
 use cudarc::driver::{CudaEvent, PinnedHostSlice, result, sys};
 
+use super::attention::ENDED;
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
 use super::{Error, Float, Gpu, Result, Rows, Step};
@@ -48,12 +49,15 @@ impl Vector {
 /// What the kernels of one format are called.
 struct Names {
     linear: [&'static str; 4],
+    wide: [&'static str; 3],
+    /// Bytes of a row of W in shared memory, in a wide product.
+    slot: usize,
     dequantize: &'static str,
     gather: &'static str,
 }
 
 macro_rules! formats {
-    ($($dtype:ident $text:literal),* $(,)?) => {
+    ($($dtype:ident $text:literal $slot:literal),* $(,)?) => {
         fn names(dtype: DType) -> Option<Names> {
             match dtype {
                 $(DType::$dtype => Some(Names {
@@ -63,6 +67,12 @@ macro_rules! formats {
                         concat!("linear_", $text, "_m4"),
                         concat!("linear_", $text, "_m8"),
                     ],
+                    wide: [
+                        concat!("linear_", $text, "_w16"),
+                        concat!("linear_", $text, "_w32"),
+                        concat!("linear_", $text, "_w64"),
+                    ],
+                    slot: $slot,
                     dequantize: concat!("dequantize_", $text),
                     gather: concat!("gather_", $text),
                 }),)*
@@ -72,18 +82,31 @@ macro_rules! formats {
     };
 }
 formats! {
-    Q4_0 "q4_0", Q4_1 "q4_1", Q5_0 "q5_0", Q5_1 "q5_1", Q8_0 "q8_0", Q2K "q2_k", Q3K "q3_k",
-    Q4K "q4_k", Q5K "q5_k", Q6K "q6_k", IQ4NL "iq4_nl", IQ4XS "iq4_xs", MXFP4 "mxfp4",
+    Q4_0 "q4_0" 160,
+    Q4_1 "q4_1" 224,
+    Q5_0 "q5_0" 224,
+    Q5_1 "q5_1" 224,
+    Q8_0 "q8_0" 288,
+    Q2K "q2_k" 96,
+    Q3K "q3_k" 160,
+    Q4K "q4_k" 160,
+    Q5K "q5_k" 224,
+    Q6K "q6_k" 224,
+    IQ4NL "iq4_nl" 160,
+    IQ4XS "iq4_xs" 160,
+    MXFP4 "mxfp4" 160,
 }
 
 /// Bytes of a matrix on their way to the device.
 const PIECE: usize = 8 << 20;
 /// Elements of a matrix in blocks that are made numbers at once.
 const NUMBERS: usize = 64 << 20;
-/// Up to so many rows a product reads weights once for every eight rows (of blocks) or sixteen (of
-/// bf16), and is still faster than one that makes them numbers first.
-const FEW_ROWS: usize = 32;
+/// Up to so many rows weights in blocks are read once, as they are, which is faster than to make them
+/// numbers first; weights in bf16 up to sixteen rows.
+const FEW_ROWS: usize = 64;
 const FEW_ROWS_BF16: usize = 16;
+/// Blocks of 64 rows that keep a device busy: two for each of its processors.
+const BUSY: usize = 264;
 
 impl Matrix {
     /// In which format the device keeps weights of a file, if it keeps them as they are.
@@ -309,24 +332,49 @@ impl Gpu {
             }
             return Ok(());
         };
+        if x.count > 8 {
+            return self.wide_rows(x, &names, each);
+        }
         let codes = match codes {
             Some(codes) => codes,
             none => none.insert(self.codes(x)?),
         };
-        for first in (0..x.count).step_by(8) {
-            let m = 8.min(x.count - first);
-            let size = m.next_power_of_two();
-            let rows = if size <= 2 { 8 } else { 16 };
-            let mut args = vec![
-                codes.bytes.at(first * x.width).into(),
-                codes.scales.at(first * x.width / 32 * 8).into(),
-            ];
-            args.extend(of_matrices(x, [first, m], each));
-            let name = names.linear[size.ilog2() as usize];
-            // SAFETY: as above.
-            unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 128), &args)? };
+        let size = x.count.next_power_of_two();
+        let eight = size <= 2 || matches!(dtype, DType::Q4K | DType::Q6K);
+        let rows = if eight { 8 } else { 16 };
+        let mut args = vec![codes.bytes.at(0).into(), codes.scales.at(0).into()];
+        args.extend(of_matrices(x, [0, x.count], each));
+        let name = names.linear[size.ilog2() as usize];
+        // SAFETY: as above.
+        unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 128), &args) }
+    }
+
+    /// Weights in blocks on the tensor cores, read once for up to 64 rows. Where few blocks would
+    /// work, each takes a part of k; how many depends on the weights alone.
+    fn wide_rows(&self, x: &Rows, names: &Names, each: &[Each<'_>]) -> Result<()> {
+        const SIZES: [usize; 3] = [16, 32, 64];
+        let narrow = self.as_bf16(x)?;
+        let input = narrow.as_ref().unwrap_or(x);
+        let m = x.count;
+        let size = SIZES.iter().position(|&size| size >= m).expect("64 is the most there are");
+        let tall = if size == 2 { 4 } else { 2 };
+        let count =
+            |rows: usize| -> usize { each.iter().map(|(w, _, _)| w.n.div_ceil(rows)).sum() };
+        let (blocks, steps) = (count(32 * tall), x.width.div_ceil(256));
+        let splits = (BUSY / count(64)).min(steps / 4).clamp(1, 8);
+        let parts =
+            self.arena.take(if splits > 1 { 4 * splits * m * blocks * 32 * tall } else { 0 })?;
+        if blocks > ENDED {
+            return Err(Error::Missing(format!("{blocks} blocks of one product")));
         }
-        Ok(())
+        let mut args = vec![input.at()];
+        args.extend(of_matrices(x, [0, m], each));
+        args.splice(3..3, [parts.at(0).into(), self.ended.at(0).into()]);
+        let shared = 3 * (32 * tall * names.slot + 512 * SIZES[size]) + 4096 * tall;
+        let grid = Grid::of((blocks, splits, 1), 128 * tall as u32, shared as u32);
+        // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there is room
+        // for the parts of all sums.
+        unsafe { self.launch(names.wide[size], grid, &args) }
     }
 
     /// `x` in bf16, where it is not.

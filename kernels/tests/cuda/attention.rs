@@ -40,7 +40,14 @@ fn all(step: usize) -> Vec<Heads> {
         for dim in [64, 128] {
             for (i, &[heads, kv_heads]) in GROUPS.iter().enumerate().step_by(step) {
                 let rot = [dim, dim / 2, dim, 20][i / step % 4];
-                all.push(Heads { dim, heads, kv_heads, rot, norms: i / step % 2 == 0, kind });
+                all.push(Heads {
+                    dim,
+                    heads,
+                    kv_heads,
+                    rot,
+                    norms: (i / step).is_multiple_of(2),
+                    kind,
+                });
             }
         }
         for (i, &[dim, rot, heads, kv_heads]) in OTHERS.iter().enumerate() {

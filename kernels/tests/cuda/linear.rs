@@ -10,12 +10,14 @@ use hearth_kernels::cuda::{Float, Gpu, Matrix, Result, Vector};
 use hearth_kernels::quant::DType;
 
 use crate::blocks::{Weights, formats};
-use crate::report::{FLOATS, ROUNDED, Report, TENSOR, TWICE, Tolerance, narrow, on_gpu, rounded};
+use crate::report::{
+    FLOATS, NARROWED, ROUNDED, Report, TENSOR, TWICE, Tolerance, narrow, on_gpu, rounded,
+};
 
 const ROWS: &[usize] = &[1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 130];
 const MOST: usize = 130;
 /// Up to so many rows the input becomes bytes.
-const FEW: usize = 32;
+const FEW: usize = 8;
 /// As [`FEW`], of bf16: rows that have the same bits in any company.
 const FEW_BF16: usize = 16;
 
@@ -79,7 +81,8 @@ impl Input {
 
     fn tolerance(&self, dtype: DType, m: usize) -> Tolerance {
         match self.float {
-            Float::F32 if dtype == DType::BF16 || m > FEW => TENSOR,
+            Float::F32 if dtype == DType::BF16 => TENSOR,
+            Float::F32 if m > FEW => NARROWED,
             Float::F32 => FLOATS,
             Float::BF16 => ROUNDED,
         }

@@ -37,6 +37,8 @@ impl Tolerance {
 pub const FLOATS: Tolerance = Tolerance::new(2e-5);
 /// The same on tensor cores, which cut off what they add.
 pub const TENSOR: Tolerance = Tolerance::new(1e-4);
+/// The same with weights that become bf16 on their way: a few round to the neighbour.
+pub const NARROWED: Tolerance = Tolerance::new(5e-4);
 /// As [`FLOATS`], rounded to bf16 once: half a unit in the last place is at most 2^-8 = 3.9e-3 of a
 /// number.
 pub const ROUNDED: Tolerance = Tolerance { norm: 4e-3, each: 5e-3 };

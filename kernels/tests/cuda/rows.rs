@@ -195,8 +195,8 @@ fn conversions_are_exact() {
             f32::MIN_POSITIVE,
             1e-40,
             -1e-45,
-            1.003_906_25,
-            1.011_718_75,
+            257.0 / 256.0,
+            259.0 / 256.0,
             1.003_906_4,
         ];
         let mut cases = vec![special];
