@@ -1,6 +1,6 @@
 // Runs the .cu files of this folder on the processor, so that their arithmetic and indexing can be
-// tested where there is no GPU: tests/*.cpp do, and kernels/tests/emulated.rs compiles and runs them.
-// One header, no CUDA headers, no library.
+// tested where there is no GPU: tests/*.cpp do that, and kernels/tests/emulated.rs runs them. One
+// header, no CUDA headers, no library.
 //
 //     #include "rms_norm.cu"     // its common.cuh includes this file under HEARTH_EMULATE
 //     int main() {

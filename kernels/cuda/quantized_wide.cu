@@ -1,7 +1,7 @@
-// y = x W^T + bias for 9 to 64 rows of x and weights in the GGML block formats, on the tensor
+// y = x W^T + bias for 9 to 32 rows of x and weights in the GGML block formats, on the tensor
 // cores: what a decode step of many sequences does. Every byte of W is read and decoded once.
 //
-// linear_FORMAT_wX, X in 16, 32, 64: up to X rows of x [m][k] in bf16, up to three matrices of one
+// linear_FORMAT_wX, X in 16, 32: up to X rows of x [m][k] in bf16, up to three matrices of one
 //   format (see outputs.cuh). W is [n][k] by rows, k a multiple of the block. x and the matrices
 //   begin at 16 bytes, and the last 16 bytes that a matrix begins are all readable, as they are in
 //   device memory. Weights are multiplied as bf16, sums are f32.
@@ -535,8 +535,7 @@ __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_WIDE(NAME, FORMAT, 16)                                                                 \
-    LINEAR_WIDE(NAME, FORMAT, 32)                                                                 \
-    LINEAR_WIDE(NAME, FORMAT, 64)
+    LINEAR_WIDE(NAME, FORMAT, 32)
 LINEAR(q4_0, Q4_0)
 LINEAR(q4_1, Q4_1)
 LINEAR(q5_0, Q5_0)

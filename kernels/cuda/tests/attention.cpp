@@ -285,7 +285,8 @@ template <typename KV> struct Prefill {
         for (size_t i = 0; i < sequences.size(); i++) {
             const Sequence &s = sequences[i];
             for (int row = 0; row < s.rows; row += most) {
-                tile_row.push_back(start[i] + row), tile_rows.push_back(std::min(most, s.rows - row));
+                tile_row.push_back(start[i] + row);
+                tile_rows.push_back(std::min(most, s.rows - row));
                 tile_position.push_back(s.context - s.rows + row);
                 tile_table.push_back(table[i]), tile_keys.push_back(s.context);
             }

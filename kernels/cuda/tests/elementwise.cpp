@@ -283,7 +283,8 @@ vector<double> stored(const vector<double> &x, const vector<int> &slots, size_t 
 template <typename KV, typename Kernel>
 static void rope_store_case(const Shape &s, bool with_norms, Kernel kernel) {
     vector<bf16> q = randoms<bf16>(size_t(s.rows) * s.heads * s.dim);
-    vector<bf16> k = randoms<bf16>(size_t(s.rows) * s.kv_heads * s.dim), v = randoms<bf16>(k.size());
+    vector<bf16> k = randoms<bf16>(size_t(s.rows) * s.kv_heads * s.dim);
+    vector<bf16> v = randoms<bf16>(k.size());
     const float unusual[4] = {1e30f, -INFINITY, NAN, -3e38f};
     for (size_t i = 0; i < 4 && i < v.size(); i++) v[i] = from_f32<bf16>(unusual[i]);
     vector<float> q_norm, k_norm;

@@ -60,7 +60,8 @@ struct Product {
         std::string kernel = name + (y[0].f32 ? ", f32" : ", bf16");
         if (!y[0].f32) limit = 0x1p-8 * 1.01;
         for (int i = 0; i < 3; i++) {
-            std::string detail = text("m %d k %d, matrix %d of %d %d %d", m, k, i, n[0], n[1], n[2]);
+            std::string detail =
+                text("m %d k %d, matrix %d of %d %d %d", m, k, i, n[0], n[1], n[2]);
             check_near(kernel, detail, truth(i), limit, [&](size_t at) { return y[i][at]; });
             y[i].check_edge(kernel + ", " + detail);
         }

@@ -21,7 +21,7 @@ static size_t shared_bytes(const Format &format, const Launch &launch) {
     return 3 * (32 * launch.r * slot + 512 * launch.most) + 4096 * launch.r;
 }
 
-static Product run(const Format &format, const Kernel (&kernels)[3], const Launch &launch,
+static Product run(const Format &format, const Kernel (&kernels)[2], const Launch &launch,
                    Product p) {
     Kernel kernel = kernels[launch.most / 32];
     std::vector<bf16> x;
@@ -39,7 +39,7 @@ static Product run(const Format &format, const Kernel (&kernels)[3], const Launc
 }
 
 // Rows first.. of p have the same bits in another launch.
-static void same_bits(const Format &format, const Kernel (&kernels)[3], const Launch &launch,
+static void same_bits(const Format &format, const Kernel (&kernels)[2], const Launch &launch,
                       const Product &p, int first, int rows) {
     Product few = p;
     few.m = rows, few.x.assign(&p.x[size_t(first) * p.k], &p.x[0] + size_t(first + rows) * p.k);
@@ -54,7 +54,7 @@ static void same_bits(const Format &format, const Kernel (&kernels)[3], const La
 }
 
 // Of every kernel and size of block some shapes, alone and with k shared.
-static void products(const Format &format, const Kernel (&kernels)[3]) {
+static void products(const Format &format, const Kernel (&kernels)[2]) {
     // Weights are multiplied as bf16.
     auto make = [&](int n, int k) {
         Weights w = random_blocks(format, n, k);
@@ -64,7 +64,7 @@ static void products(const Format &format, const Kernel (&kernels)[3]) {
     const int small[8] = {1, 9, 24, 67, 8, 19, 33, 40}, large[8] = {1, 2, 5, 9, 3, 4, 8, 7};
     for (int trial = 0; trial < 8; trial++) {
         int k = format.weights * (format.weights == 32 ? small : large)[trial];
-        Launch launch = {16 << trial % 3, 1 << trial / 2 % 3, 1};
+        Launch launch = {16 << trial % 2, 1 << trial / 2 % 3, 1};
         if (trial == 3 || trial >= 5) launch.splits = trial == 5 ? 5 : trial - 1;
         int m = trial == 1 ? 1 : launch.most - (trial % 4 ? below(launch.most / 2) : 0);
         const int n[3] = {trial == 0 ? 7 : trial == 5 ? 131 : 13, trial % 2 ? 45 : 0,
@@ -77,14 +77,14 @@ static void products(const Format &format, const Kernel (&kernels)[3]) {
         // What has a minimum may round to a neighbour in bf16.
         p.check(text("linear_%s", format.name), format.least_at < 0 ? 2e-6 : 3e-3);
         if (trial < 4 || !f32) continue;
-        Launch other = {launch.most == 64 ? 32 : 64, launch.r == 1 ? 2 : 1, launch.splits};
-        int rows = std::min(m, other.most) - 3;
+        Launch other = {launch.most == 16 ? 32 : 16, launch.r == 1 ? 2 : 1, launch.splits};
+        int rows = std::max(1, std::min(m, other.most) - 3);
         same_bits(format, kernels, other, p, m - rows, rows);
     }
 }
 
 #define PRODUCTS(format, name)                                                                    \
-    products(format, {linear_##name##_w16, linear_##name##_w32, linear_##name##_w64});
+    products(format, {linear_##name##_w16, linear_##name##_w32});
 
 int main() {
     EACH_FORMAT(PRODUCTS)

@@ -49,7 +49,7 @@ impl Vector {
 /// What the kernels of one format are called.
 struct Names {
     linear: [&'static str; 4],
-    wide: [&'static str; 3],
+    wide: [&'static str; 2],
     /// Bytes of a row of W in shared memory, in a wide product.
     slot: usize,
     dequantize: &'static str,
@@ -70,7 +70,6 @@ macro_rules! formats {
                     wide: [
                         concat!("linear_", $text, "_w16"),
                         concat!("linear_", $text, "_w32"),
-                        concat!("linear_", $text, "_w64"),
                     ],
                     slot: $slot,
                     dequantize: concat!("dequantize_", $text),
@@ -103,7 +102,7 @@ const PIECE: usize = 8 << 20;
 const NUMBERS: usize = 64 << 20;
 /// Up to so many rows weights in blocks are read once, as they are, which is faster than to make them
 /// numbers first; weights in bf16 up to sixteen rows.
-const FEW_ROWS: usize = 64;
+const FEW_ROWS: usize = 32;
 const FEW_ROWS_BF16: usize = 16;
 /// Blocks of 64 rows that keep a device busy: two for each of its processors.
 const BUSY: usize = 264;
@@ -349,29 +348,25 @@ impl Gpu {
         unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 128), &args) }
     }
 
-    /// Weights in blocks on the tensor cores, read once for up to 64 rows. Where few blocks would
+    /// Weights in blocks on the tensor cores, read once for up to 32 rows. Where few blocks would
     /// work, each takes a part of k; how many depends on the weights alone.
     fn wide_rows(&self, x: &Rows, names: &Names, each: &[Each<'_>]) -> Result<()> {
-        const SIZES: [usize; 3] = [16, 32, 64];
+        /// Rows of W of a block.
+        const TALL: usize = 64;
         let narrow = self.as_bf16(x)?;
-        let input = narrow.as_ref().unwrap_or(x);
-        let m = x.count;
-        let size = SIZES.iter().position(|&size| size >= m).expect("64 is the most there are");
-        let tall = if size == 2 { 4 } else { 2 };
-        let count =
-            |rows: usize| -> usize { each.iter().map(|(w, _, _)| w.n.div_ceil(rows)).sum() };
-        let (blocks, steps) = (count(32 * tall), x.width.div_ceil(256));
-        let splits = (BUSY / count(64)).min(steps / 4).clamp(1, 8);
-        let parts =
-            self.arena.take(if splits > 1 { 4 * splits * m * blocks * 32 * tall } else { 0 })?;
+        let (m, size) = (x.count, usize::from(x.count > 16));
+        let blocks: usize = each.iter().map(|(w, _, _)| w.n.div_ceil(TALL)).sum();
         if blocks > ENDED {
             return Err(Error::Missing(format!("{blocks} blocks of one product")));
         }
-        let mut args = vec![input.at()];
+        let splits = (BUSY / blocks).min(x.width.div_ceil(256) / 4).clamp(1, 8);
+        let sums = if splits > 1 { splits * m * blocks * TALL } else { 0 };
+        let parts = self.arena.take(4 * sums)?;
+        let mut args = vec![narrow.as_ref().unwrap_or(x).at()];
         args.extend(of_matrices(x, [0, m], each));
         args.splice(3..3, [parts.at(0).into(), self.ended.at(0).into()]);
-        let shared = 3 * (32 * tall * names.slot + 512 * SIZES[size]) + 4096 * tall;
-        let grid = Grid::of((blocks, splits, 1), 128 * tall as u32, shared as u32);
+        let shared = 3 * (TALL * names.slot + 512 * [16, 32][size]) + 128 * TALL;
+        let grid = Grid::of((blocks, splits, 1), 256, shared as u32);
         // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there is room
         // for the parts of all sums.
         unsafe { self.launch(names.wide[size], grid, &args) }
