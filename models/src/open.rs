@@ -71,7 +71,7 @@ impl Compute {
     /// A GPU that is there.
     #[cfg(feature = "cuda")]
     fn cuda(index: usize) -> Result<Self> {
-        cuda::Gpu::new(index)?;
+        cuda::describe(index)?;
         Ok(Self::Cuda(index))
     }
 
@@ -97,7 +97,7 @@ impl Compute {
             Self::Fused(pool) => format!("cpu, own kernels, {} threads", pool.threads()),
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => {
-                let name = cuda::Gpu::new(*index).map_or_else(|e| e.to_string(), |gpu| gpu.name());
+                let name = cuda::describe(*index).map_or_else(|e| e.to_string(), |(name, _)| name);
                 format!("cuda:{index}, own kernels, {name}")
             }
             Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
@@ -109,7 +109,7 @@ impl Compute {
         match self {
             Self::Fused(_) => Ok(()),
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => stored_as(dtype, false).map(drop),
+            Self::Cuda(_) => Cuda::check_kv(dtype).map(drop),
             Self::Plain(device, _) => stored_as(dtype, device.is_cpu()).map(drop),
         }
     }
@@ -118,7 +118,7 @@ impl Compute {
     pub fn free_bytes(&self) -> Option<u64> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda(index) => Some(cuda::Gpu::new(*index).ok()?.memory().ok()?.0 as u64),
+            Self::Cuda(index) => Some(cuda::describe(*index).ok()?.1 as u64),
             _ => None,
         }
     }

@@ -62,12 +62,13 @@ static void products(const Format &format, const Kernel (&kernels)[2]) {
         return w;
     };
     const int small[8] = {1, 9, 24, 67, 8, 19, 33, 40}, large[8] = {1, 2, 5, 9, 3, 4, 8, 7};
+    const int sizes[4] = {1, 2, 4, 3};
     for (int trial = 0; trial < 8; trial++) {
         int k = format.weights * (format.weights == 32 ? small : large)[trial];
-        Launch launch = {16 << trial % 2, 1 << trial / 2 % 3, 1};
+        Launch launch = {16 << trial % 2, sizes[trial / 2], 1};
         if (trial == 3 || trial >= 5) launch.splits = trial == 5 ? 5 : trial - 1;
         int m = trial == 1 ? 1 : launch.most - (trial % 4 ? below(launch.most / 2) : 0);
-        const int n[3] = {trial == 0 ? 7 : trial == 5 ? 131 : 13, trial % 2 ? 45 : 0,
+        const int n[3] = {trial == 0 ? 7 : trial == 5 || trial == 7 ? 131 : 13, trial % 2 ? 45 : 0,
                           trial % 3 == 2 ? 6 : 0};
         bool f32 = trial % 4 != 3;
         Product p(m, k, n, trial == 1 ? 2 : 3, f32, make);

@@ -154,6 +154,12 @@ fn overlap() -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
+/// What the device with this number calls itself, and its free memory in bytes.
+pub fn describe(ordinal: usize) -> Result<(String, usize)> {
+    let context = CudaContext::new(ordinal)?;
+    Ok((context.name()?, context.mem_get_info()?.0))
+}
+
 fn count(blocks: usize) -> u32 {
     u32::try_from(blocks).expect("a grid that the device can count")
 }
@@ -203,11 +209,6 @@ impl Gpu {
     /// What the device calls itself.
     pub fn name(&self) -> String {
         self.context.name().unwrap_or_else(|_| "a CUDA device".to_owned())
-    }
-
-    /// Its number.
-    pub fn ordinal(&self) -> usize {
-        self.context.ordinal()
     }
 
     /// Free and total memory, in bytes.

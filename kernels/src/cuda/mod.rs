@@ -19,7 +19,7 @@ mod sampling;
 mod step;
 
 pub use attention::{AttentionShape, DeviceKv, KvKind, RopeTable, Turn};
-pub use gpu::{Error, Gpu, Graph, Result};
+pub use gpu::{Error, Gpu, Graph, Result, describe};
 pub use linear::{Matrix, Vector};
 pub use lora::{LoraGroup, LoraInput, LoraPart};
 pub use memory::Buffer;

@@ -74,6 +74,21 @@ impl Cuda {
         Ok(Self::new(Arc::new(Gpu::new(index)?)))
     }
 
+    /// How keys and values of this type are stored there.
+    ///
+    /// # Errors
+    /// A type that has no kernels.
+    pub fn check_kv(dtype: KvDType) -> Result<KvKind> {
+        match dtype {
+            KvDType::BF16 => Ok(KvKind::BF16),
+            KvDType::F16 => Ok(KvKind::F16),
+            other => {
+                let what = format!("keys and values of {} are not stored on a GPU", other.name());
+                Err(Error::Device(format!("{what}; choose f16 or bf16")))
+            }
+        }
+    }
+
     /// Memory that a tensor takes there.
     pub fn stored_bytes(info: &TensorInfo) -> u64 {
         let elements = info.elements() as u64;
@@ -290,14 +305,7 @@ impl Backend for Cuda {
     }
 
     fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
-        let kind = match shape.dtype {
-            KvDType::BF16 => KvKind::BF16,
-            KvDType::F16 => KvKind::F16,
-            other => {
-                let what = format!("keys and values of {} are not stored on a GPU", other.name());
-                return Err(Error::Device(format!("{what}; choose f16 or bf16")));
-            }
-        };
+        let kind = Self::check_kv(shape.dtype)?;
         let sizes = [shape.block_count, shape.block_len, shape.kv_head_count, shape.head_dim];
         let kv = self.gpu.kv(shape.layer_count, sizes, kind)?;
         Ok(KvStore::Device(CudaKv { gpu: Arc::clone(&self.gpu), kv }))
