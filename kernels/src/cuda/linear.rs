@@ -100,8 +100,8 @@ formats! {
 const PIECE: usize = 8 << 20;
 /// Elements of a matrix in blocks that are made numbers at once.
 const NUMBERS: usize = 64 << 20;
-/// Up to so many rows weights in blocks are read once, as they are, which is faster than to make them
-/// numbers first; weights in bf16 up to sixteen rows.
+/// Up to so many rows weights in blocks are read once, as they are, which is faster than to make
+/// them numbers first; weights in bf16 up to sixteen rows.
 const FEW_ROWS: usize = 32;
 const FEW_ROWS_BF16: usize = 16;
 /// Blocks of 64 rows that keep a device busy: two for each of its processors.
