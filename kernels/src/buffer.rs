@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn buffers_are_zero_aligned_and_writable_to_the_end() {
-        let lengths = [0, 1, 63, MAPPED / 4 - 1, MAPPED / 4, HUGE / 4 - 1, HUGE / 4, HUGE / 4 + 1, HUGE / 2 + 1025, HUGE];
+        let edge = MAPPED / 4;
+        let lengths = [0, 1, 63, edge - 1, edge, HUGE / 4, HUGE / 4 + 1, HUGE / 2 + 1025, HUGE];
         for len in lengths {
             let mut buffer = HugeBuf::<u32>::zeroed(len);
             let align = if len * 4 >= MAPPED && cfg!(target_os = "linux") { HUGE } else { ALIGN };
