@@ -3,8 +3,8 @@
 //! Sequences with few new rows are *items* of the decode kernel, one for each row; those with more
 //! are cut into *tiles* of the prefill kernel. Everything lies in one buffer whose layout depends
 //! on the [`StepShape`] alone, so a recorded pass of a shape reads the numbers of whichever batch
-//! was uploaded last. A shape may be larger than its batch: rows beyond it are padding, which writes
-//! nothing to the keys and values and attends to nothing.
+//! was uploaded last. A shape may be larger than its batch: rows beyond it are padding, which
+//! writes nothing to the keys and values and attends to nothing.
 
 use std::sync::PoisonError;
 
