@@ -13,6 +13,9 @@ pub(super) const TILE: usize = 128;
 /// Counters of chunks that have ended: for each row and its heads that read one key head.
 pub(super) const ENDED: usize = 1 << 20;
 
+/// The widest head that the kernels of rotation and attention hold in their registers.
+const MAX_DIM: usize = 256;
+
 /// Element type of stored keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvKind {
@@ -76,6 +79,9 @@ impl Gpu {
         [blocks, block_len, kv_heads, dim]: [usize; 4],
         kind: KvKind,
     ) -> Result<DeviceKv> {
+        if dim > MAX_DIM {
+            return Err(Error::Missing(format!("heads of {dim}: at most {MAX_DIM} on a GPU")));
+        }
         let slots = blocks * block_len;
         let bytes = slots * kv_heads * dim * 2;
         let one = || -> Result<Buffer> {
@@ -301,7 +307,7 @@ impl Gpu {
         [q, k, v].into_iter().try_for_each(bf16)?;
         same_shape(q, k)?;
         same_shape(k, v)?;
-        if q.width != heads * dim || cu_q.last().copied() != Some(q.count as u32) {
+        if dim > MAX_DIM || q.width != heads * dim || cu_q.last().copied() != Some(q.count as u32) {
             return Err(Error::Missing("rows of the heads and sequences given".into()));
         }
         let mut lists: [Vec<u32>; 5] = Default::default();
