@@ -80,6 +80,8 @@ pub struct Gpu {
     ids: AtomicU64,
     /// The device lets kernels overlap.
     overlaps: bool,
+    /// The most shared memory that a block may have, in bytes.
+    pub(super) shared_most: usize,
     /// cuBLAS computes in it; graphs remember where it is.
     _workspace: Buffer,
 }
@@ -186,6 +188,8 @@ impl Gpu {
         // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
         let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
         let overlaps = wanted && context.compute_capability()?.0 >= 9;
+        let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_most = usize::try_from(context.attribute(optin)?).unwrap_or(48 << 10);
         let ended = Buffer::new(&context, 4 * ENDED)?;
         let gpu = Self {
             context,
@@ -199,6 +203,7 @@ impl Gpu {
             lists,
             ids,
             overlaps,
+            shared_most,
             ended,
             _workspace: workspace,
         };

@@ -104,6 +104,8 @@ const NUMBERS: usize = 64 << 20;
 /// them numbers first; weights in bf16 up to sixteen rows.
 const FEW_ROWS: usize = 32;
 const FEW_ROWS_BF16: usize = 16;
+/// Rows of W of a block of a wide product.
+const TALL: usize = 64;
 /// Blocks of 64 rows that keep a device busy: two for each of its processors.
 const BUSY: usize = 264;
 
@@ -176,6 +178,11 @@ type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
 struct Codes {
     bytes: Buffer,
     scales: Buffer,
+}
+
+/// Shared memory of a wide product of so many rows of x, in bytes.
+fn wide_shared(names: &Names, rows: usize) -> usize {
+    3 * (TALL * names.slot + 512 * rows) + 128 * TALL
 }
 
 /// What follows the input in the arguments of a product of `m` rows from `first` on.
@@ -284,7 +291,7 @@ impl Gpu {
             }
             let alike: Vec<usize> = (i..N).filter(|&j| weights[j].0.dtype == dtype).collect();
             alike.iter().for_each(|&j| done[j] = true);
-            let few = if dtype == DType::BF16 { FEW_ROWS_BF16 } else { FEW_ROWS };
+            let few = self.few(dtype);
             if x.count <= few && x.width.is_multiple_of(8) {
                 let each = alike.iter().map(|&j| (weights[j].0, weights[j].1, &outs[j]));
                 self.few_rows(x, dtype, &each.collect::<Vec<_>>(), &mut codes)?;
@@ -299,6 +306,16 @@ impl Gpu {
             }
         }
         Ok(outs.try_into().ok().expect("one output for each weight; this is a bug"))
+    }
+
+    /// Rows up to which weights of a format are multiplied as they lie: those of the wide product
+    /// where the device has the shared memory for it.
+    fn few(&self, dtype: DType) -> usize {
+        match names(dtype) {
+            None => FEW_ROWS_BF16,
+            Some(names) if wide_shared(&names, 32) <= self.shared_most => FEW_ROWS,
+            Some(_) => 8,
+        }
     }
 
     /// Weights of one format, read once for a few rows at a time. `codes` keeps the input in bytes
@@ -351,8 +368,6 @@ impl Gpu {
     /// Weights in blocks on the tensor cores, read once for up to 32 rows. Where few blocks would
     /// work, each takes a part of k; how many depends on the weights alone.
     fn wide_rows(&self, x: &Rows, names: &Names, each: &[Each<'_>]) -> Result<()> {
-        /// Rows of W of a block.
-        const TALL: usize = 64;
         let narrow = self.as_bf16(x)?;
         let (m, size) = (x.count, usize::from(x.count > 16));
         let blocks: usize = each.iter().map(|(w, _, _)| w.n.div_ceil(TALL)).sum();
@@ -365,7 +380,7 @@ impl Gpu {
         let mut args = vec![narrow.as_ref().unwrap_or(x).at()];
         args.extend(of_matrices(x, [0, m], each));
         args.splice(3..3, [parts.at(0).into(), self.ended.at(0).into()]);
-        let shared = 3 * (TALL * names.slot + 512 * [16, 32][size]) + 128 * TALL;
+        let shared = wide_shared(names, [16, 32][size]);
         let grid = Grid::of((blocks, splits, 1), 256, shared as u32);
         // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there is room
         // for the parts of all sums.
