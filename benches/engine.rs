@@ -1,5 +1,6 @@
 //! The engine under load, on a real model: what a shared prefix saves, and what a long prompt costs
-//! those who are being answered. `cargo bench --bench engine -- MODEL.gguf [prefix] [gap]`.
+//! those who are being answered. `cargo bench --bench engine -- MODEL.gguf [prefix] [gap] [q8_0]`:
+//! the last word is the type of keys and values, f16 where there is none.
 //!
 //! Prompts are random token ids: what a step costs does not depend on what is said.
 
@@ -16,9 +17,11 @@ use hearth_models::{Compute, KvDType};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo adds `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let mut args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let named = args.last().and_then(|a| KvDType::ALL.into_iter().find(|t| t.name() == a));
+    args.truncate(args.len() - usize::from(named.is_some()));
     let Some((model, parts)) = args.split_first() else {
-        println!("no model: cargo bench --bench engine -- MODEL.gguf [prefix] [gap]");
+        println!("no model: cargo bench --bench engine -- MODEL.gguf [prefix] [gap] [q8_0]");
         return Ok(());
     };
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
@@ -31,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         batch_tokens: 512,
         target_itl: Duration::from_millis(100),
         queue_timeout: None,
-        kv_dtype: KvDType::F16,
+        kv_dtype: named.unwrap_or_default(),
     };
     let model = registry::open(hearth_models::open(Path::new(model))?)?;
     let model = model.load_alone(&compute, &options)?;

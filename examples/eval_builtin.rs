@@ -17,6 +17,7 @@ use hearth::registry::{self, Registry};
 use hearth_kernels::Pool;
 use hearth_models::Compute;
 
+use builtin::corpus::world::Split;
 use builtin::corpus::{Lang, Task};
 use builtin::score::{self, Score};
 
@@ -32,6 +33,9 @@ struct Args {
     /// Only this task (`extract`, `json`, ...).
     #[arg(long)]
     task: Option<String>,
+    /// Ask what it was trained on: the gap to the evaluation is what it cannot carry over.
+    #[arg(long)]
+    trained: bool,
     /// Print this many wrong answers of each.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -42,13 +46,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let pipeline = open(&args.model)?;
     println!("{:<12} {:<8} {:>5} {:>8} {:>8}", "task", "language", "asked", "right", "exact");
+    let split = if args.trained { Split::Train } else { Split::Eval };
     let wanted = |task: &Task| {
         let name = format!("{task:?}");
         args.task.as_ref().is_none_or(|only| only.eq_ignore_ascii_case(&name))
     };
     for task in Task::SCORED.into_iter().filter(wanted) {
         for lang in Lang::ALL {
-            let answers = score::ask(&pipeline, builtin::NAME, (task, lang), args.count).await?;
+            let asked = (task, lang, split);
+            let answers = score::ask(&pipeline, builtin::NAME, asked, args.count).await?;
             let score = Score::of(&answers);
             println!(
                 "{:<12} {:<8} {:>5} {:>6.1} % {:>6.1} %",

@@ -20,10 +20,11 @@ use hearth::registry::gguf_vocab;
 use hearth::text::{GgufVocab, Tokenizer};
 use hearth_kernels::Pool;
 use hearth_models::Compute;
-use hearth_models::train::{AdamWOptions, Batch, DataLoader, Example, Rng, Schedule, Trainer};
+use hearth_models::train::{Batch, DataLoader, Example, Rng, Schedule, Trainer};
 use hearth_models::weights::Weights;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use builtin::corpus::world::Split;
 use builtin::corpus::{self, Conversation, Lang, Task};
 use builtin::{Encoder, config, file, vocabulary};
 
@@ -81,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = config(vocab.tokens.len());
     let pool = Arc::new(Pool::new(1));
     let compute = Compute::parse(&args.device, &pool)?;
-    let mut trainer = Trainer::new(config, &weights, &compute, AdamWOptions::default())?;
+    let mut trainer = Trainer::new(config, &weights, &compute, Default::default())?;
     let parameters: usize = trainer.tensors().iter().map(|t| t.tensor.elem_count()).sum();
     eprintln!("{parameters} parameters, {} tokens, {}", vocab.tokens.len(), compute.describe());
     let encoder = Encoder::new(Tokenizer::from_gguf(&vocab)?)?;
@@ -216,7 +217,7 @@ fn held_out(encoder: &Encoder) -> Result<Vec<Batch>, Box<dyn Error>> {
     for lang in Lang::ALL {
         for task in Task::SCORED {
             let conversations: Vec<Conversation> =
-                (0..4).map(|_| corpus::evaluation(&mut rng, lang, task)).collect();
+                (0..4).map(|_| corpus::question(&mut rng, (lang, task), Split::Eval)).collect();
             let examples = conversations.iter().map(|c| encoder.example(c, 0.0));
             batches.push(Batch::new(&examples.collect::<Result<Vec<_>, _>>()?));
         }

@@ -25,6 +25,10 @@ pub struct Config {
     pub aliases: Vec<String>,
     /// Other names of served models: name and id.
     pub model_aliases: Vec<(String, String)>,
+    /// Adapters: the model where one is named, the id and the path.
+    pub loras: Vec<(Option<String>, String, PathBuf)>,
+    /// Bytes that adapters may take while nobody uses them.
+    pub lora_bytes: u64,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
@@ -37,6 +41,8 @@ pub struct Config {
     pub device: String,
     /// Weights in floats are quantised to these types.
     pub quantize: Option<Mix>,
+    /// What guesses how answers go on.
+    pub speculate: Speculate,
     /// Keys that clients must send.
     pub api_keys: Vec<String>,
     /// Other machines may be served without a key.
@@ -57,6 +63,17 @@ pub struct Config {
     pub log_json: bool,
     /// A running answer is waited for this long at shutdown.
     pub drain_timeout: Duration,
+}
+
+/// What guesses how answers go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speculate {
+    /// Nothing.
+    Off,
+    /// What they quote.
+    Ngram,
+    /// This model, as given.
+    Draft(String),
 }
 
 /// What the operator asked of the memory; `registry::plan` divides it.
@@ -149,6 +166,11 @@ impl RawConfig {
             models: model.model,
             aliases: server.alias,
             model_aliases: model_aliases(&server.model_alias)?,
+            loras: server.lora.iter().map(|text| lora(text)).collect::<Result<_, _>>()?,
+            lora_bytes: match server.lora_memory.as_deref() {
+                Some(text) => size("--lora-memory", text)?,
+                None => 1 << 30,
+            },
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
@@ -160,6 +182,7 @@ impl RawConfig {
             )?,
             device: model.device.unwrap_or_else(|| "auto".to_owned()),
             quantize: model.quantize.as_deref().map(mix).transpose()?,
+            speculate: speculate(engine.speculate.as_deref(), engine.draft_model.as_deref())?,
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
@@ -200,7 +223,9 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
     not_empty("--pin", &memory.pin)?;
     let keep_alive = memory.keep_alive.as_deref().unwrap_or("-1");
     Ok(MemoryOptions {
-        budget_bytes: memory.memory_budget.as_deref().map(size).transpose()?,
+        budget_bytes: (memory.memory_budget.as_deref())
+            .map(|text| size("--memory-budget", text))
+            .transpose()?,
         models_dir: memory.models_dir,
         keep_alive: keep_alive
             .parse()
@@ -209,8 +234,22 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
     })
 }
 
+/// `ID=PATH`, or `MODEL:ID=PATH`.
+fn lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
+    let told = || format!("`{text}` is not ID=PATH or MODEL:ID=PATH");
+    let Some((name, path)) = text.split_once('=') else { return wrong("--lora", told()) };
+    let (base, id) = match name.rsplit_once(':') {
+        Some((base, id)) => (Some(base.trim()), id.trim()),
+        None => (None, name.trim()),
+    };
+    match base == Some("") || id.is_empty() || path.trim().is_empty() {
+        true => wrong("--lora", told()),
+        false => Ok((base.map(str::to_owned), id.to_owned(), PathBuf::from(path.trim()))),
+    }
+}
+
 /// `12G`, `800M`, `1.5GiB`: a number and a unit, in powers of 1024.
-fn size(text: &str) -> Result<u64, ConfigError> {
+fn size(option: &str, text: &str) -> Result<u64, ConfigError> {
     let told = || format!("`{text}` is not a size such as 12G or 800M");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -219,11 +258,11 @@ fn size(text: &str) -> Result<u64, ConfigError> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return wrong("--memory-budget", told()),
+        _ => return wrong(option, told()),
     };
     match number.parse::<f64>() {
         Ok(number) if number > 0.0 && number < 1e6 => Ok((number * (1_u64 << shift) as f64) as u64),
-        _ => wrong("--memory-budget", told()),
+        _ => wrong(option, told()),
     }
 }
 
@@ -249,11 +288,25 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
 }
 
 fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
-    match word {
-        "f32" => Ok(KvDType::F32),
-        "f16" => Ok(KvDType::F16),
-        "bf16" => Ok(KvDType::BF16),
-        other => wrong("--kv-dtype", format!("`{other}` is not f16, bf16 or f32")),
+    match KvDType::ALL.into_iter().find(|dtype| dtype.name() == word) {
+        Some(dtype) => Ok(dtype),
+        None => wrong("--kv-dtype", format!("`{word}` is not f16, bf16, f32 or q8_0")),
+    }
+}
+
+fn speculate(word: Option<&str>, draft: Option<&str>) -> Result<Speculate, ConfigError> {
+    match (word, draft) {
+        (None | Some("draft"), Some(model)) if !model.trim().is_empty() => {
+            Ok(Speculate::Draft(model.to_owned()))
+        }
+        (None | Some("draft"), Some(_)) => wrong("--draft-model", "must not be empty"),
+        (Some("draft"), None) => wrong("--speculate", "draft needs a --draft-model"),
+        (Some(word @ ("off" | "ngram")), Some(_)) => {
+            wrong("--draft-model", format!("is of no use with --speculate {word}"))
+        }
+        (None | Some("off"), None) => Ok(Speculate::Off),
+        (Some("ngram"), None) => Ok(Speculate::Ngram),
+        (Some(other), _) => wrong("--speculate", format!("`{other}` is not off, ngram or draft")),
     }
 }
 
@@ -303,7 +356,15 @@ impl Config {
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
             ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
-            ("kv-dtype", format!("{:?}", plan.kv_dtype).to_lowercase()),
+            ("kv-dtype", plan.kv_dtype.name().to_owned()),
+            (
+                "speculate",
+                match &self.speculate {
+                    Speculate::Off => "off".to_owned(),
+                    Speculate::Ngram => "ngram".to_owned(),
+                    Speculate::Draft(model) => format!("draft by {model}"),
+                },
+            ),
             ("max-running", plan.running_len.to_string()),
             ("max-queue", plan.queue_len.to_string()),
             ("batch-tokens", plan.batch_tokens.to_string()),
@@ -317,6 +378,13 @@ impl Config {
                 self.memory.models_dir.as_ref().map_or("none".into(), |d| d.display().to_string()),
             ),
             ("keep-alive", self.memory.keep_alive.to_string()),
+            (
+                "lora",
+                match self.loras.len() {
+                    0 => "none".to_owned(),
+                    n => format!("{n}, in memory up to {} MB", self.lora_bytes >> 20),
+                },
+            ),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",
@@ -339,74 +407,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn raw(toml: &str) -> RawConfig {
-        RawConfig::from_toml(toml).unwrap()
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let config = raw("port = 1").or(raw("port = 9000\nmodel = [\"a.gguf\"]\nthreads = 3"));
-        let config = config.validate().unwrap();
-        assert_eq!((config.port, config.threads, config.plan.queue_len), (1, 3, 256));
-        assert_eq!(config.models, ["a.gguf"]);
-    }
-
-    #[test]
-    fn ids_of_the_file_do_not_name_models_of_the_flags() {
-        let config = raw("model = \"b.gguf\"").or(raw("model = \"a.gguf\"\nalias = \"llama\""));
-        let config = config.validate().unwrap();
-        assert_eq!((config.models, config.aliases), (vec!["b.gguf".to_owned()], vec![]));
-    }
-
-    #[test]
-    fn wrong_values_name_their_flag() {
-        let cases = [
-            ("threads = 0", "--threads"),
-            ("host = \"here\"", "--host"),
-            ("kv-dtype = \"f8\"", "--kv-dtype"),
-            ("quantize = \"q9\"", "--quantize"),
-            ("alias = \"a\"", "--alias"),
-            ("api-key = \" \"", "--api-key"),
-            ("model = \"\"", "--model"),
-            ("model = \"m\"\nalias = \"\"", "--alias"),
-            ("ctx-size = 0", "--ctx-size"),
-            ("cors-origin = \"app\"", "--cors-origin"),
-            ("log-format = \"xml\"", "--log-format"),
-            ("model-alias = \"gpt-4o\"", "--model-alias"),
-            ("memory-budget = \"12\"", "--memory-budget"),
-            ("memory-budget = \"0G\"", "--memory-budget"),
-            ("keep-alive = \"soon\"", "--keep-alive"),
-            ("pin = \"\"", "--pin"),
-        ];
-        for (toml, flag) in cases {
-            assert_eq!(raw(toml).validate().unwrap_err().option, flag);
-        }
-    }
-
-    #[test]
-    fn an_address_of_version_6_is_told_from_its_port() {
-        let config = raw("host = \"::1\"\nport = 80").validate().unwrap();
-        assert!(config.describe().contains("[::1]:80"));
-    }
-
-    #[test]
-    fn memory_is_said_in_sizes_and_times() {
-        let memory = |toml: &str| raw(toml).validate().unwrap().memory;
-        let none = memory("");
-        assert_eq!((none.budget_bytes, none.keep_alive), (None, KeepAlive::Forever));
-        for (text, bytes) in [("800M", 800 << 20), ("1.5GiB", 3 << 29), ("2 gb", 2 << 30)] {
-            assert_eq!(memory(&format!("memory-budget = \"{text}\"")).budget_bytes, Some(bytes));
-        }
-        let minutes = KeepAlive::For(Duration::from_secs(300));
-        assert_eq!(memory("keep-alive = 300").keep_alive, minutes);
-        assert_eq!(memory("keep-alive = \"5m\"").keep_alive, minutes);
-    }
-
-    #[test]
-    fn keys_are_not_printed() {
-        assert!(!raw("api-key = \"sk-secret\"").validate().unwrap().describe().contains("secret"));
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod history;
+pub mod jobs;
 pub mod kv;
 pub mod loadtest;
 pub mod pipeline;

@@ -18,14 +18,15 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use self::choice::Choice;
+pub use self::choice::Prediction;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
 use self::prompt::Prepared;
 pub use self::stream::TextStream;
 pub use self::tools::{Tool, ToolChoice, Tools};
-use crate::engine::handle::{GenerateRequest, SamplingParams, SubmitError};
+use crate::engine::handle::{AdapterSet, GenerateRequest, SamplingParams, SubmitError};
 use crate::error::Error;
-use crate::registry::{Lease, Registry, ServedModel};
+use crate::registry::{Lease, Registry, ServedModel, Weighted};
 use crate::text::{Shape, Special};
 use crate::types::{
     CacheScope, FinishReason, KeepAlive, Place, Priority, SamplingOverrides, Tenant, Timings,
@@ -46,29 +47,6 @@ pub enum Prompt {
     Text(String),
     /// Token ids, taken as they are.
     Tokens(Vec<TokenId>),
-}
-
-impl Prompt {
-    /// About how much text there is to encode: in a chat, every string and a little for each value.
-    fn len_bytes(&self) -> usize {
-        fn weigh(value: &Value) -> usize {
-            const MARKUP: usize = 16;
-            MARKUP
-                + match value {
-                    Value::String(text) => text.len(),
-                    Value::Array(list) => list.iter().map(weigh).sum(),
-                    Value::Object(map) => map.values().map(weigh).sum(),
-                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-                }
-        }
-        match self {
-            Self::Chat { messages, template_kwargs } => {
-                weigh(messages) + template_kwargs.values().map(weigh).sum::<usize>()
-            }
-            Self::Text(text) => text.len(),
-            Self::Tokens(_) => 0,
-        }
-    }
 }
 
 /// A request for text. `None` means: what the model's own generation config says, else OpenAI's
@@ -105,6 +83,8 @@ pub struct TextRequest {
     pub token_ids: bool,
     /// What the answer must look like.
     pub format: Option<Format>,
+    /// What the answer is expected to be, for speed alone.
+    pub prediction: Option<String>,
     /// What the model may call, in a chat.
     pub tools: Option<Tools>,
     /// Sampling fields that the client set.
@@ -115,6 +95,8 @@ pub struct TextRequest {
     pub priority: Priority,
     /// How long the model stays in memory after it.
     pub keep_alive: Option<KeepAlive>,
+    /// Adapters that the model runs with, besides the one that its name asks for.
+    pub adapters: Vec<Weighted>,
 }
 
 /// What an answer must look like.
@@ -225,6 +207,8 @@ pub enum TextEvent {
         usage: Usage,
         /// Tokens of the completion that were thought.
         reasoning_tokens: usize,
+        /// What became of what the client expected.
+        prediction: Prediction,
         /// Where the time went.
         timings: Timings,
     },
@@ -270,23 +254,39 @@ impl Pipeline {
         self.registry.generator(name, keep_alive).await
     }
 
-    /// Starts requests to one model, all or none.
+    /// What a request runs with besides its model; reads what is not in memory.
+    async fn adapters(
+        &self,
+        model: &Lease<ServedModel>,
+        request: &TextRequest,
+    ) -> Result<Option<Arc<AdapterSet>>, Error> {
+        let wanted = self.registry.wanted(&request.model, &request.adapters)?;
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let (registry, model) = (Arc::clone(&self.registry), model.clone());
+        let set = move || registry.adapters().set(model.id(), model.file(), &wanted);
+        self.aside(0, set).await
+    }
+
+    /// Starts requests to one model with the same adapters, all or none.
     pub async fn generate_all(
         &self,
         model: &Lease<ServedModel>,
         requests: Vec<TextRequest>,
     ) -> Result<Vec<TextStream>, Error> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let adapters = self.adapters(model, first).await?;
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
-            let (len, preparing) = (request.prompt.len_bytes(), model.clone());
+            let (len, preparing) = (request.len_bytes(), model.clone());
             let prepared = self.aside(len, move || {
                 prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
             });
-            let (Prepared { prompt, form }, request) = prepared.await?;
+            let (Prepared { prompt, expected, form }, request) = prepared.await?;
             let template = generate_request(model, &request, prompt, &form)?;
+            let expected = expected.into();
+            let template = GenerateRequest { adapters: adapters.clone(), expected, ..template };
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
@@ -317,7 +317,7 @@ impl Pipeline {
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let (model, len) = (model.clone(), request.prompt.len_bytes());
+        let (model, len) = (model.clone(), request.len_bytes());
         self.aside(len, move || prompt::encode(&model, &request, special)).await
     }
 
@@ -385,6 +385,8 @@ fn generate_request(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         grammar: form.grammar.clone(),
+        expected: Arc::default(),
+        adapters: None, // one list for all requests
         scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,
@@ -456,11 +458,13 @@ impl TextRequest {
             prompt_logprobs: None,
             token_ids: false,
             format: None,
+            prediction: None,
             tools: None,
             sampling: SamplingOverrides::default(),
             tenant: Tenant::default(),
             priority: Priority::Default,
             keep_alive: None,
+            adapters: Vec::new(),
         }
     }
 

@@ -60,11 +60,23 @@ pub struct Tenant {
     pub max_running: Option<usize>,
     /// Requests of one project find each other's prompts in the prefix cache, and nobody else's.
     pub project: ProjectId,
+    /// Nobody waits for its answers: everybody else's requests go first.
+    pub background: bool,
+}
+
+impl Tenant {
+    /// The same key's work in the background, which has a place of its own in the queue.
+    pub fn in_background(self) -> Self {
+        // Keys of the table count from 1 up, those of the command line from the top down.
+        const APART: u64 = 1 << 62;
+        Self { id: self.id ^ APART, background: true, ..self }
+    }
 }
 
 impl Default for Tenant {
     fn default() -> Self {
-        Self { id: 0, weight: 1, max_running: None, project: ProjectId::DEFAULT }
+        let project = ProjectId::DEFAULT;
+        Self { id: 0, weight: 1, max_running: None, project, background: false }
     }
 }
 

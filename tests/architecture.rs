@@ -52,7 +52,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "engine::handle",
         ],
     ),
-    ("jobs", &["store"]),
+    // `files`: the lines of a batch come out of one, and its answers become two.
+    ("jobs", &["store", "files"]),
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
     // The same of `embeddings`: to load an encoder is to start its thread.
@@ -110,6 +111,7 @@ const HOMES: &[(&str, &[&str])] = &[
     // In the kernels only as a peer to measure against, and for the glue of custom operations.
     ("candle_core", &["models/", "kernels/benches/", "kernels/src/candle_ops.rs"]),
     ("candle_nn", &["models/", "kernels/benches/"]),
+    ("cudarc", &["kernels/src/cuda/"]),
 ];
 
 /// Place -> paths that it never names, and why.

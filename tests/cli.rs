@@ -59,8 +59,8 @@ fn assert_fails(args: &[&str], words: &[&str]) {
 
 #[test]
 fn help_lists_commands_and_flags() {
-    let commands =
-        ["serve", "chat", "complete", "models", "quantize", "keys", "data", "bench", "doctor"];
+    let commands = "serve chat complete models quantize lora keys data bench doctor";
+    let commands: Vec<&str> = commands.split(' ').collect();
     assert_mentions(&stdout_of(&["--help"]), &commands);
     assert_mentions(&stdout_of(&["serve", "--help"]), &["--model", "--port", "--ctx-size"]);
     assert_mentions(&stdout_of(&["--version"]), &[env!("CARGO_PKG_VERSION")]);
@@ -96,6 +96,8 @@ fn wrong_flags_are_named() {
     assert_fails(&["bench", "-m", model, "-n", "0"], &["--decode"]);
     assert_fails(&["serve", "-m", model, "--ctx-size", "257"], &["--ctx-size", "257", "256"]);
     assert_fails(&["serve", "-m", model, "-m", model], &["llama", "--alias"]);
+    let other = golden("qwen3.gguf").to_str().unwrap().to_owned();
+    assert_fails(&["serve", "-m", model, "--draft-model", &other], &["qwen3", "vocabulary"]);
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn environment_is_read_and_flags_win() {
 /// A flag that a command would ignore is one that it does not have.
 #[test]
 fn commands_have_the_flags_that_mean_something_to_them() {
-    let flags = [
+    let shared = [
         ("--model", "serve chat complete bench doctor"),
         ("--device", "serve chat complete bench doctor"),
         ("--threads", "serve chat complete bench doctor"),
@@ -137,6 +139,8 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--quantize", "serve chat complete bench doctor"),
         ("--ctx-size", "serve chat complete doctor"),
         ("--batch-tokens", "serve chat complete doctor"),
+        ("--speculate", "serve chat complete doctor"),
+        ("--draft-model", "serve chat complete doctor"),
         ("--max-running", "serve doctor"),
         ("--max-queue", "serve doctor"),
         ("--target-itl-ms", "serve doctor"),
@@ -145,24 +149,16 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--models-dir", "serve doctor"),
         ("--keep-alive", "serve doctor"),
         ("--pin", "serve doctor"),
-        ("--alias", "serve"),
-        ("--host", "serve"),
-        ("--port", "serve"),
-        ("--data-dir", "serve"),
-        ("--api-key", "serve"),
-        ("--body-limit-mb", "serve"),
-        ("--lenient-fields", "serve"),
-        ("--log-format", "serve"),
-        ("--model-alias", "serve"),
-        ("--insecure", "serve"),
-        ("--cors-origin", "serve"),
-        ("--files-quota-gb", "serve"),
     ];
+    let servers = "--alias --host --port --data-dir --api-key --body-limit-mb --lenient-fields \
+        --log-format --model-alias --lora --lora-memory --insecure --cors-origin --files-quota-gb";
+    let servers = servers.split_whitespace().map(|flag| (flag, "serve"));
+    let flags: Vec<(&str, &str)> = shared.into_iter().chain(servers).collect();
     for command in ["serve", "chat", "complete", "bench", "doctor"] {
         let help = stdout_of(&[command, "--help"]);
-        for (flag, owners) in flags {
+        for (flag, owners) in &flags {
             let owns = owners.split(' ').any(|owner| owner == command);
-            let lists = |word: &str| word.split("[=").next() == Some(flag);
+            let lists = |word: &str| word.split("[=").next() == Some(*flag);
             assert_eq!(help.split_whitespace().any(lists), owns, "{command} {flag}: {help}");
         }
     }
@@ -277,34 +273,30 @@ fn inspect_shows_what_is_inside() {
 #[test]
 fn greedy_completion_is_deterministic() {
     let model = golden("llama.gguf");
-    let complete = |extra: &[&str]| {
-        let mut args = vec!["complete", "-m", model.to_str().unwrap(), "-n", "24"];
-        args.extend(extra);
-        args.push("Once upon a time");
-        let output = run(&args);
-        assert!(output.status.success(), "{}", stderr(&output));
-        output.stdout
+    let model = model.to_str().unwrap();
+    let complete = |extra: &[&str], more: &[&str]| {
+        let args = ["complete", "-m", model, "-n", "24", "Once upon a time"];
+        stdout_of(&[&args, extra, more].concat())
     };
-    let greedy = complete(&["--temperature", "0"]);
+    let (cold, hot) = (["--temperature", "0"], ["--temperature", "2", "--seed", "5"]);
+    let (greedy, seeded) = (complete(&cold, &[]), complete(&hot, &[]));
     assert!(greedy.len() > 8, "{greedy:?}");
-    assert_eq!(complete(&["--temperature", "0"]), greedy);
-    assert_eq!(complete(&["--temperature", "0", "--threads", "1"]), greedy);
-    let seeded = complete(&["--temperature", "2", "--seed", "5"]);
-    assert_eq!(complete(&["--temperature", "2", "--seed", "5"]), seeded);
-    assert_ne!(complete(&["--temperature", "2", "--seed", "6"]), seeded);
+    let draft = ["--draft-model", model];
+    for same in [&[][..], &["--threads", "1"], &["--speculate", "ngram"], &draft] {
+        assert_eq!(complete(&cold, same), greedy);
+        assert_eq!(complete(&hot, same), seeded);
+    }
+    assert_ne!(complete(&["--temperature", "2", "--seed", "6"], &[]), seeded);
 }
 
 #[test]
 fn bench_writes_json_lines() {
     let model = golden("llama-q8_0.gguf");
-    let model = model.to_str().unwrap();
-    let text = stdout_of(&[
-        "bench", "--json", "-m", model, "-p", "8,16", "-b", "1,2", "-d", "0,5", "-n", "3", "-r",
-        "2",
-    ]);
+    let flags = "bench --json -p 8,16 -b 1,2 -d 0,5 --rows 1,4 -n 3 -r 2 -m".split(' ');
+    let text = stdout_of(&flags.chain(model.to_str()).collect::<Vec<_>>());
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |test: &str| rows.iter().filter(|r| r["test"] == test).count();
-    assert_eq!((of("prefill"), of("decode"), rows.len()), (2, 4, 6));
+    assert_eq!((of("prefill"), of("decode"), rows.len()), (2, 8, 10));
     for row in &rows {
         let speed = |key: &str| row[key].as_f64().unwrap();
         let (low, mid) = (speed("tokens_per_s_min"), speed("tokens_per_s"));

@@ -140,27 +140,48 @@ mod killed {
 
         /// Status and body; an answer that is cut off has status 0.
         fn ask(&self, method: &str, path: &str, key: &str, body: &Value) -> (u16, Value) {
+            let answer = self.send(method, path, key, "application/json", &body.to_string());
+            match answer.map(|(status, body)| (status, serde_json::from_str(&body))) {
+                Some((status, Ok(body))) => (status, body),
+                _ => (0, Value::Null),
+            }
+        }
+
+        /// Status and body as they came, if they did.
+        fn send(
+            &self,
+            method: &str,
+            path: &str,
+            key: &str,
+            kind: &str,
+            body: &str,
+        ) -> Option<(u16, String)> {
             let mut socket = TcpStream::connect(&self.address).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-            let body = body.to_string();
             let head = format!(
                 "{method} {path} HTTP/1.1\r\nhost: hearth\r\nconnection: close\r\n\
-                 authorization: Bearer {key}\r\ncontent-type: application/json\r\n\
+                 authorization: Bearer {key}\r\ncontent-type: {kind}\r\n\
                  content-length: {}\r\n\r\n{body}",
                 body.len()
             );
             let mut text = String::new();
-            if socket.write_all(head.as_bytes()).is_err()
-                || socket.read_to_string(&mut text).is_err()
-            {
-                return (0, Value::Null);
-            }
-            let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
-            let body = text.split_once("\r\n\r\n").map(|(_, body)| serde_json::from_str(body));
-            match (status, body) {
-                (Some(status), Some(Ok(body))) => (status, body),
-                _ => (0, Value::Null),
-            }
+            socket.write_all(head.as_bytes()).ok()?;
+            socket.read_to_string(&mut text).ok()?;
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        }
+
+        /// The id of a new file of requests.
+        fn upload(&self, text: &str) -> Value {
+            let body = format!(
+                "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n\
+                 --edge\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\
+                 \r\n\r\n{text}\r\n--edge--\r\n"
+            );
+            let kind = "multipart/form-data; boundary=edge";
+            let (status, body) = self.send("POST", "/v1/files", "-", kind, &body).unwrap();
+            assert_eq!(status, 200, "{body}");
+            serde_json::from_str::<Value>(&body).unwrap()["id"].take()
         }
 
         /// `kill -9`.
@@ -216,6 +237,58 @@ mod killed {
             assert_eq!(found, 1, "{id} of {} answers, {} kept", answered.len(), kept.len());
         }
         assert_eq!(server.ask("GET", "/v1/models", "sk-other", &Value::Null).0, 401);
+    }
+
+    #[test]
+    fn a_batch_that_is_killed_again_and_again_answers_every_line_once() {
+        const LINES: usize = 300;
+        let data = tempfile::tempdir().unwrap();
+        let line = |i: usize| {
+            let messages = json!([{"role": "user", "content": format!("What is {i} and 1?")}]);
+            let body = json!({"model": "hearth-tiny", "messages": messages, "max_tokens": 8,
+                              "temperature": 0, "ignore_eos": true});
+            let url = "/v1/chat/completions";
+            json!({"custom_id": i.to_string(), "method": "POST", "url": url, "body": body})
+        };
+        let text: String = (0..LINES).map(|i| format!("{}\n", line(i))).collect();
+        let mut server = Server::start(data.path());
+        let body = json!({"input_file_id": server.upload(&text), "completion_window": "24h",
+                          "endpoint": "/v1/chat/completions"});
+        let batch = server.ask("POST", "/v1/batches", "-", &body).1;
+        let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+        let look = |server: &Server| server.ask("GET", &path, "-", &Value::Null).1;
+        let done = |batch: &Value| batch["request_counts"]["completed"].as_u64().unwrap() as usize;
+        let mut before = 0;
+        for kills in 1..=4 {
+            // Somewhere in the middle, the first time as early as that.
+            let until = LINES * kills / 6;
+            let mut batch = look(&server);
+            while done(&batch) < until {
+                std::thread::sleep(Duration::from_millis(10));
+                batch = look(&server);
+            }
+            assert!(done(&batch) >= before && done(&batch) < LINES, "{batch}");
+            before = done(&batch);
+            server.kill();
+            server = Server::start(data.path());
+            assert!(done(&look(&server)) >= before, "a line that was counted is lost");
+        }
+        let mut batch = look(&server);
+        while batch["status"] == "in_progress" || batch["status"] == "finalizing" {
+            std::thread::sleep(Duration::from_millis(20));
+            batch = look(&server);
+        }
+        let counts = json!({"total": LINES, "completed": LINES, "failed": 0});
+        assert_eq!((&batch["status"], &batch["request_counts"]), (&json!("completed"), &counts));
+        let path = format!("/v1/files/{}/content", batch["output_file_id"].as_str().unwrap());
+        let (_, text) = server.send("GET", &path, "-", "-", "").unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let names: Vec<_> = lines.iter().map(|l| l["custom_id"].as_str().unwrap()).collect();
+        let expected: Vec<String> = (0..LINES).map(|i| i.to_string()).collect();
+        assert_eq!(names, expected);
+        // A line that was run again says the same as one that was not.
+        let live = server.ask("POST", "/v1/chat/completions", "-", &line(150)["body"]).1;
+        assert_eq!(lines[150]["response"]["body"]["choices"], live["choices"]);
     }
 
     #[test]

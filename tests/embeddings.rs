@@ -264,6 +264,34 @@ async fn what_cannot_be_is_refused_with_the_field_and_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_of_a_batch_are_embedded_as_the_live_route_embeds() {
+    let folder = folder();
+    let server = serve(&folder).await;
+    let body = |i: usize| json!({"model": ENCODER, "input": "ab ".repeat(1 + i % 9)});
+    let line = |i: usize| {
+        json!({"custom_id": i.to_string(), "method": "POST", "url": "/v1/embeddings",
+               "body": body(i)})
+    };
+    let text: String = (0..50).map(|i| format!("{}\n", line(i))).collect();
+    let file = server.upload(None, "batch", &text).await;
+    let new = json!({"input_file_id": file, "endpoint": "/v1/embeddings",
+                     "completion_window": "24h"});
+    let batch = server.post("/v1/batches", new).await.json();
+    let batch = server.ended(None, &batch).await;
+    assert_eq!(batch["request_counts"], json!({"total": 50, "completed": 50, "failed": 0}));
+    let output = batch["output_file_id"].as_str().expect("a file");
+    let output = server.get(&format!("/v1/files/{output}/content")).await.body;
+    let mut tokens = 0;
+    for (i, line) in output.lines().enumerate() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        let live = server.post("/v1/embeddings", body(i)).await.json();
+        assert_eq!(line["response"]["body"], live, "bit by bit");
+        tokens += live["usage"]["total_tokens"].as_u64().expect("a count");
+    }
+    assert_eq!((&batch["usage"]["input_tokens"], output.lines().count()), (&json!(tokens), 50));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn models_of_both_kinds_are_listed_and_do_not_do_each_others_work() {
     let folder = folder();
     let server = serve(&folder).await;

@@ -24,8 +24,9 @@ use tempfile::TempDir;
 use http::Answer;
 use server::Server;
 
-/// One whole context and no more, so that what a model takes does not depend on the budget.
-const FLAGS: [&str; 6] = ["--ctx-size", "512", "--max-running", "1", "--batch-tokens", "128"];
+/// One whole context and no more, so that what a model takes does not depend on the budget; and so
+/// many rows in a pass that a small encoder needs room too.
+const FLAGS: [&str; 6] = ["--ctx-size", "512", "--max-running", "1", "--batch-tokens", "4096"];
 
 /// A folder with these copies of the built-in model.
 fn models(names: &[&str]) -> TempDir {
@@ -205,6 +206,7 @@ async fn an_idle_model_leaves_when_its_time_has_come() {
     let server = start(&folder, &["--memory-budget", "2G", "--keep-alive", "200ms"]);
     text(&server, "a").await;
     wait_for(&server, "a", "state", json!("unloaded")).await;
+    assert_eq!(server.metric("hearth_model_idle_unloads_total").await, 1.0);
     // A request may say otherwise, for chats, completions, responses and embeddings alike.
     let kept = question("a", &json!({"keep_alive": -1}));
     assert_eq!(server.post("/v1/chat/completions", &kept).await.status, 200);
@@ -275,6 +277,32 @@ async fn what_never_fits_is_refused_by_name_with_both_numbers() {
     assert_eq!(state(&server, "a").await, "ready");
 }
 
+#[test]
+fn the_list_shows_what_a_server_would_offer() {
+    let folder = models(&["a", "b"]);
+    fs::write(folder.path().join("noise.gguf"), "noise").expect("a file");
+    let list = |budget: &str| {
+        let path = folder.path().to_str().expect("a path");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hearth"));
+        command.args(["models", "list", "--models-dir", path, "--memory-budget", budget]);
+        let output = command.args(FLAGS).output().expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("a text")
+    };
+    let text = list("2G");
+    let row = |id: &str| {
+        let rows = text.lines().filter_map(|line| line.strip_prefix("  "));
+        let found = rows.into_iter().find(|row| row.split(' ').next() == Some(id));
+        found.unwrap_or_else(|| panic!("no {id} in {text}"))
+    };
+    for id in ["a", "b"] {
+        assert!(row(id).contains("loaded on demand") && row(id).contains("context 512"), "{text}");
+    }
+    assert!(text.contains("2048 MB") && text.contains("not offered: The model `noise`"), "{text}");
+    let none = list("3M");
+    assert!(none.contains("not offered: The model `a`") && none.contains("3 MB"), "{none}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_loads_and_unloads() {
     let folder = models(&["a", "b"]);
@@ -319,11 +347,13 @@ async fn models_that_embed_take_part_in_the_same_way() {
     let first = vector(server.post("/v1/embeddings", &embed).await);
     assert_eq!(state(&server, "bert").await, "ready");
     assert!(!text(&server, "a").await.is_empty());
+    assert_eq!(state(&server, "bert").await, "unloaded", "they do not fit together");
     let list = server.get("/v1/models").await.json();
     assert!(list["data"][1]["embedding_length"].is_u64(), "{list}");
     let mut gone = embed.clone();
     gone["keep_alive"] = json!(0);
     assert_eq!(vector(server.post("/v1/embeddings", &gone).await), first);
+    assert_eq!(state(&server, "a").await, "unloaded");
     wait_for(&server, "bert", "state", json!("unloaded")).await;
     assert_eq!(vector(server.post("/v1/embeddings", &embed).await), first, "as before");
     let wrong = ask(&server, "bert").await;

@@ -4,6 +4,10 @@
 //! What the fields of a body may be is tested beside their parsers; here is what needs the whole
 //! way from the socket to the engine and back.
 
+#[path = "openai_surface/adapters.rs"]
+mod adapters;
+#[path = "openai_surface/batches.rs"]
+mod batches;
 #[path = "openai_surface/completions.rs"]
 mod completions;
 #[path = "openai_surface/files.rs"]

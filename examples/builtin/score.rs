@@ -9,6 +9,7 @@ use hearth::types::{FinishReason, SamplingOverrides};
 use hearth_models::train::Rng;
 use serde_json::{Map, Value};
 
+use super::corpus::world::Split;
 use super::corpus::{self, Conversation, Lang, Task};
 
 /// Questions that are asked at the same time.
@@ -63,6 +64,7 @@ impl Answered {
         let (answer, expected) = (self.answer.trim(), self.expected());
         match self.conversation.task {
             Task::Extract => without_citation(answer) == without_citation(expected),
+            Task::Choose => passage(answer).is_some_and(|n| Some(n) == passage(expected)),
             Task::Json => shape(answer).is_some_and(|s| Some(s) == shape(expected)),
             Task::Tool => call(answer).is_some_and(|c| Some(c) == call(expected)),
             _ => answer == expected,
@@ -74,12 +76,12 @@ impl Answered {
 pub async fn ask(
     pipeline: &Pipeline,
     model: &str,
-    (task, lang): (Task, Lang),
+    (task, lang, split): (Task, Lang, Split),
     count: usize,
 ) -> Result<Vec<Answered>, Box<dyn Error>> {
     let mut rng = Rng::new(2026);
     let asked: Vec<Conversation> =
-        (0..count).map(|_| corpus::evaluation(&mut rng, lang, task)).collect();
+        (0..count).map(|_| corpus::question(&mut rng, (lang, task), split)).collect();
     let answers = asked.into_iter().map(|conversation| async {
         let answer = complete(pipeline, model, &conversation).await?;
         Ok(Answered { conversation, answer })
@@ -143,6 +145,11 @@ fn tools(definitions: &Value) -> Tools {
 /// `bread [1]` is `bread`.
 fn without_citation(answer: &str) -> &str {
     answer.rsplit_once(" [").map_or(answer, |(value, _)| value)
+}
+
+/// `bread: passage [1]` is `1`.
+fn passage(answer: &str) -> Option<&str> {
+    Some(answer.rsplit_once('[')?.1.split_once(']')?.0)
 }
 
 /// The keys of an object with the kinds of their values, in order.

@@ -98,9 +98,27 @@ fn byte_products(rounds: usize) -> f64 {
             std::hint::black_box(sums);
             (16 * 64 * 2) as f64
         }
+        #[target_feature(enable = "avx2")]
+        fn run_avx2(rounds: usize) -> f64 {
+            let mut sums = [_mm256_setzero_si256(); 12];
+            let x = std::hint::black_box(_mm256_set1_epi8(1));
+            let ones = std::hint::black_box(_mm256_set1_epi16(1));
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    let pairs = _mm256_maddubs_epi16(x, *sum);
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            std::hint::black_box(sums);
+            (12 * 32 * 2) as f64
+        }
         if Isa::available().contains(&Isa::Avx512) {
             // SAFETY: the processor has AVX-512 with VNNI.
             return unsafe { run(rounds) };
+        }
+        if Isa::available().contains(&Isa::Avx2) {
+            // SAFETY: the processor has AVX2.
+            return unsafe { run_avx2(rounds) };
         }
     }
     std::hint::black_box(rounds);
@@ -124,9 +142,25 @@ fn float_products(rounds: usize) -> f64 {
             std::hint::black_box(sums);
             (16 * 16 * 2) as f64
         }
+        #[target_feature(enable = "avx2,fma")]
+        fn run_avx2(rounds: usize) -> f64 {
+            let mut sums = [_mm256_setzero_ps(); 12];
+            let x = std::hint::black_box(_mm256_set1_ps(0.5));
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(x, x, *sum);
+                }
+            }
+            std::hint::black_box(sums);
+            (12 * 8 * 2) as f64
+        }
         if Isa::available().contains(&Isa::Avx512) {
             // SAFETY: the processor has AVX-512.
             return unsafe { run(rounds) };
+        }
+        if Isa::available().contains(&Isa::Avx2) {
+            // SAFETY: the processor has AVX2 and FMA.
+            return unsafe { run_avx2(rounds) };
         }
     }
     std::hint::black_box(rounds);
@@ -237,14 +271,15 @@ const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (32, 8, 64, 1, 2048),
     (16, 8, 128, 512, 512),
     (16, 8, 128, 512, 2048),
+    (16, 8, 128, 100, 1600),
     (32, 8, 64, 512, 512),
 ];
 
 fn attentions(pool: &Pool, table: &Table) {
     for (&(n_heads, n_kv_heads, head_dim, rows, keys), kv_type) in
-        ATTENTIONS.iter().flat_map(|a| [KvType::F16, KvType::BF16].map(|t| (a, t)))
+        ATTENTIONS.iter().flat_map(|a| [KvType::F16, KvType::BF16, KvType::Q8_0].map(|t| (a, t)))
     {
-        let op = format!("attention {kv_type:?}").to_lowercase();
+        let op = format!("attention {}", kv_type.name());
         if !table.wants(&op) {
             continue;
         }

@@ -16,10 +16,13 @@ use bytemuck::Pod;
 
 /// Alignment of every buffer, in bytes: a cache line, and the widest vector.
 const ALIGN: usize = 64;
-/// Size of a huge page. Smaller buffers come from the allocator.
+/// Size of a huge page.
 const HUGE: usize = 2 << 20;
+/// Smaller buffers come from the allocator, which may keep what is given back; others are mappings
+/// of their own, so a model that leaves gives all its memory back.
+const MAPPED: usize = 256 << 10;
 
-/// A fixed number of elements, zero at first, aligned to 64 bytes (2 MiB when as large as that).
+/// A fixed number of elements, zero at first, aligned to 64 bytes (2 MiB from 256 KiB on).
 ///
 /// Memory is not touched before its first use, so the threads that fill it also fault it in.
 pub struct HugeBuf<T: Pod> {
@@ -40,7 +43,7 @@ impl<T: Pod> HugeBuf<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer larger than memory");
         let start = if bytes == 0 {
             NonNull::<Aligned>::dangling().cast()
-        } else if cfg!(target_os = "linux") && bytes >= HUGE {
+        } else if cfg!(target_os = "linux") && bytes >= MAPPED {
             map(bytes).cast()
         } else {
             let layout = layout(bytes);
@@ -56,7 +59,7 @@ impl<T: Pod> Drop for HugeBuf<T> {
     fn drop(&mut self) {
         let bytes = self.len * size_of::<T>();
         if bytes == 0 {
-        } else if cfg!(target_os = "linux") && bytes >= HUGE {
+        } else if cfg!(target_os = "linux") && bytes >= MAPPED {
             unmap(self.start.cast(), bytes);
         } else {
             // SAFETY: `zeroed` allocated this address with this layout.
@@ -147,10 +150,11 @@ mod tests {
 
     #[test]
     fn buffers_are_zero_aligned_and_writable_to_the_end() {
-        let lengths = [0, 1, 63, HUGE / 4 - 1, HUGE / 4, HUGE / 4 + 1, HUGE / 2 + 1025, HUGE];
+        let edge = MAPPED / 4;
+        let lengths = [0, 1, 63, edge - 1, edge, HUGE / 4, HUGE / 4 + 1, HUGE / 2 + 1025, HUGE];
         for len in lengths {
             let mut buffer = HugeBuf::<u32>::zeroed(len);
-            let align = if len * 4 >= HUGE && cfg!(target_os = "linux") { HUGE } else { ALIGN };
+            let align = if len * 4 >= MAPPED && cfg!(target_os = "linux") { HUGE } else { ALIGN };
             assert_eq!(buffer.as_ptr().align_offset(align), 0, "{len}");
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|&x| x == 0), "{len}");

@@ -3,11 +3,12 @@
 //! | op           | what it computes                                                            |
 //! |--------------|-----------------------------------------------------------------------------|
 //! | `matmul`     | y = x Wᵀ, the weights in any format of `quant`, packed once                 |
-//! | `kv`         | storage of K and V for one layer, in blocks; f32, f16 or bf16               |
+//! | `kv`         | storage of K and V for one layer, in blocks; f32, f16, bf16 or bytes        |
 //! | `attention`  | causal attention of a ragged batch over paged K and V; of encoders: of all  |
 //! |              | rows of a sequence to all                                                   |
 //! | `norm`       | RMS norm; layer norm                                                        |
 //! | `rope`       | rotary embedding, half-split pairs                                          |
+//! | `lora`       | low-rank updates of some rows, those of each adapter in a group              |
 //! | `activation` | SiLU and GELU gates, GELU alone, element-wise addition                      |
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
@@ -35,7 +36,10 @@ pub mod attention;
 pub mod buffer;
 pub mod cases;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod kv;
+pub mod lora;
 pub mod matmul;
 pub mod norm;
 pub mod pool;

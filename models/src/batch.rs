@@ -4,7 +4,17 @@
 //! A chunk of a prompt, a single new token and a resumed sequence are the same thing with other
 //! numbers. Rows of all sequences stand one behind the other.
 
+use std::collections::BTreeMap;
+
+use hearth_kernels::sampling::SamplingParams;
+pub use hearth_kernels::sampling::TokenEdit;
+
 use crate::{Error, Result};
+
+/// The number under which a model knows a weighted list of adapters. Never used twice, so it says
+/// which generation of them is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoraSlot(pub u64);
 
 /// One forward pass. `T` is the number of rows, `S` the number of sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +31,8 @@ pub struct ForwardBatch {
     pub slot_mapping: Vec<u32>,
     /// Blocks of each sequence in order. `[S][ceil(context_len / block_len)]`
     pub block_tables: Vec<Vec<u32>>,
+    /// Adapters of each sequence; `None` is the base model. `[S]`
+    pub lora_slot: Vec<Option<LoraSlot>>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -41,7 +53,8 @@ impl ForwardBatch {
         Self { cu_q: vec![0], ..Self::default() }
     }
 
-    /// Adds `tokens` at positions `start..` of a sequence whose blocks are `table`.
+    /// Adds `tokens` at positions `start..` of a sequence whose blocks are `table`, without an
+    /// adapter.
     pub fn push(&mut self, tokens: &[u32], start: usize, table: Vec<u32>, block_len: usize) {
         for (i, &token) in tokens.iter().enumerate() {
             let position = start + i;
@@ -53,6 +66,20 @@ impl ForwardBatch {
         self.cu_q.push(self.tokens.len() as u32);
         self.context_len.push((start + tokens.len()) as u32);
         self.block_tables.push(table);
+        self.lora_slot.push(None);
+    }
+
+    /// The sequence that was added last runs with these adapters.
+    pub fn run_last_with(&mut self, slot: Option<LoraSlot>) {
+        if let Some(last) = self.lora_slot.last_mut() {
+            *last = slot;
+        }
+    }
+
+    /// The rows that run with adapters.
+    pub fn lora_rows(&self) -> LoraRows {
+        let slots = self.sequences().zip(&self.lora_slot);
+        LoraRows::new(slots.flat_map(|(s, slot)| s.rows.map(move |_| *slot)).collect())
     }
 
     /// Rows.
@@ -94,11 +121,12 @@ impl ForwardBatch {
         }
         if self.cu_q.len() != self.sequence_count() + 1
             || self.block_tables.len() != self.sequence_count()
+            || self.lora_slot.len() != self.sequence_count()
             || self.cu_q.first() != Some(&0)
             || self.cu_q.last() != Some(&(rows as u32))
             || !self.cu_q.is_sorted()
         {
-            return wrong("cu_q does not cover the rows");
+            return wrong("cu_q does not cover the rows, or an adapter slot is missing");
         }
         if let Some(id) = self.tokens.iter().find(|&&id| id as usize >= vocab_len) {
             return Err(Error::Batch(format!("token {id} is beyond the vocabulary")));
@@ -127,6 +155,102 @@ impl ForwardBatch {
             }
         }
         Ok(())
+    }
+}
+
+/// How a token is to be chosen from a row of logits, where the device can do that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pick {
+    /// Temperature, `top_k`, `top_p`, `min_p`; penalties are among the edits.
+    pub params: SamplingParams,
+    /// What is done to the logits before, each token once.
+    pub edits: Vec<TokenEdit>,
+    /// Key of the generator.
+    pub seed: u64,
+    /// Position of the token in the answer.
+    pub position: u64,
+    /// Ids from here on are padding of the embedding.
+    pub vocab_len: usize,
+}
+
+/// What became of the logit rows of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    /// Of the rows from which nothing was chosen, in order. `[rows, vocab]`
+    logits: Vec<f32>,
+    /// What was chosen from each row; empty where nothing was chosen at all.
+    chosen: Vec<Option<Chosen>>,
+}
+
+/// A token; `None` where every token is ruled out.
+pub type Chosen = Option<u32>;
+
+/// One row of an [`Output`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RowOutput<'a> {
+    /// `[vocab]`
+    Logits(&'a [f32]),
+    /// The token.
+    Chosen(Chosen),
+}
+
+impl Output {
+    /// Nothing was chosen.
+    pub fn of_logits(logits: Vec<f32>) -> Self {
+        Self { logits, chosen: Vec::new() }
+    }
+
+    /// Something was: logits of the other rows, in order.
+    pub fn new(logits: Vec<f32>, chosen: Vec<Option<Chosen>>) -> Self {
+        Self { logits, chosen }
+    }
+
+    /// All logits, of rows from which nothing was chosen.
+    pub fn into_logits(self) -> Vec<f32> {
+        self.logits
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize, vocab_len: usize) -> RowOutput<'_> {
+        if let Some(Some(chosen)) = self.chosen.get(row) {
+            return RowOutput::Chosen(*chosen);
+        }
+        let before = self.chosen.iter().take(row).filter(|chosen| chosen.is_some()).count();
+        let start = (row - before) * vocab_len;
+        RowOutput::Logits(&self.logits[start..start + vocab_len])
+    }
+}
+
+/// Rows of a batch by the adapters that they run with.
+#[derive(Clone, Debug, Default)]
+pub struct LoraRows {
+    /// Of each row. `[T]`
+    slots: Vec<Option<LoraSlot>>,
+    groups: BTreeMap<LoraSlot, Vec<u32>>,
+}
+
+impl LoraRows {
+    fn new(slots: Vec<Option<LoraSlot>>) -> Self {
+        let mut groups: BTreeMap<LoraSlot, Vec<u32>> = BTreeMap::new();
+        for (row, slot) in slots.iter().enumerate() {
+            if let Some(slot) = slot {
+                groups.entry(*slot).or_default().push(row as u32);
+            }
+        }
+        Self { slots, groups }
+    }
+
+    /// The same of some rows, in the order given.
+    pub fn selected(&self, rows: &[u32]) -> Self {
+        match self.groups.is_empty() {
+            true => Self::default(),
+            false => Self::new(rows.iter().map(|&row| self.slots[row as usize]).collect()),
+        }
+    }
+
+    /// Rows of each slot that has some, ascending.
+    pub fn groups(&self) -> impl Iterator<Item = (LoraSlot, &[u32])> {
+        self.groups.iter().map(|(slot, rows)| (*slot, rows.as_slice()))
     }
 }
 
@@ -160,8 +284,24 @@ mod tests {
         refused("vocabulary", |b| b.tokens[1] = 8);
         refused("cu_q", |b| b.cu_q[1] = 5);
         refused("logit row", |b| b.logit_rows.push(4));
+        refused("adapter slot", |b| b.lora_slot.push(None));
         refused("block table", |b| b.block_tables[1][2] = 5);
         refused("slot", |b| b.slot_mapping[0] = 1);
+    }
+
+    #[test]
+    fn rows_stand_with_their_adapters() {
+        let mut batch = ForwardBatch::whole(&[1, 2, 3], 0, 2);
+        for (block, slot) in [(2, Some(9)), (3, None), (4, Some(7)), (5, Some(9))] {
+            batch.push(&[4, 5], 0, vec![block], 2);
+            batch.lora_slot[block as usize - 1] = slot.map(LoraSlot);
+        }
+        let rows = batch.lora_rows();
+        let groups: Vec<_> = rows.groups().map(|(slot, rows)| (slot.0, rows.to_vec())).collect();
+        assert_eq!(groups, [(7, vec![7, 8]), (9, vec![3, 4, 9, 10])]);
+        let rows = rows.selected(&[10, 0, 8, 3]);
+        let groups: Vec<_> = rows.groups().map(|(slot, rows)| (slot.0, rows.to_vec())).collect();
+        assert_eq!(groups, [(7, vec![2]), (9, vec![0, 3])]);
     }
 
     #[test]

@@ -3,18 +3,22 @@
 //! Reads like the paper. What differs between families is in [`ModelConfig`]; what differs between
 //! devices is in the backend. Deliberately absent: KV bookkeeping, sampling, any device `match`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
+use crate::adapter::{self, Adapter};
 use crate::backend::{AttentionParams, Backend, Plain};
-use crate::batch::ForwardBatch;
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
-use crate::layers::linear::Linear;
+use crate::layers::linear::{Deltas, Linear, embed, project};
 use crate::layers::mlp::Mlp;
 use crate::layers::rotary::Rotary;
 use crate::weights::{Loader, Role};
-use crate::{Model, Result};
+use crate::{Error, Model, Result};
 
 /// A decoder with its weights.
 pub struct Decoder<B: Backend> {
@@ -28,6 +32,11 @@ pub struct Decoder<B: Backend> {
     norm: B::Vector,
     /// `[vocab, hidden]`; absent when tied to the embedding.
     head: Option<Linear<B>>,
+    /// What adapters add to the embedding, and to a head that is tied to it.
+    embedding_deltas: Deltas<B>,
+    tied_deltas: Deltas<B>,
+    /// Lists of adapters that are known.
+    slots: BTreeSet<LoraSlot>,
 }
 
 struct Layer<B: Backend> {
@@ -52,36 +61,100 @@ impl<B: Backend> Decoder<B> {
             false => Some(Linear::load(loader, &ops, Role::Head)?),
         };
         let rotary = Rotary::new(&config.rope);
-        Ok(Self { rotary, embedding, layers, norm, head, config, ops })
+        let (embedding_deltas, tied_deltas) = (Deltas::default(), Deltas::default());
+        let slots = BTreeSet::new();
+        Ok(Self {
+            rotary,
+            embedding,
+            layers,
+            norm,
+            head,
+            config,
+            ops,
+            embedding_deltas,
+            tied_deltas,
+            slots,
+        })
     }
 
     /// What [`Model::forward`] reads out, still on the device; in the plain path it carries
     /// gradients. `[logit_rows, vocab]`
     pub fn logits(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
+        let step = self.ops.begin(batch, &self.rotary)?;
+        self.ops.run(&step, kv, |kv| self.head(batch, &step, kv))
+    }
+
+    /// The residual stream of the rows whose logits are wanted, and those.
+    fn head(&self, batch: &ForwardBatch, step: &B::Step<'_>, kv: &mut KvStore) -> Result<B::Rows> {
         let ops = &self.ops;
-        let hidden = ops.select(&self.hidden(batch, kv)?, &batch.logit_rows)?;
-        let hidden = ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?;
+        let lora = batch.lora_rows();
+        let hidden = self.hidden(batch, step, &lora, kv)?;
+        let hidden = ops.select_logit_rows(&hidden, step)?;
+        let hidden = ops.widen(ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?)?;
+        let lora = lora.selected(&batch.logit_rows);
         match &self.head {
-            Some(head) => head.forward(ops, &hidden),
+            Some(head) => head.forward(ops, &hidden, &lora),
             None => {
-                let [logits] = ops.linear(&hidden, [(&self.embedding, None)])?;
+                let tied = [(&self.embedding, None, &self.tied_deltas)];
+                let [logits] = project(ops, &hidden, tied, &lora)?;
                 Ok(logits)
             }
         }
     }
 
     /// The residual stream behind the last layer. `[T, hidden]`
-    fn hidden(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
-        let ops = &self.ops;
-        let rope = self.rotary.table(&batch.positions);
-        let mut hidden = ops.embed(&self.embedding, &batch.tokens)?;
-        for layer in &self.layers {
-            let x = ops.rms_norm(&hidden, &layer.attention_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.attention.forward(ops, &x, &rope, batch, kv)?)?;
-            let x = ops.rms_norm(&hidden, &layer.mlp_norm, self.config.norm_eps)?;
-            hidden = ops.add(hidden, &layer.mlp.forward(ops, &x)?)?;
+    fn hidden(
+        &self,
+        batch: &ForwardBatch,
+        step: &B::Step<'_>,
+        lora: &LoraRows,
+        kv: &mut KvStore,
+    ) -> Result<B::Rows> {
+        if let Some((slot, _)) = lora.groups().find(|(slot, _)| !self.slots.contains(slot)) {
+            return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
         }
-        Ok(hidden)
+        let (ops, eps) = (&self.ops, self.config.norm_eps);
+        let table = (&self.embedding, &self.embedding_deltas);
+        let mut hidden = embed(ops, table, (step, &batch.tokens), lora)?;
+        // What the last layer added to the stream is added where the next one reads it.
+        let mut update: Option<B::Rows> = None;
+        for layer in &self.layers {
+            let x = match update {
+                None => ops.rms_norm(&hidden, &layer.attention_norm, eps)?,
+                Some(y) => {
+                    let (sum, x) = ops.add_norm(hidden, &y, &layer.attention_norm, eps)?;
+                    hidden = sum;
+                    x
+                }
+            };
+            let mixed = layer.attention.forward(ops, &x, step, lora, kv)?;
+            let (sum, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
+            hidden = sum;
+            update = Some(layer.mlp.forward(ops, &x, lora)?);
+        }
+        match update {
+            Some(y) => ops.add(hidden, &y),
+            None => Ok(hidden),
+        }
+    }
+
+    /// What adapters add to a weight.
+    fn deltas(&mut self, role: Role) -> Option<&mut Deltas<B>> {
+        let linear = match role {
+            Role::Embedding => return Some(&mut self.embedding_deltas),
+            Role::Head if self.head.is_none() => return Some(&mut self.tied_deltas),
+            Role::Head => self.head.as_mut()?,
+            Role::Q(l) => &mut self.layers.get_mut(l)?.attention.q,
+            Role::K(l) => &mut self.layers.get_mut(l)?.attention.k,
+            Role::V(l) => &mut self.layers.get_mut(l)?.attention.v,
+            Role::Out(l) => &mut self.layers.get_mut(l)?.attention.out,
+            Role::Gate(l) => &mut self.layers.get_mut(l)?.mlp.gate,
+            Role::Up(l) => &mut self.layers.get_mut(l)?.mlp.up,
+            Role::Down(l) => &mut self.layers.get_mut(l)?.mlp.down,
+            Role::Norm | Role::AttentionNorm(_) | Role::MlpNorm(_) => return None,
+            Role::QNorm(_) | Role::KNorm(_) => return None,
+        };
+        Some(&mut linear.deltas)
     }
 }
 
@@ -96,6 +169,14 @@ pub struct NamedTensor {
 }
 
 impl Decoder<Plain> {
+    /// What can learn of the adapters under a number, by the weight that it updates; variables
+    /// where the backend is [`Plain::trainable`].
+    pub fn adapter_tensors(&mut self, slot: LoraSlot) -> Vec<(Role, Vec<Tensor>)> {
+        let roles = adapter::targets(&self.config);
+        let of = |role| Some((role, self.deltas(role)?.get(slot)?.tensors()));
+        roles.into_iter().filter_map(of).collect()
+    }
+
     /// Every weight: what an optimiser moves and a file keeps.
     pub fn tensors(&self) -> Vec<NamedTensor> {
         let mut all = Vec::new();
@@ -143,10 +224,49 @@ impl<B: Backend> Model for Decoder<B> {
         self.ops.kv_store(geometry)
     }
 
-    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {
-        match batch.logit_rows.is_empty() {
-            true => self.hidden(batch, kv).map(|_| Vec::new()),
-            false => self.ops.read(self.logits(batch, kv)?),
+    fn step(
+        &self,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        picks: &[Option<Pick>],
+    ) -> Result<Output> {
+        if batch.logit_rows.is_empty() {
+            let step = self.ops.begin(batch, &self.rotary)?;
+            self.hidden(batch, &step, &batch.lora_rows(), kv)?;
+            self.ops.finish()?;
+            return Ok(Output::of_logits(Vec::new()));
+        }
+        self.ops.output(self.logits(batch, kv)?, picks)
+    }
+
+    fn put_adapters(&mut self, slot: LoraSlot, adapters: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        adapters.iter().try_for_each(|(adapter, _)| adapter.check(&self.config))?;
+        if !self.slots.insert(slot) {
+            return Err(Error::Batch(format!("adapter slot {} is taken", slot.0)));
+        }
+        for role in adapter::targets(&self.config) {
+            // A weight of 0 adds nothing, not even a zero.
+            let acting = adapters.iter().filter(|(_, weight)| *weight != 0.0);
+            let parts: Vec<(&adapter::Delta, f32)> = acting
+                .filter_map(|(adapter, weight)| Some((adapter.get(role)?, *weight)))
+                .collect();
+            if parts.is_empty() {
+                continue;
+            }
+            let delta = self.ops.delta(&parts)?;
+            let deltas = self.deltas(role).expect("a target has its place; this is a bug");
+            deltas.put(slot, delta);
+        }
+        Ok(())
+    }
+
+    fn drop_adapters(&mut self, slot: LoraSlot) {
+        if self.slots.remove(&slot) {
+            for role in adapter::targets(&self.config) {
+                if let Some(deltas) = self.deltas(role) {
+                    deltas.drop(slot);
+                }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 use hearth_kernels::activation::Gelu;
 
 use crate::backend::{Backend, Heads};
+use crate::batch::LoraRows;
 use crate::config::EncoderConfig;
 use crate::layers::linear::Linear;
 use crate::weights::{EncoderRole, Loader};
@@ -178,12 +179,13 @@ impl<B: Backend> Layer<B> {
 
     /// Attention and MLP, each added to its input and then normalised.
     fn forward(&self, ops: &B, x: B::Rows, cu_q: &[u32]) -> Result<B::Rows> {
-        let [q, k, v] = Linear::forward_many(ops, &x, [&self.q, &self.k, &self.v])?;
+        let lora = &LoraRows::default();
+        let [q, k, v] = Linear::forward_many(ops, &x, [&self.q, &self.k, &self.v], lora)?;
         let mixed = ops.bidirectional([&q, &k, &v], cu_q, &self.heads)?;
-        let mixed = self.out.forward(ops, &mixed)?;
+        let mixed = self.out.forward(ops, &mixed, lora)?;
         let x = self.attention_norm.forward(ops, ops.add(x, &mixed)?)?;
-        let wide = ops.gelu(self.up.forward(ops, &x)?, self.gelu)?;
-        let narrow = self.down.forward(ops, &wide)?;
+        let wide = ops.gelu(self.up.forward(ops, &x, lora)?, self.gelu)?;
+        let narrow = self.down.forward(ops, &wide, lora)?;
         self.output_norm.forward(ops, ops.add(x, &narrow)?)
     }
 }

@@ -1,18 +1,19 @@
 //! A model as a GGUF file, its matrices in the types of a mix, written tensor by tensor.
 //!
 //! From GGUF everything but the types is kept as it is. From SafeTensors the configuration becomes
-//! metadata, and what GGUF has no words for is refused. The vocabulary is the caller's: text is not
-//! known here. At no time is more than one tensor in memory; the file appears under its name only
-//! when it is complete.
+//! metadata, and what GGUF has no words for is refused. Adapters are merged into the rows on their
+//! way. The vocabulary is the caller's: text is not known here. At no time is more than one tensor
+//! in memory; the file appears under its name only when it is complete.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use hearth_kernels::Pool;
 use hearth_kernels::quant::{self, DType};
 
+use crate::adapter::{Adapter, Merge};
 use crate::config::{ModelConfig, RopeScaling, yarn_temperature};
 use crate::families;
 use crate::open::ModelFile;
@@ -32,6 +33,8 @@ pub struct Export<'a> {
     pub mix: Mix,
     /// Quantises.
     pub pool: &'a Pool,
+    /// Merged into the weights, each as often as its weight says.
+    pub adapters: &'a [(Arc<Adapter>, f32)],
 }
 
 /// A tensor on its way.
@@ -43,6 +46,10 @@ struct Planned {
     dtype: DType,
     /// Head width, where rows go from the order of halves to that of adjacent pairs.
     interleave: Option<usize>,
+    /// Head width, where the file that is written has adjacent pairs.
+    adjacent: Option<usize>,
+    /// What adapters add.
+    merge: Option<Merge>,
 }
 
 impl Export<'_> {
@@ -109,22 +116,42 @@ impl Export<'_> {
         let mut plan = Vec::new();
         for role in Role::all(config) {
             let rotates = matches!(role, Role::Q(_) | Role::K(_)) && family.gguf_interleaved_qk;
-            let interleave = (rotates && !from_gguf).then_some(config.head_dim);
+            let adjacent = rotates.then_some(config.head_dim);
+            let interleave = adjacent.filter(|_| !from_gguf);
             for (suffix, dtype) in [("weight", self.mix.dtype(role, config)), ("bias", DType::F32)]
             {
                 let from = role.name(from_gguf, suffix);
                 if weights.has(&from) {
                     let dtype = allowed(weights, &from, dtype)?;
-                    plan.push(Planned { from, to: role.name(true, suffix), dtype, interleave });
+                    let updated = if suffix == "weight" { self.adapters } else { &[] };
+                    let (to, merge) = (role.name(true, suffix), Merge::new(role, updated));
+                    plan.push(Planned { from, to, dtype, interleave, adjacent, merge });
                 }
             }
         }
+        self.untie(&mut plan)?;
         if from_gguf && weights.has(DIVISORS) {
             let dtype = weights.readable(DIVISORS)?;
             let (from, to) = (DIVISORS.to_owned(), DIVISORS.to_owned());
-            plan.push(Planned { from, to, dtype, interleave: None });
+            let (interleave, adjacent, merge) = (None, None, None);
+            plan.push(Planned { from, to, dtype, interleave, adjacent, merge });
         }
         Ok(plan)
+    }
+
+    /// A head that is tied to the embedding becomes one of its own where adapters change only one
+    /// of them.
+    fn untie(&self, plan: &mut Vec<Planned>) -> Result<()> {
+        let (weights, config) = (self.file.weights(), self.file.config());
+        let updated = |role| self.adapters.iter().any(|(adapter, _)| adapter.get(role).is_some());
+        if !config.tied || !(updated(Role::Embedding) || updated(Role::Head)) {
+            return Ok(());
+        }
+        let from = Role::Embedding.name(weights.metadata().is_some(), "weight");
+        let dtype = allowed(weights, &from, self.mix.dtype(Role::Head, config))?;
+        let (to, merge) = (Role::Head.name(true, "weight"), Merge::new(Role::Head, self.adapters));
+        plan.push(Planned { from, to, dtype, interleave: None, adjacent: None, merge });
+        Ok(())
     }
 
     /// The bytes of a tensor in its new type.
@@ -150,11 +177,14 @@ impl Export<'_> {
             for (i, out) in part.chunks_mut(row_bytes).enumerate() {
                 let row = place(task * rows + i, tensor.interleave);
                 let source = &view.bytes[row * source_bytes..][..source_bytes];
-                if view.dtype == tensor.dtype {
+                if view.dtype == tensor.dtype && tensor.merge.is_none() {
                     out.copy_from_slice(source);
                     continue;
                 }
                 quant::dequantize(view.dtype, source, &mut values);
+                if let Some(merge) = &tensor.merge {
+                    merge.add_to(place(task * rows + i, tensor.adjacent), &mut values);
+                }
                 if values.iter().any(|x| !x.is_finite()) {
                     *strange.lock().expect("set only; this is a bug") = true;
                     return;

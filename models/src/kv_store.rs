@@ -29,7 +29,8 @@ pub struct KvGeometry {
 }
 
 impl KvGeometry {
-    /// Bytes of all blocks of all layers, K and V, as the fused path stores them.
+    /// Bytes of all blocks of all layers, K and V, as the fused path stores them. (The plain path
+    /// keeps `q8_0` in f32.)
     pub fn bytes(&self) -> usize {
         self.layer_count * self.slab_shape().bytes(self.dtype)
     }
@@ -53,6 +54,9 @@ pub enum KvStore {
     Slabs(Vec<KvSlab>),
     /// The plain path.
     Tensors(TensorKv),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Device(crate::backend::CudaKv),
 }
 
 impl KvStore {
@@ -65,6 +69,17 @@ impl KvStore {
                 Ok(())
             }
             Self::Tensors(store) => store.copy_block(from as usize, to as usize),
+            #[cfg(feature = "cuda")]
+            Self::Device(store) => store.copy_block(from as usize, to as usize),
+        }
+    }
+
+    /// What lies on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&mut self) -> Option<&mut crate::backend::CudaKv> {
+        match self {
+            Self::Device(store) => Some(store),
+            _ => None,
         }
     }
 
@@ -82,11 +97,10 @@ impl KvStore {
             Self::Nothing => Ok(None),
             Self::Tensors(store) => {
                 let (k, v) = &store.layers[layer];
-                Ok(Some(LayerKv { k, v, block_len: store.block_len }))
+                let (dtype, head_dim, block_len) = (store.dtype, store.head_dim, store.block_len);
+                Ok(Some(LayerKv { k, v, dtype, head_dim, block_len }))
             }
-            Self::Slabs(_) => {
-                Err(Error::Batch("this KV store was made for another backend".into()))
-            }
+            _ => Err(Error::Batch("this KV store was made for another backend".into())),
         }
     }
 }
@@ -94,16 +108,20 @@ impl KvStore {
 /// KV as candle tensors, `[block_count * block_len, kv_heads * head_dim]` for each layer.
 pub struct TensorKv {
     layers: Vec<(Tensor, Tensor)>,
+    dtype: KvDType,
+    head_dim: usize,
     block_len: usize,
 }
 
 impl TensorKv {
-    pub(crate) fn new(shape: KvGeometry, dtype: DType, device: &Device) -> Result<Self> {
+    pub(crate) fn new(shape: KvGeometry, device: &Device) -> Result<Self> {
+        let dtype = stored_as(shape.dtype, device.is_cpu())?;
         let size = (shape.block_count * shape.block_len, shape.kv_head_count * shape.head_dim);
         let layer =
             |_| Ok((Tensor::zeros(size, dtype, device)?, Tensor::zeros(size, dtype, device)?));
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, block_len: shape.block_len })
+        let KvGeometry { dtype, head_dim, block_len, .. } = shape;
+        Ok(Self { layers, dtype, head_dim, block_len })
     }
 
     fn copy_block(&mut self, from: usize, to: usize) -> Result<()> {
@@ -118,26 +136,44 @@ impl TensorKv {
     }
 }
 
+/// The tensors that stand for a type: where there is none for bytes with scales, what they say
+/// is kept in f32, as the reference of the fused path.
+pub(crate) fn stored_as(dtype: KvDType, on_cpu: bool) -> Result<DType> {
+    match dtype {
+        KvDType::F32 => Ok(DType::F32),
+        KvDType::F16 => Ok(DType::F16),
+        KvDType::BF16 => Ok(DType::BF16),
+        KvDType::Q8_0 if on_cpu => Ok(DType::F32),
+        KvDType::Q8_0 => {
+            let what =
+                "keys and values of q8_0 are stored on the CPU only; choose f16, bf16 or f32";
+            Err(Error::Device(what.into()))
+        }
+    }
+}
+
 /// One layer of a [`TensorKv`].
 pub(crate) struct LayerKv<'a> {
     pub k: &'a Tensor,
     pub v: &'a Tensor,
+    pub dtype: KvDType,
+    pub head_dim: usize,
     pub block_len: usize,
 }
 
 impl LayerKv<'_> {
     /// Rows in the dtype of the store, as the fused path narrows them: finite numbers stay finite.
     pub(crate) fn narrow(&self, rows: &Tensor) -> Result<Tensor> {
-        let dtype = self.k.dtype();
-        let largest = match dtype {
-            DType::F16 => f16::MAX.to_f32(),
-            DType::BF16 => bf16::MAX.to_f32(),
-            _ => return Ok(rows.detach().to_dtype(dtype)?),
-        };
         let rows = rows.detach().to_dtype(DType::F32)?;
+        let largest = match self.dtype {
+            KvDType::F32 => return Ok(rows),
+            KvDType::Q8_0 => return on_grid(&rows, self.head_dim),
+            KvDType::F16 => f16::MAX.to_f32(),
+            KvDType::BF16 => bf16::MAX.to_f32(),
+        };
         let finite = rows.abs()?.le(f32::MAX)?;
         let within = rows.clamp(-largest, largest)?;
-        Ok(finite.where_cond(&within, &rows)?.to_dtype(dtype)?)
+        Ok(finite.where_cond(&within, &rows)?.to_dtype(self.k.dtype())?)
     }
 
     /// Writes narrowed rows to their slots, run by run of neighbouring slots.
@@ -154,6 +190,23 @@ impl LayerKv<'_> {
     }
 }
 
+/// Every head of every row as multiples of a 127th of its largest number, ties to even.
+fn on_grid(rows: &Tensor, head_dim: usize) -> Result<Tensor> {
+    /// A sum with 1.5 * 2^23 is rounded to an integer.
+    const ROUND: f64 = 12_582_912.0;
+    let (count, width) = rows.dims2()?;
+    let heads = rows.reshape((count * width / head_dim, head_dim))?;
+    let largest = heads.abs()?.max_keepdim(1)?;
+    // Quotients: candle divides by a number as it multiplies with its inverse.
+    let steps = largest.ones_like()?.affine(127.0, 0.0)?;
+    let inverse = largest.lt(1e-30)?.where_cond(&largest.zeros_like()?, &steps.div(&largest)?)?;
+    let bytes = ((heads.broadcast_mul(&inverse)? + ROUND)? - ROUND)?;
+    // NaN where a head holds what is no number.
+    let poison = (&heads * 0.0)?.sum_keepdim(1)?;
+    let scale = (largest.div(&steps)? + poison)?;
+    Ok(bytes.broadcast_mul(&scale)?.reshape((count, width))?)
+}
+
 #[cfg(test)]
 mod tests {
     use hearth_kernels::Pool;
@@ -164,7 +217,7 @@ mod tests {
     fn a_copied_block_holds_the_same_tokens() {
         let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim: 5 };
         let row = |token: u32| [token as f32; 10];
-        for kv_type in [KvDType::F32, KvDType::F16, KvDType::BF16] {
+        for kv_type in KvDType::ALL {
             let mut store = KvStore::Slabs(vec![KvSlab::new(shape, kv_type)]);
             let KvStore::Slabs(slabs) = &mut store else { unreachable!() };
             let pool = Pool::new(1);
@@ -174,7 +227,9 @@ mod tests {
             for slot in 32..64 {
                 let (mut k, mut v) = (row(0), row(0));
                 slabs[0].read(slot + 32, &mut k, &mut v);
-                assert_eq!((k, v), (row(slot), row(slot + 100)), "{kv_type:?}");
+                let near =
+                    |got: [f32; 10], want: u32| got.iter().all(|x| (x - want as f32).abs() < 1e-4);
+                assert!(near(k, slot) && near(v, slot + 100), "{kv_type:?}: {k:?} {v:?}");
             }
         }
         let geometry = KvGeometry {
@@ -185,7 +240,7 @@ mod tests {
             head_dim: 2,
             dtype: KvDType::F32,
         };
-        let mut tensors = TensorKv::new(geometry, DType::F32, &Device::Cpu).unwrap();
+        let mut tensors = TensorKv::new(geometry, &Device::Cpu).unwrap();
         let rows = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((4, 2)).unwrap();
         tensors.layers[0].0.slice_set(&rows, 0, 4).unwrap();
         tensors.copy_block(1, 2).unwrap();
@@ -197,21 +252,31 @@ mod tests {
     #[test]
     fn tensors_narrow_as_slabs_do() {
         let row = [1e9f32, -1e9, f32::MAX, f32::NAN, f32::INFINITY, 0.1, -0.0, 65_504.0];
-        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: row.len() };
-        let types =
-            [(KvDType::F32, DType::F32), (KvDType::F16, DType::F16), (KvDType::BF16, DType::BF16)];
-        for (ours, candles) in types {
+        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 2, head_dim: 4 };
+        let calm = [0.3f32, -0.7, 1e-31, 0.004, 0.35, -0.0, 0.7, 0.69];
+        for (ours, row) in KvDType::ALL.into_iter().flat_map(|t| [(t, row), (t, calm)]) {
             let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
             let mut slab = KvSlab::new(shape, ours);
             slab.write(&hearth_kernels::Pool::new(1), &row, &row, &[3]);
             slab.read(3, &mut k, &mut v);
+            let candles = stored_as(ours, true).unwrap();
             let stored = Tensor::zeros((16, row.len()), candles, &Device::Cpu).unwrap();
-            let store = LayerKv { k: &stored, v: &stored, block_len: 16 };
+            let head_dim = shape.head_dim;
+            let store = LayerKv { k: &stored, v: &stored, dtype: ours, head_dim, block_len: 16 };
             let rows = Tensor::new(&[row], &Device::Cpu).unwrap();
             let got = store.narrow(&rows).unwrap().to_dtype(DType::F32).unwrap();
             let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let same = got.iter().zip(&k).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
             assert!(same, "{ours:?}: {got:?}, the slab has {k:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_refused_where_they_would_not_be_bytes() {
+        for dtype in KvDType::ALL {
+            let refused = stored_as(dtype, false).err().map(|e| e.to_string());
+            assert_eq!(refused.is_some(), dtype == KvDType::Q8_0, "{dtype:?}");
+            assert!(refused.is_none_or(|e| e.contains("q8_0") && e.contains("f16")));
         }
     }
 }

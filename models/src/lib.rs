@@ -1,7 +1,8 @@
 //! Architectures and weights.
 //!
 //! A model is opened with [`open`] and spoken to through [`Model`]: a [`ForwardBatch`] goes in,
-//! logits come out, keys and values stay in a [`KvStore`]. An encoder is a [`TextEncoder`]: an
+//! logits come out, keys and values stay in a [`KvStore`]; an [`Adapter`] changes a model for the
+//! sequences that ask for it. An encoder is a [`TextEncoder`]: an
 //! [`EncoderBatch`] goes in, hidden states come out, nothing stays. The way through the house:
 //! `weights` (files to named tensors) -> `config` and `families` (numbers and switches) ->
 //! `decoder`, `encoder` and `layers` (the paper) -> `backend` (candle, or our kernels).
@@ -10,6 +11,9 @@
 
 #![deny(unsafe_code)]
 
+use std::sync::Arc;
+
+pub mod adapter;
 pub mod backend;
 pub mod batch;
 pub mod config;
@@ -24,10 +28,12 @@ pub mod tiny;
 pub mod train;
 pub mod weights;
 
-pub use batch::ForwardBatch;
+pub use adapter::Adapter;
+pub use batch::{ForwardBatch, LoraSlot, Output, Pick, RowOutput, TokenEdit};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;
+pub use hearth_kernels::Pool;
 pub use kv_store::{KvDType, KvGeometry, KvStore};
 pub use open::{AnyFile, Compute, EncoderFile, ModelFile, open, open_any, open_bytes};
 
@@ -39,11 +45,32 @@ pub trait Model: Send {
     /// Storage for keys and values in the form that `forward` reads.
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore>;
 
-    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns the logits
-    /// of `batch.logit_rows`. `[logit_rows, vocab]`
+    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns what became
+    /// of `batch.logit_rows`: their logits, or, where `picks` asks for it and the device can, the
+    /// tokens chosen from them. `picks` is empty or has one entry for each logit row.
     ///
     /// The caller has passed `batch` through [`ForwardBatch::check`].
-    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>>;
+    fn step(
+        &self,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        picks: &[Option<Pick>],
+    ) -> Result<Output>;
+
+    /// [`Model::step`] for the logits of all rows. `[logit_rows, vocab]`
+    fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {
+        self.step(batch, kv, &[]).map(Output::into_logits)
+    }
+
+    /// Makes adapters known under a number that a batch may name: the sum of their updates, each
+    /// times its weight. One adapter of weight 1 is the model it was trained as, none is the base.
+    ///
+    /// # Errors
+    /// An adapter of another model, or a number that is taken.
+    fn put_adapters(&mut self, slot: LoraSlot, adapters: &[(Arc<Adapter>, f32)]) -> Result<()>;
+
+    /// Forgets what is known under a number.
+    fn drop_adapters(&mut self, slot: LoraSlot);
 }
 
 /// A bidirectional encoder.

@@ -6,12 +6,19 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use hearth_kernels::Pool;
+#[cfg(feature = "cuda")]
+use hearth_kernels::cuda;
 
+#[cfg(feature = "cuda")]
+use crate::backend::Cuda;
 use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::weights::{Loader, Mix, Role, Weights};
+use crate::kv_store::{KvDType, stored_as};
+#[cfg(feature = "cuda")]
+use crate::weights::TensorInfo;
+use crate::weights::{Loader, MatrixSource, Mix, Role, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -19,6 +26,9 @@ use crate::{Error, Model, Result, TextEncoder};
 pub enum Compute {
     /// Our kernels on this machine's processor.
     Fused(Arc<Pool>),
+    /// Our kernels on the GPU with this number.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
     /// Candle on a device.
     Plain(Device, DType),
 }
@@ -46,32 +56,70 @@ impl Compute {
             "plain" => Ok(Self::Plain(Device::Cpu, DType::F32)),
             "cuda" if cfg!(not(feature = "cuda")) => Err(absent("cuda")),
             "metal" if cfg!(not(feature = "metal")) => Err(absent("metal")),
-            "cuda" => accelerator(Device::new_cuda(index)),
+            "cuda" => Self::cuda(index)
+                .map_err(|e| Error::Device(format!("device `{name}` cannot be used: {e}"))),
             "metal" => accelerator(Device::new_metal(index)),
             "auto" => {
-                let found = Device::new_cuda(0).or_else(|_| Device::new_metal(0));
-                Ok(found.map_or_else(
-                    |_| Self::Fused(Arc::clone(pool)),
-                    |device| Self::Plain(device, DType::BF16),
-                ))
+                let metal = || Device::new_metal(0).map(|device| Self::Plain(device, DType::BF16));
+                let found = Self::cuda(0).or_else(|_| metal());
+                Ok(found.unwrap_or_else(|_| Self::Fused(Arc::clone(pool))))
             }
             _ => Err(unknown()),
         }
     }
 
+    /// A GPU that is there.
+    #[cfg(feature = "cuda")]
+    fn cuda(index: usize) -> Result<Self> {
+        cuda::describe(index)?;
+        Ok(Self::Cuda(index))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_: usize) -> Result<Self> {
+        Err(Error::Device("this build has no CUDA".into()))
+    }
+
     /// The plain path on the same device, for training: f32, candle variables as weights.
-    pub fn trainable(&self) -> Plain {
-        match self {
-            Self::Fused(_) => Plain::reference().trainable(),
-            Self::Plain(device, _) => Plain::new(device.clone(), DType::F32).trainable(),
-        }
+    pub fn trainable(&self) -> Result<Plain> {
+        let device = match self {
+            Self::Fused(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Device::new_cuda(*index)?,
+            Self::Plain(device, _) => device.clone(),
+        };
+        Ok(Plain::new(device, DType::F32).trainable())
     }
 
     /// For logs and `doctor`.
     pub fn describe(&self) -> String {
         match self {
             Self::Fused(pool) => format!("cpu, own kernels, {} threads", pool.threads()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => {
+                let name = cuda::describe(*index).map_or_else(|e| e.to_string(), |(name, _)| name);
+                format!("cuda:{index}, own kernels, {name}")
+            }
             Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
+        }
+    }
+
+    /// Refuses a type of keys and values that is not stored there.
+    pub fn check_kv(&self, dtype: KvDType) -> Result<()> {
+        match self {
+            Self::Fused(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Cuda::check_kv(dtype).map(drop),
+            Self::Plain(device, _) => stored_as(dtype, device.is_cpu()).map(drop),
+        }
+    }
+
+    /// Memory that is free there, where that is not the machine's.
+    pub fn free_bytes(&self) -> Option<u64> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Some(cuda::describe(*index).ok()?.1 as u64),
+            _ => None,
         }
     }
 
@@ -79,6 +127,11 @@ impl Compute {
     pub fn weight_bytes(&self, weights: &Weights) -> u64 {
         match self {
             Self::Fused(_) => weights.tensor_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => {
+                let bytes = |info: &TensorInfo| Cuda::stored_bytes(info);
+                weights.infos().map(|(_, info)| bytes(info)).sum()
+            }
             Self::Plain(_, dtype) => {
                 let elements = weights.infos().map(|(_, info)| info.elements() as u64);
                 elements.sum::<u64>() * dtype.size_in_bytes() as u64
@@ -92,6 +145,8 @@ impl Compute {
             Self::Fused(pool) => {
                 Box::new(Decoder::load(config, loader, Fused::new(Arc::clone(pool)))?)
             }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Box::new(Decoder::load(config, loader, Cuda::on(*index)?)?),
             Self::Plain(device, dtype) => {
                 Box::new(Decoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
             }
@@ -211,6 +266,17 @@ impl ModelFile {
         &self.path
     }
 
+    /// One matrix as the model is given it: its rows in our order, quantised where it is.
+    pub(crate) fn matrix<T>(
+        &self,
+        role: Role,
+        take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut progress = |_| {};
+        let loader = Loader::new(&self.weights, &self.config, &mut progress);
+        loader.with_mix(self.mix).matrix(role, take)
+    }
+
     /// Loads it. `progress` is told the bytes of every tensor as it is taken.
     pub fn load(
         &self,
@@ -253,6 +319,8 @@ impl EncoderFile {
             Compute::Fused(pool) => {
                 Box::new(Encoder::load(config, loader, Fused::new(Arc::clone(pool)))?)
             }
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(index) => Box::new(Encoder::load(config, loader, Cuda::on(*index)?)?),
             Compute::Plain(device, dtype) => {
                 Box::new(Encoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
             }

@@ -7,8 +7,10 @@ use std::io;
 use std::sync::Arc;
 
 use hearth_kernels::Pool;
+use hearth_kernels::lora::{Factors, Float};
 use hearth_kernels::quant::{self, DType};
 
+use crate::adapter::{self, Adapter, Delta};
 use crate::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
 use crate::open::Compute;
 use crate::weights::gguf_writer::GgufWriter;
@@ -53,6 +55,24 @@ pub fn load(
     let mut progress = |_| {};
     let mut loader = Loader::new(&weights, config, &mut progress);
     compute.load(config.clone(), &mut loader)
+}
+
+/// A random adapter of everything that one can update, its numbers in `float`.
+pub fn adapter(config: &ModelConfig, rank: usize, float: Float, seed: u64) -> Result<Adapter> {
+    let mut deltas = Vec::new();
+    for role in adapter::targets(config) {
+        let [n, k] = adapter::shape(role, config).expect("a target is a matrix; this is a bug");
+        let name = role.name(false, "lora");
+        // A keeps the variance of its input, B halves it.
+        let a = values(&name, &[rank, k], seed);
+        let b = values(&name, &[n, rank], seed + 1);
+        let factors = match adapter::is_table(role) {
+            true => Factors::of_table(float, [n, k, rank], &a, &b),
+            false => Factors::new(float, [n, k, rank], &a, &b),
+        };
+        deltas.push((role, Delta { factors: Arc::new(factors), scale: 0.5, dora: None }));
+    }
+    Adapter::from_deltas(config, deltas)
 }
 
 /// The random weights of [`load`], for who brings a backend of its own.

@@ -27,7 +27,7 @@ fn fused() -> (Arc<Pool>, Compute) {
 
 fn export(file: &ModelFile, mix: &str, pool: &Pool, path: &Path) -> hearth_models::Result<()> {
     let mix = Mix::named(mix).unwrap();
-    Export { file, mix, pool }.write(path, &mut |_| Ok(()), &mut |_| {})
+    Export { file, mix, pool, adapters: &[] }.write(path, &mut |_| Ok(()), &mut |_| {})
 }
 
 fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {

@@ -7,10 +7,12 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
-use hearth_models::backend::{AttentionParams, Backend, Gelu, Heads, Plain};
+use hearth_models::adapter::Delta;
+use hearth_models::backend::{AttentionParams, Backend, Gelu, HeadNorms, Heads, HostStep, Plain};
+use hearth_models::backend::{DeltaGroup, DeltaInput, PlainDelta};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
-use hearth_models::layers::rotary::RopeTable;
+use hearth_models::layers::rotary::Rotary;
 use hearth_models::weights::{Loader, MatrixSource};
 use hearth_models::{ForwardBatch, KvGeometry, KvStore, Model, Result, tiny};
 
@@ -39,6 +41,20 @@ impl Backend for Training {
     type Rows = Tensor;
     type Matrix = Tensor;
     type Vector = Tensor;
+    type Delta = PlainDelta;
+    type Step<'a> = HostStep<'a>;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+        self.plain.begin(batch, rotary)
+    }
+
+    fn embed_tokens(&self, table: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.plain.embed_tokens(table, step)
+    }
+
+    fn select_logit_rows(&self, x: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.plain.select_logit_rows(x, step)
+    }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
         self.var(&self.plain.matrix(source)?)
@@ -64,6 +80,23 @@ impl Backend for Training {
         self.plain.linear(x, weights)
     }
 
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<PlainDelta> {
+        self.plain.delta(parts)
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Tensor>,
+        ys: [Tensor; N],
+        groups: [Vec<DeltaGroup<'_, PlainDelta>>; N],
+    ) -> Result<[Tensor; N]> {
+        self.plain.add_deltas(x, ys, groups)
+    }
+
+    fn add_bias(&self, x: Tensor, bias: &Tensor) -> Result<Tensor> {
+        self.plain.add_bias(x, bias)
+    }
+
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         self.plain.rms_norm(x, weight, eps)
     }
@@ -80,20 +113,15 @@ impl Backend for Training {
         self.plain.gelu(x, kind)
     }
 
-    fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
-        self.plain.rope(x, table, head_dim)
-    }
-
-    fn attention(
+    fn attend(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        batch: &ForwardBatch,
+        qkv: [Tensor; 3],
+        norms: Option<HeadNorms<'_, Tensor>>,
+        step: &HostStep<'_>,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {
-        self.plain.attention(q, k, v, batch, kv, params)
+        self.plain.attend(qkv, norms, step, kv, params)
     }
 
     fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
@@ -102,10 +130,6 @@ impl Backend for Training {
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         self.plain.add(x, y)
-    }
-
-    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        self.plain.select(x, rows)
     }
 
     fn read(&self, x: Tensor) -> Result<Vec<f32>> {

@@ -1,6 +1,6 @@
 //! The trainer: gradients are those of the loss, parts add up, and a small model learns.
 
-use hearth_models::train::{AdamWOptions, Batch, Example, Rng, Trainer, random};
+use hearth_models::train::{Batch, Example, Rng, Trainer, random};
 use hearth_models::weights::Weights;
 use hearth_models::{Compute, ForwardBatch, KvStore, Model, ModelConfig, tiny};
 
@@ -26,7 +26,7 @@ fn weights(seed: u64) -> Weights {
 
 fn trainer(seed: u64) -> Trainer {
     let compute = Compute::Plain(Device::Cpu, DType::F32);
-    Trainer::new(config(), &weights(seed), &compute, AdamWOptions::default()).expect("a trainer")
+    Trainer::new(config(), &weights(seed), &compute, Default::default()).expect("a trainer")
 }
 
 fn decoder(seed: u64) -> Decoder<Plain> {

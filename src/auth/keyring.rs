@@ -114,6 +114,7 @@ impl Keyring {
             weight: row.key.weight,
             max_running: row.key.max_running.map(|max| max as usize),
             project: row.project,
+            background: false,
         };
         Caller { project: row.project, tenant, admin: row.key.admin, limiter }
     }

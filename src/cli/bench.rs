@@ -27,7 +27,10 @@ pub(super) struct BenchArgs {
     /// Keys before the first decoded token.
     #[arg(long, short = 'd', value_delimiter = ',', default_values_t = [0])]
     depth: Vec<usize>,
-    /// Tokens decoded by each sequence.
+    /// Rows of each sequence in a step of decoding: the newest token, and tokens that are proposed.
+    #[arg(long, value_delimiter = ',', default_values_t = [1])]
+    rows: Vec<usize>,
+    /// Steps of decoding.
     #[arg(long, short = 'n', default_value_t = 64)]
     decode: usize,
     /// Runs of each; the median is shown.
@@ -53,6 +56,8 @@ struct Row {
     test: &'static str,
     /// Sequences.
     batch: usize,
+    /// Rows of each of them in a step.
+    rows: usize,
     /// Tokens computed by each sequence in a run.
     tokens: usize,
     /// Keys of each sequence before.
@@ -61,6 +66,8 @@ struct Row {
     tokens_per_s: f64,
     tokens_per_s_min: f64,
     tokens_per_s_max: f64,
+    /// Median of the runs.
+    ms_per_step: f64,
 }
 
 impl Row {
@@ -69,10 +76,10 @@ impl Row {
         if json {
             return Ok(writeln!(out, "{}", serde_json::to_string(self)?)?);
         }
-        let Self { test, batch, depth, tokens, tokens_per_s, .. } = self;
+        let Self { test, batch, rows, depth, tokens, tokens_per_s, ms_per_step, .. } = self;
         let (min, max) = (self.tokens_per_s_min, self.tokens_per_s_max);
-        write!(out, "{test:<8} {batch:>6} {depth:>7} {tokens:>7} {tokens_per_s:>10.1}")?;
-        Ok(writeln!(out, "  [{min:.1}, {max:.1}]")?)
+        write!(out, "{test:<8} {batch:>6} {rows:>5} {depth:>7} {tokens:>7} {tokens_per_s:>10.1}")?;
+        Ok(writeln!(out, "  [{min:.1}, {max:.1}]  {ms_per_step:.2} ms")?)
     }
 }
 
@@ -99,20 +106,19 @@ fn model(args: BenchArgs) -> Result<(), Failure> {
         writeln!(out, "{name}, {}, loaded in {load_s:.2} s", compute.describe())?;
         writeln!(
             out,
-            "{:<8} {:>6} {:>7} {:>7} {:>10}",
-            "test", "batch", "depth", "tokens", "tokens/s"
+            "{:<8} {:>6} {:>5} {:>7} {:>7} {:>10}  [least, most]  of a step",
+            "test", "batch", "rows", "depth", "tokens", "tokens/s"
         )?;
     }
-    let measure = |test, batch, depth, tokens| -> Result<Row, Failure> {
+    let measure = |test, batch, rows, depth, steps| -> Result<Row, Failure> {
+        let tokens = rows * steps;
         let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
         case.prefill(depth)?;
         let mut speeds = Vec::new();
         for counted in 0..=args.repeat {
             let started = Instant::now();
-            match test {
-                "prefill" => case.step(depth, tokens)?,
-                _ => (0..tokens).try_for_each(|i| case.step(depth + i, 1))?,
-            }
+            let wanted = if test == "prefill" { 1 } else { rows };
+            (0..steps).try_for_each(|i| case.step(depth + i * rows, rows, wanted))?;
             if counted > 0 {
                 speeds.push((batch * tokens) as f64 / started.elapsed().as_secs_f64());
             }
@@ -123,19 +129,23 @@ fn model(args: BenchArgs) -> Result<(), Failure> {
             model: name.clone(),
             test,
             batch,
+            rows,
             tokens,
             depth,
             tokens_per_s: speeds[speeds.len() / 2],
             tokens_per_s_min: min,
             tokens_per_s_max: max,
+            ms_per_step: (batch * rows) as f64 * 1e3 / speeds[speeds.len() / 2],
         })
     };
     for &tokens in &args.prefill {
-        measure("prefill", 1, 0, tokens)?.write(out, args.json)?;
+        measure("prefill", 1, tokens, 0, 1)?.write(out, args.json)?;
     }
     for &depth in &args.depth {
         for &batch in &args.batch {
-            measure("decode", batch, depth, args.decode)?.write(out, args.json)?;
+            for &rows in &args.rows {
+                measure("decode", batch, rows, depth, args.decode)?.write(out, args.json)?;
+            }
         }
     }
     Ok(())
@@ -147,6 +157,7 @@ impl BenchArgs {
         let counts = [
             ("--prefill", &*self.prefill),
             ("--batch", &*self.batch),
+            ("--rows", &*self.rows),
             ("--decode", &[self.decode]),
             ("--repeat", &[self.repeat]),
         ];
@@ -159,7 +170,8 @@ impl BenchArgs {
     /// What is measured fits into a context of `context_len` tokens.
     fn check_lengths(&self, context_len: usize) -> Result<(), Failure> {
         let depth = self.depth.iter().max().copied().unwrap_or(0);
-        let decoded = depth.saturating_add(self.decode);
+        let rows = self.rows.iter().max().copied().unwrap_or(1);
+        let decoded = depth.saturating_add(self.decode.saturating_mul(rows));
         let longest = self.prefill.iter().copied().chain([decoded]).max().unwrap_or(decoded);
         if longest > context_len {
             return Err(format!(
@@ -196,18 +208,19 @@ impl<'a> Case<'a> {
     /// Fills the first `len` keys of every sequence.
     fn prefill(&mut self, len: usize) -> Result<(), Failure> {
         const CHUNK: usize = 512;
-        (0..len).step_by(CHUNK).try_for_each(|at| self.step(at, CHUNK.min(len - at)))
+        (0..len).step_by(CHUNK).try_for_each(|at| self.step(at, CHUNK.min(len - at), 1))
     }
 
-    /// `rows` tokens of every sequence from position `start`.
-    fn step(&mut self, start: usize, rows: usize) -> Result<(), Failure> {
+    /// `rows` tokens of every sequence from position `start`; logits of the last `wanted` of them.
+    fn step(&mut self, start: usize, rows: usize, wanted: usize) -> Result<(), Failure> {
         let vocab = self.model.config().vocab_len;
         let mut batch = ForwardBatch::empty();
         for (s, table) in self.tables.iter().enumerate() {
             let token = |i: usize| ((s * 31 + (start + i) * 7) % vocab) as u32;
             let tokens: Vec<u32> = (0..rows).map(token).collect();
             batch.push(&tokens, start, table.clone(), BLOCK_LEN);
-            batch.logit_rows.push(batch.row_count() as u32 - 1);
+            let end = batch.row_count();
+            batch.logit_rows.extend((end - wanted..end).map(|row| row as u32));
         }
         self.model.forward(&batch, &mut self.kv)?;
         Ok(())
@@ -235,6 +248,7 @@ mod tests {
         for (bad, flag) in [
             (BenchArgs { batch: vec![1, 0], ..args() }, "--batch"),
             (BenchArgs { prefill: vec![0], ..args() }, "--prefill"),
+            (BenchArgs { rows: vec![0], ..args() }, "--rows"),
             (BenchArgs { decode: 0, ..args() }, "--decode"),
             (BenchArgs { repeat: 0, ..args() }, "--repeat"),
         ] {

@@ -52,6 +52,14 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     for model in &mut file.model.model {
         *model = source::relative_to(folder, model);
     }
+    if let Some(draft) = &mut file.engine.draft_model {
+        *draft = source::relative_to(folder, draft);
+    }
+    for lora in &mut file.server.lora {
+        if let Some((name, path)) = lora.split_once('=') {
+            *lora = format!("{name}={}", folder.join(path).display());
+        }
+    }
     if let Some(dir) = &mut file.memory.models_dir {
         *dir = folder.join(&*dir);
     }

@@ -7,6 +7,7 @@ mod common;
 mod data;
 mod doctor;
 mod keys;
+mod lora;
 mod models;
 mod open;
 mod quantize;
@@ -41,6 +42,9 @@ enum Command {
     Models(models::ModelsCommand),
     /// Write a model as a GGUF file with fewer bits.
     Quantize(quantize::QuantizeArgs),
+    /// Work with LoRA adapters.
+    #[command(subcommand)]
+    Lora(lora::LoraCommand),
     /// Make or check a folder for a machine without a network.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
@@ -69,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),
         Command::Quantize(args) => quantize::run(args),
+        Command::Lora(command) => lora::run(command),
         Command::Bundle(command) => bundle::run(command),
         Command::Keys(command) => keys::run(command),
         Command::Data(command) => data::run(command),

@@ -11,9 +11,9 @@ use hearth_models::{Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
-use crate::config::Config;
+use crate::config::{Config, Speculate};
 use crate::registry::hub::{self, Bars, HubOptions};
-use crate::registry::offer::{self, Offered, Place, Refused, Terms, Wanted};
+use crate::registry::offer::{self, Offered, Opened, Place, Refused, Terms, Wanted};
 use crate::registry::source::ModelSource;
 use crate::registry::{Bounds, LoadError, Registry, builtin, plan};
 
@@ -57,9 +57,14 @@ pub(super) fn offer(
     compute: &Compute,
     hub: &HubOptions,
 ) -> Result<Offer, Failure> {
-    let budget_bytes = config.memory.budget_bytes.or_else(plan::budget);
+    let budget_bytes = config.memory.budget_bytes.or_else(|| plan::budget(compute));
     let (plan, mix) = (config.plan, config.quantize);
-    let terms = Terms { compute: compute.clone(), plan, mix, budget_bytes };
+    let lookup = config.speculate == Speculate::Ngram;
+    let draft = match &config.speculate {
+        Speculate::Draft(name) => Some(place(ModelSource::parse(name)?, hub)?),
+        Speculate::Off | Speculate::Ngram => None,
+    };
+    let terms = Terms { compute: compute.clone(), plan, mix, lookup, draft, budget_bytes };
     let mut wanted = named_models(config, hub)?;
     let named = wanted.len();
     wanted.extend(models_of_folder(config, &wanted)?);
@@ -94,6 +99,12 @@ pub(super) fn offer(
                 }
             }
         }
+    }
+    let writes = |(_, one): &&(bool, Offered)| matches!(one.opened, Opened::Text(_));
+    let count = offered.iter().filter(writes).count();
+    if matches!(config.speculate, Speculate::Draft(_)) && count != 1 {
+        let text = format!("--draft-model guesses for one language model, and {count} are offered");
+        return Err(text.into());
     }
     let models = at_start(config, offered, budget_bytes)?;
     Ok(Offer { models, refused, budget_bytes })
@@ -137,13 +148,16 @@ fn named_models(config: &Config, hub: &HubOptions) -> Result<Vec<Wanted>, Failur
         // A folder of the hub's cache is named after a commit: nobody would ask for that.
         let hub_name = matches!(source, ModelSource::Hub(_)).then(|| name.clone());
         let id = config.aliases.get(index).cloned().or(hub_name);
-        let place = match source {
-            ModelSource::Builtin => Place::Builtin,
-            source => Place::Path(path_of(source, hub)?),
-        };
-        Ok(Wanted { id, place })
+        Ok(Wanted { id, place: place(source, hub)? })
     };
     names(config)?.iter().enumerate().map(wanted).collect()
+}
+
+fn place(source: ModelSource, hub: &HubOptions) -> Result<Place, Failure> {
+    Ok(match source {
+        ModelSource::Builtin => Place::Builtin,
+        source => Place::Path(path_of(source, hub)?),
+    })
 }
 
 /// The models of the folder, those left out that were named.
@@ -179,10 +193,21 @@ pub(super) fn serve(config: &Config, offer: Offer) -> Result<Registry, Failure> 
     let registry = registry.with_refused(offer.refused);
     let aliases = config.model_aliases.clone();
     let registry = registry.with_aliases(aliases).map_err(|e| format!("--model-alias: {e}"))?;
+    let registry = with_loras(registry, config)?;
     for id in first {
         with_bar(|progress| registry.load_blocking(&id, progress))?;
     }
     Ok(registry)
+}
+
+/// The adapters that are named. What is not there is told now, what is in it when it is read.
+fn with_loras(registry: Registry, config: &Config) -> Result<Registry, Failure> {
+    let loras = config.loras.clone();
+    if let Some((_, id, path)) = loras.iter().find(|(_, _, path)| !path.exists()) {
+        return Err(format!("--lora: {id}: there is no {}", path.display()).into());
+    }
+    let registry = registry.with_adapters(config.lora_bytes, loras);
+    registry.map_err(|e| format!("--lora: {e}").into())
 }
 
 /// What is named: by the configuration, or where it names nothing, not even a folder, the model
@@ -196,10 +221,12 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Threads and device.
+/// Threads and device, which stores K and V as was asked.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
-    Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}").into())
+    let compute = Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}"))?;
+    compute.check_kv(config.plan.kv_dtype).map_err(|e| format!("--kv-dtype: {e}"))?;
+    Ok(compute)
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.

@@ -4,14 +4,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hearth_kernels::{Pool, pool};
-use hearth_models::Export;
 use hearth_models::weights::Mix;
+use hearth_models::{Export, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, open};
 use crate::registry;
-use crate::registry::hub::HubOptions;
-use crate::registry::source::ModelSource;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct QuantizeArgs {
@@ -32,35 +30,61 @@ pub(super) struct QuantizeArgs {
     threads: Option<usize>,
 }
 
-fn mix(name: &str) -> Result<Mix, String> {
+pub(super) fn mix(name: &str) -> Result<Mix, String> {
     Mix::named(name).ok_or_else(|| format!("not one of {}", Mix::names()))
 }
 
 pub(super) fn run(args: QuantizeArgs) -> Result<(), Failure> {
-    let output = args.output.display();
-    if args.output.exists() && !args.force {
-        return Err(format!("{output} exists; --force replaces it").into());
-    }
-    if args.output.is_dir() {
-        return Err(format!("{output} is a folder; name the file to write").into());
-    }
-    let path = open::path_of(ModelSource::parse(&args.source)?, &HubOptions::from_env())?;
-    let file = hearth_models::open(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    if file.weights().files().any(|source| same(source, &args.output)) {
-        return Err(format!("{output} is the source itself").into());
-    }
-    let bar = ProgressBar::new(file.weights().tensor_bytes());
-    let style = ProgressStyle::with_template("  quantising {bar:32} {bytes}/{total_bytes} {eta}");
-    bar.set_style(style.expect("the template is fixed; this is a bug"));
+    let writing = Writing { output: &args.output, force: args.force };
+    writing.check()?;
+    let file = open::named(&args.source, None)?;
+    writing.is_not_of(&file)?;
     let pool = Pool::new(args.threads.unwrap_or_else(pool::default_threads));
-    let export = Export { file: &file, mix: args.mix, pool: &pool };
-    let done = registry::write_gguf(&export, &args.output, &mut |bytes| bar.inc(bytes as u64));
-    bar.finish_and_clear();
-    done?;
+    let export = Export { file: &file, mix: args.mix, pool: &pool, adapters: &[] };
+    writing.write(&export, "quantising")?;
     let (before, after) = (file.weights().file_bytes(), args.output.metadata()?.len());
     let (name, mb) = (args.mix.name(), |bytes: u64| bytes.div_ceil(1 << 20));
+    let output = args.output.display();
     writeln!(io::stdout(), "{output}: {name}, {} MB of {} MB", mb(after), mb(before))?;
     Ok(())
+}
+
+/// A GGUF file that is to be written.
+pub(super) struct Writing<'a> {
+    pub output: &'a Path,
+    /// What is there is replaced.
+    pub force: bool,
+}
+
+impl Writing<'_> {
+    /// Before anything is read.
+    pub fn check(&self) -> Result<(), Failure> {
+        let output = self.output.display();
+        match (self.output.exists(), self.output.is_dir()) {
+            (_, true) => Err(format!("{output} is a folder; name the file to write").into()),
+            (true, _) if !self.force => Err(format!("{output} exists; --force replaces it").into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A model is not written over itself.
+    pub fn is_not_of(&self, file: &ModelFile) -> Result<(), Failure> {
+        match file.weights().files().any(|source| same(source, self.output)) {
+            true => Err(format!("{} is the source itself", self.output.display()).into()),
+            false => Ok(()),
+        }
+    }
+
+    /// With a bar on the terminal that says `what`.
+    pub fn write(&self, export: &Export<'_>, what: &str) -> Result<(), Failure> {
+        let bar = ProgressBar::new(export.file.weights().tensor_bytes());
+        let style = format!("  {what} {{bar:32}} {{bytes}}/{{total_bytes}} {{eta}}");
+        let style = ProgressStyle::with_template(&style);
+        bar.set_style(style.expect("the template is fixed; this is a bug"));
+        let done = registry::write_gguf(export, self.output, &mut |bytes| bar.inc(bytes as u64));
+        bar.finish_and_clear();
+        Ok(done?)
+    }
 }
 
 /// Whether two paths lead to one file.

@@ -13,6 +13,7 @@ use crate::auth::Keyring;
 use crate::config::{Config, RawConfig};
 use crate::files::{Files, Quota};
 use crate::history::History;
+use crate::jobs::Batches;
 use crate::pipeline::Pipeline;
 use crate::registry::hub::HubOptions;
 use crate::registry::offer::ModelBounds;
@@ -46,9 +47,10 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let quota = Quota { project_bytes_max: config.files_quota_bytes };
     let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
-    let history = Arc::new(History::new(store));
+    let history = Arc::new(History::new(Arc::clone(&store)));
     history.fail_interrupted()?;
-    let rooms = Rooms { keyring, history, files };
+    let batches = Arc::new(Batches::open(store, Arc::clone(&files))?);
+    let rooms = Rooms { keyring, history, files, batches };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))

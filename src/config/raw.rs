@@ -52,7 +52,8 @@ pub struct ModelArgs {
     /// `hearth quantize --type` takes).
     #[arg(long, env = "HEARTH_QUANTIZE")]
     pub quantize: Option<String>,
-    /// Element type of stored keys and values: f16, bf16 or f32 (default: f16).
+    /// Element type of stored keys and values: f16, bf16, f32, or q8_0 (bytes, half the memory of
+    /// f16) on the CPU (default: f16).
     #[arg(long, env = "HEARTH_KV_DTYPE")]
     pub kv_dtype: Option<String>,
 }
@@ -69,6 +70,15 @@ pub struct EngineArgs {
     /// Rows of one forward pass (default: 512).
     #[arg(long, env = "HEARTH_BATCH_TOKENS")]
     pub batch_tokens: Option<usize>,
+    /// How answers are guessed ahead, which makes them faster and changes no token: off, ngram
+    /// (what they quote from the prompt and from themselves) or draft (a smaller model) (default:
+    /// off, or draft where --draft-model names one).
+    #[arg(long, env = "HEARTH_SPECULATE")]
+    pub speculate: Option<String>,
+    /// Smaller model with the same vocabulary that guesses for the one that is served; named as
+    /// --model is.
+    #[arg(long, env = "HEARTH_DRAFT_MODEL")]
+    pub draft_model: Option<String>,
 }
 
 /// How many requests there may be, and how long they wait.
@@ -130,6 +140,14 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_MODEL_ALIAS")]
     #[serde(deserialize_with = "one_or_many")]
     pub model_alias: Vec<String>,
+    /// LoRA adapter to serve, as `ID=PATH` (a PEFT folder or a GGUF file), or `MODEL:ID=PATH` where
+    /// several models are served; repeat for several. It is read when it is asked for first.
+    #[arg(long, env = "HEARTH_LORA")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub lora: Vec<String>,
+    /// Memory that adapters may take while nobody uses them, besides the models (default: 1G).
+    #[arg(long, env = "HEARTH_LORA_MEMORY")]
+    pub lora_memory: Option<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
     pub host: Option<String>,
@@ -224,6 +242,8 @@ impl RawConfig {
                     false => server.alias,
                 },
                 model_alias: list(server.model_alias, file.server.model_alias),
+                lora: list(server.lora, file.server.lora),
+                lora_memory: server.lora_memory.or(file.server.lora_memory),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
                 data_dir: server.data_dir.or(file.server.data_dir),
@@ -245,6 +265,8 @@ impl RawConfig {
             engine: EngineArgs {
                 ctx_size: engine.ctx_size.or(file.engine.ctx_size),
                 batch_tokens: engine.batch_tokens.or(file.engine.batch_tokens),
+                speculate: engine.speculate.or(file.engine.speculate),
+                draft_model: engine.draft_model.or(file.engine.draft_model),
             },
             memory: MemoryArgs {
                 memory_budget: memory.memory_budget.or(file.memory.memory_budget),
@@ -328,7 +350,8 @@ mod tests {
         let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
             quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
-            model-alias = \"x=a\"\nhost = \"::1\"\n\
+            speculate = \"draft\"\ndraft-model = \"d\"\n\
+             model-alias = \"x=a\"\nlora = \"y=b\"\nlora-memory = \"1G\"\nhost = \"::1\"\n\
             port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
+use hearth_models::{Adapter, LoraSlot, Model};
 use tokio::sync::mpsc;
 
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
@@ -21,6 +22,18 @@ use crate::types::{
 
 /// Rows of one step whose logits are read for the scoring of prompts.
 pub const SCORE_CHUNK: usize = 64;
+/// Rows of one step whose tokens are only proposed.
+pub const PROPOSED_ROWS: usize = 32;
+
+/// A weighted list of adapters and the number that stands for it: never used twice, so whoever
+/// holds the list keeps what it began with, whatever is loaded or replaced meanwhile.
+#[derive(Debug)]
+pub struct AdapterSet {
+    /// From 1 on.
+    pub slot: LoraSlot,
+    /// The adapters; the engine does not look into them.
+    pub parts: Vec<(Arc<Adapter>, f32)>,
+}
 
 /// One sequence to generate.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +58,11 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// What the answer must look like.
     pub grammar: Option<Arc<dyn Grammar>>,
-    /// With whom it shares the prefixes that are cached.
+    /// What the answer is expected to be: it comes faster where that is right, and is the same.
+    pub expected: Arc<[TokenId]>,
+    /// With what adapters it runs; `None` is the base model.
+    pub adapters: Option<Arc<AdapterSet>>,
+    /// With whom it shares the prefixes that are cached; what it says of adapters does not count.
     pub scope: CacheScope,
     /// Who asks.
     pub tenant: Tenant,
@@ -54,10 +71,16 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// Keys and values of different adapters are different ones.
+    pub(super) fn scope(&self) -> CacheScope {
+        let adapter = self.adapters.as_ref().map_or(0, |adapters| adapters.slot.0);
+        CacheScope { adapter, ..self.scope }
+    }
+
     /// Two answers to one prompt, which is computed once for both.
     fn shares_prompt_with(&self, other: &Self) -> bool {
         let wants =
-            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope, r.tenant, r.priority);
+            |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope(), r.tenant, r.priority);
         wants(self) == wants(other) && self.prompt == other.prompt
     }
 }
@@ -88,6 +111,8 @@ pub enum Event {
         id: TokenId,
         /// Present when asked for.
         logprobs: Option<Logprobs>,
+        /// It was expected there.
+        expected: bool,
     },
     /// The end.
     Finished {
@@ -162,6 +187,32 @@ pub struct Limits {
     pub queue_timeout: Option<Duration>,
 }
 
+/// What guesses how answers go on. A right guess saves a step, and none changes a token. Answers
+/// under a grammar go on alone: what may come next is known one token at a time.
+#[derive(Default)]
+pub struct Speculation {
+    /// Answers are read for what they quote.
+    pub lookup: bool,
+    /// A model that guesses.
+    pub draft: Option<DraftModel>,
+    /// What a guess costs, as a part of a token; `None`: as it is measured.
+    pub price: Option<f64>,
+}
+
+/// A smaller model with the vocabulary of the one that answers.
+pub struct DraftModel {
+    /// Its weights.
+    pub model: Box<dyn Model>,
+    /// Its context and its KV blocks; the rest is of no meaning.
+    pub limits: Limits,
+}
+
+impl Speculation {
+    pub(super) fn is_on(&self) -> bool {
+        self.lookup || self.draft.is_some()
+    }
+}
+
 /// Counters and gauges that the engine publishes after every step.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -183,10 +234,15 @@ pub struct Stats {
     pub requests: AtomicU64,
     /// Tokens of the prompts that were admitted.
     pub prompt_tokens: AtomicU64,
-    /// Rows of all forward passes; more than prompts and answers when sequences were preempted.
+    /// Rows of all forward passes; more than prompts and answers when sequences were preempted, or
+    /// proposals were wrong.
     pub computed_tokens: AtomicU64,
     /// Tokens generated.
     pub generated_tokens: AtomicU64,
+    /// Tokens of answers that were proposed and computed before they were chosen.
+    pub proposed_tokens: AtomicU64,
+    /// Those of them that were right.
+    pub accepted_tokens: AtomicU64,
     /// Forward passes.
     pub steps: AtomicU64,
     /// Sequences whose blocks were taken away and computed again later.
@@ -389,7 +445,8 @@ impl EngineHandle {
             return Err(SubmitError::TooLong { prompt, max_tokens: request.max_tokens, max });
         }
         let biased = request.logit_bias.iter().map(|(id, _)| id);
-        let mut named = request.prompt.iter().chain(biased).chain(request.stop_ids.iter());
+        let named = request.prompt.iter().chain(biased).chain(request.stop_ids.iter());
+        let mut named = named.chain(request.expected.iter());
         match named.find(|&&id| id as usize >= self.limits.vocab_len) {
             Some(&id) => Err(SubmitError::UnknownToken(id)),
             None => Ok(()),

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hearth_models::{Pick, RowOutput};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::grammar::{Allowed, Guide, Masks};
 use super::handle::{Event, GenerateRequest, Logprobs, Submission};
+use super::lookup::Lookup;
 use super::sampler::{History, Sampler};
 use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
 
@@ -20,6 +22,10 @@ pub(super) struct Live {
     guide: Option<Guide>,
     /// Logits whose grammar did not know yet what may come.
     held: Option<Vec<f32>>,
+    /// What may come next, read out of what came before; where that is wanted, from the first token
+    /// on.
+    lookup: Option<Lookup>,
+    reads: bool,
     generated: usize,
     prompt_logprobs: Vec<Logprobs>,
     /// Prompt tokens that were found in the prefix cache; `None` until the prompt is computed.
@@ -42,14 +48,25 @@ pub(super) enum Choice {
     Later,
 }
 
+impl Choice {
+    /// The answer goes on, and as it was proposed: the next row is of its text.
+    pub fn goes_on_with(&self, proposed: Option<&TokenId>) -> bool {
+        matches!(self, Self::Token(token) if token.end.is_none() && Some(&token.id) == proposed)
+    }
+}
+
 /// A token that was chosen.
 pub(super) struct Sampled {
     pub id: TokenId,
     pub logprobs: Option<Logprobs>,
+    /// The client expected it here.
+    pub expected: bool,
+    /// The answer ends with it, because of this.
+    pub end: Option<FinishReason>,
 }
 
 impl Live {
-    pub fn new(submission: Submission, masks: &Masks) -> Self {
+    pub fn new(submission: Submission, masks: &Masks, reads: bool) -> Self {
         let Submission { id: _, request, events, stopped, arrived, deadline: _ } = submission;
         let history = History::new(&request);
         let guide = request.grammar.as_deref().map(|grammar| Guide::new(grammar, masks));
@@ -60,6 +77,8 @@ impl Live {
             history,
             guide,
             held: None,
+            lookup: None,
+            reads,
             generated: 0,
             prompt_logprobs: Vec::new(),
             cached: None,
@@ -129,8 +148,35 @@ impl Live {
         first
     }
 
+    /// How the device may choose the token so many places ahead; `None` where the choice needs
+    /// what only the host has: a grammar, what else was probable.
+    pub fn pick(&self, ahead: usize, vocab_len: usize) -> Option<Pick> {
+        let request = &self.request;
+        if request.logprobs.is_some() || self.guide.is_some() || (ahead > 0 && self.edits_tokens())
+        {
+            return None;
+        }
+        let position = self.generated + ahead;
+        Some(Pick {
+            params: request.sampling,
+            edits: self.history.edits(request, position, vocab_len),
+            seed: request.seed,
+            position: position as u64,
+            vocab_len,
+        })
+    }
+
+    /// What is chosen depends on the tokens before it beyond their logits.
+    fn edits_tokens(&self) -> bool {
+        self.history.is_wanted()
+    }
+
     /// Chooses the next token. Logits that come before their grammar are kept.
-    pub fn sample(&mut self, logits: &[f32], sampler: &mut Sampler) -> Choice {
+    pub fn sample(&mut self, row: RowOutput<'_>, sampler: &mut Sampler) -> Choice {
+        let logits = match row {
+            RowOutput::Logits(logits) => logits,
+            RowOutput::Chosen(id) => return self.chosen(id, None),
+        };
         let choice = self.choose(logits, sampler, Duration::ZERO);
         if matches!(choice, Choice::Later) {
             self.held = Some(logits.to_vec());
@@ -172,27 +218,64 @@ impl Live {
             },
         };
         let id = sampler.sample(logits, &self.request, &self.history, self.generated, mask);
+        let logprobs = self.request.logprobs.zip(id);
+        let logprobs = logprobs.map(|(top, id)| sampler.logprobs(logits, id, top));
+        self.chosen(id, logprobs)
+    }
+
+    fn chosen(&mut self, id: Option<TokenId>, logprobs: Option<Logprobs>) -> Choice {
         let Some(id) = id else {
             return Choice::Stuck("the model's output leaves no token to choose".to_owned());
         };
-        let logprobs = self.request.logprobs.map(|top| sampler.logprobs(logits, id, top));
-        Choice::Token(Sampled { id, logprobs })
+        let (expected, end) = self.take(id);
+        Choice::Token(Sampled { id, logprobs, expected, end })
     }
 
-    /// Sends a token; says whether it was the last.
-    pub fn emit(&mut self, token: Sampled, now: Instant) -> Option<FinishReason> {
-        self.answered.get_or_insert(now);
+    /// The answer has one more token: whether it was expected, and whether it is the last.
+    fn take(&mut self, id: TokenId) -> (bool, Option<FinishReason>) {
         self.generated += 1;
-        self.history.push(token.id);
-        let stops = self.request.stop_ids.contains(&token.id);
-        self.send(Event::Token { id: token.id, logprobs: token.logprobs });
-        if stops {
-            return Some(FinishReason::Stop);
+        self.history.push(id);
+        if self.reads && self.lookup.is_none() {
+            self.lookup = Some(Lookup::new(&self.request.expected, &self.request.prompt));
+        }
+        let expected = self.lookup.as_mut().is_some_and(|lookup| lookup.push(id));
+        if self.request.stop_ids.contains(&id) {
+            return (expected, Some(FinishReason::Stop));
         }
         if let Some(guide) = &mut self.guide {
-            guide.advance(token.id);
+            guide.advance(id);
         }
-        (self.generated >= self.request.max_tokens).then_some(FinishReason::Length)
+        let full = self.generated >= self.request.max_tokens;
+        (expected, full.then_some(FinishReason::Length))
+    }
+
+    /// Tokens that may come next, as long as they are right more often than `price`.
+    pub fn propose(&self, price: f64, max: usize) -> Vec<TokenId> {
+        self.lookup.as_ref().map_or_else(Vec::new, |lookup| lookup.propose(price, max))
+    }
+
+    /// Proposals that are of use: the row of its newest token yields one more token in any case.
+    pub fn proposals_max(&self) -> usize {
+        let left = (self.request.max_tokens - self.generated).saturating_sub(1);
+        if self.guide.is_none() { left } else { 0 }
+    }
+
+    /// What this answer would choose out of the logits of another model, so many tokens ahead.
+    pub fn would_choose(
+        &self,
+        ahead: usize,
+        logits: &[f32],
+        sampler: &mut Sampler,
+    ) -> Option<TokenId> {
+        let position = self.generated + ahead;
+        sampler.sample(logits, &self.request, &self.history, position, None)
+    }
+
+    /// Sends a token.
+    pub fn emit(&mut self, token: Sampled, now: Instant) {
+        self.answered.get_or_insert(now);
+        let Sampled { id, logprobs, expected, end: _ } = token;
+        self.send(Event::Token { id, logprobs, expected });
     }
 
     pub fn finish(&self, reason: FinishReason) {

@@ -4,14 +4,21 @@
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
 
+#[cfg(test)]
+mod adapter_tests;
+mod draft;
 mod grammar;
 pub mod handle;
 mod live;
+mod lookup;
 mod queue;
 mod runner;
 mod sampler;
 #[cfg(test)]
 mod shared_tests;
+mod speculate;
+#[cfg(test)]
+mod speculate_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,10 +30,13 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hearth_models::{KvDType, Model};
+use hearth_models::{KvDType, Model, RowOutput};
 
+use self::draft::Draft;
 use self::grammar::Masks;
-use self::handle::{Command, Door, EngineHandle, Limits, SCORE_CHUNK, Stats, Submission};
+use self::handle::{
+    Command, Door, EngineHandle, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats, Submission,
+};
 use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
 use self::sampler::Sampler;
@@ -38,16 +48,21 @@ pub fn spawn(
     model: Box<dyn Model>,
     kv_dtype: KvDType,
     limits: Limits,
+    mut speculation: Speculation,
 ) -> Result<(EngineHandle, JoinHandle<()>), hearth_models::Error> {
     let runner = Runner::new(model, &limits, kv_dtype)?;
     let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
     let masks = Masks::spawn().map_err(no_thread)?;
     let (handle, commands) = EngineHandle::new(limits);
+    let config = scheduler_config(handle.limits(), &speculation);
+    let draft = speculation.draft.take().map(|draft| Draft::new(draft, kv_dtype)).transpose()?;
     let engine = Engine {
         runner,
-        scheduler: Scheduler::new(scheduler_config(handle.limits())),
+        scheduler: Scheduler::new(config),
         sampler: Sampler::new(handle.limits().vocab_len),
         masks,
+        lookup: speculation.lookup,
+        draft,
         live: BTreeMap::new(),
         commands,
         stats: Arc::clone(handle.stats()),
@@ -63,13 +78,15 @@ pub fn spawn(
     Ok((handle, thread))
 }
 
-fn scheduler_config(limits: &Limits) -> SchedulerConfig {
+fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConfig {
     SchedulerConfig {
         block_count: limits.kv_blocks,
         block_len: limits.block_len,
         batch_tokens: limits.batch_tokens,
         running_len: limits.running_len,
         score_chunk: SCORE_CHUNK,
+        proposed_rows: if speculation.is_on() { PROPOSED_ROWS } else { 0 },
+        price: speculation.price,
         target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
@@ -79,6 +96,9 @@ struct Engine {
     scheduler: Scheduler,
     sampler: Sampler,
     masks: Masks,
+    /// Answers are read for what they quote, not only for what their clients expect.
+    lookup: bool,
+    draft: Option<Draft>,
     /// Every sequence that waits or runs.
     live: BTreeMap<SeqId, Live>,
     commands: Receiver<Command>,
@@ -118,7 +138,8 @@ impl Engine {
     fn step(&mut self) {
         self.drop_closed();
         let started = Instant::now();
-        let batch = self.scheduler.schedule(started - self.started);
+        let proposals = self.propose();
+        let batch = self.scheduler.schedule(started - self.started, &proposals);
         self.expire(&batch);
         self.begin(&batch);
         match self.compute(&batch) {
@@ -156,6 +177,14 @@ impl Engine {
 
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
+        if let Err(error) = self.hold_adapters(&group) {
+            for submission in group {
+                self.runner.release(submission.id);
+                self.door.leave_queue(submission.request.tenant);
+                Live::new(submission, &self.masks, false).fail(&error.to_string());
+            }
+            return;
+        }
         let leader = &group[0];
         let request = &leader.request;
         self.scheduler.add(NewSequence {
@@ -163,13 +192,22 @@ impl Engine {
             prompt: request.prompt.clone(),
             samples: request.max_tokens > 0,
             score: request.prompt_logprobs.is_some(),
-            scope: request.scope,
+            scope: request.scope(),
             tenant: request.tenant,
             priority: request.priority,
             deadline: leader.deadline.map(|deadline| deadline - self.started),
             forks: group[1..].iter().map(|s| s.id).collect(),
         });
-        self.live.extend(group.into_iter().map(|s| (s.id, Live::new(s, &self.masks))));
+        for submission in group {
+            let reads = self.lookup || !submission.request.expected.is_empty();
+            self.live.insert(submission.id, Live::new(submission, &self.masks, reads));
+        }
+    }
+
+    /// A group runs with one list of adapters.
+    fn hold_adapters(&mut self, group: &[Submission]) -> Result<(), hearth_models::Error> {
+        let mut held = group.iter().filter_map(|s| Some((s.id, s.request.adapters.as_ref()?)));
+        held.try_for_each(|(id, adapters)| self.runner.hold(id, adapters))
     }
 
     /// Sequences that nobody reads any more give their blocks back.
@@ -221,7 +259,9 @@ impl Engine {
     /// The forward pass. A panic in it is an error of this batch.
     fn compute(&mut self, batch: &Batch) -> Result<Logits, String> {
         let (runner, scheduler) = (&mut self.runner, &self.scheduler);
-        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler))) {
+        let (live, vocab_len) = (&self.live, self.sampler.vocab_len());
+        let pick = |id: SeqId, ahead: usize| live.get(&id)?.pick(ahead, vocab_len);
+        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler, pick))) {
             Ok(result) => result.map_err(|e| e.to_string()),
             Err(panic) => Err(panic_message(&*panic)),
         }
@@ -233,7 +273,9 @@ impl Engine {
         for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
             let live = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
             for (position, row) in entry.score.clone().zip(rows.score.clone()) {
-                live.score(position, logits.row(row), &mut self.sampler);
+                if let RowOutput::Logits(logits) = logits.row(row) {
+                    live.score(position, logits, &mut self.sampler);
+                }
             }
             let prompt_is_done = entry.start + entry.rows >= live.prompt_len();
             if prompt_is_done {
@@ -241,13 +283,19 @@ impl Engine {
             }
             for id in entry.ids() {
                 let live = self.live.get_mut(&id).expect("scheduled, so alive; this is a bug");
-                let outcome = match rows.sample {
-                    Some(row) => outcome(live.sample(logits.row(row), &mut self.sampler)),
-                    None => {
-                        (prompt_is_done && live.wants_no_token()).then_some(Outcome::PromptDone)
+                if prompt_is_done && live.wants_no_token() {
+                    outcomes.push((id, Outcome::PromptDone));
+                }
+                // On to the first token that is not as proposed.
+                let mut proposed = entry.proposed.iter();
+                for row in rows.sample.clone() {
+                    let choice = live.sample(logits.row(row), &mut self.sampler);
+                    let goes_on = choice.goes_on_with(proposed.next());
+                    outcomes.extend(outcome(choice).map(|outcome| (id, outcome)));
+                    if !goes_on {
+                        break;
                     }
-                };
-                outcomes.extend(outcome.map(|outcome| (id, outcome)));
+                }
             }
         }
         self.sample_held(batch, &mut outcomes);
@@ -293,6 +341,7 @@ impl Engine {
             Outcome::PromptDone | Outcome::Complete | Outcome::Stuck(_) => None,
         });
         let sampled: Vec<(SeqId, TokenId)> = sampled.collect();
+        self.count_proposals(batch, &sampled);
         self.scheduler.update(batch, &sampled, took.as_secs_f64() * 1e3);
     }
 
@@ -303,7 +352,9 @@ impl Engine {
             let end = match outcome {
                 Outcome::Token(token) => {
                     self.stats.generated_tokens.fetch_add(1, Ordering::Relaxed);
-                    live.emit(token, Instant::now())
+                    let end = token.end;
+                    live.emit(token, Instant::now());
+                    end
                 }
                 Outcome::PromptDone => Some(FinishReason::Length),
                 Outcome::Complete => Some(FinishReason::Stop),
@@ -352,6 +403,8 @@ impl Engine {
     /// Frees what a sequence holds, and its place in the counts.
     fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
+        self.draft.iter_mut().for_each(|draft| draft.forget(id));
+        self.runner.release(id);
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         let cached = self.scheduler.pool().idle_count();
         self.stats.kv_blocks_cached.store(cached, Ordering::Release);

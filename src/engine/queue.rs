@@ -22,10 +22,13 @@ pub(super) struct WaitingRoom {
 struct Party {
     waiting: usize,
     weight: u32,
+    background: bool,
 }
 
 /// Part of the places that is kept for tenants of whom nobody waits yet.
 const KEPT: usize = 8;
+/// Part of the places that work in the background may fill.
+const BACKGROUND: usize = 4;
 /// What is told to a client that was refused, at least and at most.
 const RETRY_S_MIN: u64 = 1;
 const RETRY_S_MAX: u64 = 60;
@@ -39,15 +42,20 @@ impl WaitingRoom {
     pub fn enter(&mut self, tenant: Tenant, count: usize) -> Result<usize, usize> {
         let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
         // Those without a key are one tenant, and may be the only one.
-        let kept = if own > 0 && tenant.id != 0 { self.places / KEPT } else { 0 };
+        let kept = match own {
+            1.. if tenant.background => self.places - self.places / BACKGROUND,
+            1.. if tenant.id != 0 => self.places / KEPT,
+            _ => 0,
+        };
         if self.waiting + count > self.places - kept {
             return Err(self.waiting);
         }
         let before = self.before(tenant);
         self.waiting += count;
         let weight = tenant.weight.max(1);
-        let party = self.tenants.entry(tenant.id).or_insert(Party { waiting: 0, weight });
-        *party = Party { waiting: party.waiting + count, weight };
+        let waiting = own + count;
+        let party = Party { waiting, weight, background: tenant.background };
+        self.tenants.insert(tenant.id, party);
         Ok(before)
     }
 
@@ -73,7 +81,12 @@ impl WaitingRoom {
         let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
         let turns = |party: &Party| own * party.weight as usize / tenant.weight.max(1) as usize;
         let others = self.tenants.iter().filter(|(id, _)| **id != tenant.id);
-        own + others.map(|(_, party)| party.waiting.min(turns(party))).sum::<usize>()
+        let before = others.map(|(_, party)| match (party.background, tenant.background) {
+            (true, false) => 0,
+            (false, true) => party.waiting,
+            _ => party.waiting.min(turns(party)),
+        });
+        own + before.sum::<usize>()
     }
 }
 
@@ -115,6 +128,18 @@ mod tests {
         assert_eq!(room.len(), 14);
         assert_eq!(room.enter(tenant(2, 1), 2), Ok(0));
         assert_eq!(room.enter(tenant(3, 1), 1), Err(16));
+    }
+
+    #[test]
+    fn work_in_the_background_fills_a_quarter_and_comes_in_whole_when_nothing_of_it_waits() {
+        let mut room = WaitingRoom::new(16);
+        let background = tenant(1, 1).in_background();
+        while room.enter(background, 1).is_ok() {}
+        assert_eq!(room.len(), 4);
+        assert_eq!(room.enter(tenant(1, 1), 4), Ok(0));
+        assert_eq!(room.enter(tenant(1, 1), 4), Ok(4), "its own, and none of the work");
+        let mut room = WaitingRoom::new(16);
+        assert_eq!(room.enter(background, 16), Ok(0), "sixteen answers to one prompt");
     }
 
     #[test]

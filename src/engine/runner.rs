@@ -1,11 +1,13 @@
 //! From a scheduler's batch to a model's batch, and back to logits. No decisions.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hearth_models::{ForwardBatch, KvDType, KvStore, Model};
+use hearth_models::{ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pick, RowOutput};
 
-use super::handle::Limits;
+use super::handle::{AdapterSet, Limits};
 use crate::scheduler::{Batch, Scheduler};
+use crate::types::SeqId;
 
 /// The model and its KV.
 pub(super) struct Runner {
@@ -13,11 +15,15 @@ pub(super) struct Runner {
     kv: KvStore,
     block_len: usize,
     block_count: usize,
+    /// What each sequence with adapters runs with.
+    slots: BTreeMap<SeqId, LoraSlot>,
+    /// Sequences of each slot that the model knows.
+    holders: BTreeMap<LoraSlot, usize>,
 }
 
-/// Logits of the rows that a batch wanted. `[rows, vocab]`
+/// What became of the rows that a batch wanted.
 pub(super) struct Logits {
-    values: Vec<f32>,
+    output: Output,
     vocab_len: usize,
     /// One for each entry of the batch.
     pub entries: Vec<EntryRows>,
@@ -27,14 +33,14 @@ pub(super) struct Logits {
 pub(super) struct EntryRows {
     /// Rows of its scored positions.
     pub score: Range<usize>,
-    /// Row of its last position, when a token is wanted.
-    pub sample: Option<usize>,
+    /// Rows from which a token is wanted: of its newest token, and of those that are proposed.
+    pub sample: Range<usize>,
 }
 
 impl Logits {
-    /// One row. `[vocab]`
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.vocab_len..(row + 1) * self.vocab_len]
+    /// One row: its logits, or the token that was chosen from them.
+    pub fn row(&self, row: usize) -> RowOutput<'_> {
+        self.output.row(row, self.vocab_len)
     }
 }
 
@@ -46,14 +52,44 @@ impl Runner {
     ) -> Result<Self, hearth_models::Error> {
         let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
         let kv = model.kv_store(geometry)?;
-        Ok(Self { model, kv, block_len: limits.block_len, block_count: limits.kv_blocks })
+        Ok(Self {
+            model,
+            kv,
+            block_len: limits.block_len,
+            block_count: limits.kv_blocks,
+            slots: BTreeMap::new(),
+            holders: BTreeMap::new(),
+        })
     }
 
-    /// One forward pass.
+    /// The sequence runs with these adapters until it is released.
+    pub fn hold(&mut self, id: SeqId, adapters: &AdapterSet) -> Result<(), hearth_models::Error> {
+        if !self.holders.contains_key(&adapters.slot) {
+            self.model.put_adapters(adapters.slot, &adapters.parts)?;
+        }
+        *self.holders.entry(adapters.slot).or_default() += 1;
+        self.slots.insert(id, adapters.slot);
+        Ok(())
+    }
+
+    /// The sequence is gone; its adapters with the last one that runs with them.
+    pub fn release(&mut self, id: SeqId) {
+        let Some(slot) = self.slots.remove(&id) else { return };
+        let holders = self.holders.entry(slot).or_default();
+        *holders = holders.saturating_sub(1);
+        if *holders == 0 {
+            self.holders.remove(&slot);
+            self.model.drop_adapters(slot);
+        }
+    }
+
+    /// One forward pass. `pick` says how a sequence chooses its token so many rows ahead, where the
+    /// device may do it.
     pub fn run(
         &mut self,
         batch: &Batch,
         scheduler: &Scheduler,
+        pick: impl Fn(SeqId, usize) -> Option<Pick>,
     ) -> Result<Logits, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
         for &(from, to) in &batch.copies {
@@ -61,11 +97,12 @@ impl Runner {
         }
         let (forward, entries) = self.pack(batch, scheduler);
         if forward.row_count() == 0 {
-            return Ok(Logits { values: Vec::new(), vocab_len, entries });
+            return Ok(Logits { output: Output::default(), vocab_len, entries });
         }
         forward.check(vocab_len, self.block_len, self.block_count)?;
-        let values = self.model.forward(&forward, &mut self.kv)?;
-        Ok(Logits { values, vocab_len, entries })
+        let picks = picks(batch, &entries, forward.logit_rows.len(), pick);
+        let output = self.model.step(&forward, &mut self.kv, &picks)?;
+        Ok(Logits { output, vocab_len, entries })
     }
 
     fn pack(&self, batch: &Batch, scheduler: &Scheduler) -> (ForwardBatch, Vec<EntryRows>) {
@@ -73,24 +110,45 @@ impl Runner {
         let mut entries = Vec::with_capacity(batch.entries.len());
         for entry in &batch.entries {
             let seq = scheduler.running(entry.id).expect("scheduled, so running; this is a bug");
-            let end = entry.start + entry.rows;
+            let certain = entry.start + entry.rows - entry.proposed.len();
+            let tokens = [&seq.tokens()[entry.start..certain], &entry.proposed].concat();
             let table = seq.blocks().iter().map(|b| b.0).collect();
             let base = forward.row_count();
-            forward.push(&seq.tokens()[entry.start..end], entry.start, table, self.block_len);
+            forward.push(&tokens, entry.start, table, self.block_len);
+            forward.run_last_with(self.slots.get(&entry.id).copied());
             let logits = &mut forward.logit_rows;
             let first = logits.len();
             logits
                 .extend(entry.score.clone().map(|position| (base + position - entry.start) as u32));
             let score = first..logits.len();
-            let last = (base + entry.rows - 1) as u32;
-            let sample = entry.samples.then(|| {
-                if logits.last() != Some(&last) {
-                    logits.push(last);
-                }
-                logits.len() - 1
-            });
+            let newest = (base + certain - entry.start - 1) as u32;
+            let first = logits.len() - usize::from(logits.last() == Some(&newest));
+            if entry.samples {
+                logits.truncate(first); // it may be a scored row too
+                logits.extend(newest..(base + entry.rows) as u32);
+            }
+            let sample = if entry.samples { first..logits.len() } else { first..first };
             entries.push(EntryRows { score, sample });
         }
         (forward, entries)
     }
+}
+
+/// How tokens are chosen, row by row. Rows that are scored, or that several sequences choose from,
+/// are read out.
+fn picks(
+    batch: &Batch,
+    entries: &[EntryRows],
+    row_count: usize,
+    pick: impl Fn(SeqId, usize) -> Option<Pick>,
+) -> Vec<Option<Pick>> {
+    let mut picks = vec![None; row_count];
+    for (entry, rows) in batch.entries.iter().zip(entries).filter(|(e, _)| e.forks.is_empty()) {
+        for (ahead, row) in rows.sample.clone().enumerate() {
+            if !rows.score.contains(&row) {
+                picks[row] = pick(entry.id, ahead);
+            }
+        }
+    }
+    picks
 }

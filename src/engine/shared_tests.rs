@@ -53,6 +53,17 @@ fn a_long_conversation_and_its_cached_turns_are_bitwise_the_same() {
 }
 
 #[test]
+fn every_equality_holds_with_keys_and_values_in_bytes() {
+    STORED.set(KvDType::Q8_0);
+    batch_equals_single();
+    chunked_equals_whole();
+    preempted_equals_not();
+    a_cached_prefix_changes_nothing_but_the_usage();
+    a_long_conversation_and_its_cached_turns_are_bitwise_the_same();
+    forks_are_bitwise_what_they_are_alone_and_their_prompt_is_computed_once();
+}
+
+#[test]
 fn tenants_that_are_apart_share_no_prefix() {
     let (handle, _thread) = engine(limits());
     let cached = |tenant| {

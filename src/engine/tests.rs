@@ -1,10 +1,12 @@
 //! The engine on a random in-memory model: what a sequence yields depends on nothing but itself.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::Pool;
 use hearth_kernels::quant::DType;
+use hearth_models::{Adapter, LoraSlot, Output, Pick};
 use hearth_models::{Compute, Error, ForwardBatch, KvGeometry, ModelConfig, tiny};
 
 use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams, SubmitError};
@@ -29,20 +31,33 @@ impl Model for Faulty {
         self.0.kv_store(geometry)
     }
 
-    fn forward(
+    fn step(
         &self,
         batch: &ForwardBatch,
         kv: &mut hearth_models::KvStore,
-    ) -> Result<Vec<f32>, Error> {
+        picks: &[Option<Pick>],
+    ) -> Result<Output, Error> {
         assert!(!batch.tokens.contains(&PANIC), "asked to");
-        let mut logits = self.0.forward(batch, kv)?;
+        let mut logits = self.0.step(batch, kv, picks)?.into_logits();
         if batch.tokens.contains(&TOO_FEW) {
             logits.truncate(1);
         }
         if batch.tokens.contains(&NOT_A_NUMBER) {
             logits.fill(f32::NAN);
         }
-        Ok(logits)
+        Ok(Output::of_logits(logits))
+    }
+
+    fn put_adapters(
+        &mut self,
+        slot: LoraSlot,
+        adapters: &[(Arc<Adapter>, f32)],
+    ) -> Result<(), Error> {
+        self.0.put_adapters(slot, adapters)
+    }
+
+    fn drop_adapters(&mut self, slot: LoraSlot) {
+        self.0.drop_adapters(slot);
     }
 }
 
@@ -68,13 +83,18 @@ pub(super) fn limits() -> Limits {
     }
 }
 
-fn model() -> Box<dyn Model> {
+pub(super) fn model() -> Box<dyn Model> {
     let compute = Compute::Fused(Arc::new(Pool::new(2)));
     tiny::load(&tiny::config(), DType::Q8_0, 7, &compute).unwrap()
 }
 
+thread_local! {
+    /// What the engines of this test store.
+    pub(super) static STORED: Cell<KvDType> = const { Cell::new(KvDType::F16) };
+}
+
 pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
-    spawn(model(), KvDType::F16, limits).unwrap()
+    spawn(model(), STORED.get(), limits, Speculation::default()).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
@@ -100,6 +120,8 @@ pub(super) struct Answer {
     pub(super) tokens: Vec<TokenId>,
     pub(super) logprobs: Vec<Logprobs>,
     pub(super) prompt: Vec<Logprobs>,
+    /// Tokens that the request expected.
+    pub(super) expected: usize,
     pub(super) end: Option<(FinishReason, Usage)>,
     pub(super) failed: Option<String>,
 }
@@ -109,9 +131,10 @@ pub(super) fn collect(mut generation: Generation) -> Answer {
     while let Some(event) = generation.blocking_next() {
         match event {
             Event::Prompt { logprobs, .. } => answer.prompt = logprobs,
-            Event::Token { id, logprobs } => {
+            Event::Token { id, logprobs, expected } => {
                 answer.tokens.push(id);
                 answer.logprobs.extend(logprobs);
+                answer.expected += usize::from(expected);
             }
             Event::Finished { reason, usage, .. } => answer.end = Some((reason, usage)),
             Event::Failed(message) => answer.failed = Some(message),
@@ -138,7 +161,7 @@ fn together(handle: &EngineHandle) -> Vec<Vec<TokenId>> {
 }
 
 #[test]
-fn batch_equals_single() {
+pub(super) fn batch_equals_single() {
     let (handle, _thread) = engine(limits());
     let got = together(&handle);
     assert_eq!(got, alone());
@@ -148,13 +171,13 @@ fn batch_equals_single() {
 }
 
 #[test]
-fn chunked_equals_whole() {
+pub(super) fn chunked_equals_whole() {
     let (handle, _thread) = engine(Limits { batch_tokens: 5, running_len: 3, ..limits() });
     assert_eq!(together(&handle), alone());
 }
 
 #[test]
-fn preempted_equals_not() {
+pub(super) fn preempted_equals_not() {
     let (handle, _thread) = engine(Limits { kv_blocks: 16, ..limits() });
     assert_eq!(together(&handle), alone());
     assert!(handle.stats().preemptions.load(Ordering::Relaxed) > 0, "blocks never ran out");
@@ -277,7 +300,9 @@ fn a_stopped_generation_is_a_finish_not_a_cancellation() {
 
 #[test]
 fn a_panic_fails_its_batch_and_nothing_else() {
-    let (handle, _thread) = spawn(Box::new(Faulty(model())), KvDType::F16, limits()).unwrap();
+    let faulty = Box::new(Faulty(model()));
+    let spawned = spawn(faulty, KvDType::F16, limits(), Speculation::default());
+    let (handle, _thread) = spawned.unwrap();
     let answer = ask(&handle, greedy(&[1, PANIC], 5));
     assert!(answer.failed.unwrap().contains("asked to"));
     let answer = ask(&handle, greedy(&[1, NOT_A_NUMBER], 5));

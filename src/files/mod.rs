@@ -83,17 +83,47 @@ impl Files {
         content: Writing,
     ) -> Result<Value, Error> {
         // Asked twice: before the contents get their name, and when nobody else can take the room.
-        self.store.read(|tx| self.check_room(tx, project, content.bytes()))?;
         let bytes = content.bytes();
-        let document = document(id, new, content)?;
-        let kept = self.store.write(|tx| {
+        self.store.read(|tx| self.check_room(tx, project, bytes))?;
+        self.keep_with(vec![document(id, new, content)?], |tx, files| {
             self.check_room(tx, project, bytes)?;
-            tx.insert(project, Kind::File, &document).map_err(Error::from)
-        });
-        if kept.is_err() {
-            self.blobs.remove(id);
-        }
-        kept.map(|()| document.body)
+            files.iter().try_for_each(|file| tx.insert(project, Kind::File, file))?;
+            Ok(files[0].body.clone())
+        })
+    }
+
+    /// Keeps what was made for a project, in a transaction that does something else besides. A file
+    /// that is there under the same id is one that a killed process did not come to speak of, and
+    /// is overwritten. The quota is not asked: what was worked for is not thrown away, but counts.
+    pub fn keep_made<T>(
+        &self,
+        project: ProjectId,
+        made: Vec<(String, NewFile, Writing)>,
+        besides: impl FnOnce(&Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let named = made.into_iter().map(|(id, new, content)| document(&id, &new, content));
+        self.keep_with(named.collect::<Result<_, _>>()?, |tx, files| {
+            files.iter().try_for_each(|file| tx.insert(project, Kind::File, file))?;
+            besides(tx)
+        })
+    }
+
+    /// Contents that have their name, spoken of in a transaction, or removed.
+    fn keep_with<T>(
+        &self,
+        files: Vec<Document>,
+        keep: impl FnOnce(&Tx<'_>, &[Document]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let kept = self.store.write(|tx| keep(tx, &files));
+        kept.inspect_err(|_| files.iter().for_each(|file| self.blobs.remove(&file.id)))
+    }
+
+    /// Whether a project may have anything more.
+    ///
+    /// # Errors
+    /// Its quota is used up.
+    pub fn check_quota(&self, project: ProjectId) -> Result<(), Error> {
+        self.store.read(|tx| self.check_room(tx, project, 1))
     }
 
     /// A `file` object.
@@ -117,7 +147,7 @@ impl Files {
     ) -> Result<Listing, Error> {
         let is = |value: &str| Match { path: "$", key: "purpose".into(), value: value.into() };
         let matches: Vec<_> = purpose.map(is).into_iter().collect();
-        Ok(self.store.read(|tx| tx.list(project, Kind::File, "", &matches, page))?)
+        Ok(self.store.list(project, Kind::File, &matches, page)?)
     }
 
     /// Forgets a file and its contents.

@@ -54,7 +54,7 @@ impl History {
         let model = model.map(|model| is("$", "model", model));
         let labels = labels.iter().map(|(key, value)| is("$.metadata", key, value));
         let matches: Vec<_> = model.into_iter().chain(labels).collect();
-        Ok(self.store.read(|tx| tx.list(project, KIND, "", &matches, page))?)
+        Ok(self.store.list(project, KIND, &matches, page)?)
     }
 
     /// Puts other labels in the place of its own.
@@ -85,10 +85,8 @@ impl History {
         id: &str,
         page: &Page,
     ) -> Result<Listing, Error> {
-        self.store.read(|tx| {
-            tx.get(project, KIND, "", id)?.ok_or_else(|| not_found(id))?;
-            Ok(tx.list(project, MESSAGE, id, &[], page)?)
-        })
+        let found = self.store.children(project, (KIND, id), MESSAGE, page)?;
+        found.ok_or_else(|| not_found(id))
     }
 }
 
@@ -129,7 +127,7 @@ mod tests {
     }
 
     fn page() -> Page {
-        Page { after: None, before: None, limit: 9, descending: false }
+        Page::first(9)
     }
 
     fn ids(listing: Listing) -> Vec<String> {

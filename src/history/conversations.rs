@@ -84,16 +84,13 @@ impl History {
         conversation: &str,
         page: &Page,
     ) -> Result<Listing, Error> {
-        self.store.read(|tx| {
-            known(tx, project, conversation)?;
-            Ok(tx.list(project, ITEM, conversation, &[], page)?)
-        })
+        let found = self.store.children(project, (KIND, conversation), ITEM, page)?;
+        found.ok_or_else(|| not_found(conversation))
     }
 
     /// All of its items, oldest first.
     pub fn all_items(&self, project: ProjectId, conversation: &str) -> Result<Vec<Value>, Error> {
-        let page = Page { after: None, before: None, limit: ITEMS_MAX, descending: false };
-        let listing = self.items(project, conversation, &page)?;
+        let listing = self.items(project, conversation, &Page::first(ITEMS_MAX))?;
         if listing.has_more {
             let message = format!("The conversation has more than {ITEMS_MAX} items.");
             return Err(Error::invalid("conversation", message));

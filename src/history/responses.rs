@@ -115,10 +115,8 @@ impl History {
         id: &str,
         page: &Page,
     ) -> Result<Listing, Error> {
-        self.store.read(|tx| {
-            tx.get(project, KIND, "", id)?.ok_or_else(|| not_found(id))?;
-            Ok(tx.list(project, INPUT, id, &[], page)?)
-        })
+        let found = self.store.children(project, (KIND, id), INPUT, page)?;
+        found.ok_or_else(|| not_found(id))
     }
 
     /// Everything that was said up to the end of a response: input and output of its ancestors and
@@ -189,8 +187,7 @@ fn previous_not_found(id: &str) -> Error {
 }
 
 fn children(tx: &Tx<'_>, project: ProjectId, kind: Kind, id: &str) -> Result<Vec<Value>, Error> {
-    let page = Page { after: None, before: None, limit: ITEMS_MAX, descending: false };
-    let listing = tx.list(project, kind, id, &[], &page)?;
+    let listing = tx.list(project, kind, id, &[], &Page::first(ITEMS_MAX))?;
     Ok(listing.documents.into_iter().map(|document| document.body).collect())
 }
 

@@ -19,6 +19,15 @@ use crate::registry::{Lease, ServedModel};
 use crate::text::{DecodeStream, OutputParser, Piece, StopMatcher};
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
+/// Tokens of a text that the client expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prediction {
+    /// Those that came, in the place where they were expected.
+    pub accepted: usize,
+    /// The others.
+    pub rejected: usize,
+}
+
 pub(super) struct Choice {
     index: usize,
     /// `None` once the choice has ended.
@@ -43,6 +52,8 @@ pub(super) struct Choice {
     sent: usize,
     generated: usize,
     reasoning: usize,
+    /// Tokens of the answer that the client expected, and tokens that it expected in all.
+    expected: [usize; 2],
     /// Prompt tokens that were found in the prefix cache.
     cached: usize,
     started: Instant,
@@ -89,6 +100,7 @@ impl Choice {
             sent: 0,
             generated: 0,
             reasoning: 0,
+            expected: [0, generate.expected.len()],
             cached: 0,
             started: Instant::now(),
             first_token: None,
@@ -114,7 +126,10 @@ impl Choice {
             let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
             match ready!(generation.poll_next(cx)) {
                 Some(Event::Prompt { cached, logprobs }) => self.prompt(cached, logprobs),
-                Some(Event::Token { id, logprobs }) => self.token(id, logprobs),
+                Some(Event::Token { id, logprobs, expected }) => {
+                    self.expected[0] += usize::from(expected);
+                    self.token(id, logprobs);
+                }
                 Some(Event::Finished { reason, usage, timings }) => {
                     self.end(reason, usage, timings);
                 }
@@ -244,7 +259,10 @@ impl Choice {
             reason => reason,
         };
         let (choice, reasoning_tokens) = (self.index, self.reasoning);
-        let event = TextEvent::Finished { choice, reason, usage, reasoning_tokens, timings };
+        let [accepted, expected] = self.expected;
+        let prediction = Prediction { accepted, rejected: expected.saturating_sub(accepted) };
+        let event =
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, timings };
         self.ready.push_back(event);
         self.generation = None;
     }

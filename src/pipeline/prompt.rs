@@ -12,7 +12,39 @@ use crate::types::TokenId;
 /// What takes time to find out about a request.
 pub(super) struct Prepared {
     pub prompt: Vec<TokenId>,
+    /// What the answer is expected to be.
+    pub expected: Vec<TokenId>,
     pub form: Form,
+}
+
+impl TextRequest {
+    /// About how much text there is to encode for it.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.prompt.len_bytes() + self.prediction.as_ref().map_or(0, String::len)
+    }
+}
+
+impl Prompt {
+    /// About how much text there is to encode: in a chat, every string and a little for each value.
+    fn len_bytes(&self) -> usize {
+        fn weigh(value: &Value) -> usize {
+            const MARKUP: usize = 16;
+            MARKUP
+                + match value {
+                    Value::String(text) => text.len(),
+                    Value::Array(list) => list.iter().map(weigh).sum(),
+                    Value::Object(map) => map.values().map(weigh).sum(),
+                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+                }
+        }
+        match self {
+            Self::Chat { messages, template_kwargs } => {
+                weigh(messages) + template_kwargs.values().map(weigh).sum::<usize>()
+            }
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
 }
 
 /// Renders, encodes and compiles.
@@ -26,7 +58,12 @@ pub(super) fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prep
             Error::unsupported("suffix", message)
         })?;
     }
-    Ok(Prepared { prompt, form: Form::new(model, request, &text)? })
+    let expected = match &request.prediction {
+        Some(text) => model.tokenizer().encode(text, Special::NONE),
+        None => Ok(Vec::new()),
+    };
+    let expected = expected.map_err(|e| Error::invalid("prediction.content", e.to_string()))?;
+    Ok(Prepared { prompt, expected, form: Form::new(model, request, &text)? })
 }
 
 /// The prompt as text and as tokens. `special` is for plain text; a conversation has its special

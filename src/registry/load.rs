@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use hearth_models::weights::Metadata;
 use hearth_models::{Compute, KvDType, ModelFile};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::ServedModel;
 use super::plan::{self, Demand, PlanError};
 use crate::config::PlanOptions;
-use crate::engine::handle::Limits;
+use crate::engine::handle::{DraftModel, Limits, Speculation};
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -25,6 +25,8 @@ pub struct LoadOptions<'a> {
     pub limits: Limits,
     /// Element type of keys and values.
     pub kv_dtype: KvDType,
+    /// What guesses how answers go on.
+    pub speculation: Speculation,
     /// Told bytes loaded and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -94,6 +96,7 @@ impl OpenModel {
             config: self.file.config(),
             vocab_len: self.text.tokenizer.vocab_len(),
             weight_bytes: self.file.weight_bytes(compute),
+            draft: None,
         }
     }
 
@@ -113,21 +116,58 @@ impl OpenModel {
         compute: &Compute,
         options: &PlanOptions,
     ) -> Result<ServedModel, LoadError> {
-        let limits = plan::plan(&[self.demand(compute)], options, plan::budget(), 0).remove(0)?;
+        let limits =
+            plan::plan(&[self.demand(compute)], options, plan::budget(compute), 0).remove(0)?;
         let options = LoadOptions {
             id: self.name(),
             compute: compute.clone(),
             limits,
             kv_dtype: options.kv_dtype,
+            speculation: Speculation::default(),
             progress: &mut |_, _| {},
         };
         self.load(options)
     }
 
+    /// Whether it can guess for `model`: their tokens must be the same.
+    pub fn check_draft_of(&self, model: &Self, compute: &Compute) -> Result<(), LoadError> {
+        let (own, other) = (&self.text.tokenizer, &model.text.tokenizer);
+        let usable = |open: &Self| {
+            let demand = open.demand(compute);
+            demand.vocab_len.min(demand.config.vocab_len)
+        };
+        let (few, all) = (usable(self), usable(model));
+        let differs = (0..all as TokenId).find(|&id| own.token_bytes(id) != other.token_bytes(id));
+        let what = match differs {
+            _ if few != all => format!("it has {few} tokens and {} has {all}", model.name()),
+            Some(id) => format!("token {id} is another in {}", model.name()),
+            None => return Ok(()),
+        };
+        let what = format!("{what}; a draft model has the vocabulary of the model it guesses for");
+        Err(LoadError::File { path: self.file.path().to_owned(), what })
+    }
+
+    /// Loads the weights of a model that guesses for another.
+    pub fn load_draft(
+        self,
+        compute: &Compute,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<DraftModel, LoadError> {
+        let (mut done, total) = (0, self.file.weights().tensor_bytes());
+        let loaded = self.file.load(compute, &mut |bytes: usize| {
+            done += bytes as u64;
+            progress(done, total);
+        });
+        let path = self.file.path().to_owned();
+        let model = loaded.map_err(|source| LoadError::Model { path, source })?;
+        Ok(DraftModel { model, limits })
+    }
+
     /// Loads the weights and starts the engine.
     pub fn load(self, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
         let Self { file, mut text } = self;
-        let LoadOptions { id, compute, limits, kv_dtype, progress } = options;
+        let LoadOptions { id, compute, limits, kv_dtype, speculation, progress } = options;
         let model_error = |source| LoadError::Model { path: file.path().to_owned(), source };
         let (mut done, total) = (0, file.weights().tensor_bytes());
         let mut report = |bytes: usize| {
@@ -137,11 +177,12 @@ impl OpenModel {
         let fingerprint = fingerprint(&file);
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
-        let spawned = crate::engine::spawn(model, kv_dtype, limits);
+        let spawned = crate::engine::spawn(model, kv_dtype, limits, speculation);
         let (engine, thread) = spawned.map_err(model_error)?;
         Ok(ServedModel {
             id,
             fingerprint,
+            file: Arc::new(file),
             engine,
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,

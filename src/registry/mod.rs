@@ -5,6 +5,7 @@
 //! [`Entry`] of each. `residency` decides who is in memory, `keeper` does it: whoever asks for a
 //! model gets a [`Lease`], after a load where that is needed. Read and asked from any thread.
 
+pub mod adapters;
 pub mod builtin;
 mod convert;
 mod embedding;
@@ -20,10 +21,12 @@ mod standing;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use adapters::{AdapterCard, Adapters, NewAdapter, Weighted};
 pub use convert::write_gguf;
 pub use embedding::OpenEmbedding;
 pub use keeper::{Bounds, Lease};
@@ -101,6 +104,7 @@ pub struct Registry {
     aliases: Vec<(String, String)>,
     /// Ids of models that can never be loaded here, and why.
     refused: Vec<(String, String)>,
+    adapters: Adapters,
 }
 
 impl Registry {
@@ -110,7 +114,8 @@ impl Registry {
     /// The system refuses a thread.
     pub fn new(entries: Vec<Entry>, bounds: Bounds) -> std::io::Result<Self> {
         let keeper = Keeper::start(entries, bounds)?;
-        Ok(Self { keeper, aliases: Vec::new(), refused: Vec::new() })
+        let (aliases, refused, adapters) = (Vec::new(), Vec::new(), Adapters::default());
+        Ok(Self { keeper, aliases, refused, adapters })
     }
 
     /// Over models that are loaded already, and stay.
@@ -142,6 +147,81 @@ impl Registry {
     /// The same with ids that are refused, and why.
     pub fn with_refused(self, refused: Vec<(String, String)>) -> Self {
         Self { refused, ..self }
+    }
+
+    /// The same with adapters, which may take so many bytes while nobody uses them. One without a
+    /// base is for the only model that generates text. Their files are not read yet.
+    ///
+    /// # Errors
+    /// An id that is taken, or a base that is not served.
+    pub fn with_adapters(
+        self,
+        budget_bytes: u64,
+        list: Vec<(Option<String>, String, PathBuf)>,
+    ) -> Result<Self, Error> {
+        let served = Self { adapters: Adapters::new(budget_bytes), ..self };
+        for (base, id, path) in list {
+            let base = served.base_of_adapter(base.as_deref())?.id.clone();
+            served.is_free(&id)?;
+            served.adapters.add(NewAdapter { id, base, path, pinned: false })?;
+        }
+        Ok(served)
+    }
+
+    /// The model that an adapter is for: the one that is named, or the only one.
+    pub fn base_of_adapter(&self, name: Option<&str>) -> Result<&Card, Error> {
+        let text = |card: &&Card| matches!(card.kind, Kind::Text { .. });
+        let mut all = self.cards().filter(text);
+        match (name, all.next(), all.next()) {
+            (Some(name), ..) => self.generates(name),
+            (None, Some(one), None) => Ok(one),
+            _ => {
+                let message = "Several models are served: name the one that the adapter is for.";
+                Err(Error::invalid("base_model_name", message))
+            }
+        }
+    }
+
+    /// Reads an adapter and registers it while models are served; `model` is its base. It waits for
+    /// the disk.
+    pub fn load_adapter(
+        &self,
+        new: NewAdapter,
+        model: &ServedModel,
+        replace: bool,
+    ) -> Result<(), Error> {
+        self.is_free(&new.id)?;
+        self.adapters.load(new, model.file(), replace)
+    }
+
+    /// No model has this name.
+    fn is_free(&self, id: &str) -> Result<(), Error> {
+        match self.slot_of(id) {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!("`{id}` is the name of a model; an adapter cannot have it.");
+                Err(Error::invalid("lora_name", message))
+            }
+        }
+    }
+
+    /// All adapters.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// The adapters that a request runs with: the one that its model's name asks for, and those
+    /// that it lists.
+    pub fn wanted(&self, name: &str, listed: &[Weighted]) -> Result<Vec<Weighted>, Error> {
+        let named = self.resolve(name)?.1.map(|id| Weighted { id, weight: 1.0 });
+        let all: Vec<Weighted> = named.into_iter().chain(listed.iter().cloned()).collect();
+        let twice = |(i, one): (usize, &Weighted)| all[..i].iter().any(|other| other.id == one.id);
+        if all.len() > adapters::COMPOSED_MAX || all.iter().enumerate().any(twice) {
+            let max = adapters::COMPOSED_MAX;
+            let message = format!("Invalid 'adapters': at most {max}, each of them once.");
+            return Err(Error::invalid("adapters", message));
+        }
+        Ok(all)
     }
 
     /// Other names of models: name and id.
@@ -268,11 +348,38 @@ impl Registry {
 
     /// The place of the model that a name stands for.
     fn find(&self, name: &str) -> Result<usize, Error> {
-        let alias = self.aliases.iter().find(|(alias, _)| alias == name);
-        let id = alias.map_or(name, |(_, id)| id);
-        if let Some(slot) = self.cards().position(|card| card.id == id) {
-            return Ok(slot);
+        Ok(self.resolve(name)?.0)
+    }
+
+    /// The id that a name stands for.
+    fn id_of<'a>(&'a self, name: &'a str) -> &'a str {
+        self.aliases.iter().find(|(alias, _)| alias == name).map_or(name, |(_, id)| id)
+    }
+
+    /// The place of a model, by its own name.
+    fn slot_of(&self, name: &str) -> Option<usize> {
+        let id = self.id_of(name);
+        self.cards().position(|card| card.id == id)
+    }
+
+    /// The place of a model, and the adapter of it that a name asks for: `MODEL`, `ADAPTER` or
+    /// `MODEL:ADAPTER`.
+    fn resolve(&self, name: &str) -> Result<(usize, Option<String>), Error> {
+        if let Some(slot) = self.slot_of(name) {
+            return Ok((slot, None));
         }
+        let whole = self.adapters.card(name);
+        if let Some((slot, card)) = whole.and_then(|c| Some((self.slot_of(&c.base)?, c))) {
+            return Ok((slot, Some(card.id)));
+        }
+        for (at, _) in name.match_indices(':') {
+            let Some(slot) = self.slot_of(&name[..at]) else { continue };
+            let base = &self.keeper.entries()[slot].card.id;
+            if let Some(card) = self.adapters.card(&name[at + 1..]).filter(|c| c.base == *base) {
+                return Ok((slot, Some(card.id)));
+            }
+        }
+        let id = self.id_of(name);
         match self.refused.iter().find(|(refused, _)| refused == id) {
             Some((_, why)) => Err(Error::invalid("model", why.clone())),
             None => Err(Error::ModelNotFound(name.to_owned())),

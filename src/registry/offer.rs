@@ -20,7 +20,7 @@ use super::{
 };
 use crate::config::PlanOptions;
 use crate::embeddings::Bounds;
-use crate::engine::handle::Limits;
+use crate::engine::handle::{Limits, Speculation};
 use crate::types::unix_now_s;
 
 /// Where the files of a model are.
@@ -58,6 +58,10 @@ pub struct Terms {
     pub plan: PlanOptions,
     /// Weights in floats are quantised to these types.
     pub mix: Option<Mix>,
+    /// Answers are read for what they quote.
+    pub lookup: bool,
+    /// The model that guesses for those that generate text.
+    pub draft: Option<Place>,
     /// Bytes that models may take together; `None` where nothing is known.
     pub budget_bytes: Option<u64>,
 }
@@ -72,8 +76,9 @@ pub struct Offered {
     pub kind: Kind,
     /// Its bounds.
     pub bounds: ModelBounds,
-    /// What it takes in memory at most.
+    /// What it takes in memory at most, with the model that guesses for it.
     pub bytes: u64,
+    draft: Option<OpenModel>,
     place: Place,
     terms: Terms,
 }
@@ -146,6 +151,14 @@ pub fn models_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 impl Place {
+    /// What errors call it.
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Builtin => PathBuf::from(builtin::NAME),
+        }
+    }
+
     /// Opens what is there and understands it; loads nothing.
     pub fn open(&self, mix: Option<Mix>) -> Result<Opened, LoadError> {
         let file = match self {
@@ -170,6 +183,23 @@ impl Place {
                     .quantized(mix)
                     .map_err(|e| LoadError::File { path, what: format!("--quantize: {e}") })?;
                 load::open(file).map(Box::new).map(Opened::Text)
+            }
+        }
+    }
+}
+
+impl Terms {
+    /// The model that guesses for this one, opened. Their tokens are the same.
+    fn draft_of(&self, opened: &Opened) -> Result<Option<OpenModel>, LoadError> {
+        let (Some(place), Opened::Text(model)) = (&self.draft, opened) else { return Ok(None) };
+        match place.open(self.mix)? {
+            Opened::Text(draft) => {
+                draft.check_draft_of(model, &self.compute)?;
+                Ok(Some(*draft))
+            }
+            Opened::Embedding(_) => {
+                let what = "it embeds; a draft model generates text".to_owned();
+                Err(LoadError::File { path: place.path(), what })
             }
         }
     }
@@ -207,8 +237,9 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
             Place::Path(path) => name_of(path),
             Place::Builtin => builtin::NAME.to_owned(),
         };
-        match place.open(terms.mix) {
-            Ok(opened) => Ok((id.unwrap_or_else(|| opened.name()), place, opened)),
+        let opened = place.open(terms.mix);
+        match opened.and_then(|opened| Ok((terms.draft_of(&opened)?, opened))) {
+            Ok((draft, opened)) => Ok((id.unwrap_or_else(|| opened.name()), place, opened, draft)),
             Err(error) => Err(Refused { id: id.unwrap_or_else(name), error: Box::new(error) }),
         }
     };
@@ -222,16 +253,21 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
             plan::encoder_bytes(model.file().config(), model.weight_bytes(compute), rows)
         }
     };
-    let whole = || opened.iter().flatten().map(|(_, _, opened)| opened);
-    let others = whole().map(encoder_bytes).sum();
-    let demands: Vec<_> = whole().filter_map(|opened| opened.demand(compute)).collect();
+    let whole = || opened.iter().flatten().map(|(_, _, opened, draft)| (opened, draft));
+    let others = whole().map(|(opened, _)| encoder_bytes(opened)).sum();
+    let demands = whole().filter_map(|(opened, draft)| {
+        let draft = draft.as_ref().map(|draft| draft.demand(compute));
+        let draft = draft.map(|draft| (draft.config, draft.weight_bytes));
+        Some(Demand { draft, ..opened.demand(compute)? })
+    });
+    let demands: Vec<_> = demands.collect();
     let limits = plan::plan(&demands, &terms.plan, terms.budget_bytes, others);
     let bytes = |(demand, limits): (&Demand<'_>, Result<Limits, _>)| {
         limits.map(|limits| (plan::bytes(demand, &terms.plan, &limits), limits))
     };
     let mut planned = demands.iter().zip(limits).map(bytes).collect::<Vec<_>>().into_iter();
-    let finish = |one: Result<(String, Place, Opened), _>| {
-        let (id, place, opened) = one?;
+    let finish = |one: Result<(String, Place, Opened, Option<OpenModel>), _>| {
+        let (id, place, opened, draft) = one?;
         let (bytes, kind, bounds) = match &opened {
             Opened::Embedding(model) => {
                 let vector_len = model.file().config().hidden_len;
@@ -246,7 +282,7 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
                 Err(error) => return Err(Refused { id, error: Box::new(error.into()) }),
             },
         };
-        Ok(Offered { id, opened, kind, bounds, bytes, place, terms: terms.clone() })
+        Ok(Offered { id, opened, kind, bounds, bytes, draft, place, terms: terms.clone() })
     };
     opened.into_iter().map(finish).collect()
 }
@@ -266,6 +302,7 @@ impl Offered {
         let told = Arc::clone(&progress);
         let recipe = Recipe {
             weight_bytes: self.opened.weight_bytes(&self.terms.compute),
+            draft_bytes: weight_bytes(self.draft.as_ref(), &self.terms.compute),
             vocab_len: self.opened.demand(&self.terms.compute).map(|demand| demand.vocab_len),
             id: self.id,
             place: self.place,
@@ -286,6 +323,7 @@ struct Recipe {
     terms: Terms,
     /// As it was when the memory was divided.
     weight_bytes: u64,
+    draft_bytes: u64,
     vocab_len: Option<usize>,
     /// For the first time.
     opened: Mutex<Option<Opened>>,
@@ -296,16 +334,25 @@ impl Recipe {
         progress.set(0, 0);
         let first = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let opened = first.map_or_else(|| self.place.open(self.terms.mix), Ok)?;
+        let draft = self.terms.draft_of(&opened)?;
         let (compute, progress) = (&self.terms.compute, &mut |done, all| progress.set(done, all));
         let vocab_len = opened.demand(compute).map(|demand| demand.vocab_len);
-        let same = opened.weight_bytes(compute) == self.weight_bytes && vocab_len == self.vocab_len;
+        let same = opened.weight_bytes(compute) == self.weight_bytes
+            && weight_bytes(draft.as_ref(), compute) == self.draft_bytes
+            && vocab_len == self.vocab_len;
         match (opened, &self.bounds) {
             (Opened::Text(model), ModelBounds::Text(limits)) if same => {
+                let draft = draft.map(|draft| {
+                    let limits = plan::draft_limits(draft.file().config(), limits);
+                    draft.load_draft(compute, limits, progress)
+                });
+                let (lookup, draft) = (self.terms.lookup, draft.transpose()?);
                 let options = LoadOptions {
                     id: self.id.clone(),
                     compute: compute.clone(),
                     limits: limits.clone(),
                     kv_dtype: self.terms.plan.kv_dtype,
+                    speculation: Speculation { lookup, draft, price: None },
                     progress,
                 };
                 model.load(options).map(Loaded::from)
@@ -314,15 +361,17 @@ impl Recipe {
                 model.load(self.id.clone(), compute, *bounds, progress).map(Loaded::from)
             }
             _ => Err(LoadError::File {
-                path: match &self.place {
-                    Place::Path(path) => path.clone(),
-                    Place::Builtin => PathBuf::from(builtin::NAME),
-                },
+                path: self.place.path(),
                 what: "is not what it was when the memory was divided; start the server again"
                     .to_owned(),
             }),
         }
     }
+}
+
+/// What the weights of a model take that may not be there.
+fn weight_bytes(model: Option<&OpenModel>, compute: &Compute) -> u64 {
+    model.map_or(0, |model| model.demand(compute).weight_bytes)
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hearth_models::{EncoderConfig, KvDType, ModelConfig};
+use hearth_models::{Compute, EncoderConfig, KvDType, ModelConfig};
 
 use crate::config::PlanOptions;
-use crate::engine::handle::{Limits, SCORE_CHUNK};
+use crate::engine::handle::{Limits, PROPOSED_ROWS, SCORE_CHUNK};
 
 /// Tokens of a KV block.
 pub const BLOCK_LEN: usize = 16;
@@ -62,6 +62,8 @@ pub struct Demand<'a> {
     pub vocab_len: usize,
     /// What its weights will take, as they will be stored.
     pub weight_bytes: u64,
+    /// The numbers of the model that guesses for it, and what the weights of that one will take.
+    pub draft: Option<(&'a ModelConfig, u64)>,
 }
 
 /// Bounds of each of the models that share `budget` bytes with `others` bytes of other things.
@@ -101,8 +103,12 @@ pub fn plan(
 
 /// What a model takes at most once it is in memory: weights, working memory, keys and values.
 pub fn bytes(model: &Demand<'_>, options: &PlanOptions, limits: &Limits) -> u64 {
-    let kv = limits.kv_blocks as u64 * block_bytes(model.config, options.kv_dtype);
-    own_bytes(model, options) + kv
+    own_bytes(model, options) + limits.kv_blocks as u64 * both_block_bytes(model, options)
+}
+
+/// Bounds of the model with these numbers that guesses for one with these bounds.
+pub fn draft_limits(config: &ModelConfig, limits: &Limits) -> Limits {
+    Limits { context_len: limits.context_len.min(config.context_len), ..limits.clone() }
 }
 
 /// The same of an encoder, with passes of so many rows.
@@ -110,9 +116,11 @@ pub fn encoder_bytes(config: &EncoderConfig, weight_bytes: u64, batch_tokens: us
     weight_bytes + 4 * (batch_tokens * (8 * config.hidden_len + 2 * config.ffn_len)) as u64
 }
 
-/// What models may take together where the operator does not say: what is free, less a reserve.
-pub fn budget() -> Option<u64> {
-    free_bytes().map(|free| free.saturating_sub(RESERVE_BYTES))
+/// What models may take together where the operator does not say: what is free where they compute,
+/// less a reserve.
+pub fn budget(compute: &Compute) -> Option<u64> {
+    let free = compute.free_bytes().or_else(free_bytes);
+    free.map(|free| free.saturating_sub(RESERVE_BYTES))
 }
 
 /// Bounds of one model that may take `kv_bytes` for KV, of a budget that an error names.
@@ -127,7 +135,7 @@ fn limits(
     if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
-    let block_bytes = block_bytes(config, options.kv_dtype);
+    let block_bytes = both_block_bytes(model, options);
     let affordable = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX);
     let fits = affordable.saturating_mul(BLOCK_LEN);
     let context_len = options.ctx_size.unwrap_or(max.min(fits));
@@ -154,7 +162,14 @@ fn limits(
 
 /// What a model takes besides keys and values.
 fn own_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
-    model.weight_bytes + working_bytes(model.config, options)
+    let draft = model.draft.map_or(0, |(config, weights)| weights + working_bytes(config, options));
+    model.weight_bytes + working_bytes(model.config, options) + draft
+}
+
+/// A block of a model, and of the one that guesses for it.
+fn both_block_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
+    let block = |config| block_bytes(config, options.kv_dtype);
+    block(model.config) + model.draft.map_or(0, |(config, _)| block(config))
 }
 
 /// Activations of one forward pass and the logits that it may yield, twice over.
@@ -162,7 +177,7 @@ fn working_bytes(config: &ModelConfig, options: &PlanOptions) -> u64 {
     let widths =
         4 * config.hidden_len + 2 * config.ffn_len + 2 * config.q_len() + 4 * config.kv_len();
     let rows = options.batch_tokens.max(options.running_len) * widths;
-    let logits = 2 * (options.running_len + SCORE_CHUNK) * config.vocab_len;
+    let logits = 2 * (options.running_len + SCORE_CHUNK + PROPOSED_ROWS) * config.vocab_len;
     4 * (rows + logits) as u64
 }
 
@@ -241,7 +256,7 @@ mod tests {
 
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        let model = Demand { config: &config, vocab_len, weight_bytes: 0 };
+        let model = Demand { config: &config, vocab_len, weight_bytes: 0, draft: None };
         limits(&model, &options, kv_budget, kv_budget)
     }
 
@@ -257,6 +272,9 @@ mod tests {
     fn little_memory_shortens_the_context_and_none_is_an_error() {
         // 2 layers * 16 tokens * 64 * 2 (K and V) * 2 bytes
         assert_eq!(block_bytes(&hearth_models::tiny::config(), KvDType::F16), 8192);
+        // 2 layers * 16 tokens * 2 heads * 2 (K and V) * (32 bytes and a scale)
+        let bytes = block_bytes(&hearth_models::tiny::config(), KvDType::Q8_0);
+        assert_eq!(bytes, 2 * 16 * 2 * 2 * (32 + 4), "bytes and their scales");
         let limits = alone(options(), 512, 10 * 8192 + 5).unwrap();
         assert_eq!((limits.context_len, limits.kv_blocks), (160, 10));
         let asked = PlanOptions { ctx_size: Some(161), ..options() };
@@ -275,7 +293,8 @@ mod tests {
     #[test]
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
-        let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
+        let demand =
+            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
         let budget = (4 << 30) + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
             let all = plan(&models, &options(), Some(budget), 0);
@@ -290,7 +309,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_takes_turns() {
         let config = hearth_models::tiny::config();
-        let demand = |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes };
+        let demand =
+            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
         let models = [demand(1 << 30), demand(3 << 30), demand(5 << 30)];
         let budget = 4 << 30;
         let all = plan(&models, &options(), Some(budget), 0);
@@ -307,6 +327,23 @@ mod tests {
         let two = [demand(1 << 30), demand(1 << 30)];
         let beside = |others| plan(&two, &options(), Some(budget), others)[0].clone().unwrap();
         assert_eq!(beside(0), beside(3 << 30), "each alone has as much");
+    }
+
+    #[test]
+    fn who_guesses_has_its_part_of_the_memory() {
+        let large = hearth_models::tiny::config();
+        let small = ModelConfig { context_len: 512, layer_count: 1, ..large.clone() };
+        let alone = Demand { config: &large, vocab_len: 512, weight_bytes: 1000, draft: None };
+        let helped = Demand { draft: Some((&small, 500)), ..alone };
+        let own = own_bytes(&helped, &options());
+        assert_eq!(own, own_bytes(&alone, &options()) + 500 + working_bytes(&small, &options()));
+        // A block of the small one is half as large.
+        let kv = 100 * (8192 + 4096);
+        let limits = limits(&helped, &options(), kv, kv).unwrap();
+        assert_eq!(limits.kv_blocks, 100);
+        assert_eq!(bytes(&helped, &options(), &limits), own + kv);
+        let draft = draft_limits(&small, &limits);
+        assert_eq!((limits.context_len, draft.context_len, draft.kv_blocks), (1024, 512, 100));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! A model that answers: its engine, and what turns text into tokens and back.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use hearth_models::ModelFile;
 
 use crate::engine::handle::EngineHandle;
 use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
@@ -13,6 +15,7 @@ use crate::types::{SamplingOverrides, TokenId};
 pub struct ServedModel {
     pub(super) id: String,
     pub(super) fingerprint: String,
+    pub(super) file: Arc<ModelFile>,
     pub(super) engine: EngineHandle,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
     pub(super) tokenizer: Tokenizer,
@@ -32,6 +35,11 @@ impl ServedModel {
     /// Changes when weights, format or program change.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Its files, for adapters that are made for it.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
     }
 
     /// Its engine.

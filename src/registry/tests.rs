@@ -3,6 +3,7 @@
 //! right at the end.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -10,7 +11,7 @@ use hearth_models::weights::DType;
 use hearth_models::{Compute, KvDType, tiny};
 
 use super::*;
-use crate::engine::handle::{Event, GenerateRequest, Limits, SamplingParams};
+use crate::engine::handle::{Event, GenerateRequest, Limits, SamplingParams, Speculation};
 use crate::text::Tokenizer;
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -40,13 +41,18 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
     let seed = u64::from(name.as_bytes()[0]);
     let failed = |source| LoadError::Model { path: name.into(), source };
     let model = tiny::load(&tiny::config(), DType::Q8_0, seed, compute);
-    let spawned = crate::engine::spawn(model.map_err(failed)?, KvDType::F16, limits());
+    let (model, alone) = (model.map_err(failed)?, Speculation::default());
+    let spawned = crate::engine::spawn(model, KvDType::F16, limits(), alone);
     let (engine, thread) = spawned.map_err(failed)?;
+    // For adapters, of which there are none here.
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama");
+    let file = hearth_models::open(&file).map_err(failed)?;
     let tokenizer = r#"{"version": "1.0", "model":
         {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
     Ok(Loaded::from(ServedModel {
         id: name.to_owned(),
         fingerprint: "fp".to_owned(),
+        file: Arc::new(file),
         engine,
         thread: Mutex::new(Some(thread)),
         tokenizer: Tokenizer::from_json(tokenizer.as_bytes()).unwrap(),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Sequence;
-use crate::types::{BlockId, SeqId};
+use crate::types::{BlockId, SeqId, TokenId};
 
 /// The rows of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Batch {
     pub preempted: Vec<SeqId>,
     /// Sequences that are not begun any more: their deadline has passed.
     pub expired: Vec<SeqId>,
-    /// Rows of running answers; they come first.
+    /// Rows of running answers, what is proposed aside; they come first.
     pub answers: usize,
     /// Rows that the batch may have.
     pub(super) row_limit: usize,
@@ -33,12 +33,24 @@ pub struct Entry {
     pub start: usize,
     /// Rows.
     pub rows: usize,
-    /// The last row is the newest token and the next one is wanted.
+    /// The last row that is certain is the newest token, and the next one is wanted.
     pub samples: bool,
+    /// Tokens of the last rows that nobody has chosen yet. A token is wanted from each of these
+    /// rows too, as long as the one before it came out as proposed.
+    pub proposed: Vec<TokenId>,
     /// Sequences that begin where this entry ends, and choose their first token from its last row.
     pub forks: Vec<SeqId>,
     /// Positions whose logits are wanted for prompt scoring; within the rows.
     pub score: Range<usize>,
+}
+
+/// How an answer may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// Whose answer.
+    pub id: SeqId,
+    /// The tokens after its newest one.
+    pub tokens: Vec<TokenId>,
 }
 
 /// What became of the waiting room.
@@ -82,6 +94,11 @@ impl Batch {
         self.entries.iter().map(|e| e.forks.len()).sum()
     }
 
+    /// Rows of tokens that were proposed.
+    pub fn proposed_count(&self) -> usize {
+        self.entries.iter().map(|e| e.proposed.len()).sum()
+    }
+
     /// Rows whose logits are read for scoring.
     pub fn score_count(&self) -> usize {
         self.entries.iter().map(|e| e.score.len()).sum()
@@ -104,6 +121,7 @@ impl Batch {
             start,
             rows,
             samples: seq.samples && end == seq.tokens.len(),
+            proposed: Vec::new(),
             forks: forks.to_vec(),
             score: score.start..score.end.max(score.start),
         });

@@ -5,7 +5,9 @@
 //! priority decides, then order of arrival. So a tenant with two hundred requests and one with a
 //! single request wait for each other's turns, not for each other's queues. Who was away comes
 //! back at the time of those who were not, less a credit: asking seldom is asking cheaply, but
-//! nobody saves for ever. Deliberately absent: rows, blocks, and what a turn is.
+//! nobody saves for ever. Tenants in the background are behind all others, whatever their time,
+//! make way for them, and share among themselves what is left. Deliberately absent: rows, blocks,
+//! and what a turn is.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -18,9 +20,13 @@ use crate::types::{SeqId, Tenant};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tenants {
     accounts: BTreeMap<u64, Account>,
-    /// The least time of all that have something here. Never goes back.
-    clock: u64,
+    /// The least time of all that have something here, and of those in the background. Never go
+    /// back.
+    clocks: [u64; 2],
 }
+
+/// Who is before whom: those in the background come last, then time decides.
+pub(super) type Turn = (bool, u64);
 
 #[derive(Clone, Debug)]
 struct Account {
@@ -47,6 +53,15 @@ impl Account {
         u64::from(self.tenant.weight.max(1))
     }
 
+    fn turn(&self) -> Turn {
+        (self.tenant.background, self.time)
+    }
+
+    /// It would not be missed by anybody who waits.
+    fn can_yield(&self) -> bool {
+        self.running > usize::from(!self.tenant.background)
+    }
+
     /// Whether one more may run.
     fn is_open(&self) -> bool {
         self.tenant.max_running.is_none_or(|max| self.running < max)
@@ -56,7 +71,7 @@ impl Account {
 impl Tenants {
     /// Takes a sequence in, new or preempted, at its place.
     pub fn enter(&mut self, seq: Sequence) {
-        let (tenant, clock) = (seq.tenant, self.clock);
+        let (tenant, clock) = (seq.tenant, self.clocks[usize::from(seq.tenant.background)]);
         let account = self.accounts.entry(tenant.id).or_insert_with(|| {
             let (running, waiting) = (0, VecDeque::new());
             Account { tenant, time: 0, running, waiting }
@@ -74,7 +89,7 @@ impl Tenants {
     /// The tenant whose turn it is to let a sequence in.
     pub fn next(&self) -> Option<u64> {
         let ready = self.accounts.iter().filter(|(_, a)| a.is_open());
-        let heads = ready.filter_map(|(id, a)| Some((a.time, a.waiting.front()?.id, *id)));
+        let heads = ready.filter_map(|(id, a)| Some((a.turn(), a.waiting.front()?.id, *id)));
         heads.min().map(|(_, _, id)| id)
     }
 
@@ -107,22 +122,26 @@ impl Tenants {
         account.time += rows as u64 * TOKEN / account.weight();
     }
 
-    /// The clock goes on; who owes nothing and is owed nothing is forgotten.
+    /// The clocks go on; who owes nothing and is owed nothing is forgotten.
     pub fn settle(&mut self) {
-        let active = self.accounts.values().filter(|a| a.is_active());
-        let Some(least) = active.map(|a| a.time).min() else {
-            self.accounts.clear();
-            return;
-        };
-        self.clock = self.clock.max(least);
-        let clock = self.clock;
-        let settled = |a: &Account| a.time + CREDIT * TOKEN / a.weight() <= clock;
-        self.accounts.retain(|_, a| a.is_active() || !settled(a));
+        for background in [false, true] {
+            let clock = &mut self.clocks[usize::from(background)];
+            let active = self.accounts.values().filter(|a| a.is_active());
+            let times = active.filter(|a| a.tenant.background == background).map(|a| a.time);
+            let Some(least) = times.min() else {
+                self.accounts.retain(|_, a| a.tenant.background != background);
+                continue;
+            };
+            *clock = (*clock).max(least);
+            let settled = |a: &Account| a.time + CREDIT * TOKEN / a.weight() <= *clock;
+            let of_others = |a: &Account| a.tenant.background != background;
+            self.accounts.retain(|_, a| of_others(a) || a.is_active() || !settled(a));
+        }
     }
 
-    /// Its virtual time.
-    pub fn time(&self, tenant: u64) -> u64 {
-        self.accounts.get(&tenant).map_or(self.clock, |a| a.time)
+    /// Where it stands.
+    pub fn turn(&self, tenant: u64) -> Turn {
+        self.accounts.get(&tenant).map_or((false, self.clocks[0]), Account::turn)
     }
 
     /// How many more of it may run.
@@ -130,6 +149,11 @@ impl Tenants {
         let account = self.accounts.get(&tenant);
         let max = account.and_then(|a| Some(a.tenant.max_running?.saturating_sub(a.running)));
         max.unwrap_or(usize::MAX)
+    }
+
+    /// Somebody is here who is not in the background.
+    pub fn in_foreground(&self) -> bool {
+        self.accounts.values().any(|a| a.is_active() && !a.tenant.background)
     }
 
     /// Several of it run, and more than its weight would have of all that run.
@@ -141,21 +165,22 @@ impl Tenants {
         own.is_some_and(|a| a.running > 1 && a.running as u64 * weights > running * a.weight())
     }
 
-    /// The tenant that has to give a sequence back when blocks run out: of those with more than
-    /// one, the one with the most for its weight.
+    /// The tenant that has to give a sequence back when blocks run out: one in the background, or
+    /// of those with more than one the one with the most for its weight.
     pub fn largest(&self) -> Option<u64> {
-        let several = self.accounts.iter().filter(|(_, a)| a.running > 1);
+        let several = self.accounts.iter().filter(|(_, a)| a.can_yield());
         several.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
     }
 
-    /// The tenant that has to make way for a sequence of another: one that is ahead of it, and
-    /// has more for its weight even after that.
+    /// The tenant that has to make way for a sequence of another: one in the background, or one
+    /// that is ahead of it, and has more for its weight even after that.
     pub fn must_yield_to(&self, tenant: u64) -> Option<u64> {
         let own = self.accounts.get(&tenant)?;
-        let several = self.accounts.iter().filter(|(id, a)| **id != tenant && a.running > 1);
+        let several = self.accounts.iter().filter(|(id, a)| **id != tenant && a.can_yield());
         let over = several.filter(|(_, a)| {
             let (theirs, ours) = (a.running as u64, own.running as u64 + 1);
-            a.time > own.time && theirs * own.weight() > ours * a.weight()
+            let more = theirs * own.weight() > ours * a.weight();
+            a.turn() > own.turn() && (more || a.tenant.background != own.tenant.background)
         });
         over.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
     }
@@ -184,10 +209,10 @@ impl Tenants {
         expired
     }
 
-    /// The first of each tenant that may come in, and its tenant's time.
-    pub fn heads(&self) -> impl Iterator<Item = (u64, &Sequence)> {
+    /// The first of each tenant that may come in, and where its tenant stands.
+    pub fn heads(&self) -> impl Iterator<Item = (Turn, &Sequence)> {
         let open = self.accounts.values().filter(|a| a.is_open());
-        open.filter_map(|a| Some((a.time, a.waiting.front()?)))
+        open.filter_map(|a| Some((a.turn(), a.waiting.front()?)))
     }
 
     /// Everybody who waits.
@@ -224,8 +249,10 @@ impl Tenants {
     }
 }
 
-/// Who has more for its weight; the one further ahead where that is equal.
+/// Who is in the background, or has more for its weight; the one further ahead where that is
+/// equal.
 fn by_share(a: &Account, b: &Account) -> std::cmp::Ordering {
     let (left, right) = (a.running as u64 * b.weight(), b.running as u64 * a.weight());
-    left.cmp(&right).then(a.time.cmp(&b.time))
+    let background = a.tenant.background.cmp(&b.tenant.background);
+    background.then(left.cmp(&right)).then(a.time.cmp(&b.time))
 }

@@ -29,6 +29,8 @@ impl Room {
             running_len: 32,
             score_chunk: 64,
             target_ms: 100.0,
+            proposed_rows: 8,
+            price: None,
         });
         Self { scheduler, now_ms: 0.0, next_id: 0, asked: Vec::new() }
     }
@@ -58,7 +60,7 @@ impl Room {
 
     /// A step of a machine that reads its weights in 14 ms and computes a row in 2.4 ms.
     fn step(&mut self) {
-        let batch = self.scheduler.schedule(Duration::from_secs_f64(self.now_ms / 1e3));
+        let batch = self.scheduler.schedule(Duration::from_secs_f64(self.now_ms / 1e3), &[]);
         let took_ms = 14.0 + 2.4 * batch.row_count() as f64;
         self.now_ms += took_ms;
         let sampled: Vec<_> =
@@ -114,6 +116,65 @@ fn two_hundred_requests_of_one_tenant_hardly_move_the_first_token_of_another() {
 }
 
 #[test]
+fn work_in_the_background_hardly_moves_the_first_token_of_anybody() {
+    let alone = Room::new().regular(tenant(2));
+    let mut room = Room::new();
+    // Of the same key: it must not wait for its own work either.
+    (0..200).for_each(|_| room.ask(tenant(2).in_background(), 300, 400));
+    (0..100).for_each(|_| room.step());
+    let beside = room.regular(tenant(2));
+    assert!(room.scheduler.waiting_count() > 50, "the work is not done");
+    let p95 = |waits: &[f64]| waits[waits.len() * 95 / 100];
+    let ratio = p95(&beside) / p95(&alone);
+    println!("p95 to the first token: {:.0} ms alone, {:.0} ms beside", p95(&alone), p95(&beside));
+    assert!(ratio < 1.5, "{ratio:.2}");
+}
+
+#[test]
+fn while_somebody_is_here_the_background_moves_on_and_steps_are_short() {
+    let mut room = Room::new();
+    (0..200).for_each(|_| room.ask(tenant(1).in_background(), 300, 400));
+    (0..200).for_each(|_| room.step());
+    let alone_ms = room.now_ms;
+    (0..100).for_each(|_| room.step());
+    let alone_ms = (room.now_ms - alone_ms) / 100.0;
+    room.ask(tenant(2), 20, 200);
+    (0..5).for_each(|_| room.step());
+    let tokens = |room: &Room| {
+        let theirs = room.scheduler.running.iter().filter(|s| s.tenant.background);
+        theirs.map(|s| s.computed).sum::<usize>()
+    };
+    let (before_ms, before) = (room.now_ms, tokens(&room));
+    (0..100).for_each(|_| room.step());
+    let beside_ms = (room.now_ms - before_ms) / 100.0;
+    println!(
+        "a step: {alone_ms:.0} ms of the background alone, {beside_ms:.0} ms beside an answer"
+    );
+    // One row of the answer, every eighth of 32, and 16 of a prompt.
+    assert!(beside_ms <= 14.0 + 2.4 * 21.0, "{beside_ms}");
+    assert!(tokens(&room) > before + 500, "{} after {before}", tokens(&room));
+}
+
+#[test]
+fn the_background_gives_every_place_back_and_takes_none_while_somebody_waits() {
+    let mut room = Room::new();
+    let background = tenant(1).in_background();
+    (0..40).for_each(|_| room.ask(background, 20, 400));
+    (0..60).for_each(|_| room.step());
+    let running = |room: &Room, tenant: Tenant| {
+        room.scheduler.running.iter().filter(|s| s.tenant.id == tenant.id).count()
+    };
+    assert_eq!(running(&room, background), 32);
+    (0..31).for_each(|_| room.ask(tenant(2), 20, 2000));
+    (0..60).for_each(|_| room.step());
+    assert_eq!((running(&room, tenant(2)), running(&room, background)), (31, 1));
+    (0..9).for_each(|_| room.ask(tenant(3), 20, 2000));
+    (0..60).for_each(|_| room.step());
+    assert_eq!(running(&room, background), 0, "the last one too, whoever has more");
+    assert_eq!(running(&room, tenant(2)) + running(&room, tenant(3)), 32);
+}
+
+#[test]
 fn two_tenants_that_always_ask_share_by_weight() {
     let mut room = Room::new();
     let tenants = [Tenant { weight: 3, ..tenant(1) }, tenant(2)];
@@ -153,11 +214,11 @@ fn a_running_tenant_makes_way_for_one_with_nothing() {
     (0..60).for_each(|_| room.step());
     assert_eq!(room.scheduler.running_count(), 32);
     room.ask(tenant(2), 20, 5);
-    let batch = room.scheduler.schedule(Duration::ZERO);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
     assert_eq!((batch.preempted.as_slice(), batch.preempted.len()), (&[SeqId(31)][..], 1));
     assert!(batch.entries.iter().any(|e| e.id == SeqId(40)));
     room.scheduler.update(&batch, &[], 100.0);
-    assert_eq!(room.scheduler.schedule(Duration::ZERO).preempted, [], "one place is enough");
+    assert_eq!(room.scheduler.schedule(Duration::ZERO, &[]).preempted, [], "one place is enough");
 }
 
 #[test]
@@ -166,7 +227,7 @@ fn thirty_streams_of_thirty_tenants_all_move_in_every_step() {
     (0..30).for_each(|i| room.ask(tenant(i), 20, 4000));
     (0..60).for_each(|_| room.step());
     room.ask(tenant(30), 2000, 5);
-    let batch = room.scheduler.schedule(Duration::ZERO);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
     assert_eq!(batch.answers, 30, "nobody has more than a share");
 }
 
@@ -175,13 +236,13 @@ fn who_comes_back_is_ahead_by_a_credit_and_no_more() {
     let mut room = Room::new();
     room.ask(tenant(1), 100_000 / 2, 1); // far more than the credit
     (0..50).for_each(|_| room.step());
-    let before = room.scheduler.tenants.time(1);
+    let before = room.scheduler.tenants.turn(1).1;
     room.ask(tenant(2), 20, 1);
     let credit = 4096 << 20;
-    assert_eq!(room.scheduler.tenants.time(2), before.saturating_sub(credit));
+    assert_eq!(room.scheduler.tenants.turn(2).1, before.saturating_sub(credit));
     room.ask(Tenant { weight: 4, ..tenant(3) }, 20, 1);
-    let least = room.scheduler.tenants.time(2);
-    assert!(room.scheduler.tenants.time(3) >= least, "a credit is in tokens, not in turns");
+    let least = room.scheduler.tenants.turn(2).1;
+    assert!(room.scheduler.tenants.turn(3).1 >= least, "a credit is in tokens, not in turns");
 }
 
 #[test]
@@ -202,14 +263,14 @@ fn a_deadline_counts_until_the_first_row() {
     room.step();
     room.scheduler.add(late(10, 5));
     room.scheduler.add(late(20, 60));
-    assert_eq!(room.scheduler.schedule(Duration::from_secs(5)).expired, []);
-    let batch = room.scheduler.schedule(Duration::from_secs(6));
+    assert_eq!(room.scheduler.schedule(Duration::from_secs(5), &[]).expired, []);
+    let batch = room.scheduler.schedule(Duration::from_secs(6), &[]);
     assert_eq!(batch.expired, [SeqId(10), SeqId(11)]);
     room.scheduler.finish(SeqId(0));
-    let batch = room.scheduler.schedule(Duration::from_secs(59));
+    let batch = room.scheduler.schedule(Duration::from_secs(59), &[]);
     assert_eq!(batch.entries[0].id, SeqId(20));
     room.scheduler.update(&batch, &[], 1.0);
-    assert_eq!(room.scheduler.schedule(Duration::from_secs(61)).expired, [], "it has begun");
+    assert_eq!(room.scheduler.schedule(Duration::from_secs(61), &[]).expired, [], "it has begun");
 }
 
 #[test]
@@ -232,7 +293,7 @@ fn priority_orders_what_one_tenant_asks() {
     ask(1, Priority::Default);
     ask(2, Priority::Priority);
     ask(3, Priority::Default);
-    let batch = room.scheduler.schedule(Duration::ZERO);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
     let order: Vec<u64> = batch.entries.iter().map(|e| e.id.0).collect();
     assert_eq!(order, [2, 1, 3, 0]);
 }

@@ -7,8 +7,9 @@
 //! of it again.
 //!
 //! Policy, in this order: rows that yield a token of a running answer; then new sequences come in
-//! while blocks last; then rows of prompts, as many as keep the step within its time. Whose turn it
-//! is among new ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
+//! while blocks last; then rows of prompts, as many as keep the step within its time; then, if
+//! there is room in all of that, rows of tokens that were proposed. Whose turn it is among new
+//! ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
 //! tenant with the most gives its own back and waits again at its old place; and so it does for
 //! a tenant that has less, and whose turn it is.
 
@@ -26,7 +27,7 @@ mod trace_tests;
 use std::cmp::Reverse;
 use std::time::Duration;
 
-pub use batch::{Admit, Batch, Entry, Later};
+pub use batch::{Admit, Batch, Entry, Later, Proposal};
 pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
@@ -47,8 +48,12 @@ pub struct SchedulerConfig {
     pub running_len: usize,
     /// Rows of one sequence in one batch when the logits of all of them are wanted.
     pub score_chunk: usize,
+    /// Rows of proposed tokens in one batch: each costs a vocabulary of floats.
+    pub proposed_rows: usize,
     /// How long a step with answers should take at most; prompts are cut accordingly.
     pub target_ms: f64,
+    /// What a proposed row costs, see [`Scheduler::price`]; `None`: as it is measured.
+    pub price: Option<f64>,
 }
 
 /// The state machine.
@@ -68,6 +73,8 @@ pub struct Scheduler {
 /// While a tenant with less waits for its prompt, each answer of one with more than its share
 /// moves in every eighth step, which is when it would not be noticed by anybody else.
 const SLOW_STRIDE: usize = 8;
+/// Rows of prompts in the background in a step, while somebody in the foreground is here.
+const BACKGROUND_ROWS: usize = 16;
 
 impl Scheduler {
     /// Nothing waits, nothing runs.
@@ -89,43 +96,70 @@ impl Scheduler {
         self.tenants.enter(Sequence::new(new));
     }
 
+    /// Sequences that would go on with one row.
+    pub fn answers(&self) -> Vec<SeqId> {
+        self.running.iter().filter(|s| s.is_answer()).map(|s| s.id).collect()
+    }
+
+    /// What a proposed row costs, as a part of what a token costs without: a proposal that is right
+    /// less often than that is not worth its row.
+    pub fn price(&self) -> f64 {
+        let answers = self.running.iter().filter(|s| s.is_answer()).count();
+        self.config.price.unwrap_or_else(|| self.pace.price(answers))
+    }
+
     /// Picks the rows of the next step and gives them their blocks.
-    pub fn schedule(&mut self, now: Duration) -> Batch {
+    pub fn schedule(&mut self, now: Duration, proposals: &[Proposal]) -> Batch {
         let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
         batch.expired = self.tenants.expire(now);
         self.make_way(&mut batch);
-        let answers = self.running.iter().filter(|s| s.is_answer());
-        let answers: Vec<SeqId> = answers.map(|s| s.id).collect();
+        let answers = self.answers();
         self.give_to_answers(&answers, &mut batch);
         batch.answers = batch.row_count();
-        let rows = batch.answers.saturating_add(self.pace.prompt_rows(batch.answers));
+        let rows = match self.tenants.in_foreground() {
+            true => self.pace.prompt_rows(batch.answers),
+            false => self.pace.background_rows(batch.answers),
+        };
+        let rows = batch.answers.saturating_add(rows);
         batch.row_limit = rows.min(self.config.batch_tokens);
         batch.admit = self.admit(&batch);
         self.give_to_prompts(&answers, &mut batch);
+        self.give_to_proposals(proposals, &mut batch);
         batch
     }
 
     /// Takes the results of a step: all its rows are computed, some sequences got a token, and it
-    /// took so long.
+    /// took so long. Tokens of one sequence stand together, the proposed ones that were right
+    /// before the last; rows behind them are of another text, and their blocks are given back.
     pub fn update(&mut self, batch: &Batch, sampled: &[(SeqId, TokenId)], took_ms: f64) {
         self.steps += 1;
-        self.pace.learn(batch.answers, batch.row_count() - batch.answers, took_ms);
+        let proposed = batch.proposed_count();
+        let prompt_rows = batch.row_count() - batch.answers - proposed;
+        self.pace.learn(batch.answers, proposed, prompt_rows, took_ms);
+        let given = || sampled.chunk_by(|a, b| a.0 == b.0).filter_map(<[_]>::split_last);
+        for (_, right) in given() {
+            right.iter().for_each(|&(id, token)| self.append(id, token));
+        }
         for entry in &batch.entries {
             let Some(place) = self.place(entry.id) else { continue };
+            let wanted = self.blocks_wanted(&self.running[place]);
             let seq = &mut self.running[place];
-            seq.advance(entry.start + entry.rows);
+            seq.advance((entry.start + entry.rows).min(seq.tokens.len()));
             seq.publish(&mut self.pool, self.config.block_len);
+            seq.give_back(wanted, &mut self.pool);
             seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
             seq.moved = self.steps;
-            self.tenants.charge(seq.tenant.id, entry.rows);
+            self.tenants.charge(seq.tenant.id, seq.computed - entry.start);
             self.begin_forks(place, &entry.forks);
         }
-        for &(id, token) in sampled {
-            if let Some(place) = self.place(id) {
-                self.running[place].tokens.push(token);
-            }
-        }
+        given().for_each(|(&(id, token), _)| self.append(id, token));
         self.tenants.settle();
+    }
+
+    fn append(&mut self, id: SeqId, token: TokenId) {
+        if let Some(place) = self.place(id) {
+            self.running[place].tokens.push(token);
+        }
     }
 
     /// Forgets a sequence, wherever it is, and frees its blocks.
@@ -214,20 +248,23 @@ impl Scheduler {
     }
 
     /// Answers that stand still in this step, because a tenant that is behind theirs has a prompt
-    /// to compute, theirs has more than its share, and all answers together are a heavy load.
+    /// to compute, theirs has more than its share, and all answers together are a heavy load; or
+    /// because they are in the background, and somebody is not.
     fn slow_answers(&self) -> Vec<SeqId> {
         let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
-        let begun = prompts.map(|s| self.tenants.time(s.tenant.id));
-        let least = begun.chain(self.tenants.heads().map(|(time, _)| time)).min();
+        let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
+        let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
-        let Some(least) = least.filter(|_| self.pace.are_heavy(answers)) else {
-            return Vec::new();
-        };
-        let greedy = |s: &&Sequence| {
+        let least = least.filter(|_| self.pace.are_heavy(answers));
+        let foreground = self.tenants.in_foreground();
+        let is_slow = |s: &&Sequence| {
             let tenant = s.tenant.id;
-            s.is_answer() && self.tenants.time(tenant) > least && self.tenants.is_over_share(tenant)
+            let greedy = least.is_some_and(|least| {
+                self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
+            });
+            s.is_answer() && (greedy || s.tenant.background && foreground)
         };
-        let mut slow: Vec<&Sequence> = self.running.iter().filter(greedy).collect();
+        let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
         slow.sort_by_key(|s| (s.moved, s.id));
         let moving = slow.len().div_ceil(SLOW_STRIDE);
         slow[moving..].iter().map(|s| s.id).collect()
@@ -236,20 +273,52 @@ impl Scheduler {
     /// Rows for all that are no answers, by whose turn it is.
     fn give_to_prompts(&mut self, answers: &[SeqId], batch: &mut Batch) {
         let prompts = self.running.iter().filter(|s| answers.binary_search(&s.id).is_err());
-        let rank = |s: &Sequence| (self.tenants.time(s.tenant.id), Reverse(s.priority), s.id);
+        let rank = |s: &Sequence| (self.tenants.turn(s.tenant.id), Reverse(s.priority), s.id);
         let mut order: Vec<_> = prompts.map(rank).collect();
         order.sort_unstable();
-        for (_, _, id) in order {
+        let mut background = match self.tenants.in_foreground() {
+            true => BACKGROUND_ROWS,
+            false => usize::MAX,
+        };
+        for ((in_background, _), _, id) in order {
             let place = self.place(id).expect("it runs, and nobody stops it; this is a bug");
             let seq = &mut self.running[place];
             // Somebody may have computed meanwhile what comes next in it.
             let found = seq.found(&self.pool, self.config.block_len);
             seq.adopt(&found, &mut self.pool, self.config.block_len);
             let seq = &self.running[place];
-            let rows = self.row_limit(seq, batch);
+            let mut rows = self.row_limit(seq, batch);
+            if in_background {
+                rows = rows.min(background);
+                background -= rows;
+            }
             if rows > 0 {
                 batch.push(seq, rows, self.fork_room(seq, batch));
             }
+        }
+    }
+
+    /// What room is left goes to answers that may go on in a known way. Nobody waits for these
+    /// rows, and nobody gives a block for them.
+    fn give_to_proposals(&mut self, proposals: &[Proposal], batch: &mut Batch) {
+        let rows = batch.row_limit.saturating_sub(batch.row_count());
+        let mut room = rows.min(self.config.proposed_rows);
+        for proposal in proposals {
+            let Some(place) = self.place(proposal.id) else { continue };
+            let seq = &mut self.running[place];
+            let entry = batch.entries.iter_mut().find(|e| e.id == proposal.id);
+            let Some(entry) = entry.filter(|_| seq.is_answer()) else { continue };
+            let certain = entry.rows;
+            for &token in proposal.tokens.iter().take(room) {
+                let last = (entry.start + entry.rows) / self.config.block_len;
+                if last == seq.blocks.len() {
+                    let Some(block) = self.pool.allocate() else { break };
+                    seq.blocks.push(block);
+                }
+                entry.proposed.push(token);
+                entry.rows += 1;
+            }
+            room -= entry.rows - certain;
         }
     }
 
@@ -316,8 +385,8 @@ impl Scheduler {
             return Err(Later::RunningFull);
         }
         // Rows that others will have before it; whoever gets none in this step may as well wait.
-        let time = self.tenants.time(next.tenant.id);
-        let before = |s: &&Sequence| !s.is_answer() && self.tenants.time(s.tenant.id) <= time;
+        let turn = self.tenants.turn(next.tenant.id);
+        let before = |s: &&Sequence| !s.is_answer() && self.tenants.turn(s.tenant.id) <= turn;
         let taken = self.running.iter().filter(before).map(|s| self.row_limit(s, batch));
         if taken.sum::<usize>() + batch.row_count() >= batch.row_limit {
             return Err(Later::BatchFull);

@@ -5,6 +5,10 @@
 //! two guesses are off, a step that was too long makes the next one shorter all the same: the only
 //! number of rows that stays is the one that meets the target. Deliberately absent: what a row
 //! costs by its position. A long context makes rows dearer slowly, and the guess follows.
+//!
+//! What a row of a proposed token costs is learned apart: it reads the weights that an answer reads
+//! anyway, so it is far cheaper than a row of a prompt where memory is the limit, and no cheaper
+//! where it is not.
 
 /// The guess, and what it is for. Times are milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +20,8 @@ pub(super) struct Pace {
     answers: f64,
     /// What one more row adds; `None` before the first prompt.
     row_ms: Option<f64>,
+    /// What a proposed row adds; `None` before the first one.
+    proposed_ms: Option<f64>,
 }
 
 /// Rows of the very first prompt, of which nothing is known.
@@ -26,16 +32,30 @@ const ROWS_MIN: usize = 16;
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
+/// The part of the target that a step may take while nobody waits for any of it.
+const BACKGROUND: f64 = 0.5;
 /// From this part of the target on answers are a heavy load.
 const HEAVY: f64 = 0.25;
 /// Weight of the newest step in the guess.
 const NEWEST: f64 = 0.5;
+/// A proposed row has to be worth this much more than it costs.
+const MARGIN: f64 = 1.25;
+/// The price of a proposed row before one was seen, and the least that is believed.
+const PRICE_FIRST: f64 = 0.25;
+const PRICE_MIN: f64 = 0.05;
+/// What a step says of proposed rows counts as if it had so many more, and not more than `TELLING`:
+/// one row says less than several, but dear ones must be found out while there are few.
+const ROWS_MORE: f64 = 3.0;
+const TELLING: f64 = 8.0;
+/// With every step without any, what they cost is believed a little less: a guess that was too high
+/// would never be corrected.
+const FORGET: f64 = 0.998;
 /// One step changes a guess at most as if it had been this much longer than expected.
 const SURPRISE_MAX: f64 = 2.0;
 
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
-        Self { target_ms, answers_ms: 0.0, answers: 0.0, row_ms: None }
+        Self { target_ms, answers_ms: 0.0, answers: 0.0, row_ms: None, proposed_ms: None }
     }
 
     /// Rows of prompts for a step that also carries `answers` rows of answers.
@@ -52,6 +72,15 @@ impl Pace {
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
     }
 
+    /// The same where all of them are in the background: who comes in next waits for the end of
+    /// this step, so it is shorter.
+    pub fn background_rows(&self, answers: usize) -> usize {
+        let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
+        let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
+        let left_ms = (self.target_ms * BACKGROUND - answers_ms).max(0.0);
+        ((left_ms / row_ms) as usize).max(ROWS_MIN)
+    }
+
     /// So many answers take so much of the target that prompts come forward slowly.
     pub fn are_heavy(&self, answers: usize) -> bool {
         self.expected_ms(answers) > self.target_ms * HEAVY
@@ -63,21 +92,47 @@ impl Pace {
         (self.answers_ms + more * self.row_ms.unwrap_or(0.0)).max(0.0)
     }
 
+    /// What a proposed row costs beside so many answers, as a part of what one of these costs.
+    pub fn price(&self, answers: usize) -> f64 {
+        let token_ms = self.expected_ms(answers) / answers.max(1) as f64;
+        match self.proposed_ms {
+            Some(row_ms) if token_ms > 0.0 => (MARGIN * row_ms / token_ms).max(PRICE_MIN),
+            _ => PRICE_FIRST,
+        }
+    }
+
     /// A step took this long.
-    pub fn learn(&mut self, answers: usize, prompt_rows: usize, took_ms: f64) {
+    pub fn learn(&mut self, answers: usize, proposed: usize, prompt_rows: usize, took_ms: f64) {
         let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
         match (prompt_rows, self.row_ms) {
             // Of a few rows most is what the step would have cost without them.
             (rows, _) if answers == 0 && rows < ROWS_MIN => {}
+            (0, _) if proposed > 0 => self.learn_proposed(answers, proposed, took_ms),
             (0, _) => {
                 self.answers_ms = nearer(self.expected_ms(answers), took_ms);
                 self.answers = answers as f64;
+                self.proposed_ms = self.proposed_ms.map(|ms| ms * FORGET);
             }
             (rows, known) => {
-                let row_ms = (took_ms - answers_ms).max(0.0) / rows as f64;
+                let others_ms = answers_ms + proposed as f64 * self.proposed_ms.unwrap_or(0.0);
+                let row_ms = (took_ms - others_ms).max(0.0) / rows as f64;
                 self.row_ms = Some(known.map_or(row_ms, |known| nearer(known, row_ms)));
             }
         }
+    }
+
+    /// A step with answers and proposed rows took this long. The more of them, the more it says.
+    fn learn_proposed(&mut self, answers: usize, proposed: usize, took_ms: f64) {
+        let (answers_ms, rows) = (self.expected_ms(answers), proposed as f64);
+        if answers_ms == 0.0 {
+            return; // nothing to compare it with
+        }
+        // A row is not dearer than a token alone: a step of that kind was held up by something.
+        let token_ms = answers_ms / answers as f64;
+        let seen = ((took_ms - answers_ms) / rows).clamp(0.0, token_ms);
+        let weight = (rows + ROWS_MORE).min(TELLING) / TELLING * NEWEST;
+        let known = self.proposed_ms.unwrap_or(seen);
+        self.proposed_ms = Some(known + weight * (seen - known));
     }
 }
 
@@ -103,13 +158,13 @@ mod tests {
     fn steps_meet_the_target_from_the_third_on_while_rows_become_dearer() {
         let mut pace = Pace::new(100.0);
         for _ in 0..20 {
-            pace.learn(4, 0, machine(4, 0, 0));
+            pace.learn(4, 0, 0, machine(4, 0, 0));
         }
         let (mut position, mut steps) = (0, Vec::new());
         while position < 4000 {
             let rows = pace.prompt_rows(4);
             let took_ms = machine(4, rows, position);
-            pace.learn(4, rows, took_ms);
+            pace.learn(4, 0, rows, took_ms);
             position += rows;
             steps.push(took_ms);
         }
@@ -124,7 +179,7 @@ mod tests {
         for _ in 0..40 {
             let rows = pace.prompt_rows(8);
             took_ms = machine(8, rows, 500);
-            pace.learn(8, rows, took_ms);
+            pace.learn(8, 0, rows, took_ms);
         }
         assert!((90.0..105.0).contains(&took_ms), "{took_ms}");
     }
@@ -133,9 +188,9 @@ mod tests {
     fn answers_that_fill_the_target_leave_prompts_half_as_much_again() {
         let mut pace = Pace::new(100.0);
         for _ in 0..60 {
-            pace.learn(40, 0, machine(40, 0, 0)); // 112 ms
+            pace.learn(40, 0, 0, machine(40, 0, 0)); // 112 ms
             let rows = pace.prompt_rows(40);
-            pace.learn(40, rows, machine(40, rows, 0));
+            pace.learn(40, 0, rows, machine(40, rows, 0));
         }
         let took_ms = machine(40, pace.prompt_rows(40), 0);
         assert!((150.0..180.0).contains(&took_ms), "{took_ms}");
@@ -145,13 +200,13 @@ mod tests {
     fn one_long_step_does_not_stop_the_prompts() {
         let mut pace = Pace::new(100.0);
         for _ in 0..20 {
-            pace.learn(4, 0, machine(4, 0, 0));
-            pace.learn(4, 30, machine(4, 30, 0));
+            pace.learn(4, 0, 0, machine(4, 0, 0));
+            pace.learn(4, 0, 30, machine(4, 30, 0));
         }
         let before = pace.prompt_rows(4);
-        pace.learn(4, before, 60_000.0);
+        pace.learn(4, 0, before, 60_000.0);
         assert!(pace.prompt_rows(4) >= before / 2, "{} after {before}", pace.prompt_rows(4));
-        pace.learn(4, 30, f64::MAX);
+        pace.learn(4, 0, 30, f64::MAX);
         assert!(pace.prompt_rows(4) >= ROWS_MIN);
     }
 
@@ -159,14 +214,56 @@ mod tests {
     fn where_nobody_waits_steps_are_longer() {
         let mut pace = Pace::new(100.0);
         assert_eq!(pace.prompt_rows(0), FIRST_ROWS);
-        pace.learn(0, 64, 64.0 * 2.0);
+        pace.learn(0, 0, 64, 64.0 * 2.0);
         assert_eq!((pace.prompt_rows(0), pace.prompt_rows(1)), (200, 49));
+    }
+
+    #[test]
+    fn a_proposed_row_has_the_price_that_was_measured() {
+        let mut pace = Pace::new(100.0);
+        assert_eq!(pace.price(1), PRICE_FIRST);
+        let cost = |answers: usize, rows: usize| 14.0 + answers as f64 + 1.5 * rows as f64;
+        for rows in [0, 0, 4, 8, 0, 2, 8, 8, 0, 1] {
+            pace.learn(1, rows, 0, cost(1, rows));
+        }
+        assert!((pace.price(1) - 1.25 * 0.1).abs() < 0.01, "{}", pace.price(1));
+        // Beside many answers a token is cheap, so a row is dear.
+        (0..20).for_each(|_| pace.learn(16, 0, 0, cost(16, 0)));
+        assert!(pace.price(16) > 0.8, "{}", pace.price(16));
+    }
+
+    #[test]
+    fn a_row_that_seemed_too_dear_is_tried_again() {
+        let mut pace = Pace::new(100.0);
+        (0..5).for_each(|_| pace.learn(1, 0, 0, 15.0));
+        pace.learn(1, 4, 0, 5000.0); // the machine was busy
+        assert_eq!(pace.price(1), MARGIN);
+        let steps = (0..).take_while(|_| {
+            pace.learn(1, 0, 0, 15.0);
+            pace.price(1) > 0.8
+        });
+        assert!((50..400).contains(&steps.count()));
+        // and where there never was a plain step, a row costs nothing that is known
+        let mut pace = Pace::new(100.0);
+        pace.learn(1, 4, 0, 20.0);
+        assert_eq!(pace.price(1), PRICE_FIRST);
+    }
+
+    #[test]
+    fn rows_of_prompts_are_not_taken_for_cheap_because_proposed_ones_are() {
+        let mut pace = Pace::new(100.0);
+        for _ in 0..20 {
+            pace.learn(1, 0, 0, 15.0);
+            pace.learn(1, 8, 0, 19.0);
+            pace.learn(1, 4, 20, 15.0 + 2.0 + 40.0);
+        }
+        assert!((40..=43).contains(&pace.prompt_rows(1)), "{}", pace.prompt_rows(1));
     }
 
     #[test]
     fn a_clock_that_stands_still_means_no_bound() {
         let mut pace = Pace::new(100.0);
-        pace.learn(1, 64, 0.0);
+        pace.learn(1, 0, 64, 0.0);
         assert!(pace.prompt_rows(1) > 1 << 40);
     }
 }

@@ -195,6 +195,12 @@ impl Sequence {
         }
     }
 
+    /// Keeps `wanted` blocks, and gives those behind them back.
+    pub(super) fn give_back(&mut self, wanted: usize, pool: &mut BlockPool) {
+        let kept = self.blocks.len().min(wanted);
+        self.blocks.drain(kept..).rev().for_each(|b| pool.release(b));
+    }
+
     /// Gives all blocks back, the last one first.
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
         self.blocks.drain(..).rev().for_each(|b| pool.release(b));

@@ -11,6 +11,8 @@ fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Sch
         running_len,
         score_chunk: 3,
         target_ms: 100.0,
+        proposed_rows: 8,
+        price: None,
     };
     Scheduler::new(config)
 }
@@ -44,7 +46,7 @@ fn show(batch: &Batch) -> String {
 
 /// One step in which every sampling row yields the token 9.
 fn step(scheduler: &mut Scheduler) -> String {
-    let batch = scheduler.schedule(Duration::ZERO);
+    let batch = scheduler.schedule(Duration::ZERO, &[]);
     scheduler.check().unwrap();
     let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
     scheduler.update(&batch, &sampled, 0.0);
@@ -79,11 +81,11 @@ fn waiting_says_why() {
     let mut s = scheduler(3, 8, 2);
     s.add(sequence(0, 7)); // two blocks: seven tokens and the next
     s.add(sequence(1, 5)); // two more do not fit into three
-    assert_eq!(s.schedule(Duration::ZERO).admit, Admit::Later(Later::NoBlocks));
+    assert_eq!(s.schedule(Duration::ZERO, &[]).admit, Admit::Later(Later::NoBlocks));
     s.finish(SeqId(0));
     s.add(sequence(2, 1));
     s.add(sequence(3, 1));
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert_eq!(
         (show(&batch).as_str(), batch.admit),
         ("1:0+5! 2:0+1!", Admit::Later(Later::RunningFull))
@@ -91,7 +93,7 @@ fn waiting_says_why() {
     let mut s = scheduler(100, 4, 2);
     s.add(sequence(0, 9));
     s.add(sequence(1, 1));
-    assert_eq!(s.schedule(Duration::ZERO).admit, Admit::Later(Later::BatchFull));
+    assert_eq!(s.schedule(Duration::ZERO, &[]).admit, Admit::Later(Later::BatchFull));
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     s.add(sequence(1, 7));
     assert_eq!(step(&mut s), "0:0+7! 1:0+7!");
     assert_eq!(step(&mut s), "0:7+1! 1:7+1!"); // both hold two full blocks
-    let batch = s.schedule(Duration::ZERO); // 0 needs a third
+    let batch = s.schedule(Duration::ZERO, &[]); // 0 needs a third
     assert_eq!(
         (show(&batch).as_str(), batch.preempted.as_slice()),
         ("0:8+1!", [SeqId(1)].as_slice())
@@ -119,13 +121,13 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
     s.add(NewSequence { score: true, samples: false, ..sequence(0, 7) });
     let mut scored = Vec::new();
     for _ in 0..3 {
-        let batch = s.schedule(Duration::ZERO);
+        let batch = s.schedule(Duration::ZERO, &[]);
         scored.extend(batch.entries[0].score.clone());
         assert!(!batch.entries[0].samples);
         s.update(&batch, &[], 0.0);
     }
     assert_eq!(scored, (0..7).collect::<Vec<_>>());
-    assert_eq!(show(&s.schedule(Duration::ZERO)), "", "nothing is left to do");
+    assert_eq!(show(&s.schedule(Duration::ZERO, &[])), "", "nothing is left to do");
 }
 
 #[test]
@@ -139,10 +141,10 @@ fn scored_rows_are_bounded_over_the_batch_and_not_scored_again() {
     assert_eq!(step(&mut s), "0:4+1! 1:3+3!", "no score row is left for 2");
     step(&mut s);
     step(&mut s);
-    let batch = s.schedule(Duration::ZERO); // 1 needs a third block and is the youngest
+    let batch = s.schedule(Duration::ZERO, &[]); // 1 needs a third block and is the youngest
     assert_eq!(batch.preempted, [SeqId(1)]);
     s.finish(SeqId(0));
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert_eq!(show(&batch), "1:0+9! 2:0+3!");
     assert_eq!((batch.entries[0].score.len(), batch.entries[1].score.len()), (0, 3));
 }
@@ -249,7 +251,7 @@ fn a_preempted_sequence_finds_its_own_blocks_and_calls_none_of_them_cached() {
     s.add(sequence(1, 6));
     step(&mut s);
     step(&mut s);
-    assert_eq!(s.schedule(Duration::ZERO).preempted, [SeqId(1)]); // 0 needs a third block
+    assert_eq!(s.schedule(Duration::ZERO, &[]).preempted, [SeqId(1)]); // 0 needs a third block
     s.finish(SeqId(0));
     assert_eq!(step(&mut s), "1:4+4!", "its first block was known and idle");
     assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
@@ -270,7 +272,7 @@ fn a_scored_prompt_is_computed_from_its_first_token() {
 fn prompts_get_the_rows_that_the_time_allows() {
     let mut s = scheduler(1000, 512, 4);
     let timed = |s: &mut Scheduler| {
-        let batch = s.schedule(Duration::ZERO);
+        let batch = s.schedule(Duration::ZERO, &[]);
         let sampled: Vec<_> =
             batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
         let prompt_rows = batch.row_count() - batch.answers;
@@ -285,7 +287,7 @@ fn prompts_get_the_rows_that_the_time_allows() {
     for _ in 0..8 {
         timed(&mut s);
     }
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert!((70..=82).contains(&batch.entries[1].rows), "{}", show(&batch));
 }
 
@@ -294,7 +296,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
     let mut s = scheduler(20, 16, 4);
     s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 6) });
     assert_eq!(s.waiting_count(), 3);
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert_eq!(
         (show(&batch).as_str(), &batch.entries[0].forks[..]),
         ("0:0+6!", &[SeqId(1), SeqId(2)][..])
@@ -303,7 +305,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (3, 0, 2));
     let tail = s.running(SeqId(0)).unwrap().blocks()[1];
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert_eq!(show(&batch), "0:6+1! 1:6+1! 2:6+1!");
     // Two copies; the last holder writes in place.
     let copied: Vec<_> = batch.copies.iter().map(|(from, _)| *from).collect();
@@ -320,7 +322,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
 fn forks_without_room_come_later_and_find_the_prompt() {
     let mut s = scheduler(20, 16, 2);
     s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
-    let batch = s.schedule(Duration::ZERO);
+    let batch = s.schedule(Duration::ZERO, &[]);
     assert_eq!(batch.entries[0].forks, [SeqId(1)]);
     s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 9)], 0.0);
     assert_eq!((s.running_count(), s.waiting_count()), (2, 1));
@@ -337,4 +339,70 @@ fn the_first_fork_inherits_the_prompt_of_a_client_that_left() {
     s.finish(SeqId(0));
     assert_eq!((s.running_count(), s.waiting_count()), (0, 1));
     assert_eq!(step(&mut s), "2:4+4", "what was computed is not lost");
+}
+
+fn proposal(id: u64, tokens: &[TokenId]) -> Proposal {
+    Proposal { id: SeqId(id), tokens: tokens.to_vec() }
+}
+
+#[test]
+fn what_was_proposed_and_is_wrong_leaves_nothing() {
+    let mut s = scheduler(20, 16, 4);
+    s.add(sequence(0, 3));
+    step(&mut s);
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[9, 9, 7, 9, 9])]);
+    assert_eq!((show(&batch).as_str(), s.used_blocks()), ("0:3+6!", 3));
+    assert_eq!((batch.answers, batch.proposed_count()), (1, 5));
+    s.check().unwrap();
+    // Two are right, the third is not.
+    s.update(&batch, &[(SeqId(0), 9); 3], 0.0);
+    s.check().unwrap();
+    let seq = s.running(SeqId(0)).unwrap();
+    assert_eq!((seq.tokens(), seq.computed, seq.known), (&[0, 1, 2, 9, 9, 9, 9][..], 6, 1));
+    assert_eq!(s.used_blocks(), 2);
+    assert_eq!(step(&mut s), "0:6+1!");
+    s.finish(SeqId(0));
+    // No row of another text is found: the second block is not full.
+    s.add(text(1, vec![0, 1, 2, 9, 9, 9, 7, 9, 9]));
+    assert_eq!(step(&mut s), "1:4+5!");
+}
+
+#[test]
+fn proposals_come_after_everybody_else() {
+    let mut s = scheduler(20, 8, 4);
+    s.add(sequence(0, 3));
+    step(&mut s);
+    s.add(sequence(1, 11));
+    let go_on = [proposal(1, &[5; 4]), proposal(0, &[9; 8])];
+    let go = |s: &mut Scheduler| {
+        let batch = s.schedule(Duration::ZERO, &go_on);
+        let sampling = batch.entries.iter().filter(|e| e.samples);
+        let sampled: Vec<_> = sampling.map(|e| (e.id, 9)).collect();
+        s.update(&batch, &sampled, 0.0);
+        s.check().unwrap();
+        show(&batch)
+    };
+    assert_eq!(go(&mut s), "0:3+1! 1:0+7", "no row is left");
+    assert_eq!(go(&mut s), "0:4+4! 1:7+4!", "three are, and a prompt cannot be guessed");
+    assert_eq!(go(&mut s), "0:5+3! 1:11+5!", "in the order in which they are told");
+}
+
+#[test]
+fn nobody_gives_a_block_for_a_proposal() {
+    let mut s = scheduler(4, 16, 4);
+    s.add(sequence(0, 7));
+    s.add(sequence(1, 6));
+    assert_eq!(step(&mut s), "0:0+7! 1:0+6!");
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5]), proposal(1, &[1; 5])]);
+    assert_eq!(show(&batch), "0:7+1! 1:6+2!", "to the end of the blocks that they have");
+    assert_eq!((batch.preempted.len(), s.used_blocks()), (0, 4));
+    let mut s = scheduler(4, 16, 4);
+    s.add(NewSequence { tenant: Tenant { id: 1, ..Tenant::default() }, ..sequence(0, 3) });
+    step(&mut s);
+    let before = s.tenants.turn(1).1;
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5])]);
+    s.update(&batch, &[(SeqId(0), 9)], 0.0);
+    let after = s.tenants.turn(1).1;
+    step(&mut s);
+    assert_eq!(after - before, s.tenants.turn(1).1 - after, "wrong ones are on nobody's account");
 }

@@ -7,6 +7,7 @@ use super::extract::{self, Fields};
 use super::stored::Keep;
 use super::{fields, format};
 use crate::pipeline::{Format, Prompt, TextRequest};
+use crate::registry::Weighted;
 use crate::types::{KeepAlive, SamplingOverrides, TokenId};
 
 /// One call of an endpoint, read and validated.
@@ -60,6 +61,7 @@ pub(super) struct Common {
     pub format: Option<Format>,
     pub sampling: SamplingOverrides,
     pub keep_alive: Option<KeepAlive>,
+    pub adapters: Vec<Weighted>,
 }
 
 impl Common {
@@ -77,6 +79,7 @@ impl Common {
             format: format::read(body, lenient)?,
             sampling: sampling(body)?,
             keep_alive: keep_alive(body)?,
+            adapters: adapters(body)?,
         })
     }
 
@@ -93,6 +96,7 @@ impl Common {
             format: self.format.clone(),
             sampling: self.sampling.clone(),
             keep_alive: self.keep_alive,
+            adapters: self.adapters.clone(),
             ..TextRequest::new(&self.model, prompt)
         }
     }
@@ -156,6 +160,30 @@ pub(super) fn keep_alive(body: &mut Fields) -> Result<Option<KeepAlive>, ApiErro
             Err(ApiError::wrong_type(name, expected, extract::kind(&other)))
         }
     }
+}
+
+/// `[{"id": "formal", "weight": 0.5}]`: adapters of the model, added up.
+fn adapters(body: &mut Fields) -> Result<Vec<Weighted>, ApiError> {
+    const NAME: &str = "adapters";
+    let list = match body.value(NAME) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            return Err(ApiError::wrong_type(NAME, "an array", extract::kind(&other)));
+        }
+    };
+    let one = |(i, value): (usize, Value)| {
+        let path = format!("{NAME}[{i}]");
+        let Value::Object(map) = value else {
+            return Err(ApiError::wrong_type(&path, "an object", extract::kind(&value)));
+        };
+        fields::check(&map, fields::ADAPTER, &format!("{path}."), false)?;
+        let mut fields = Fields::within(&path, map);
+        let id = fields.string("id")?.ok_or_else(|| ApiError::missing(&fields.at("id")))?;
+        let weight = fields.number("weight", -16.0..=16.0)?.unwrap_or(1.0);
+        Ok(Weighted { id, weight })
+    };
+    list.into_iter().enumerate().map(one).collect()
 }
 
 fn stream(body: &mut Fields, lenient: bool) -> Result<Option<StreamOptions>, ApiError> {
@@ -277,6 +305,7 @@ mod tests {
             "min_tokens": 4, "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1,
             "repetition_penalty": 1.1, "presence_penalty": -2, "frequency_penalty": 2,
             "logit_bias": {"50256": -100, "3": 1.5}, "seed": -1,
+            "adapters": [{"id": "a"}, {"id": "b", "weight": -0.5}],
             "stream": true, "stream_options": {"include_usage": true, "include_obfuscation": false},
         }))
         .unwrap();
@@ -290,6 +319,8 @@ mod tests {
         assert_eq!((s.presence_penalty, s.frequency_penalty), (Some(-2.0), Some(2.0)));
         assert_eq!(s.logit_bias, [(50256, -100.0), (3, 1.5)]);
         assert_eq!(s.seed, Some(u64::MAX));
+        let weighted = |id: &str, weight| Weighted { id: id.to_owned(), weight };
+        assert_eq!(common.adapters, [weighted("a", 1.0), weighted("b", -0.5)]);
     }
 
     #[test]
@@ -346,6 +377,10 @@ mod tests {
             (json!({"model": "m", "keep_alive": "soon"}), "keep_alive"),
             (json!({"model": "m", "keep_alive": 1e300}), "keep_alive"),
             (json!({"model": "m", "keep_alive": [5]}), "keep_alive"),
+            (json!({"model": "m", "adapters": "a"}), "adapters"),
+            (json!({"model": "m", "adapters": [{}]}), "adapters[0].id"),
+            (json!({"model": "m", "adapters": [{"id": "a", "scale": 1}]}), "adapters[0].scale"),
+            (json!({"model": "m", "adapters": [{"id": "a", "weight": 17}]}), "adapters[0].weight"),
             (json!({"model": "m", "stream_options": {}}), "stream_options"),
             (
                 json!({"model": "m", "stream": true, "stream_options": {"include_usage": 1}}),

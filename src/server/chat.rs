@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{fields, messages, stored, tools};
+use super::{extract, fields, messages, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 use crate::types::Priority;
 
@@ -22,6 +22,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let template_kwargs = template_kwargs(&mut body)?;
     let logprobs = logprobs(&mut body)?;
     let priority = priority(&mut body)?;
+    let prediction = prediction(&mut body, lenient)?;
     let tools = tools::read(&mut body, lenient)?;
     let messages = messages::normalise(body.value("messages"), lenient)?;
     let prompt = Prompt::Chat { messages, template_kwargs };
@@ -29,6 +30,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         max_tokens,
         max_tokens_param,
         logprobs,
+        prediction,
         tools,
         priority,
         ..common.request(prompt)
@@ -222,6 +224,32 @@ fn priority(body: &mut Fields) -> Result<Priority, ApiError> {
     }
 }
 
+/// What the client expects most of the answer to be.
+fn prediction(body: &mut Fields, lenient: bool) -> Result<Option<String>, ApiError> {
+    let Some(map) = body.object("prediction")? else { return Ok(None) };
+    fields::check(&map, fields::PREDICTION, "prediction.", lenient)?;
+    let mut inner = Fields::within("prediction", map);
+    match inner.string("type")?.as_deref() {
+        Some("content") => {}
+        Some(other) => {
+            let message = format!("Invalid 'prediction.type': '{other}' is not 'content'.");
+            return Err(ApiError::invalid("prediction.type", message));
+        }
+        None => return Err(ApiError::missing("prediction.type")),
+    }
+    match inner.value("content") {
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Array(parts)) => {
+            messages::join_parts("prediction.content", parts, "user").map(Some)
+        }
+        Some(other) => {
+            let found = extract::kind(&other);
+            Err(ApiError::wrong_type("prediction.content", "a string or a list of parts", found))
+        }
+        None => Err(ApiError::missing("prediction.content")),
+    }
+}
+
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Variables of a template that its caller may not replace.
@@ -323,6 +351,29 @@ mod tests {
         assert_eq!(priority("fast").unwrap(), Priority::Priority);
         assert_eq!(priority("slow").unwrap_err().param.as_deref(), Some("service_tier"));
         assert!(Priority::Flex < Priority::Default && Priority::Default < Priority::Priority);
+    }
+
+    #[test]
+    fn a_prediction_is_a_text() {
+        let prediction = |value| read(with("prediction", value));
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        for (content, text) in [(json!("a"), "a"), (parts, "a\nb")] {
+            let call = prediction(json!({"type": "content", "content": content})).unwrap();
+            assert_eq!(call.requests[0].prediction.as_deref(), Some(text));
+        }
+        assert_eq!(prediction(json!(null)).unwrap().requests[0].prediction, None);
+        for (bad, field) in [
+            (json!("a"), "prediction"),
+            (json!({"content": "a"}), "prediction.type"),
+            (json!({"type": "text", "content": "a"}), "prediction.type"),
+            (json!({"type": "content"}), "prediction.content"),
+            (json!({"type": "content", "content": 3}), "prediction.content"),
+            (json!({"type": "content", "content": []}), "prediction.content"),
+            (json!({"type": "content", "content": [{}]}), "prediction.content[0].type"),
+            (json!({"type": "content", "content": "a", "x": 1}), "prediction.x"),
+        ] {
+            assert_eq!(prediction(bad).unwrap_err().param.as_deref(), Some(field));
+        }
     }
 
     #[test]

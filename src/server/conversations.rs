@@ -105,12 +105,8 @@ async fn list(
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
-    let mut query = include(&uri)?;
-    let page = query.page(PAGE)?;
-    query.end(app.config.lenient_fields)?;
-    let history = Arc::clone(&app.rooms.history);
-    let found = aside(move || history.items(caller.project, &id, &page)).await?;
-    Ok(Json(paging::list(found)))
+    let (query, history) = (include(&uri)?, Arc::clone(&app.rooms.history));
+    paging::answer(&app, query, PAGE, move |page| history.items(caller.project, &id, page)).await
 }
 
 async fn item(

@@ -25,6 +25,18 @@ pub(super) struct Call {
     encoding: Encoding,
 }
 
+impl Call {
+    /// The model that it asks.
+    pub(super) fn model(&self) -> &str {
+        &self.request.model
+    }
+
+    /// How many texts there are.
+    pub(super) fn inputs(&self) -> usize {
+        self.request.inputs.len()
+    }
+}
+
 /// How vectors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {

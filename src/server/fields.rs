@@ -107,7 +107,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("tools"),
     // Labels of a stored completion; checked, and of no effect without `store`.
     honoured("metadata"),
-    no_effect("prediction", Takes::Object, "a hint for speed, which never changes the text"),
+    honoured("prediction"),
     no_effect("prompt_cache_key", Takes::Text, "a routing hint for many machines; this is one"),
     no_effect("prompt_cache_options", Takes::Object, "every prefix is cached while there is room"),
     no_effect(
@@ -126,6 +126,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("store"),
     refused("web_search_options", never, "web search is not supported"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("chat_template_kwargs"),
     honoured("guided_choice"),
     honoured("guided_grammar"),
@@ -165,6 +166,7 @@ pub(super) const COMPLETIONS: &[Field] = &[
     // Honoured by models that learned to fill in the middle; the others refuse it.
     honoured("suffix"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("guided_choice"),
     honoured("guided_grammar"),
     honoured("guided_json"),
@@ -180,6 +182,22 @@ pub(super) const COMPLETIONS: &[Field] = &[
     honoured("structured_outputs"),
     honoured("top_k"),
 ];
+
+/// One of `adapters`.
+pub(super) const ADAPTER: &[Field] = &[honoured("id"), honoured("weight")];
+
+/// `POST /v1/load_lora_adapter`, as vLLM has it; the last two are ours.
+pub(super) const LOAD_ADAPTER: &[Field] = &[
+    honoured("lora_name"),
+    honoured("lora_path"),
+    honoured("load_inplace"),
+    honoured("base_model_name"),
+    honoured("pinned"),
+];
+
+/// `POST /v1/unload_lora_adapter`.
+pub(super) const UNLOAD_ADAPTER: &[Field] =
+    &[honoured("lora_name"), no_effect("lora_int_id", Takes::Integer, "adapters have names here")];
 
 /// `POST /v1/embeddings`.
 pub(super) const EMBEDDINGS: &[Field] = &[
@@ -222,6 +240,9 @@ pub(super) const APPLY_TEMPLATE: &[Field] = &[
     honoured("parallel_tool_calls"),
     honoured("chat_template_kwargs"),
 ];
+
+/// `prediction`.
+pub(super) const PREDICTION: &[Field] = &[honoured("type"), honoured("content")];
 
 /// `tools[i].function`.
 pub(super) const FUNCTION: &[Field] =
@@ -291,8 +312,21 @@ pub(super) const UPLOAD_PART: &[Field] = &[];
 /// `POST /v1/uploads/{id}/complete`.
 pub(super) const UPLOAD_COMPLETE: &[Field] = &[honoured("part_ids"), honoured("md5")];
 
-/// `expires_after` of files and uploads.
+/// `expires_after` of files and uploads, `output_expires_after` of batches.
 pub(super) const EXPIRES_AFTER: &[Field] = &[honoured("anchor"), honoured("seconds")];
+
+/// `POST /v1/batches`.
+pub(super) const BATCH: &[Field] = &[
+    honoured("input_file_id"),
+    honoured("endpoint"),
+    honoured("completion_window"),
+    honoured("metadata"),
+    honoured("output_expires_after"),
+];
+
+/// A line of the file of a batch.
+pub(super) const BATCH_LINE: &[Field] =
+    &[honoured("custom_id"), honoured("method"), honoured("url"), honoured("body")];
 
 /// `stream_options` of both.
 pub(super) const STREAM_OPTIONS: &[Field] = &[
@@ -364,106 +398,5 @@ fn is_text_only(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use serde_json::json;
-
-    use super::*;
-
-    /// Property names of `CreateChatCompletionRequest`, its parents included, in OpenAI's
-    /// specification 2.3.0 of 2026-08-21.
-    const OPENAI_CHAT: &str = "metadata top_logprobs temperature top_p user safety_identifier \
-        prompt_cache_key prompt_cache_retention prompt_cache_options messages model service_tier \
-        modalities verbosity reasoning_effort max_completion_tokens frequency_penalty \
-        presence_penalty web_search_options response_format audio store moderation stream stop \
-        logit_bias logprobs max_tokens n prediction seed stream_options tools tool_choice \
-        parallel_tool_calls function_call functions";
-    /// The same of `CreateCompletionRequest`.
-    const OPENAI_COMPLETIONS: &str = "model prompt best_of echo frequency_penalty logit_bias \
-        logprobs max_tokens n presence_penalty seed stop stream stream_options suffix temperature \
-        top_p user";
-    /// The same of `CreateEmbeddingRequest`.
-    const OPENAI_EMBEDDINGS: &str = "input model encoding_format dimensions user";
-    /// The same of `ChatCompletionStreamOptions`.
-    const OPENAI_STREAM_OPTIONS: &str = "include_usage include_obfuscation";
-
-    #[test]
-    fn every_field_of_the_specification_stands_in_its_table_once() {
-        let tables = [
-            (CHAT, OPENAI_CHAT, 37),
-            (COMPLETIONS, OPENAI_COMPLETIONS, 18),
-            (EMBEDDINGS, OPENAI_EMBEDDINGS, 5),
-            (STREAM_OPTIONS, OPENAI_STREAM_OPTIONS, 2),
-        ];
-        for (table, openai, count) in tables {
-            let names: HashSet<_> = table.iter().map(|field| field.name).collect();
-            assert_eq!(names.len(), table.len(), "a name stands twice");
-            assert_eq!(openai.split_whitespace().count(), count);
-            for name in openai.split_whitespace() {
-                assert!(names.contains(name), "{name} is missing");
-            }
-        }
-    }
-
-    fn check_one(table: &[Field], name: &str, value: Value) -> Result<(), ApiError> {
-        let body = Map::from_iter([(name.to_owned(), value)]);
-        check(&body, table, "", false)
-    }
-
-    #[test]
-    fn refused_fields_are_refused_by_name_only_when_they_ask_for_something() {
-        let chat = [
-            ("audio", json!({"voice": "alloy", "format": "mp3"}), vec![json!(null)]),
-            ("function_call", json!({"name": "f"}), vec![json!("none"), json!("auto")]),
-            ("functions", json!([{"name": "f"}]), vec![json!([]), json!(null)]),
-            ("modalities", json!(["text", "audio"]), vec![json!(["text"]), json!(null)]),
-            ("moderation", json!({"model": "omni"}), vec![json!(null)]),
-            ("web_search_options", json!({}), vec![json!(null)]),
-        ];
-        let covered: HashSet<_> = chat.iter().map(|case| case.0).collect();
-        for (name, asks, harmless) in chat {
-            let error = check_one(CHAT, name, asks).unwrap_err();
-            assert_eq!(error.code, Some("unsupported_parameter"));
-            assert_eq!(error.param.as_deref(), Some(name));
-            assert!(error.message.contains(name));
-            for value in harmless {
-                assert!(check_one(CHAT, name, value.clone()).is_ok(), "{name}: {value}");
-            }
-        }
-        let refused = |field: &&Field| matches!(field.treatment, Treatment::Refused { .. });
-        for field in CHAT.iter().filter(refused) {
-            assert!(covered.contains(field.name), "{} has no case here", field.name);
-        }
-    }
-
-    #[test]
-    fn a_field_without_effect_has_its_type_all_the_same() {
-        for (name, bad, good) in [
-            ("user", json!(5), json!("ann")),
-            ("prediction", json!("x"), json!({"type": "content", "content": "x"})),
-            ("prompt_cache_retention", json!("1h"), json!("24h")),
-            ("verbosity", json!("loud"), json!("low")),
-            ("safety_identifier", json!([]), json!(null)),
-        ] {
-            assert_eq!(check_one(CHAT, name, bad).unwrap_err().param.as_deref(), Some(name));
-            assert!(check_one(CHAT, name, good).is_ok(), "{name}");
-        }
-        let error = check_one(STREAM_OPTIONS, "include_obfuscation", json!("no")).unwrap_err();
-        assert_eq!(error.code, Some("invalid_type"));
-        let error = check_one(CHAT, "verbosity", json!("loud")).unwrap_err();
-        assert_eq!(error.code, Some("invalid_value"));
-    }
-
-    #[test]
-    fn a_field_that_nobody_knows_is_refused_unless_lenient() {
-        let body = Map::from_iter([("tempature".to_owned(), json!(0.5))]);
-        let error = check(&body, CHAT, "", false).unwrap_err();
-        assert_eq!(error.code, Some("unknown_parameter"));
-        assert_eq!(error.param.as_deref(), Some("tempature"));
-        assert_eq!(error.message, "Unrecognized request argument supplied: tempature");
-        assert!(check(&body, CHAT, "", true).is_ok());
-        let error = check(&body, STREAM_OPTIONS, "stream_options.", false).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("stream_options.tempature"));
-    }
-}
+#[path = "fields_tests.rs"]
+mod tests;

@@ -20,7 +20,7 @@ use super::{App, aside, fields, ids};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::files::{
-    FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, UPLOAD_BYTES_MAX, Writing,
+    FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, Page, UPLOAD_BYTES_MAX, Writing,
 };
 use crate::types::ProjectId;
 
@@ -32,6 +32,8 @@ const WORD_BYTES_MAX: usize = 4096;
 const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 /// Fields of a form.
 const FIELDS_MAX: usize = 64;
+/// 10,000, newest first.
+const PAGE: PageRule = PageRule { limit: 10_000, max: 10_000, descending: true };
 /// Contents leave in pieces of this many bytes.
 const PIECE: usize = 64 << 10;
 
@@ -61,7 +63,7 @@ async fn create(
     let content = content.ok_or_else(|| ApiError::missing("file"))?;
     let filename = checked_name("file", filename.unwrap_or_default())?;
     let purpose = purpose(&mut fields)?;
-    let lifetime_s = lifetime(&mut fields)?;
+    let lifetime_s = lifetime(&mut fields, "expires_after")?;
     let new = NewFile { filename, purpose, lifetime_s };
     let id = ids::random("file-");
     let files = Arc::clone(&app.rooms.files);
@@ -77,11 +79,9 @@ async fn list(
 ) -> Answer {
     let mut query = Query::parse(&uri)?;
     let purpose = query.take("purpose");
-    let page = query.page(PageRule { limit: 10_000, max: 10_000, descending: true })?;
-    query.end(app.config.lenient_fields)?;
     let files = Arc::clone(&app.rooms.files);
-    let found = aside(move || files.list(caller.project, purpose.as_deref(), &page)).await?;
-    Ok(Json(paging::list(found)))
+    let list = move |page: &Page| files.list(caller.project, purpose.as_deref(), page);
+    paging::answer(&app, query, PAGE, list).await
 }
 
 /// `GET /v1/files/{id}`.
@@ -150,7 +150,7 @@ async fn begin_upload(
     let bytes = body.integer("bytes", 1..=UPLOAD_BYTES_MAX as i64)?;
     let bytes = bytes.ok_or_else(|| ApiError::missing("bytes"))?.unsigned_abs();
     let mime_type = body.string("mime_type")?.ok_or_else(|| ApiError::missing("mime_type"))?;
-    let lifetime_s = lifetime(&mut body)?;
+    let lifetime_s = lifetime(&mut body, "expires_after")?;
     let file = NewFile { filename, purpose, lifetime_s };
     let new = NewUpload { file, bytes, mime_type };
     let id = ids::random("upload_");
@@ -330,21 +330,22 @@ fn purpose(fields: &mut Fields) -> Result<String, ApiError> {
     Err(ApiError::invalid("purpose", message))
 }
 
-/// `expires_after`: how many seconds after its creation a file goes.
-fn lifetime(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    let Some(expires_after) = fields.object("expires_after")? else { return Ok(None) };
-    fields::check(&expires_after, fields::EXPIRES_AFTER, "expires_after.", false)?;
-    match expires_after.get("anchor").map(|anchor| anchor == "created_at") {
-        Some(true) => {}
-        Some(false) => {
-            let message = "Invalid 'expires_after.anchor': the only value is 'created_at'.";
-            return Err(ApiError::invalid("expires_after.anchor", message));
-        }
-        None => return Err(ApiError::missing("expires_after.anchor")),
+/// `expires_after`, or what it is called: how many seconds after its creation a file goes.
+pub(super) fn lifetime(fields: &mut Fields, name: &str) -> Result<Option<u64>, ApiError> {
+    let Some(expires_after) = fields.object(name)? else { return Ok(None) };
+    fields::check(&expires_after, fields::EXPIRES_AFTER, &format!("{name}."), false)?;
+    let member = |member: &str| {
+        let path = format!("{name}.{member}");
+        let value = expires_after.get(member).ok_or_else(|| ApiError::missing(&path));
+        value.map(|value| (path, value))
+    };
+    let (path, anchor) = member("anchor")?;
+    if anchor != "created_at" {
+        let message = format!("Invalid '{path}': the only value is 'created_at'.");
+        return Err(ApiError::invalid(&path, message));
     }
-    let name = "expires_after.seconds";
-    let seconds = expires_after.get("seconds").ok_or_else(|| ApiError::missing(name))?;
-    Ok(Some(super::extract::integer(name, seconds, LIFETIME_S)?.unsigned_abs()))
+    let (path, seconds) = member("seconds")?;
+    Ok(Some(super::extract::integer(&path, seconds, LIFETIME_S)?.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -367,7 +368,7 @@ mod tests {
         }
         let mut fields = Fields::within("", words);
         assert_eq!(purpose(&mut fields).unwrap(), "batch");
-        assert_eq!(lifetime(&mut fields).unwrap(), Some(3600));
+        assert_eq!(lifetime(&mut fields, "expires_after").unwrap(), Some(3600));
     }
 
     #[test]
@@ -385,7 +386,7 @@ mod tests {
             (json!(3), "expires_after"),
         ] {
             let mut fields = fields(json!({"expires_after": value}));
-            assert_eq!(refused(lifetime(&mut fields).map(drop)), param);
+            assert_eq!(refused(lifetime(&mut fields, "expires_after").map(drop)), param);
         }
         for name in ["", "a\nb", &"x".repeat(513)] {
             assert_eq!(refused(checked_name("file", name.into()).map(drop)), "file");

@@ -167,7 +167,8 @@ fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
     Ok(call)
 }
 
-fn join_parts(path: &str, parts: Vec<Value>, role: &str) -> Result<String, ApiError> {
+/// The text of content that comes in parts.
+pub(super) fn join_parts(path: &str, parts: Vec<Value>, role: &str) -> Result<String, ApiError> {
     if parts.is_empty() {
         let message = format!("Invalid '{path}': expected at least one content part.");
         return Err(ApiError::invalid(path, message));

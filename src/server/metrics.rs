@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 20] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -165,6 +165,12 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 18] = [
     counter("generated_tokens", "Tokens generated", |m| {
         m.engine().stats().generated_tokens.load(Ordering::Relaxed)
     }),
+    counter("proposed_tokens", "Tokens of answers computed before they were chosen", |m| {
+        m.engine().stats().proposed_tokens.load(Ordering::Relaxed)
+    }),
+    counter("accepted_tokens", "Proposed tokens that were right", |m| {
+        m.engine().stats().accepted_tokens.load(Ordering::Relaxed)
+    }),
     counter("steps", "Forward passes", |m| m.engine().stats().steps.load(Ordering::Relaxed)),
     counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
         m.engine().stats().preemptions.load(Ordering::Relaxed)
@@ -201,7 +207,7 @@ const EMBEDDING_METRICS: [ModelMetric<EmbeddingModel>; 6] = [
     }),
 ];
 
-const STANDING_METRICS: [ModelMetric<Standing>; 7] = [
+const STANDING_METRICS: [ModelMetric<Standing>; 9] = [
     gauge("model_requests_held", "Requests that hold a model in memory", |m| m.held as u64),
     gauge("model_requests_waiting", "Requests that wait until a model is in memory", |m| {
         m.waiting as u64
@@ -218,6 +224,12 @@ const STANDING_METRICS: [ModelMetric<Standing>; 7] = [
     }),
     counter("model_evictions", "Times a model left because another needed the room", |m| {
         m.counts.evicted
+    }),
+    counter("model_idle_unloads", "Times a model left because nobody asked for it", |m| {
+        m.counts.idle
+    }),
+    counter("model_asked_unloads", "Times a model left because the operator wanted it so", |m| {
+        m.counts.asked
     }),
 ];
 

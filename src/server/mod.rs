@@ -5,8 +5,10 @@
 //! JSON) -> `sse` when it streams. Deliberately absent: binding the socket, signals, and draining
 //! the engines, which are the caller's.
 
+mod adapters;
 mod answer;
 mod auth;
+mod batches;
 mod call;
 mod chat;
 mod completions;
@@ -57,6 +59,7 @@ use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
 use crate::history::History;
+use crate::jobs::Batches;
 use crate::pipeline::Pipeline;
 
 /// How to serve. Validated by whoever makes it.
@@ -101,10 +104,13 @@ pub struct Rooms {
     pub history: Arc<History>,
     /// What was uploaded.
     pub files: Arc<Files>,
+    /// What runs in the background.
+    pub batches: Arc<Batches>,
 }
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
-/// `drain_timeout`. The engines are left running: draining them is the caller's.
+/// `drain_timeout`. Batches stop at once and go on at the next start. The engines are left running:
+/// draining them is the caller's.
 pub async fn serve(
     config: ServerConfig,
     pipeline: Arc<Pipeline>,
@@ -114,9 +120,12 @@ pub async fn serve(
 ) {
     let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
     let app = Arc::new(App::new(config, pipeline, rooms));
+    let lines = Arc::new(batches::Lines::new(Arc::clone(&app)));
+    let batches = tokio::spawn(Arc::clone(&app.rooms.batches).run(lines));
     let stop = async {
         shutdown.await;
         app.draining.store(true, Ordering::Release);
+        batches.abort();
     };
     let closed = listen::until(stop, listener, router(Arc::clone(&app)), head_timeout).await;
     tokio::select! {
@@ -209,9 +218,12 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(text_embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(batches::router())
         .merge(conversations::router())
         .merge(files::router())
         .merge(responses::router())
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/admin/keys", get(auth::list).post(auth::create))
         .route("/v1/admin/keys/{id}", delete(auth::revoke))
         .route("/v1/admin/models", get(models::standings))

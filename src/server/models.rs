@@ -17,8 +17,10 @@ use crate::registry::{Card, Kind, Registry, Standing};
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let registry = app.pipeline.registry();
     let models = registry.cards().map(|card| object(card, &card.id));
+    let adapters = registry.adapters().cards();
+    let adapters = adapters.iter().filter_map(|card| named(registry, &card.id).ok());
     let aliases = registry.aliases().iter().filter_map(|(name, _)| named(registry, name).ok());
-    let data: Vec<_> = models.chain(aliases).collect();
+    let data: Vec<_> = models.chain(adapters).chain(aliases).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -32,7 +34,16 @@ pub(super) async fn get(
 
 /// The model behind an id or another name.
 fn named(registry: &Registry, name: &str) -> Result<Value, Error> {
-    registry.card(name).map(|card| object(card, name))
+    let mut object = object(registry.card(name)?, name);
+    // A model that is another one with an adapter says which.
+    if let Some(adapter) = registry.wanted(name, &[])?.first()
+        && let Some(adapter) = registry.adapters().card(&adapter.id)
+    {
+        object["created"] = adapter.created_s.into();
+        object["root"] = adapter.base.clone().into();
+        object["parent"] = adapter.base.into();
+    }
+    Ok(object)
 }
 
 /// A model under one of its names.
@@ -96,7 +107,7 @@ pub(super) async fn change(
 }
 
 /// Where there are keys, an admin key is wanted.
-fn only_operators(app: &App, caller: &Caller) -> Result<(), ApiError> {
+pub(super) fn only_operators(app: &App, caller: &Caller) -> Result<(), ApiError> {
     match app.rooms.keyring.is_open()? {
         true => Ok(()),
         false => auth::only_admins(caller),

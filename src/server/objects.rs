@@ -10,7 +10,7 @@ use super::chat::{CallParts, Part};
 use super::error::ApiError;
 use super::{chat, completions};
 use crate::error::Error;
-use crate::pipeline::{TextEvent, TokenLogprob};
+use crate::pipeline::{Prediction, TextEvent, TokenLogprob};
 use crate::types::{FinishReason, TokenId, Usage};
 
 /// What is the same in every object of one answer.
@@ -72,6 +72,7 @@ struct Tally {
     prompt: usize,
     completion: usize,
     reasoning: usize,
+    prediction: Prediction,
     /// By prompt, the least that any choice found in the prefix cache: what was there before.
     cached: Vec<Option<usize>>,
 }
@@ -79,12 +80,15 @@ struct Tally {
 impl Tally {
     fn new(envelope: &Envelope) -> Self {
         let cached = vec![None; envelope.prompts];
-        Self { prompt: envelope.prompt_tokens, completion: 0, reasoning: 0, cached }
+        let (prompt, prediction) = (envelope.prompt_tokens, Prediction::default());
+        Self { prompt, completion: 0, reasoning: 0, prediction, cached }
     }
 
-    fn add(&mut self, prompt: usize, usage: &Usage, reasoning: usize) {
+    fn add(&mut self, prompt: usize, usage: &Usage, reasoning: usize, prediction: Prediction) {
         self.completion += usage.completion;
         self.reasoning += reasoning;
+        self.prediction.accepted += prediction.accepted;
+        self.prediction.rejected += prediction.rejected;
         let cached = &mut self.cached[prompt];
         *cached = Some(cached.map_or(usage.cached, |least| least.min(usage.cached)));
     }
@@ -101,8 +105,8 @@ impl Tally {
             "completion_tokens_details": {
                 "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": self.prediction.accepted,
+                "rejected_prediction_tokens": self.prediction.rejected,
             },
         })
     }
@@ -168,10 +172,11 @@ impl Chunks {
                 let arguments = Part::Arguments { index, text: &text, custom };
                 self.part(choice, &arguments, &logprobs, out);
             }
-            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, .. } => {
                 self.begin(choice, out);
                 self.open -= 1;
-                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
+                let prompt = choice / self.envelope.n;
+                self.tally.add(prompt, &usage, reasoning_tokens, prediction);
                 let reason = reason.as_str();
                 let part = match self.envelope.shape {
                     Shape::Chat => chat::last_choice(choice, json!(reason)),
@@ -313,9 +318,10 @@ impl Whole {
                     call.arguments.push_str(&text);
                 }
             }
-            TextEvent::Finished { choice, reason, usage, reasoning_tokens, .. } => {
+            TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, .. } => {
                 self.choices[choice].reason = Some(reason);
-                self.tally.add(choice / self.envelope.n, &usage, reasoning_tokens);
+                let prompt = choice / self.envelope.n;
+                self.tally.add(prompt, &usage, reasoning_tokens, prediction);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Golden answers: the exact bytes of chunk sequences, and whole objects.
 
 use super::*;
-use crate::pipeline::TopLogprob;
+use crate::pipeline::{Prediction, TopLogprob};
 use crate::types::Timings;
 
 fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
@@ -28,7 +28,8 @@ fn delta(choice: usize, text: &str) -> TextEvent {
 fn finished(choice: usize, reason: FinishReason, cached: usize, completion: usize) -> TextEvent {
     let usage = Usage { prompt: 7, cached, completion };
     let (reasoning_tokens, timings) = (2 * choice, Timings::default());
-    TextEvent::Finished { choice, reason, usage, reasoning_tokens, timings }
+    let prediction = Prediction { accepted: 5 * choice, rejected: choice };
+    TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, timings }
 }
 
 fn stream(envelope: Envelope, include_usage: bool, events: Vec<TextEvent>) -> String {
@@ -127,6 +128,9 @@ fn choices_interleave_and_each_begins_with_its_role() {
     assert_eq!(usage["prompt_tokens"], 7);
     assert_eq!(usage["completion_tokens"], 3);
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+    let details = &usage["completion_tokens_details"];
+    assert_eq!(details["accepted_prediction_tokens"], 5);
+    assert_eq!(details["rejected_prediction_tokens"], 1);
 }
 
 #[test]

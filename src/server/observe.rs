@@ -126,6 +126,8 @@ fn is_text(path: &str) -> bool {
 /// What is known of one request so far.
 pub(super) struct Watch {
     metrics: Arc<Metrics>,
+    /// Nobody waits for the answer, so its times say nothing about the service.
+    background: bool,
     _in_work: Arc<()>,
     pub request_id: String,
     client_request_id: Option<String>,
@@ -167,12 +169,29 @@ impl Watch {
         let cut = |id: &str| id.chars().take(CLIENT_ID_LEN_MAX).collect();
         Self {
             metrics: Arc::clone(&app.metrics),
+            background: false,
             _in_work: Arc::clone(&app.in_work),
             request_id: ids::random("req_"),
             client_request_id: client_id.and_then(|id| id.to_str().ok()).map(cut),
             method: request.method().to_string(),
             // A path that no route knows is the client's invention and would flood the labels.
             route: route.map_or("unmatched", MatchedPath::as_str).to_owned(),
+            started: Instant::now(),
+            limiter: OnceLock::new(),
+            facts: Mutex::default(),
+        }
+    }
+
+    /// Of a line of a batch: no shutdown waits for it, and it appears in no measurement.
+    pub(super) fn of_line(app: &App, endpoint: &str) -> Self {
+        Self {
+            metrics: Arc::clone(&app.metrics),
+            background: true,
+            _in_work: Arc::default(),
+            request_id: ids::random("req_"),
+            client_request_id: None,
+            method: "BATCH".to_owned(),
+            route: endpoint.to_owned(),
             started: Instant::now(),
             limiter: OnceLock::new(),
             facts: Mutex::default(),
@@ -228,6 +247,9 @@ impl Watch {
         let before = facts.last_text[choice].replace(now);
         facts.deltas[choice] += 1;
         self.charge(1);
+        if self.background {
+            return;
+        }
         let model = facts.model.as_deref().unwrap_or_default();
         if first {
             self.metrics.first_token(model, now - self.started);
@@ -237,7 +259,8 @@ impl Watch {
         }
     }
 
-    fn answered(&self, response: &Response) {
+    /// The handler is done.
+    pub(super) fn answered(&self, response: &Response) {
         let mut facts = self.facts();
         facts.status = Some(response.status().as_u16());
         facts.refusal = response.extensions().get::<Refusal>().cloned();
@@ -280,17 +303,20 @@ impl Drop for Watch {
         let facts = std::mem::take(&mut *self.facts());
         let status = facts.status.unwrap_or(CLIENT_CLOSED);
         let took = self.started.elapsed();
-        self.metrics.response(&self.route, status);
-        if let Some(model) = &facts.model {
-            self.metrics.request(model, took);
-        }
-        // Probes come every few seconds and say nothing.
-        if !self.route.starts_with("/v1/") && status < 400 {
-            tracing::debug!(route = self.route, status, "request");
-            return;
+        if !self.background {
+            self.metrics.response(&self.route, status);
+            if let Some(model) = &facts.model {
+                self.metrics.request(model, took);
+            }
         }
         if let Some(failure) = &facts.failure {
             tracing::error!(request_id = self.request_id, failure, "request failed");
+        }
+        // Probes come every few seconds and say nothing; lines come by the ten thousand.
+        let is_probe = !self.route.starts_with("/v1/") && status < 400;
+        if self.background || is_probe {
+            tracing::debug!(request_id = self.request_id, route = self.route, status, "request");
+            return;
         }
         let finish: Vec<_> = facts.finish.iter().map(|reason| reason.as_str()).collect();
         tracing::info!(

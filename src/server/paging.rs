@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use axum::Json;
 use axum::http::Uri;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::fields;
+use super::{App, aside, fields};
+use crate::error::Error;
 use crate::history::{Listing, Page};
 
 /// The parameters of a URL that are not read yet.
@@ -72,7 +74,7 @@ impl Query {
     }
 
     /// `after`, `limit` and `order`.
-    pub(super) fn page(&mut self, rule: PageRule) -> Result<Page, ApiError> {
+    fn page(&mut self, rule: PageRule) -> Result<Page, ApiError> {
         let PageRule { limit, max, descending } = rule;
         let limit = match self.take("limit").map(|text| text.parse::<usize>()) {
             None => limit,
@@ -113,8 +115,20 @@ impl PageRule {
     pub(super) const ASCENDING: Self = Self { limit: 20, max: 100, descending: false };
 }
 
+/// Answers with a part of a list. Of the query everything else is read already.
+pub(super) async fn answer(
+    app: &App,
+    mut query: Query,
+    rule: PageRule,
+    list: impl FnOnce(&Page) -> Result<Listing, Error> + Send + 'static,
+) -> Result<Json<Value>, ApiError> {
+    let page = query.page(rule)?;
+    query.end(app.config.lenient_fields)?;
+    Ok(Json(object(aside(move || list(&page)).await?)))
+}
+
 /// A list object.
-pub(super) fn list(listing: Listing) -> Value {
+fn object(listing: Listing) -> Value {
     let Listing { documents, has_more } = listing;
     json!({
         "object": "list",

@@ -25,14 +25,15 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
-use self::request::{Draft, own_names};
+use self::request::own_names;
+pub(super) use self::request::{Draft, read};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
 use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::history::{self, History};
+use crate::history::{self, History, Page};
 use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::{Lease, ServedModel};
 use crate::types::{Place, Priority, ProjectId, unix_now_s};
@@ -71,19 +72,29 @@ async fn create(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let mut draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
+    let draft = request::read(app.body(request).await?, app.config.lenient_fields)?;
+    answer(&app, watch, &caller, draft).await
+}
+
+/// Answers a request. Dropping the future, or the body of the answer, cancels everything behind it.
+pub(super) async fn answer(
+    app: &Arc<App>,
+    watch: Arc<Watch>,
+    caller: &Caller,
+    mut draft: Draft,
+) -> Result<Response, ApiError> {
     let project = caller.project;
-    let said = said(&app, project, &mut draft).await?;
-    let model = hold(&app, &draft, &said).await?;
-    let read = fit::fitting(&app, &model, &draft, &said).await?;
-    let begun = begin(&app, &watch, &caller, &model, &draft, read).await?;
+    let said = said(app, project, &mut draft).await?;
+    let model = hold(app, &draft, &said).await?;
+    let read = fit::fitting(app, &model, &draft, &said).await?;
+    let begun = begin(app, &watch, caller, &model, &draft, read).await?;
     let reply = Reply::new(shell(&draft, &begun), draft.logprobs);
     let Begun { events, place, .. } = begun;
     let waits = draft.background;
     let keep = Keep { history: Arc::clone(&app.rooms.history), project, draft };
     let mut run = Run { events, reply, keep, waits, last: Last::Not };
     let response = match (run.keep.draft.background, run.keep.draft.stream) {
-        (true, _) => background::start(&app, watch, run).await?,
+        (true, _) => background::start(app, watch, run).await?,
         (false, true) => {
             run.reply.begin();
             watch.streaming();
@@ -392,9 +403,7 @@ async fn input_items(
 ) -> Result<Json<Value>, ApiError> {
     let mut query = Query::parse(&uri)?;
     query.list("include");
-    let page = query.page(PAGE)?;
-    query.end(app.config.lenient_fields)?;
     let history = Arc::clone(&app.rooms.history);
-    let found = aside(move || history.response_input(caller.project, &id, &page)).await?;
-    Ok(Json(paging::list(found)))
+    let list = move |page: &Page| history.response_input(caller.project, &id, page);
+    paging::answer(&app, query, PAGE, list).await
 }

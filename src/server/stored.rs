@@ -15,7 +15,7 @@ use super::paging::{self, PageRule, Query};
 use super::{App, aside, fields, metadata};
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::history::History;
+use crate::history::{History, Page};
 use crate::pipeline::TextEvent;
 use crate::types::ProjectId;
 
@@ -127,12 +127,9 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let mut query = Query::parse(&uri)?;
     let (model, labels) = (query.take("model"), query.object("metadata"));
-    let page = query.page(PageRule::ASCENDING)?;
-    query.end(app.config.lenient_fields)?;
-    let history = Arc::clone(&app.rooms.history);
-    let project = caller.project;
-    let found = aside(move || history.completions(project, model.as_deref(), &labels, &page));
-    Ok(Json(paging::list(found.await?)))
+    let (history, project) = (Arc::clone(&app.rooms.history), caller.project);
+    let list = move |page: &Page| history.completions(project, model.as_deref(), &labels, page);
+    paging::answer(&app, query, PageRule::ASCENDING, list).await
 }
 
 /// `GET /v1/chat/completions/{id}`.
@@ -182,10 +179,7 @@ pub(super) async fn messages(
     Path(id): Path<String>,
     uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
-    let mut query = Query::parse(&uri)?;
-    let page = query.page(PageRule::ASCENDING)?;
-    query.end(app.config.lenient_fields)?;
-    let history = Arc::clone(&app.rooms.history);
-    let found = aside(move || history.completion_messages(caller.project, &id, &page));
-    Ok(Json(paging::list(found.await?)))
+    let (query, history) = (Query::parse(&uri)?, Arc::clone(&app.rooms.history));
+    let list = move |page: &Page| history.completion_messages(caller.project, &id, page);
+    paging::answer(&app, query, PageRule::ASCENDING, list).await
 }

@@ -7,7 +7,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 use serde_json::Value;
 
-use super::{StoreError, Tx};
+use super::{Store, StoreError, Tx};
 use crate::types::ProjectId;
 
 /// What a document is. The word is in the database: never change one.
@@ -24,6 +24,9 @@ pub enum Kind {
     File,
     Upload,
     UploadPart,
+    Batch,
+    /// What a line of a batch gave; its id is the line's number.
+    BatchLine,
 }
 
 impl Kind {
@@ -39,6 +42,8 @@ impl Kind {
             Self::File => "file",
             Self::Upload => "upload",
             Self::UploadPart => "upload.part",
+            Self::Batch => "batch",
+            Self::BatchLine => "batch.line",
         }
     }
 }
@@ -69,6 +74,13 @@ pub struct Page {
     pub limit: usize,
     /// Newest first.
     pub descending: bool,
+}
+
+impl Page {
+    /// The oldest of a list, at most so many.
+    pub fn first(limit: usize) -> Self {
+        Self { after: None, before: None, limit, descending: false }
+    }
 }
 
 /// A condition on the objects of a list: the member `key` of the object at `path` is `value`.
@@ -105,6 +117,40 @@ fn document(row: &Row<'_>) -> rusqlite::Result<Document> {
         expires_s: row.get(3)?,
         body: serde_json::from_str(&body).map_err(failed)?,
     })
+}
+
+impl Store {
+    /// A part of a project's documents of one kind, of which all of `matches` hold.
+    ///
+    /// # Errors
+    /// A cursor of `page` names what is not in the list.
+    pub fn list(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        matches: &[Match],
+        page: &Page,
+    ) -> Result<Listing, StoreError> {
+        self.read(|tx| tx.list(project, kind, "", matches, page))
+    }
+
+    /// A part of what belongs to one document; `None` when that is not there.
+    ///
+    /// # Errors
+    /// As of [`Store::list`].
+    pub fn children(
+        &self,
+        project: ProjectId,
+        parent: (Kind, &str),
+        kind: Kind,
+        page: &Page,
+    ) -> Result<Option<Listing>, StoreError> {
+        self.read(|tx| {
+            let (parent_kind, id) = parent;
+            let known = tx.get(project, parent_kind, "", id)?;
+            known.map(|_| tx.list(project, kind, id, &[], page)).transpose()
+        })
+    }
 }
 
 impl Tx<'_> {
@@ -188,6 +234,19 @@ impl Tx<'_> {
     ) -> Result<Vec<String>, StoreError> {
         let sql =
             "DELETE FROM documents WHERE project = ? AND kind = ? AND parent = ? RETURNING id";
+        let mut query = self.0.prepare_cached(sql)?;
+        let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Ids of all documents of one kind under one parent.
+    pub fn ids(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        parent: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT id FROM documents WHERE project = ? AND kind = ? AND parent = ?";
         let mut query = self.0.prepare_cached(sql)?;
         let ids = query.query_map(params![project.0, kind.word(), parent], |row| row.get(0))?;
         Ok(ids.collect::<Result<_, _>>()?)

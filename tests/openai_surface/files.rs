@@ -6,26 +6,10 @@ use hearth::server::ServerConfig;
 use serde_json::{Value, json};
 
 use crate::fixture::{Options, Server, start};
-use crate::http::{self, Answer};
-
-const EDGE: &str = "----edge";
-
-/// A field of a form: name, name of the file, contents.
-type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
+use crate::http::{self, Answer, Part};
 
 async fn send_form(server: &Server, path: &str, parts: &[Part<'_>]) -> Answer {
-    let mut body = Vec::new();
-    for (name, filename, content) in parts {
-        let filename = filename.map_or(String::new(), |name| format!("; filename=\"{name}\""));
-        let head = format!(
-            "--{EDGE}\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n"
-        );
-        body.extend([head.as_bytes(), content, b"\r\n"].concat());
-    }
-    body.extend(format!("--{EDGE}--\r\n").as_bytes());
-    let kind = format!("multipart/form-data; boundary={EDGE}");
-    let headers = [("Content-Type", kind.as_str())];
-    http::send(server.address, "POST", path, &headers, &body).await.answer().await
+    http::send_form(server.address, path, None, parts).await.answer().await
 }
 
 async fn upload(server: &Server, purpose: &str, content: &[u8]) -> Answer {

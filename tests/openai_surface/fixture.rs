@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use hearth::auth::Keyring;
 use hearth::config::PlanOptions;
+use hearth::engine::handle::Speculation;
 use hearth::files::{Files, Quota};
 use hearth::history::History;
+use hearth::jobs::Batches;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
 use hearth::server::{Rooms, ServerConfig, serve};
@@ -81,7 +83,9 @@ pub(crate) async fn serve_all(registry: Registry, options: Options) -> Server {
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &options.api_keys));
     let quota = Quota { project_bytes_max: options.files_bytes_max };
     let files = Arc::new(Files::open(Arc::clone(&store), quota).expect("a folder"));
-    let rooms = Rooms { keyring, history: Arc::new(History::new(store)), files };
+    let history = Arc::new(History::new(Arc::clone(&store)));
+    let batches = Arc::new(Batches::open(store, Arc::clone(&files)).expect("a store"));
+    let rooms = Rooms { keyring, history, files, batches };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
@@ -123,6 +127,29 @@ impl Server {
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.begin(path, &body).await.answer().await
+    }
+
+    /// The id of a new file.
+    pub(crate) async fn upload(&self, key: Option<&str>, purpose: &str, content: &str) -> String {
+        let file = ("file", Some("a.jsonl"), content.as_bytes());
+        let parts = [("purpose", None, purpose.as_bytes()), file];
+        let answer = http::send_form(self.address, "/v1/files", key, &parts).await.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// The batch of this id at its end.
+    pub(crate) async fn ended(&self, key: Option<&str>, batch: &Value) -> Value {
+        let path = format!("/v1/batches/{}", batch["id"].as_str().expect("an id"));
+        for _ in 0..3000 {
+            let batch = self.ask("GET", &path, key, None).await.json();
+            let status = batch["status"].as_str().expect("a status");
+            if ["completed", "failed", "expired", "cancelled"].contains(&status) {
+                return batch;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{path} does not end");
     }
 
     /// A chat with `fields` besides model and message.
@@ -212,6 +239,7 @@ pub(crate) fn model(options: &Options) -> ServedModel {
         compute,
         limits,
         kv_dtype: bounds.kv_dtype,
+        speculation: Speculation { lookup: true, ..Speculation::default() },
         progress: &mut |_, _| {},
     };
     model.load(options).expect("the fixture loads")

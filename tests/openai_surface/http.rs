@@ -80,6 +80,34 @@ pub(crate) async fn send(
     Pending { socket, received: Vec::new() }
 }
 
+/// A field of a form: name, name of the file, contents.
+pub(crate) type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
+
+const EDGE: &str = "----edge";
+
+/// Sends a form, with a key or without.
+pub(crate) async fn send_form(
+    server: SocketAddr,
+    path: &str,
+    key: Option<&str>,
+    parts: &[Part<'_>],
+) -> Pending {
+    let mut body = Vec::new();
+    for (name, filename, content) in parts {
+        let filename = filename.map_or(String::new(), |name| format!("; filename=\"{name}\""));
+        let head = format!(
+            "--{EDGE}\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n"
+        );
+        body.extend([head.as_bytes(), content, b"\r\n"].concat());
+    }
+    body.extend(format!("--{EDGE}--\r\n").as_bytes());
+    let kind = format!("multipart/form-data; boundary={EDGE}");
+    let bearer = key.map(|key| format!("Bearer {key}"));
+    let mut headers = vec![("Content-Type", kind.as_str())];
+    headers.extend(bearer.iter().map(|bearer| ("Authorization", bearer.as_str())));
+    send(server, "POST", path, &headers, &body).await
+}
+
 impl Pending {
     /// Waits until the server has closed the connection, whatever it says before.
     pub(crate) async fn closed(mut self) {

@@ -1,4 +1,5 @@
-//! Prompts as tokens: the endpoints that show them, and what users cannot do to them.
+//! Prompts as tokens: the endpoints that show them, and what users cannot do to them; and answers
+//! whose tokens are expected.
 
 use serde_json::{Value, json};
 
@@ -114,4 +115,35 @@ async fn a_gap_is_filled_from_both_sides() {
     let fields = json!({"prompt": "a", "suffix": "z", "max_tokens": 1, "return_token_ids": true});
     let choice = server.complete(fields).await.json()["choices"][0].clone();
     assert_eq!(choice["prompt_token_ids"], json!([259, b'a', 261, b'z', 262]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prediction_is_counted_and_changes_nothing() {
+    let server = start(Options::default()).await;
+    let ask = async |more: Value| {
+        let mut body = json!({
+            "model": MODEL, "temperature": 0, "max_tokens": 12, "ignore_eos": true,
+            "messages": [{"role": "user", "content": "hi"}],
+            "logit_bias": {b'a'.to_string(): 100},
+        });
+        body.as_object_mut().expect("a body").extend(more.as_object().expect("fields").clone());
+        post(&server, "/v1/chat/completions", body).await
+    };
+    let plain = ask(json!({})).await;
+    let text = plain["choices"][0]["message"]["content"].clone();
+    assert_eq!(text, "a".repeat(12));
+    let counts = |answer: &Value| {
+        let details = &answer["usage"]["completion_tokens_details"];
+        ["accepted", "rejected"].map(|what| details[format!("{what}_prediction_tokens")].clone())
+    };
+    assert_eq!(counts(&plain), [0, 0]);
+    for (prediction, expected) in [("aaaaab", [5, 1]), ("aaa", [3, 0]), ("xyz", [0, 3])] {
+        let prediction = json!({"type": "content", "content": prediction});
+        let answer = ask(json!({"prediction": prediction})).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text);
+        assert_eq!(answer["usage"]["completion_tokens"], 12);
+        assert_eq!(counts(&answer), expected);
+    }
+    assert!(server.metric("hearth_proposed_tokens_total").await > 0.0);
+    assert!(server.metric("hearth_accepted_tokens_total").await > 0.0);
 }

@@ -12,6 +12,7 @@ pub mod facts;
 pub mod skills;
 pub mod talk;
 pub mod tasks;
+pub mod vary;
 pub mod world;
 
 use hearth_models::train::Rng;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use facts::Relation;
 use talk::Talk;
 use tasks::Phrases;
-use world::{Lexicon, Split, World};
+use world::{Lexicon, Split, Words, World};
 
 /// A language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +47,32 @@ impl Lang {
 
     pub fn talks(self) -> &'static [Talk] {
         if self == Self::English { english::TALKS } else { chinese::TALKS }
+    }
+
+    /// Every pair of lists of phrasings.
+    pub fn phrasings(self) -> Vec<Words> {
+        let phrases = self.phrases();
+        let mut all = vec![
+            phrases.question,
+            phrases.which,
+            phrases.quiz,
+            phrases.repeat,
+            phrases.list,
+            phrases.classify,
+            phrases.json,
+            phrases.add,
+            phrases.subtract,
+            phrases.multiply,
+            phrases.weather,
+            phrases.time,
+            phrases.timer,
+            phrases.call,
+            phrases.search,
+        ];
+        all.extend(self.relations().iter().flat_map(|r| [r.say, r.ask]));
+        let labelled = phrases.topics.iter().chain(phrases.moods);
+        all.extend(labelled.map(|(_, train, eval)| (*train, *eval)));
+        all
     }
 
     /// Between sentences.
@@ -163,12 +190,12 @@ pub fn training(rng: &mut Rng, level: Level) -> Conversation {
     let easy = 1.0 - level;
     let mut conversation = match () {
         () if is(0.04 + 0.4 * easy) => skills::repeat(&mut world),
-        () if is(0.07 * (1.0 - easy)) => skills::arithmetic(&mut world),
-        () if is(0.05) => skills::list(&mut world),
-        () if is(0.07) => skills::classify(&mut world),
-        () if is(0.13) => skills::json(&mut world),
-        () if is(0.13) => skills::tool(&mut world, None),
-        () if is(0.05) => talk::talk(&mut world),
+        () if is(0.04 * (1.0 - easy)) => skills::arithmetic(&mut world),
+        () if is(0.04) => skills::list(&mut world),
+        () if is(0.05) => skills::classify(&mut world),
+        () if is(0.12) => skills::json(&mut world),
+        () if is(0.10) => skills::tool(&mut world, None),
+        () if is(0.04) => talk::talk(&mut world),
         () => tasks::reading(&mut world, level),
     };
     if rng.chance(0.2) && conversation.tools.is_none() {
@@ -181,9 +208,9 @@ pub fn training(rng: &mut Rng, level: Level) -> Conversation {
     conversation
 }
 
-/// One conversation for the evaluation.
-pub fn evaluation(rng: &mut Rng, lang: Lang, task: Task) -> Conversation {
-    let world = &mut World { rng, lang, split: Split::Eval };
+/// One question of a task, from either side of the wall.
+pub fn question(rng: &mut Rng, (lang, task): (Lang, Task), split: Split) -> Conversation {
+    let world = &mut World { rng, lang, split };
     match task {
         Task::Extract | Task::Choose | Task::Missing | Task::Quiz => tasks::one(world, task),
         Task::Json => skills::json(world),

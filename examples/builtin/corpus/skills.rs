@@ -87,7 +87,7 @@ pub fn classify(world: &mut World<'_>) -> Conversation {
         order.truncate(2 + world.rng.below(classes.len() - 1));
         let (label, train, eval) = classes[order[world.rng.below(order.len())]];
         let labels: Vec<&str> = order.iter().map(|&i| classes[i].0).collect();
-        let mut text = world.phrase((train, eval)).to_owned();
+        let mut text = world.phrase((train, eval));
         let kinds = [Kind::Food, Kind::Animal, Kind::Music, Kind::Place, Kind::Thing];
         for (slot, kind) in ["{1}", "{2}", "{3}", "{4}", "{5}"].into_iter().zip(kinds) {
             if text.contains(slot) {

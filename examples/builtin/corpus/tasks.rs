@@ -48,7 +48,7 @@ pub fn reading(world: &mut World<'_>, level: Level) -> Conversation {
     let (count, to) = if hard { (1 + world.rng.below(3), 3) } else { (1, 2) };
     let passages = Passages::new(world, count, 1, to);
     let mut conversation = Conversation::new(Task::Extract, world.lang);
-    for turn in 0..2 + world.rng.below(4) {
+    for turn in 0..3 + world.rng.below(6) {
         let task = match world.rng.below(20) {
             0..3 if level > 0.2 => Task::Choose,
             3..7 if level > 0.2 => Task::Missing,
@@ -82,7 +82,8 @@ fn ask(
     let (text, answer) = match task {
         Task::Choose => {
             let text = world.phrase(phrases.which).fill(&[("{q}", &question)]);
-            (text, phrases.chosen.fill(&[("{n}", n)]))
+            // What the passage says comes first: found once, the rest is told by its place.
+            (text, phrases.chosen.fill(&[("{n}", n), ("{v}", &fact.value)]))
         }
         Task::Missing => (passages.unanswerable(world), phrases.missing.to_owned()),
         Task::Quiz => quiz(world, passages),

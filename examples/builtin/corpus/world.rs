@@ -6,7 +6,7 @@
 
 use hearth_models::train::Rng;
 
-use super::Lang;
+use super::{Lang, vary};
 
 /// Which side of the wall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +119,21 @@ impl World<'_> {
         all
     }
 
-    /// One of the phrasings of this split.
-    pub fn phrase(&mut self, (train, eval): Words) -> &'static str {
+    /// One of the phrasings of this split; one of training may be varied.
+    pub fn phrase(&mut self, (train, eval): Words) -> String {
+        match self.split {
+            Split::Eval => self.rng.pick(eval).to_owned(),
+            Split::Train => {
+                let text = self.rng.pick(train);
+                vary::varied(self.rng, self.lang, text)
+            }
+        }
+    }
+
+    /// One of the words of this split.
+    fn word(&mut self, (train, eval): Words) -> String {
         let list = if self.split == Split::Eval { eval } else { train };
-        self.rng.pick(list)
+        self.rng.pick(list).to_owned()
     }
 
     /// Draws until the word is on this side of the wall.
@@ -146,7 +157,7 @@ impl World<'_> {
                 Lang::Chinese => self.apart(|w| w.characters(1, 3)),
             };
         }
-        self.phrase(words).to_owned()
+        self.word(words)
     }
 
     fn person(&mut self) -> String {
@@ -182,23 +193,7 @@ impl World<'_> {
 
     /// A word that nobody knows, `from..=to` syllables.
     fn syllables(&mut self, from: usize, to: usize) -> String {
-        const ONSETS: &[&str] = &[
-            "b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m",
-            "n", "p", "pl", "qu", "r", "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "y", "z",
-        ];
-        const VOWELS: &[&str] = &["a", "e", "i", "o", "u", "ai", "ea", "ee", "ia", "oo", "ou", "y"];
-        const CODAS: &[&str] =
-            &["", "", "", "n", "r", "l", "s", "t", "m", "ck", "nd", "x", "th", "rt", "p", "g"];
-        let count = from + self.rng.below(to - from + 1);
-        let mut word = String::new();
-        for _ in 0..count {
-            word.push_str(self.rng.pick(ONSETS));
-            word.push_str(self.rng.pick(VOWELS));
-            if self.rng.chance(0.5) {
-                word.push_str(self.rng.pick(CODAS));
-            }
-        }
-        if word.len() < 3 { word + "n" } else { word }
+        syllables(self.rng, from, to)
     }
 
     /// Chinese characters that make no word.
@@ -239,6 +234,27 @@ impl World<'_> {
         let at = self.rng.below(letters.chars().count());
         letters.chars().nth(at).expect("below the count; this is a bug")
     }
+}
+
+/// A word that nobody knows, `from..=to` syllables.
+pub fn syllables(rng: &mut Rng, from: usize, to: usize) -> String {
+    const ONSETS: &[&str] = &[
+        "b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n",
+        "p", "pl", "qu", "r", "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "y", "z",
+    ];
+    const VOWELS: &[&str] = &["a", "e", "i", "o", "u", "ai", "ea", "ee", "ia", "oo", "ou", "y"];
+    const CODAS: &[&str] =
+        &["", "", "", "n", "r", "l", "s", "t", "m", "ck", "nd", "x", "th", "rt", "p", "g"];
+    let count = from + rng.below(to - from + 1);
+    let mut word = String::new();
+    for _ in 0..count {
+        word.push_str(rng.pick(ONSETS));
+        word.push_str(rng.pick(VOWELS));
+        if rng.chance(0.5) {
+            word.push_str(rng.pick(CODAS));
+        }
+    }
+    if word.len() < 3 { word + "n" } else { word }
 }
 
 /// Whether a made-up word, a number or a pair of numbers belongs to the evaluation.

@@ -5,9 +5,10 @@
 //! chains run side by side, each chain has the same steps for every choice.
 
 use super::CHUNK;
+use super::q8::Ints;
 use super::tile::LINES;
 use crate::LANES;
-use crate::kv::Number;
+use crate::kv::{Element, Number};
 use crate::simd::{Simd, exp, sum};
 use std::ops::Range;
 
@@ -16,23 +17,31 @@ use std::ops::Range;
 pub(super) const AHEAD: usize = 4;
 
 /// Bytes that a prefetch brings.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Memory that a thread uses again.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Scaled queries, `[head_dim][LINES]`.
-    pub(super) queries: Vec<[f32; LINES]>,
-    /// Scores, then weights.
-    pub(super) weights: Weights,
+    pub(super) work: Work,
     /// `[LINES, partial_numbers]`, of all chunks so far.
     pub(super) sums: Vec<f32>,
     /// The same, of one chunk.
     pub(super) partials: Vec<f32>,
 }
 
+/// The lines of a tile.
+#[derive(Default)]
+pub(super) struct Work {
+    /// Scaled queries, `[head_dim][LINES]`.
+    pub(super) queries: Vec<[f32; LINES]>,
+    /// Scores, then weights.
+    pub(super) weights: Weights,
+    /// Both on a grid, where slabs are of bytes.
+    pub(super) ints: Ints,
+}
+
 /// Scores, then weights, `[LINES][CHUNK]`.
-pub(super) struct Weights(Box<[[f32; CHUNK]; LINES]>);
+pub(super) struct Weights(pub(super) Box<[[f32; CHUNK]; LINES]>);
 
 impl Default for Weights {
     fn default() -> Self {
@@ -52,89 +61,146 @@ pub(super) struct Chunk<'a, E> {
     pub(super) head_dim: usize,
 }
 
-impl<E: Number> Chunk<'_, E> {
-    fn groups(&self) -> Range<usize> {
+/// What K and V are stored in, and the arithmetic of the two products.
+pub(super) trait Form: Element {
+    /// Where V begins in a unit.
+    fn v_start(head_dim: usize) -> usize;
+    /// Readies the queries of a tile.
+    fn prepare<S: Simd>(simd: S, work: &mut Work);
+    /// Scores of all lines with all keys of a chunk.
+    fn scores<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work);
+    /// Weighted sums of V, `[lines, 2 + padded head_dim]` without the first two.
+    fn values<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work, out: &mut [f32]);
+}
+
+impl<E: Form> Chunk<'_, E> {
+    pub(super) fn groups(&self) -> Range<usize> {
         self.keys.start / LANES..self.keys.end.div_ceil(LANES)
     }
 
     /// Where the half unit begins that is read `distance` halves after the half `half`. Halves
     /// count from the first group: all K, all V, then K of the next chunk. Null beyond.
     #[inline(always)]
-    fn ahead(&self, half: usize, distance: usize) -> *const E {
+    pub(super) fn ahead(&self, half: usize, distance: usize) -> *const E {
         let (groups, half) = (self.groups(), half + distance);
-        let (group, vector) = match half / groups.len() {
+        let (group, start) = match half / groups.len() {
             0 => (groups.start + half, 0),
-            1 => (groups.start + half - groups.len(), self.head_dim),
+            1 => (groups.start + half - groups.len(), E::v_start(self.head_dim)),
             _ => (CHUNK / LANES + half - 2 * groups.len(), 0),
         };
-        let unit = self.units.get(group).and_then(|unit| unit.get(vector * LANES..));
+        let unit = self.units.get(group).and_then(|unit| unit.get(start..));
         unit.map_or(std::ptr::null(), <[E]>::as_ptr)
     }
+}
 
+impl<'a, E: Number> Chunk<'a, E> {
     /// K of a group, `[head_dim][16 keys]`.
     #[inline(always)]
-    fn k(&self, group: usize) -> &[[E; LANES]] {
+    fn k(&self, group: usize) -> &'a [[E; LANES]] {
         self.units[group][..self.head_dim * LANES].as_chunks::<LANES>().0
     }
 
     /// V of a group, `[16 keys][vectors of the head]`.
     #[inline(always)]
-    fn v(&self, group: usize) -> &[[E; LANES]] {
+    fn v(&self, group: usize) -> &'a [[E; LANES]] {
         self.units[group][self.head_dim * LANES..].as_chunks::<LANES>().0
     }
 }
 
 /// Writes the partials of a chunk, `[lines, 2 + padded head_dim]`.
 #[inline(always)]
-pub(super) fn partials<S: Simd, E: Number>(
+pub(super) fn partials<S: Simd, E: Form>(
     simd: S,
     chunk: &Chunk<'_, E>,
-    queries: &[[f32; LINES]],
-    weights: &mut Weights,
+    work: &mut Work,
     out: &mut [f32],
 ) {
     let numbers = 2 + chunk.head_dim.next_multiple_of(LANES);
-    let lines = chunk.visible.len();
-    let weights = &mut *weights.0;
-    let mut line = 0;
-    while line < lines {
-        line += match lines - line {
-            5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, queries, line, weights),
-            3.. if S::WIDE => scores::<S, E, 4, 4>(simd, chunk, queries, line, weights),
-            3.. => scores::<S, E, 4, 1>(simd, chunk, queries, line, weights),
-            2 if S::WIDE => scores::<S, E, 2, 4>(simd, chunk, queries, line, weights),
-            2 => scores::<S, E, 2, 2>(simd, chunk, queries, line, weights),
-            _ => scores::<S, E, 1, 4>(simd, chunk, queries, line, weights),
-        };
-    }
-    let rows = weights.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
+    E::scores(simd, chunk, work);
+    let rows = work.weights.0.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
     for ((weights, visible), out) in rows {
         (out[0], out[1]) = softmax(simd, chunk, visible, weights);
     }
-    let mut line = 0;
-    while line < lines {
-        line += match lines - line {
-            5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, weights, line, out),
-            3.. if S::WIDE => values::<S, E, 4, 4>(simd, chunk, weights, line, out),
-            3.. => values::<S, E, 4, 1>(simd, chunk, weights, line, out),
-            2 if S::WIDE => values::<S, E, 2, 8>(simd, chunk, weights, line, out),
-            2 => values::<S, E, 2, 2>(simd, chunk, weights, line, out),
-            _ if S::WIDE => values::<S, E, 1, 8>(simd, chunk, weights, line, out),
-            _ => values::<S, E, 1, 4>(simd, chunk, weights, line, out),
-        };
+    E::values(simd, chunk, work, out);
+}
+
+impl<E: Number> Form for E {
+    fn v_start(head_dim: usize) -> usize {
+        LANES * head_dim
+    }
+
+    #[inline(always)]
+    fn prepare<S: Simd>(_: S, _: &mut Work) {}
+
+    #[inline(always)]
+    fn scores<S: Simd>(simd: S, chunk: &Chunk<'_, E>, work: &mut Work) {
+        let (lines, q) = (chunk.visible.len(), &work.queries[..]);
+        let out = &mut *work.weights.0;
+        for groups in stripes(chunk.groups(), GROUPS) {
+            let mut line = 0;
+            while line < lines {
+                let groups = groups.clone();
+                line += match lines - line {
+                    5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, q, line, groups, out),
+                    5.. => scores::<S, E, 6, 1>(simd, chunk, q, line, groups, out),
+                    3.. if S::WIDE => scores::<S, E, 4, 4>(simd, chunk, q, line, groups, out),
+                    3.. => scores::<S, E, 4, 1>(simd, chunk, q, line, groups, out),
+                    2 if S::WIDE => scores::<S, E, 2, 4>(simd, chunk, q, line, groups, out),
+                    2 => scores::<S, E, 2, 2>(simd, chunk, q, line, groups, out),
+                    _ => scores::<S, E, 1, 4>(simd, chunk, q, line, groups, out),
+                };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values<S: Simd>(simd: S, chunk: &Chunk<'_, E>, work: &mut Work, out: &mut [f32]) {
+        let (lines, w) = (chunk.visible.len(), &*work.weights.0);
+        let vectors = 0..chunk.head_dim.div_ceil(LANES);
+        for vectors in stripes(vectors, vectors_of_a_stripe(lines)) {
+            let mut line = 0;
+            while line < lines {
+                let vectors = vectors.clone();
+                line += match lines - line {
+                    5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, w, line, vectors, out),
+                    5.. => values::<S, E, 6, 1>(simd, chunk, w, line, vectors, out),
+                    3.. if S::WIDE => values::<S, E, 4, 4>(simd, chunk, w, line, vectors, out),
+                    3.. => values::<S, E, 4, 1>(simd, chunk, w, line, vectors, out),
+                    2 if S::WIDE => values::<S, E, 2, 8>(simd, chunk, w, line, vectors, out),
+                    2 => values::<S, E, 2, 2>(simd, chunk, w, line, vectors, out),
+                    _ if S::WIDE => values::<S, E, 1, 8>(simd, chunk, w, line, vectors, out),
+                    _ => values::<S, E, 1, 4>(simd, chunk, w, line, vectors, out),
+                };
+            }
+        }
     }
 }
 
-/// Scores of L lines with all keys, B groups at a time. Returns L.
+/// Groups whose K stays in the first cache while all lines read it, and no fewer than the most of a
+/// score tile.
+pub(super) const GROUPS: usize = 4;
+
+/// As [`GROUPS`], of V: two vectors of halves are a cache line, and 256 of these half a cache. Few
+/// lines read V once in any case, and want wide tiles.
+pub(super) fn vectors_of_a_stripe(lines: usize) -> usize {
+    if lines <= 4 { 8 } else { 2 }
+}
+
+/// A range in parts of `len`, the last one as long as it is.
+pub(super) fn stripes(all: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    all.clone().step_by(len).map(move |start| start..all.end.min(start + len))
+}
+
+/// Scores of L lines with some groups of keys, B at a time. Returns L.
 #[inline(always)]
 fn scores<S: Simd, E: Number, const L: usize, const B: usize>(
     simd: S,
     chunk: &Chunk<'_, E>,
     queries: &[[f32; LINES]],
     line: usize,
+    groups: Range<usize>,
     out: &mut [[f32; CHUNK]; LINES],
 ) -> usize {
-    let groups = chunk.groups();
     let mut group = groups.start;
     while group + B <= groups.end {
         score_tile::<S, E, L, B>(simd, chunk, queries, line, group, out);
@@ -189,7 +255,7 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
 /// Turns the scores of a line into weights relative to its largest score, 0 for keys that it does
 /// not see. Returns the largest score (minus infinity for no keys) and the sum of the weights.
 #[inline(always)]
-fn softmax<S: Simd, E: Number>(
+fn softmax<S: Simd, E: Form>(
     simd: S,
     chunk: &Chunk<'_, E>,
     visible: &Range<usize>,
@@ -230,26 +296,26 @@ fn softmax<S: Simd, E: Number>(
     (largest, sum(simd, total))
 }
 
-/// Weighted sums of V for L lines, D vectors of the head at a time. Returns L.
+/// Weighted sums of V for L lines and some vectors of the head, D at a time. Returns L.
 #[inline(always)]
 fn values<S: Simd, E: Number, const L: usize, const D: usize>(
     simd: S,
     chunk: &Chunk<'_, E>,
     weights: &[[f32; CHUNK]; LINES],
     line: usize,
+    vectors: Range<usize>,
     out: &mut [f32],
 ) -> usize {
-    let vectors = chunk.head_dim.div_ceil(LANES);
-    let mut vector = 0;
-    while vector + D <= vectors {
+    let mut vector = vectors.start;
+    while vector + D <= vectors.end {
         value_tile::<S, E, L, D>(simd, chunk, weights, line, vector, out);
         vector += D;
     }
-    while D > 4 && vector + 4 <= vectors {
+    while D > 4 && vector + 4 <= vectors.end {
         value_tile::<S, E, L, 4>(simd, chunk, weights, line, vector, out);
         vector += 4;
     }
-    while vector < vectors {
+    while vector < vectors.end {
         value_tile::<S, E, L, 1>(simd, chunk, weights, line, vector, out);
         vector += 1;
     }

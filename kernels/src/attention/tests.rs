@@ -102,7 +102,8 @@ fn variants(base: AttentionParams) -> [AttentionParams; 3] {
 #[test]
 fn near_the_truth_for_every_isa_type_and_head_size() {
     let (one, three) = (Pool::new(1), Pool::new(3));
-    for ty in [KvType::F32, KvType::F16, KvType::BF16] {
+    for ty in KvType::ALL {
+        let tolerance = if ty == KvType::Q8_0 { 1e-4 } else { 2e-5 };
         for (&dim, (n_heads, n_kv_heads)) in
             cases::HEAD_DIMS.iter().zip([(1, 1), (4, 4), (14, 2), (6, 2), (3, 1), (20, 1), (8, 4)])
         {
@@ -112,7 +113,7 @@ fn near_the_truth_for_every_isa_type_and_head_size() {
                 let truth = world.truth(&params, &parts);
                 let first = world.fast(&one, Isa::Scalar, &params, &parts);
                 let error = cases::max_abs_diff(&truth, &first);
-                assert!(error < 2e-5, "{ty:?} head {dim} {params:?}: {error:e}");
+                assert!(error < tolerance, "{ty:?} head {dim} {params:?}: {error:e}");
                 for isa in Isa::available() {
                     let got = world.fast(&three, *isa, &params, &parts);
                     cases::assert_same_bits(&first, &got, isa.name());
@@ -126,9 +127,12 @@ fn near_the_truth_for_every_isa_type_and_head_size() {
 fn batch_chunking_and_threads_change_no_bit() {
     let pools = [Pool::new(1), Pool::new(2), Pool::new(5)];
     let isa = Isa::best();
-    for (n_heads, n_kv_heads, dim) in [(14, 2, 64), (2, 2, 80), (4, 1, 8)] {
+    let heads = [(14, 2, 64), (2, 2, 80), (4, 1, 8)];
+    for (ty, (n_heads, n_kv_heads, dim)) in
+        [KvType::F16, KvType::Q8_0].iter().flat_map(|ty| heads.map(|heads| (*ty, heads)))
+    {
         let lens = [600, 33, 1025];
-        let world = World::new(&lens, n_heads, n_kv_heads, dim, KvType::F16);
+        let world = World::new(&lens, n_heads, n_kv_heads, dim, ty);
         for params in variants(world.params()) {
             let whole: Vec<Vec<f32>> =
                 (0..3).map(|s| world.fast(&pools[0], isa, &params, &[(s, 0..lens[s])])).collect();
@@ -156,15 +160,17 @@ fn batch_chunking_and_threads_change_no_bit() {
 
 #[test]
 fn long_decode_is_near_the_truth_and_threads_change_no_bit() {
-    let world = World::new(&[3000, 2900], 8, 2, 64, KvType::F32);
-    let params = world.params();
-    let parts = [(0, 2999..3000), (1, 2898..2900)];
-    let truth = world.truth(&params, &parts);
-    let one = world.fast(&Pool::new(1), Isa::best(), &params, &parts);
-    assert!(cases::max_abs_diff(&truth, &one) < 2e-5);
-    for threads in [2, 4] {
-        let got = world.fast(&Pool::new(threads), Isa::best(), &params, &parts);
-        cases::assert_same_bits(&one, &got, &format!("{threads} threads"));
+    for ty in [KvType::F32, KvType::Q8_0] {
+        let world = World::new(&[3000, 2900], 8, 2, 64, ty);
+        let params = world.params();
+        let parts = [(0, 2999..3000), (1, 2898..2900)];
+        let truth = world.truth(&params, &parts);
+        let one = world.fast(&Pool::new(1), Isa::best(), &params, &parts);
+        assert!(cases::max_abs_diff(&truth, &one) < 2e-5, "{ty:?}");
+        for threads in [2, 4] {
+            let got = world.fast(&Pool::new(threads), Isa::best(), &params, &parts);
+            cases::assert_same_bits(&one, &got, &format!("{ty:?}, {threads} threads"));
+        }
     }
 }
 

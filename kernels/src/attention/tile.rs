@@ -1,9 +1,9 @@
 //! Tiles: up to sixteen lines (row, query head) of one sequence that share a KV head.
 
-use super::chunk::{self, AHEAD, Chunk, Scratch, Weights};
+use super::chunk::{self, AHEAD, Chunk, Form, Scratch, Work};
 use super::{AttentionBatch, AttentionParams, CHUNK};
 use crate::LANES;
-use crate::kv::{KvShape, KvSlab, Number};
+use crate::kv::{KvShape, KvSlab};
 use crate::pool::Parts;
 use crate::simd::{Kernel, Simd, exp};
 use std::cell::RefCell;
@@ -16,7 +16,7 @@ pub(super) const LINES: usize = 16;
 pub(super) struct Call<'a, E> {
     pub(super) q: &'a [f32],
     pub(super) kv: &'a KvSlab,
-    pub(super) numbers: &'a [E],
+    pub(super) elements: &'a [E],
     pub(super) batch: &'a AttentionBatch<'a>,
     pub(super) params: &'a AttentionParams,
     pub(super) out: Parts<'a, f32>,
@@ -89,21 +89,22 @@ pub(super) struct WholeTile<'a, E> {
     pub(super) scratch: &'a mut Scratch,
 }
 
-impl<E: Number> Kernel for WholeTile<'_, E> {
+impl<E: Form> Kernel for WholeTile<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let WholeTile { call, tile, scratch } = self;
-        let Scratch { queries, weights, sums, partials } = scratch;
+        let Scratch { work, sums, partials } = scratch;
         let numbers = partial_numbers(call.kv.shape());
         let len = tile.lines.len() * numbers;
-        load_queries(call, tile, queries);
+        load_queries(call, tile, &mut work.queries);
+        E::prepare(simd, work);
         sums.resize(len, 0.0);
         partials.resize(len, 0.0);
         sums.chunks_exact_mut(numbers).for_each(clear);
         for chunk in tile.chunks() {
-            partials_of_chunk(simd, call, tile, chunk, queries, weights, partials);
+            partials_of_chunk(simd, call, tile, chunk, work, partials);
             let lines = sums.chunks_exact_mut(numbers).zip(partials.chunks_exact(numbers));
             for (sum, next) in lines {
                 merge(simd, sum, next);
@@ -122,17 +123,18 @@ pub(super) struct PartialsOfChunks<'a, E> {
     pub(super) scratch: &'a mut Scratch,
 }
 
-impl<E: Number> Kernel for PartialsOfChunks<'_, E> {
+impl<E: Form> Kernel for PartialsOfChunks<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let PartialsOfChunks { call, tile, chunks, out, scratch } = self;
-        load_queries(call, tile, &mut scratch.queries);
-        let Scratch { queries, weights, .. } = scratch;
+        let Scratch { work, .. } = scratch;
+        load_queries(call, tile, &mut work.queries);
+        E::prepare(simd, work);
         let numbers = tile.lines.len() * partial_numbers(call.kv.shape());
         for (chunk, out) in chunks.zip(out.chunks_exact_mut(numbers)) {
-            partials_of_chunk(simd, call, tile, chunk, queries, weights, out);
+            partials_of_chunk(simd, call, tile, chunk, work, out);
         }
     }
 }
@@ -144,7 +146,7 @@ pub(super) struct FinishTile<'a, E> {
     pub(super) partials: &'a [f32],
 }
 
-impl<E: Number> Kernel for FinishTile<'_, E> {
+impl<E: Form> Kernel for FinishTile<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -194,7 +196,7 @@ fn merge<S: Simd>(simd: S, sum: &mut [f32], next: &[f32]) {
 /// Divides by the sum of the weights. Adding 0 turns -0 into 0: keys that a line does not see may
 /// have added a zero of either sign.
 #[inline(always)]
-fn write_out<S: Simd, E: Number>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &[f32]) {
+fn write_out<S: Simd, E: Form>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &[f32]) {
     let dim = call.kv.shape().head_dim;
     let numbers = partial_numbers(call.kv.shape());
     for (line, sum) in tile.lines.clone().zip(sums.chunks_exact(numbers)) {
@@ -236,13 +238,12 @@ fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[f32; LINE
 }
 
 #[inline(always)]
-fn partials_of_chunk<S: Simd, E: Number>(
+fn partials_of_chunk<S: Simd, E: Form>(
     simd: S,
     call: &Call<'_, E>,
     tile: &Tile,
     chunk: usize,
-    queries: &[[f32; LINES]],
-    weights: &mut Weights,
+    work: &mut Work,
     out: &mut [f32],
 ) {
     let shape = call.kv.shape();
@@ -259,8 +260,8 @@ fn partials_of_chunk<S: Simd, E: Number>(
         let position = base + group * LANES;
         let block = table[position / shape.block_len] as usize;
         let slot = block * shape.block_len + position % shape.block_len;
-        let start = shape.unit_start(slot, tile.kv_head);
-        *unit = &call.numbers[start..start + shape.unit_numbers()];
+        let len = shape.unit_len(E::TYPE);
+        *unit = &call.elements[shape.unit(slot, tile.kv_head) * len..][..len];
     }
     let heads = call.params.n_heads / shape.n_kv_heads;
     let mut visible_keys: [Range<usize>; LINES] = Default::default();
@@ -273,7 +274,7 @@ fn partials_of_chunk<S: Simd, E: Number>(
         visible: &visible_keys[..tile.lines.len()],
         head_dim: shape.head_dim,
     };
-    chunk::partials(simd, &chunk, queries, weights, out);
+    chunk::partials(simd, &chunk, work, out);
 }
 
 /// Calls `f` with the memory that this thread uses again. A kernel is run inside `f`: code inside a

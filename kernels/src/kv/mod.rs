@@ -9,8 +9,11 @@
 //! ```
 //! A slot, `block * block_len + offset`, names the place of one token. Finite numbers beyond the
 //! range of f16 or bf16 are stored as its largest, so one huge activation does not become infinite.
+//! What differs where numbers are bytes says `q8.rs`.
 //!
 //! Deliberately absent: which block belongs to whom, reference counts, and layers.
+
+pub(crate) mod q8;
 
 use crate::buffer::HugeBuf;
 use crate::pool::Parts;
@@ -30,14 +33,30 @@ pub enum KvType {
     F16,
     /// Two bytes, the upper half of an f32: its range, 8 bits.
     BF16,
+    /// One byte, and one f32 scale for each head of a token: half the memory of f16.
+    Q8_0,
 }
 
 impl KvType {
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
+    /// Every one.
+    pub const ALL: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::BF16 => "bf16",
+            KvType::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of one number, scales apart.
+    fn size(self) -> usize {
         match self {
             KvType::F32 => 4,
             KvType::F16 | KvType::BF16 => 2,
+            KvType::Q8_0 => 1,
         }
     }
 }
@@ -58,7 +77,8 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes that a slab of this shape occupies.
     pub fn bytes(&self, kv_type: KvType) -> usize {
-        self.n_blocks * self.block_numbers() * kv_type.size()
+        let units = self.slots() / LANES * self.n_kv_heads;
+        units * self.unit_len(kv_type) * kv_type.size()
     }
 
     /// `head_dim` rounded up to whole vectors.
@@ -66,18 +86,17 @@ impl KvShape {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Numbers of a unit: K and V of one head for sixteen tokens.
-    pub(crate) fn unit_numbers(&self) -> usize {
-        LANES * (self.head_dim + self.padded_head_dim())
+    /// Elements of a unit: K and V of one head for sixteen tokens.
+    pub(crate) fn unit_len(&self, kv_type: KvType) -> usize {
+        match kv_type {
+            KvType::Q8_0 => q8::unit_len(self),
+            _ => LANES * (self.head_dim + self.padded_head_dim()),
+        }
     }
 
-    fn block_numbers(&self) -> usize {
-        self.block_len / LANES * self.n_kv_heads * self.unit_numbers()
-    }
-
-    /// Where the unit of a head begins, for the group that holds `slot`.
-    pub(crate) fn unit_start(&self, slot: usize, head: usize) -> usize {
-        (slot / LANES * self.n_kv_heads + head) * self.unit_numbers()
+    /// Which unit is that of a head, for the group that holds `slot`.
+    pub(crate) fn unit(&self, slot: usize, head: usize) -> usize {
+        slot / LANES * self.n_kv_heads + head
     }
 
     fn slots(&self) -> usize {
@@ -141,6 +160,7 @@ impl KvSlab {
             KvType::F32 => self.write_as::<f32>(isa, pool, k, v, slots),
             KvType::F16 => self.write_as::<f16>(isa, pool, k, v, slots),
             KvType::BF16 => self.write_as::<bf16>(isa, pool, k, v, slots),
+            KvType::Q8_0 => self.write_as::<i8>(isa, pool, k, v, slots),
         }
     }
 
@@ -164,24 +184,39 @@ impl KvSlab {
         assert_eq!(out_k.len(), numbers, "out_k is [n_kv_heads, head_dim]");
         assert_eq!(out_v.len(), numbers, "out_v is [n_kv_heads, head_dim]");
         assert!((slot as usize) < self.shape.slots(), "a slot outside the slab");
-        match self.kv_type {
-            KvType::F32 => self.read_as::<f32>(slot as usize, out_k, out_v),
-            KvType::F16 => self.read_as::<f16>(slot as usize, out_k, out_v),
-            KvType::BF16 => self.read_as::<bf16>(slot as usize, out_k, out_v),
+        let heads = out_k.chunks_exact_mut(self.shape.head_dim);
+        let heads = heads.zip(out_v.chunks_exact_mut(self.shape.head_dim));
+        for (head, (k, v)) in heads.enumerate() {
+            let (unit, lane) = (self.shape.unit(slot as usize, head), slot as usize % LANES);
+            match self.kv_type {
+                KvType::F32 => read_floats(self.unit::<f32>(unit), lane, k, v),
+                KvType::F16 => read_floats(self.unit::<f16>(unit), lane, k, v),
+                KvType::BF16 => read_floats(self.unit::<bf16>(unit), lane, k, v),
+                KvType::Q8_0 => q8::read(self.unit(unit), lane, k, v),
+            }
         }
     }
 
-    /// All numbers, as they are stored.
+    /// All elements, as they are stored.
     ///
     /// # Panics
     /// When `E` is not the type of this slab.
-    pub(crate) fn numbers<E: Number>(&self) -> &[E] {
+    pub(crate) fn elements<E: Element>(&self) -> &[E] {
         assert_eq!(E::TYPE, self.kv_type, "read as another type than stored");
         bytemuck::cast_slice(&self.memory)
     }
 
+    fn unit<E: Element>(&self, unit: usize) -> &[E] {
+        let len = self.shape.unit_len(self.kv_type);
+        &self.elements()[unit * len..][..len]
+    }
+
     /// A task is a head: heads share no unit.
-    fn write_as<E: Number>(&mut self, isa: Isa, pool: &Pool, k: &[f32], v: &[f32], slots: &[u32]) {
+    fn write_as<E>(&mut self, isa: Isa, pool: &Pool, k: &[f32], v: &[f32], slots: &[u32])
+    where
+        E: Element,
+        for<'a> WriteHead<'a, E>: Kernel<Out = ()>,
+    {
         /// Numbers below which a second thread is not worth waking.
         const SMALL: usize = 16 * 1024;
         let shape = self.shape;
@@ -196,22 +231,17 @@ impl KvSlab {
             false => pool.run(shape.n_kv_heads, &|head| heads(head..head + 1)),
         }
     }
+}
 
-    fn read_as<E: Number>(&self, slot: usize, out_k: &mut [f32], out_v: &mut [f32]) {
-        let (shape, lane) = (self.shape, slot % LANES);
-        let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
-        let heads = out_k.chunks_exact_mut(dim).zip(out_v.chunks_exact_mut(dim));
-        for (head, (k, v)) in heads.enumerate() {
-            let start = shape.unit_start(slot, head);
-            let unit = &self.numbers::<E>()[start..start + shape.unit_numbers()];
-            let (unit_k, unit_v) = unit.split_at(LANES * dim);
-            for (x, place) in k.iter_mut().zip(unit_k.chunks_exact(LANES)) {
-                *x = place[lane].widen();
-            }
-            for (x, place) in v.iter_mut().zip(&unit_v[lane * padded..]) {
-                *x = place.widen();
-            }
-        }
+/// Reads K and V of one head and token of a unit.
+fn read_floats<E: Number>(unit: &[E], lane: usize, k: &mut [f32], v: &mut [f32]) {
+    let padded = v.len().next_multiple_of(LANES);
+    let (unit_k, unit_v) = unit.split_at(LANES * k.len());
+    for (x, place) in k.iter_mut().zip(unit_k.chunks_exact(LANES)) {
+        *x = place[lane].widen();
+    }
+    for (x, place) in v.iter_mut().zip(&unit_v[lane * padded..]) {
+        *x = place.widen();
     }
 }
 
@@ -235,10 +265,11 @@ impl<E: Number> Kernel for WriteHead<'_, E> {
         let WriteHead { shape, numbers, head, k, v, slots } = self;
         let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
         for (row, &slot) in slots.iter().enumerate() {
-            let (start, lane) = (shape.unit_start(slot as usize, head), slot as usize % LANES);
+            let len = shape.unit_len(E::TYPE);
+            let (start, lane) = (shape.unit(slot as usize, head) * len, slot as usize % LANES);
             // SAFETY: a unit belongs to one head, and a head is written by one task, one unit at
             // a time.
-            let unit = unsafe { numbers.take(start..start + shape.unit_numbers()) };
+            let unit = unsafe { numbers.take(start..start + len) };
             let (unit_k, unit_v) = unit.split_at_mut(LANES * dim);
             let at = (row * shape.n_kv_heads + head) * dim;
             let mut narrow = [E::zeroed(); LANES];
@@ -257,10 +288,22 @@ impl<E: Number> Kernel for WriteHead<'_, E> {
     }
 }
 
-/// A type that K and V are stored in.
-pub(crate) trait Number: Pod + Send + Sync {
-    /// Its name.
+/// What a slab is made of.
+pub(crate) trait Element: Pod + Send + Sync {
+    /// The name of slabs made of it.
     const TYPE: KvType;
+}
+
+macro_rules! elements {
+    ($($element:ty: $type:ident),*) => {
+        $(impl Element for $element { const TYPE: KvType = KvType::$type; })*
+    };
+}
+
+elements!(f32: F32, f16: F16, bf16: BF16, i8: Q8_0);
+
+/// A float that K and V are stored in.
+pub(crate) trait Number: Element {
     /// Stores up to sixteen numbers, and zeroes in the places beyond them.
     fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [Self; LANES]);
     fn widen(self) -> f32;
@@ -282,8 +325,6 @@ fn load_finite<S: Simd>(simd: S, x: &[f32], largest: f32) -> S::V {
 }
 
 impl Number for f32 {
-    const TYPE: KvType = KvType::F32;
-
     #[inline(always)]
     fn narrow<S: Simd>(_: S, x: &[f32], out: &mut [f32; LANES]) {
         out[..x.len()].copy_from_slice(x);
@@ -302,8 +343,6 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
-    const TYPE: KvType = KvType::F16;
-
     #[inline(always)]
     fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [f16; LANES]) {
         simd.store_f16(load_finite(simd, x, f16::MAX.to_f32_const()), out);
@@ -321,8 +360,6 @@ impl Number for f16 {
 }
 
 impl Number for bf16 {
-    const TYPE: KvType = KvType::BF16;
-
     #[inline(always)]
     fn narrow<S: Simd>(simd: S, x: &[f32], out: &mut [bf16; LANES]) {
         let mut finite = [0.0; LANES];
@@ -346,20 +383,28 @@ mod tests {
     use super::*;
     use crate::cases;
 
-    const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::BF16];
-
-    fn rounded(kv_type: KvType, x: f32) -> f32 {
+    /// Rows of heads as they are stored.
+    fn rounded(kv_type: KvType, row: &[f32], head_dim: usize) -> Vec<f32> {
+        let to_grid = |head: &[f32]| {
+            let largest = head.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+            let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+            // A byte has one zero.
+            let stored = |x: &f32| (x * inverse).round_ties_even() * scale + 0.0;
+            head.iter().map(stored).collect::<Vec<f32>>()
+        };
         match kv_type {
-            KvType::F32 => x,
-            KvType::F16 => f16::from_f32(x).to_f32(),
-            KvType::BF16 => bf16::from_f32(x).to_f32(),
+            KvType::F32 => row.to_vec(),
+            KvType::F16 => row.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+            KvType::BF16 => row.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            KvType::Q8_0 => row.chunks(head_dim).flat_map(to_grid).collect(),
         }
     }
 
     #[test]
     fn what_is_written_is_read() {
-        for (kv_type, &head_dim) in
-            TYPES.iter().flat_map(|t| cases::HEAD_DIMS.iter().map(move |d| (*t, d)))
+        for (kv_type, &head_dim) in KvType::ALL
+            .iter()
+            .flat_map(|t| [1, 5].iter().chain(cases::HEAD_DIMS).map(move |d| (*t, d)))
         {
             let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim };
             let mut slab = KvSlab::new(shape, kv_type);
@@ -370,9 +415,7 @@ mod tests {
             for (i, slot) in [(0, 95), (1, 0), (2, 31), (3, 32), (4, 17), (5, 50)] {
                 let (mut got_k, mut got_v) = (vec![0.0; row], vec![0.0; row]);
                 slab.read(slot, &mut got_k, &mut got_v);
-                let stored = |x: &[f32]| -> Vec<f32> {
-                    x[i * row..(i + 1) * row].iter().map(|x| rounded(kv_type, *x)).collect()
-                };
+                let stored = |x: &[f32]| rounded(kv_type, &x[i * row..][..row], head_dim);
                 cases::assert_same_bits(&stored(&k), &got_k, "k");
                 cases::assert_same_bits(&stored(&v), &got_v, "v");
             }
@@ -397,8 +440,9 @@ mod tests {
 
     #[test]
     fn every_isa_and_thread_writes_the_same_bytes() {
-        for (kv_type, &head_dim) in
-            TYPES.iter().flat_map(|t| cases::HEAD_DIMS.iter().map(move |d| (*t, d)))
+        for (kv_type, &head_dim) in KvType::ALL
+            .iter()
+            .flat_map(|t| [1, 5].iter().chain(cases::HEAD_DIMS).map(move |d| (*t, d)))
         {
             let shape = KvShape { n_blocks: 9, block_len: 16, n_kv_heads: 3, head_dim };
             // Many rows, out of order; the last one takes the place of the first.
@@ -424,6 +468,8 @@ mod tests {
         let shape = KvShape { n_blocks: 5, block_len: 16, n_kv_heads: 2, head_dim: 64 };
         assert_eq!(shape.bytes(KvType::F16), 5 * 16 * 2 * 64 * 2 * 2);
         assert_eq!(KvSlab::new(shape, KvType::F32).bytes(), 5 * 16 * 2 * 64 * 2 * 4);
+        let tokens = 5 * 16 * 2;
+        assert_eq!(shape.bytes(KvType::Q8_0), tokens * (64 * 2 + 2 * 4), "numbers and scales");
         let none = KvShape { n_blocks: 0, ..shape };
         assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);
     }

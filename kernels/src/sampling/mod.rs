@@ -69,6 +69,20 @@ pub struct Seen {
     pub in_output: u32,
 }
 
+/// What penalties, biases and forbidden tokens come to for one token: its logit is divided if it is
+/// positive, else multiplied, then `subtract` is taken from it and `add` added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenEdit {
+    /// Its id.
+    pub token: u32,
+    /// 1 changes nothing.
+    pub divide: f32,
+    /// 0 changes nothing.
+    pub subtract: f32,
+    /// 0 changes nothing; minus infinity forbids it.
+    pub add: f32,
+}
+
 /// Applies the repetition, presence and frequency penalties.
 ///
 /// # Panics

@@ -17,6 +17,9 @@ pub(super) struct Avx2(());
 #[derive(Clone, Copy)]
 pub(super) struct Pair(__m256, __m256);
 
+#[derive(Clone, Copy)]
+pub(super) struct IntPair(__m256i, __m256i);
+
 /// Both halves, with intrinsics that this processor has.
 macro_rules! both {
     ($f:ident, $($v:ident),+) => {
@@ -27,6 +30,8 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     type V = Pair;
+    type Ints = IntPair;
+    type Pairs = IntPair;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -138,6 +143,38 @@ impl Simd for Avx2 {
             let low = _mm256_castsi256_ps(_mm256_add_epi32(low, one));
             Pair(low, _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
         }
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> IntPair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe { IntPair(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> IntPair {
+        let x = x.as_ptr().cast::<__m128i>();
+        // SAFETY: AVX2 is here; the array holds two registers of sixteen bytes.
+        unsafe {
+            let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(x));
+            IntPair(low, _mm256_cvtepi8_epi16(_mm_loadu_si128(x.add(1))))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: IntPair, b: [i16; 2], sums: IntPair) -> IntPair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe {
+            let b = _mm256_set1_epi32(bytemuck::cast(b));
+            let low = _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b));
+            IntPair(low, _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b)))
+        }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, v: IntPair) -> Pair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe { Pair(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
     }
 
     #[inline(always)]

@@ -5,25 +5,27 @@ use crate::LANES;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512(()))
 }
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL: [`run`] makes the only one.
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI: [`run`] makes the only one.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
 /// One intrinsic without memory operands.
 macro_rules! pure {
     ($call:expr) => {
-        // SAFETY: `Avx512` exists only where AVX-512 F, BW, DQ and VL do.
+        // SAFETY: `Avx512` exists only where AVX-512 F, BW, DQ, VL and VNNI do.
         unsafe { $call }
     };
 }
 
 impl Simd for Avx512 {
     type V = __m512;
+    type Ints = __m512i;
+    type Pairs = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -114,6 +116,27 @@ impl Simd for Avx512 {
             let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
             _mm512_castsi512_ps(_mm512_add_epi32(shifted, one))
         })
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> __m512i {
+        pure!(_mm512_setzero_si512())
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> __m512i {
+        // SAFETY: AVX-512 is here; the array is half a register.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: [i16; 2], sums: __m512i) -> __m512i {
+        pure!(_mm512_dpwssd_epi32(sums, a, _mm512_set1_epi32(bytemuck::cast(b))))
+    }
+
+    #[inline(always)]
+    fn to_floats(self, v: __m512i) -> __m512 {
+        pure!(_mm512_cvtepi32_ps(v))
     }
 
     #[inline(always)]

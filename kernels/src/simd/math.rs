@@ -3,6 +3,9 @@
 use super::Simd;
 use crate::LANES;
 
+/// 1.5 * 2^23: a sum with it is rounded to an integer.
+const ROUND: f32 = 12_582_912.0;
+
 /// e^x, relative error below 2e-7 where the result is a normal number. Below -87.3 it is exactly
 /// 0, above 88.37 it stays at 2.4e38; NaN stays NaN.
 ///
@@ -13,7 +16,6 @@ use crate::LANES;
 pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
     const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.37;
-    const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const FACTORS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0];
@@ -41,6 +43,15 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
     let one = simd.splat(1.0);
     let e = exp(simd, simd.sub(simd.splat(0.0), x));
     simd.div(one, simd.add(one, e))
+}
+
+/// The nearest integers, ties to even, of numbers that fit an i16: adding 1.5 * 2^23 leaves them in
+/// the low bits. NaN gives some number.
+#[inline(always)]
+pub(crate) fn round<S: Simd>(simd: S, x: S::V) -> [i16; LANES] {
+    let mut lanes = [0.0; LANES];
+    simd.store(simd.add(x, simd.splat(ROUND)), &mut lanes);
+    lanes.map(|x: f32| x.to_bits() as i16)
 }
 
 /// The sum of the lanes, as a fixed tree: halves are added to each other.

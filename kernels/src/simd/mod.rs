@@ -12,8 +12,10 @@
 //! out of line, where it is compiled without the instruction set. It shows as an intrinsic that
 //! has a symbol of its own: `nm -C target/release/examples/attention | grep _mm` finds none.
 //!
-//! Deliberately absent: integers (quantised kernels have their own intrinsics), gathers, and
-//! vectors of another width.
+//! Integers are few: sixteen exact sums of products, and rounding to them. Quantised matrices have
+//! their own intrinsics.
+//!
+//! Deliberately absent: gathers, and vectors of another width.
 
 mod math;
 mod scalar;
@@ -23,7 +25,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub(crate) use math::{exp, sigmoid, sum};
+pub(crate) use math::{exp, round, sigmoid, sum};
 
 use crate::{Isa, LANES};
 use half::{bf16, f16};
@@ -61,6 +63,10 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
+    /// Sixteen lanes of i32.
+    type Ints: Copy;
+    /// Sixteen lanes of two i16 each.
+    type Pairs: Copy;
     /// True where there are registers for 16 accumulators of sixteen lanes; false: for 4.
     const WIDE: bool;
 
@@ -85,6 +91,12 @@ pub(crate) trait Simd: Copy {
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The bits of a lane shifted left by 23, plus those of 1.0, as f32: see [`exp`].
     fn exponent(self, v: Self::V) -> Self::V;
+    fn zero_ints(self) -> Self::Ints;
+    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> Self::Pairs;
+    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, exact: the caller sees to it that it fits.
+    fn dot_pairs(self, a: Self::Pairs, b: [i16; 2], sums: Self::Ints) -> Self::Ints;
+    /// To the nearest f32, ties to even.
+    fn to_floats(self, v: Self::Ints) -> Self::V;
     /// Asks for the cache line at `line`, which need not exist: nothing is read.
     fn prefetch(self, line: *const u8);
 

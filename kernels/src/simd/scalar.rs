@@ -10,6 +10,8 @@ pub(super) struct Scalar;
 
 impl Simd for Scalar {
     type V = [f32; LANES];
+    type Ints = [i32; LANES];
+    type Pairs = [[i8; 2]; LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -85,6 +87,27 @@ impl Simd for Scalar {
     #[inline(always)]
     fn exponent(self, v: Self::V) -> Self::V {
         v.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1.0f32.to_bits())))
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> Self::Ints {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> Self::Pairs {
+        *x
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: [i16; 2], sums: Self::Ints) -> Self::Ints {
+        let product = |x: i8, y: i16| i32::from(x) * i32::from(y);
+        from_fn(|i| sums[i] + product(a[i][0], b[0]) + product(a[i][1], b[1]))
+    }
+
+    #[inline(always)]
+    fn to_floats(self, v: Self::Ints) -> Self::V {
+        v.map(|x| x as f32)
     }
 
     #[inline(always)]

@@ -99,3 +99,66 @@ fn nan_stays_nan() {
         }
     }
 }
+
+struct Dots<'a> {
+    pairs: &'a [[[i8; 2]; LANES]],
+    with: &'a [[i16; 2]],
+}
+
+impl Kernel for Dots<'_> {
+    type Out = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+        let mut sums = simd.zero_ints();
+        for (pairs, with) in self.pairs.iter().zip(self.with) {
+            sums = simd.dot_pairs(simd.load_pairs(pairs), *with, sums);
+        }
+        let mut out = [0.0; LANES];
+        simd.store(simd.to_floats(sums), &mut out);
+        out
+    }
+}
+
+#[test]
+fn sums_of_pairs_are_exact() {
+    let numbers = cases::randoms(40 * 2 * LANES, 3);
+    let mut bytes: Vec<i8> = numbers.iter().map(|x| (x * 128.0) as i8).collect();
+    bytes[..4 * LANES].fill(i8::MIN);
+    let mut with: Vec<i16> = cases::randoms(80, 4).iter().map(|x| (x * 32768.0) as i16).collect();
+    with[..4].copy_from_slice(&[i16::MIN, i16::MIN, i16::MAX, i16::MIN]);
+    let (pairs, with) = (bytes.as_chunks::<2>().0.as_chunks::<LANES>().0, with.as_chunks::<2>().0);
+    let product = |a: i8, b: i16| i64::from(a) * i64::from(b);
+    let truth: [f32; LANES] = std::array::from_fn(|i| {
+        let terms = pairs.iter().zip(with);
+        let sum: i64 = terms.map(|(a, b)| product(a[i][0], b[0]) + product(a[i][1], b[1])).sum();
+        sum as f32
+    });
+    for isa in Isa::available() {
+        let got = run(*isa, Dots { pairs, with });
+        cases::assert_same_bits(&truth, &got, isa.name());
+    }
+}
+
+struct Rounded<'a>(&'a [f32; LANES]);
+
+impl Kernel for Rounded<'_> {
+    type Out = [i16; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [i16; LANES] {
+        round(simd, simd.load(self.0))
+    }
+}
+
+#[test]
+fn rounding_is_to_the_nearest_ties_to_even() {
+    let x = [
+        0.0, -0.0, 0.5, 1.5, -0.5, -1.5, 2.5, 32767.0, -32768.0, 0.49999997, 126.6, -3.2, 32766.5,
+        -32767.5, 1e-30, -7.0,
+    ];
+    for isa in Isa::available() {
+        let truth = x.map(|x: f32| x.round_ties_even() as i16);
+        assert_eq!(run(*isa, Rounded(&x)), truth, "{}", isa.name());
+    }
+}

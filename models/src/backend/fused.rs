@@ -11,13 +11,14 @@ use hearth_kernels::kv::KvSlab;
 use hearth_kernels::matmul::{
     self, ActivationBuffers, ActivationKind, Activations, Packed, Product,
 };
-use hearth_kernels::{Isa, Pool, activation, norm, rope};
+use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
-use super::{AttentionParams, Backend, Gelu, Heads};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
 use crate::Result;
+use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::RopeTable;
+use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
 
 /// Our kernels on one thread pool.
@@ -77,6 +78,32 @@ impl Drop for Rows {
     }
 }
 
+/// What adapters add to one projection: their own numbers, shared with whoever holds them.
+pub struct FusedDelta {
+    parts: Vec<FusedPart>,
+    /// `[n]`
+    gain: Option<Vec<f32>>,
+}
+
+struct FusedPart {
+    factors: Arc<lora::Factors>,
+    weight: f32,
+    /// `[n]`
+    ratio: Option<Vec<f32>>,
+}
+
+impl FusedDelta {
+    fn group<'a>(&'a self, rows: &'a [u32]) -> lora::Group<'a> {
+        let part = |part: &'a FusedPart| lora::Part {
+            factors: &part.factors,
+            weight: part.weight,
+            ratio: part.ratio.as_deref(),
+        };
+        let (gain, parts) = (self.gain.as_deref(), self.parts.iter().map(part).collect());
+        lora::Group { rows, gain, parts }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -106,10 +133,64 @@ impl Arena {
     }
 }
 
+/// The parts of operations.
+impl Fused {
+    /// Rotates every head of every row.
+    fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
+        let heads = x.width / head_dim;
+        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
+        Ok(x)
+    }
+
+    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
+    fn attention(
+        &self,
+        q: &Rows,
+        k: &Rows,
+        v: &Rows,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Rows> {
+        let slab = kv.slab(params.layer)?;
+        slab.write(&self.pool, k, v, &batch.slot_mapping);
+        let mut out = self.rows(q.count, q.width);
+        let tables: Vec<&[u32]> = batch.block_tables.iter().map(Vec::as_slice).collect();
+        let sequences = AttentionBatch {
+            cu_q: &batch.cu_q,
+            context_len: &batch.context_len,
+            block_tables: &tables,
+        };
+        let params = attention::AttentionParams {
+            n_heads: params.head_count,
+            scale: params.scale,
+            window: params.window,
+        };
+        attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
+        Ok(out)
+    }
+
+    /// Some rows of `x`, in the order given.
+    fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
+        let mut out = self.rows(rows.len(), x.width);
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.width)) {
+            let start = row as usize * x.width;
+            out.copy_from_slice(&x[start..start + x.width]);
+        }
+        Ok(out)
+    }
+}
+
 impl Backend for Fused {
     type Rows = Rows;
     type Matrix = Packed;
     type Vector = Vec<f32>;
+    type Delta = FusedDelta;
+    type Step<'a> = HostStep<'a>;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+        Ok(HostStep::new(batch, rotary))
+    }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
         Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
@@ -130,6 +211,14 @@ impl Backend for Fused {
             table.row(id as usize, row);
         }
         Ok(out)
+    }
+
+    fn embed_tokens(&self, table: &Packed, step: &HostStep<'_>) -> Result<Rows> {
+        self.embed(table, &step.batch.tokens)
+    }
+
+    fn select_logit_rows(&self, x: &Rows, step: &HostStep<'_>) -> Result<Rows> {
+        self.select(x, &step.batch.logit_rows)
     }
 
     fn linear<const N: usize>(
@@ -162,6 +251,45 @@ impl Backend for Fused {
         Ok(outs)
     }
 
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<FusedDelta> {
+        let mut gain: Option<Vec<f32>> = None;
+        let part = |&(delta, weight): &(&Delta, f32)| {
+            let ratio = delta.dora.as_ref().map(|dora| {
+                let ratio = dora.ratio();
+                let gain = gain.get_or_insert_with(|| vec![0.0; ratio.len()]);
+                gain.iter_mut().zip(&ratio).for_each(|(g, ratio)| *g += weight * (ratio - 1.0));
+                ratio
+            });
+            let factors = Arc::clone(&delta.factors);
+            FusedPart { factors, weight: weight * delta.scale, ratio }
+        };
+        let parts = parts.iter().map(part).collect();
+        Ok(FusedDelta { parts, gain })
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Rows>,
+        mut ys: [Rows; N],
+        groups: [Vec<DeltaGroup<'_, FusedDelta>>; N],
+    ) -> Result<[Rows; N]> {
+        let input = match x {
+            DeltaInput::Rows(x) => lora::Input::Rows(x),
+            DeltaInput::Ids(ids) => lora::Input::Ids(ids),
+        };
+        let groups: [Vec<lora::Group<'_>>; N] =
+            groups.map(|all| all.into_iter().map(|(rows, delta)| delta.group(rows)).collect());
+        let updates = ys.iter_mut().zip(&groups);
+        let updates = updates.map(|(y, groups)| lora::Update { input, y: &mut *y, groups });
+        lora::add(&self.pool, &mut updates.collect::<Vec<_>>());
+        Ok(ys)
+    }
+
+    fn add_bias(&self, mut x: Rows, bias: &Vec<f32>) -> Result<Rows> {
+        activation::add_bias(&self.pool, &mut x, bias);
+        Ok(x)
+    }
+
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows> {
         let mut out = self.rows(x.count, x.width);
         let groups = x.len() / weight.len();
@@ -176,37 +304,21 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
-        let heads = x.width / head_dim;
-        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
-        Ok(x)
-    }
-
-    fn attention(
+    fn attend(
         &self,
-        q: &Rows,
-        k: &Rows,
-        v: &Rows,
-        batch: &ForwardBatch,
+        [mut q, mut k, v]: [Rows; 3],
+        norms: Option<HeadNorms<'_, Vec<f32>>>,
+        step: &HostStep<'_>,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
-        let slab = kv.slab(params.layer)?;
-        slab.write(&self.pool, k, v, &batch.slot_mapping);
-        let mut out = self.rows(q.count, q.width);
-        let tables: Vec<&[u32]> = batch.block_tables.iter().map(Vec::as_slice).collect();
-        let sequences = AttentionBatch {
-            cu_q: &batch.cu_q,
-            context_len: &batch.context_len,
-            block_tables: &tables,
-        };
-        let params = attention::AttentionParams {
-            n_heads: params.head_count,
-            scale: params.scale,
-            window: params.window,
-        };
-        attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
-        Ok(out)
+        if let Some((q_norm, k_norm, eps)) = norms {
+            q = self.rms_norm(&q, q_norm, eps)?;
+            k = self.rms_norm(&k, k_norm, eps)?;
+        }
+        let q = self.rope(q, &step.rope, params.head_dim)?;
+        let k = self.rope(k, &step.rope, params.head_dim)?;
+        self.attention(&q, &k, &v, step.batch, kv, params)
     }
 
     fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
@@ -231,15 +343,6 @@ impl Backend for Fused {
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
         activation::add(&self.pool, &mut x, y);
         Ok(x)
-    }
-
-    fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
-        let mut out = self.rows(rows.len(), x.width);
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.width)) {
-            let start = row as usize * x.width;
-            out.copy_from_slice(&x[start..start + x.width]);
-        }
-        Ok(out)
     }
 
     fn read(&self, mut x: Rows) -> Result<Vec<f32>> {

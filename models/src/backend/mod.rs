@@ -1,23 +1,28 @@
 //! Two paths, one answer: the operations that models are written in.
 //!
 //! [`Plain`] is candle on any device: the reference, the accelerator fallback, the training path.
-//! [`Fused`] is our own kernels on the CPU: packed weights, one thread pool, one KV slab. The
-//! models and their layers are generic over this trait, so both walk the same lines of the same
-//! file and differ in arithmetic only; golden tests hold them equal. Deliberately absent: any
-//! knowledge of layers, files or requests.
+//! [`Fused`] is our own kernels on the CPU: packed weights, one thread pool, one KV slab. `Cuda` is
+//! our own kernels on a GPU, of the same kind. The models and their layers are generic over this
+//! trait, so all walk the same lines of the same file and differ in arithmetic only; golden tests
+//! hold them equal. Deliberately absent: any knowledge of layers, files or requests.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fused;
 mod plain;
 
-pub use fused::Fused;
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaKv};
+pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::Gelu;
 pub use hearth_kernels::attention::Heads;
-pub use plain::Plain;
+pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
-use crate::batch::ForwardBatch;
+use crate::adapter::Delta;
+use crate::batch::{ForwardBatch, Output, Pick};
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::RopeTable;
+use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
 
 /// The operations. `T` is rows of the batch, widths are elements.
@@ -28,6 +33,37 @@ pub trait Backend: Send + Sized {
     type Matrix: Send;
     /// A weight that scales or shifts: `[n]`.
     type Vector: Send;
+    /// What adapters add to one projection.
+    type Delta: Send;
+    /// A batch as the operations read it.
+    type Step<'a>;
+
+    /// Prepares a batch for its pass.
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<Self::Step<'a>>;
+
+    /// Runs a pass that ends in logits. A backend may keep what it asked its device for and ask
+    /// for it again, without `work`, when a batch of the same shape comes.
+    fn run(
+        &self,
+        step: &Self::Step<'_>,
+        kv: &mut KvStore,
+        work: impl Fn(&mut KvStore) -> Result<Self::Rows>,
+    ) -> Result<Self::Rows> {
+        let _ = step;
+        work(kv)
+    }
+
+    /// The end of a pass: logits, or the tokens that are chosen from them where a backend can do
+    /// that. `picks` is empty or has one entry for each row.
+    fn output(&self, logits: Self::Rows, picks: &[Option<Pick>]) -> Result<Output> {
+        let _ = picks;
+        Ok(Output::of_logits(self.read(logits)?))
+    }
+
+    /// Waits for a pass that ends in nothing.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Takes a matrix out of a file, once.
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Self::Matrix>;
@@ -41,12 +77,38 @@ pub trait Backend: Send + Sized {
     /// Rows of `table`, one for each id.
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Rows>;
 
+    /// Rows of `table`, one for each token of the batch.
+    fn embed_tokens(&self, table: &Self::Matrix, step: &Self::Step<'_>) -> Result<Self::Rows>;
+
+    /// The rows of the batch whose logits are wanted.
+    fn select_logit_rows(&self, x: &Self::Rows, step: &Self::Step<'_>) -> Result<Self::Rows>;
+
+    /// Rows whose products are as exact as the backend can make them: the last ones of a model.
+    fn widen(&self, x: Self::Rows) -> Result<Self::Rows> {
+        Ok(x)
+    }
+
     /// `y_i = x W_i^T (+ b_i)`, for several weights that read the same input.
     fn linear<const N: usize>(
         &self,
         x: &Self::Rows,
         weights: [(&Self::Matrix, Option<&Self::Vector>); N],
     ) -> Result<[Self::Rows; N]>;
+
+    /// Takes the updates of one projection, each with its weight.
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<Self::Delta>;
+
+    /// Adds to `y_i`, which are products without a bias, what the adapters of each group make of
+    /// the input of its rows. Other rows keep their bits.
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Self::Rows>,
+        ys: [Self::Rows; N],
+        groups: [Vec<DeltaGroup<'_, Self::Delta>>; N],
+    ) -> Result<[Self::Rows; N]>;
+
+    /// `x + bias` for every row.
+    fn add_bias(&self, x: Self::Rows, bias: &Self::Vector) -> Result<Self::Rows>;
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight.len()` elements (a whole row, or
     /// each head of it).
@@ -61,16 +123,26 @@ pub trait Backend: Send + Sized {
         eps: f32,
     ) -> Result<Self::Rows>;
 
-    /// Rotates every head of every row.
-    fn rope(&self, x: Self::Rows, table: &RopeTable, head_dim: usize) -> Result<Self::Rows>;
-
-    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
-    fn attention(
+    /// The sum `x + y`, and its [`Backend::rms_norm`].
+    fn add_norm(
         &self,
-        q: &Self::Rows,
-        k: &Self::Rows,
-        v: &Self::Rows,
-        batch: &ForwardBatch,
+        x: Self::Rows,
+        y: &Self::Rows,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<(Self::Rows, Self::Rows)> {
+        let sum = self.add(x, y)?;
+        let normed = self.rms_norm(&sum, weight, eps)?;
+        Ok((sum, normed))
+    }
+
+    /// Normalises every head of `q` and `k` where the model does so, rotates them, writes `k` and
+    /// `v` to the store, and attends from `q` to everything of each row's sequence.
+    fn attend(
+        &self,
+        qkv: [Self::Rows; 3],
+        norms: Option<HeadNorms<'_, Self::Vector>>,
+        step: &Self::Step<'_>,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Self::Rows>;
@@ -93,12 +165,37 @@ pub trait Backend: Send + Sized {
     /// `x + y`.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
 
-    /// Some rows of `x`, in the order given.
-    fn select(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows>;
-
     /// The numbers themselves. `[T * width]`
     fn read(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }
+
+/// Norms of every query and key head, and their epsilon.
+pub type HeadNorms<'a, V> = (&'a V, &'a V, f32);
+
+/// A batch where nothing has to travel: itself, and the rotations of its rows.
+pub struct HostStep<'a> {
+    /// The batch.
+    pub batch: &'a ForwardBatch,
+    /// Cosines and sines of its rows.
+    pub rope: RopeTable,
+}
+
+impl<'a> HostStep<'a> {
+    fn new(batch: &'a ForwardBatch, rotary: &Rotary) -> Self {
+        Self { batch, rope: rotary.table(&batch.positions) }
+    }
+}
+
+/// What adapters read.
+pub enum DeltaInput<'a, R> {
+    /// What the projection reads. `[T, k]`
+    Rows(&'a R),
+    /// Ids that are looked up in a table. `[T]`
+    Ids(&'a [u32]),
+}
+
+/// Rows that run with the same adapters, ascending, and what those add to the projection.
+pub type DeltaGroup<'a, D> = (&'a [u32], &'a D);
 
 /// Attention of one layer.
 #[derive(Clone, Copy, Debug)]

@@ -8,12 +8,13 @@
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend, Gelu, Heads};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
+use crate::Result;
+use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
-use crate::layers::rotary::RopeTable;
+use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
-use crate::{KvDType, Result};
 
 /// Candle on one device.
 #[derive(Clone, Debug)]
@@ -128,64 +129,66 @@ impl Plain {
     }
 }
 
-impl Backend for Plain {
-    type Rows = Tensor;
-    type Matrix = Tensor;
-    type Vector = Tensor;
+/// What adapters add to one projection.
+pub struct PlainDelta {
+    parts: Vec<PlainPart>,
+}
 
-    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
-        self.weight(source.to_f32(), (source.n, source.k))
-    }
+struct PlainPart {
+    /// `[rank, k]`
+    a: Tensor,
+    /// `[n, rank]`
+    b: Tensor,
+    /// The lengths that DoRA gives to the rows, and those that they have. `[n]` each.
+    dora: Option<(Tensor, Tensor)>,
+    /// What multiplies `B A`, but for the weight.
+    scale: f64,
+    weight: f64,
+}
 
-    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
-        let n = values.len();
-        self.weight(values, n)
-    }
-
-    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
-        let dtype = match shape.dtype {
-            KvDType::F32 => DType::F32,
-            KvDType::F16 => DType::F16,
-            KvDType::BF16 => DType::BF16,
+impl PlainDelta {
+    /// What can learn: A, B and, of DoRA, the lengths, of one adapter after another. The lengths
+    /// that rows have are constants, as in the paper of DoRA.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let learns = |part: &PlainPart| {
+            let lengths = part.dora.as_ref().map(|(lengths, _)| lengths.clone());
+            [Some(part.a.clone()), Some(part.b.clone()), lengths]
         };
-        Ok(KvStore::Tensors(TensorKv::new(shape, dtype, &self.device)?))
+        self.parts.iter().flat_map(learns).flatten().collect()
     }
 
-    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, &self.device)?;
-        Ok(table.index_select(&ids, 0)?)
-    }
-
-    fn linear<const N: usize>(
-        &self,
-        x: &Tensor,
-        weights: [(&Tensor, Option<&Tensor>); N],
-    ) -> Result<[Tensor; N]> {
-        let mut out = Vec::with_capacity(N);
-        for (weight, bias) in weights {
-            let y = x.matmul(&weight.t()?)?;
-            out.push(match bias {
-                Some(bias) => y.broadcast_add(bias)?,
-                None => y,
+    /// The update of rows whose input is `x` and whose output so far is `y`.
+    fn of(&self, x: &DeltaInput<'_, Tensor>, y: &Tensor) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for part in &self.parts {
+            let h = match x {
+                DeltaInput::Rows(x) => x.matmul(&part.a.t()?)?,
+                DeltaInput::Ids(ids) => {
+                    let ids = Tensor::new(*ids, part.a.device())?;
+                    part.a.index_select(&ids, 1)?.t()?.contiguous()?
+                }
+            };
+            let mut update = (h.matmul(&part.b.t()?)? * (part.scale * part.weight))?;
+            if let Some((lengths, norm)) = &part.dora {
+                let ratio = (lengths / norm)?;
+                let gain = ((&ratio - 1.0)? * part.weight)?;
+                update = (update.broadcast_mul(&ratio)? + y.broadcast_mul(&gain)?)?;
+            }
+            sum = Some(match sum {
+                Some(sum) => (sum + update)?,
+                None => update,
             });
         }
-        Ok(out.try_into().expect("one output for each weight; this is a bug"))
+        match sum {
+            Some(sum) => Ok(sum),
+            None => Ok(y.zeros_like()?),
+        }
     }
+}
 
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let dim = weight.dims1()?;
-        let x = x.reshape((rows * width / dim, dim))?;
-        Ok(ops::rms_norm_slow(&x, weight, eps)?.reshape((rows, width))?)
-    }
-
-    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-        let apart = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = apart.sqr()?.mean_keepdim(D::Minus1)?;
-        let even = apart.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
-        Ok(even.broadcast_mul(weight)?.broadcast_add(bias)?)
-    }
-
+/// The parts of operations.
+impl Plain {
+    /// Rotates every head of every row.
     fn rope(&self, x: Tensor, table: &RopeTable, head_dim: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let (heads, half) = (width / head_dim, table.dim / 2);
@@ -202,6 +205,7 @@ impl Backend for Plain {
         Ok(Tensor::cat(&[&turned_a, &turned_b, &rest], 2)?.reshape((rows, width))?)
     }
 
+    /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
     fn attention(
         &self,
         q: &Tensor,
@@ -236,6 +240,145 @@ impl Backend for Plain {
         Ok(Tensor::cat(&rows, 0)?)
     }
 
+    /// Some rows of `x`, in the order given.
+    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+}
+
+impl Backend for Plain {
+    type Rows = Tensor;
+    type Matrix = Tensor;
+    type Vector = Tensor;
+    type Delta = PlainDelta;
+    type Step<'a> = HostStep<'a>;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+        Ok(HostStep::new(batch, rotary))
+    }
+
+    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
+        self.weight(source.to_f32(), (source.n, source.k))
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
+        let n = values.len();
+        self.weight(values, n)
+    }
+
+    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
+        Ok(KvStore::Tensors(TensorKv::new(shape, &self.device)?))
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, &self.device)?;
+        Ok(table.index_select(&ids, 0)?)
+    }
+
+    fn embed_tokens(&self, table: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.embed(table, &step.batch.tokens)
+    }
+
+    fn select_logit_rows(&self, x: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+        self.select(x, &step.batch.logit_rows)
+    }
+
+    fn linear<const N: usize>(
+        &self,
+        x: &Tensor,
+        weights: [(&Tensor, Option<&Tensor>); N],
+    ) -> Result<[Tensor; N]> {
+        let mut out = Vec::with_capacity(N);
+        for (weight, bias) in weights {
+            let y = x.matmul(&weight.t()?)?;
+            out.push(match bias {
+                Some(bias) => y.broadcast_add(bias)?,
+                None => y,
+            });
+        }
+        Ok(out.try_into().expect("one output for each weight; this is a bug"))
+    }
+
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<PlainDelta> {
+        let part = |&(delta, weight): &(&Delta, f32)| -> Result<PlainPart> {
+            let f = &delta.factors;
+            let dora = match &delta.dora {
+                None => None,
+                Some(dora) => {
+                    let norm = Tensor::new(&dora.norm[..], &self.device)?.to_dtype(self.dtype)?;
+                    Some((self.vector(dora.magnitude.clone())?, norm))
+                }
+            };
+            let a = self.weight(f.to_a(), (f.rank(), f.k()))?;
+            let b = self.weight(f.to_b(), (f.n(), f.rank()))?;
+            let (scale, weight) = (f64::from(delta.scale), f64::from(weight));
+            Ok(PlainPart { a, b, dora, scale, weight })
+        };
+        Ok(PlainDelta { parts: parts.iter().map(part).collect::<Result<_>>()? })
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Tensor>,
+        ys: [Tensor; N],
+        groups: [Vec<DeltaGroup<'_, PlainDelta>>; N],
+    ) -> Result<[Tensor; N]> {
+        let mut out = Vec::with_capacity(N);
+        for (mut y, groups) in ys.into_iter().zip(groups) {
+            for (rows, delta) in groups {
+                let index = Tensor::new(rows, &self.device)?;
+                let own = y.index_select(&index, 0)?;
+                let update = match x {
+                    DeltaInput::Rows(x) => {
+                        delta.of(&DeltaInput::Rows(&x.index_select(&index, 0)?), &own)?
+                    }
+                    DeltaInput::Ids(ids) => {
+                        let ids: Vec<u32> = rows.iter().map(|&row| ids[row as usize]).collect();
+                        delta.of(&DeltaInput::Ids(&ids), &own)?
+                    }
+                };
+                y = y.index_add(&index, &update, 0)?;
+            }
+            out.push(y);
+        }
+        Ok(out.try_into().expect("one output for each input; this is a bug"))
+    }
+
+    fn add_bias(&self, x: Tensor, bias: &Tensor) -> Result<Tensor> {
+        Ok(x.broadcast_add(bias)?)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let dim = weight.dims1()?;
+        let x = x.reshape((rows * width / dim, dim))?;
+        Ok(ops::rms_norm_slow(&x, weight, eps)?.reshape((rows, width))?)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+        let apart = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = apart.sqr()?.mean_keepdim(D::Minus1)?;
+        let even = apart.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+        Ok(even.broadcast_mul(weight)?.broadcast_add(bias)?)
+    }
+
+    fn attend(
+        &self,
+        [mut q, mut k, v]: [Tensor; 3],
+        norms: Option<HeadNorms<'_, Tensor>>,
+        step: &HostStep<'_>,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        if let Some((q_norm, k_norm, eps)) = norms {
+            q = self.rms_norm(&q, q_norm, eps)?;
+            k = self.rms_norm(&k, k_norm, eps)?;
+        }
+        let q = self.rope(q, &step.rope, params.head_dim)?;
+        let k = self.rope(k, &step.rope, params.head_dim)?;
+        self.attention(&q, &k, &v, step.batch, kv, params)
+    }
+
     fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {
         let params = AttentionParams {
             layer: 0,
@@ -268,10 +411,6 @@ impl Backend for Plain {
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         Ok((x + y)?)
-    }
-
-    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
     }
 
     fn read(&self, x: Tensor) -> Result<Vec<f32>> {

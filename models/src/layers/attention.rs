@@ -3,10 +3,9 @@
 //! Vaswani et al. 2017; Ainslie et al. 2023 (GQA); Su et al. 2021 (rotary).
 
 use super::linear::Linear;
-use super::rotary::RopeTable;
 use crate::Result;
 use crate::backend::{AttentionParams, Backend};
-use crate::batch::ForwardBatch;
+use crate::batch::LoraRows;
 use crate::kv_store::KvStore;
 
 /// Attention of one layer.
@@ -33,18 +32,13 @@ impl<B: Backend> Attention<B> {
         &self,
         ops: &B,
         x: &B::Rows,
-        rope: &RopeTable,
-        batch: &ForwardBatch,
+        step: &B::Step<'_>,
+        lora: &LoraRows,
         kv: &mut KvStore,
     ) -> Result<B::Rows> {
-        let [mut q, mut k, v] = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v])?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = ops.rms_norm(&q, q_norm, self.norm_eps)?;
-            k = ops.rms_norm(&k, k_norm, self.norm_eps)?;
-        }
-        let q = ops.rope(q, rope, self.params.head_dim)?;
-        let k = ops.rope(k, rope, self.params.head_dim)?;
-        let mixed = ops.attention(&q, &k, &v, batch, kv, &self.params)?;
-        self.out.forward(ops, &mixed)
+        let qkv = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v], lora)?;
+        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.norm_eps));
+        let mixed = ops.attend(qkv, norms, step, kv, &self.params)?;
+        self.out.forward(ops, &mixed, lora)
     }
 }

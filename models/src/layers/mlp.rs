@@ -3,6 +3,7 @@
 use super::linear::Linear;
 use crate::Result;
 use crate::backend::Backend;
+use crate::batch::LoraRows;
 
 /// MLP of one layer.
 pub struct Mlp<B: Backend> {
@@ -16,8 +17,8 @@ pub struct Mlp<B: Backend> {
 
 impl<B: Backend> Mlp<B> {
     /// `[T, hidden]` to `[T, hidden]`.
-    pub fn forward(&self, ops: &B, x: &B::Rows) -> Result<B::Rows> {
-        let [gate, up] = Linear::forward_many(ops, x, [&self.gate, &self.up])?;
-        self.down.forward(ops, &ops.silu_mul(gate, &up)?)
+    pub fn forward(&self, ops: &B, x: &B::Rows, lora: &LoraRows) -> Result<B::Rows> {
+        let [gate, up] = Linear::forward_many(ops, x, [&self.gate, &self.up], lora)?;
+        self.down.forward(ops, &ops.silu_mul(gate, &up)?, lora)
     }
 }

@@ -7,12 +7,14 @@
 
 mod adamw;
 pub mod data;
+mod muon;
 mod rng;
 mod schedule;
 mod trainer;
 
 pub use adamw::{AdamW, AdamWOptions};
 pub use data::{Batch, Example, Loader as DataLoader};
+pub use muon::{Muon, MuonOptions};
 pub use rng::Rng;
 pub use schedule::Schedule;
 pub use trainer::{StepReport, Trainer};

@@ -8,16 +8,20 @@ use candle_core::{D, DType, Tensor, Var};
 
 use super::adamw::{AdamW, AdamWOptions};
 use super::data::Batch;
+use super::muon::{Muon, MuonOptions};
 use crate::backend::Plain;
 use crate::decoder::{Decoder, NamedTensor};
-use crate::weights::{Loader, Weights};
+use crate::weights::{Loader, Role, Weights};
 use crate::{Compute, Error, KvStore, Model, ModelConfig, Result};
 
 /// A decoder that learns.
 pub struct Trainer {
     decoder: Decoder<Plain>,
     vars: Vec<Var>,
-    optimiser: AdamW,
+    /// Moves the matrices between embedding and head.
+    muon: Muon,
+    /// Moves everything else.
+    adamw: AdamW,
     /// Gradients longer than this (over all variables) are shortened to it.
     pub clip: f64,
 }
@@ -38,16 +42,20 @@ impl Trainer {
         config: ModelConfig,
         weights: &Weights,
         compute: &Compute,
-        options: AdamWOptions,
+        (adamw, muon): (AdamWOptions, MuonOptions),
     ) -> Result<Self> {
         let mut progress = |_| {};
         let mut loader = Loader::new(weights, &config, &mut progress);
-        let decoder = Decoder::load(config.clone(), &mut loader, compute.trainable())?;
-        let vars: Vec<Var> = (decoder.tensors().iter())
-            .map(|t| Ok(Var::from_tensor(&t.tensor)?))
-            .collect::<Result<_>>()?;
-        let optimiser = AdamW::new(vars.clone(), options)?;
-        Ok(Self { decoder, vars, optimiser, clip: 1.0 })
+        let decoder = Decoder::load(config.clone(), &mut loader, compute.trainable()?)?;
+        let (mut inner, mut outer) = (Vec::new(), Vec::new());
+        for named in decoder.tensors() {
+            let edge = matches!(named.role, Role::Embedding | Role::Head);
+            let vars = if edge || named.tensor.rank() != 2 { &mut outer } else { &mut inner };
+            vars.push(Var::from_tensor(&named.tensor)?);
+        }
+        let vars = [inner.clone(), outer.clone()].concat();
+        let (muon, adamw) = (Muon::new(inner, muon)?, AdamW::new(outer, adamw)?);
+        Ok(Self { decoder, vars, muon, adamw, clip: 1.0 })
     }
 
     /// Every weight as it is now.
@@ -86,7 +94,9 @@ impl Trainer {
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             return Err(Error::Batch(format!("the loss is {loss}; lower the learning rate")));
         }
-        self.optimiser.step(&grads, rate, (self.clip / gradient_norm.max(1e-12)).min(1.0))?;
+        let scale = (self.clip / gradient_norm.max(1e-12)).min(1.0);
+        self.muon.step(&grads, rate, scale, parts.len())?;
+        self.adamw.step(&grads, rate, scale)?;
         Ok(StepReport { loss, gradient_norm })
     }
 

@@ -42,17 +42,9 @@ impl<'a> MatrixSource<'a> {
         &self.bytes[source * len..(source + 1) * len]
     }
 
-    /// Where the file has output `row`: GGUF files of the Llama type store row `s * half + j` of a
-    /// head at `2 j + s`.
+    /// Where the file has output `row`.
     fn place(&self, row: usize) -> usize {
-        match self.interleaved {
-            Some(head_dim) => {
-                let (head, r) = (row / head_dim, row % head_dim);
-                let (s, j) = (r / (head_dim / 2), r % (head_dim / 2));
-                head * head_dim + 2 * j + s
-            }
-            None => row,
-        }
+        self.interleaved.map_or(row, |head_dim| adjacent(row, head_dim))
     }
 
     /// All rows as floats, in order. `[n * k]`
@@ -63,6 +55,14 @@ impl<'a> MatrixSource<'a> {
         }
         out
     }
+}
+
+/// Where GGUF files of the Llama type have row `row` of Q or K: row `s * half + j` of a head stands
+/// at `2 j + s`.
+pub(crate) fn adjacent(row: usize, head_dim: usize) -> usize {
+    let (head, r) = (row / head_dim, row % head_dim);
+    let (s, j) = (r / (head_dim / 2), r % (head_dim / 2));
+    head * head_dim + 2 * j + s
 }
 
 impl Rows for MatrixSource<'_> {

@@ -30,6 +30,7 @@ pub use error::{Error, Result};
 pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
 pub use layout::Layout;
+pub(crate) use loader::adjacent;
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
 pub use mix::Mix;

@@ -320,6 +320,7 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::Prediction;
     use crate::types::Timings;
 
     fn reply() -> Reply {
@@ -336,7 +337,8 @@ mod tests {
     fn finished(reason: FinishReason) -> TextEvent {
         let usage = Usage { prompt: 3, cached: 1, completion: 2 };
         let timings = Timings::default();
-        TextEvent::Finished { choice: 0, reason, usage, reasoning_tokens: 1, timings }
+        let prediction = Prediction::default();
+        TextEvent::Finished { choice: 0, reason, usage, reasoning_tokens: 1, prediction, timings }
     }
 
     /// Runs a whole reply; returns its events and holds them to the rules that every stream keeps.

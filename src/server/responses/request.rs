@@ -45,6 +45,7 @@ pub(super) const RESPONSES: &[Field] = &[
     refused("moderation", |_| false, "moderation inside a response is not supported"),
     refused("prompt", |_| false, "there are no stored prompts yet"),
     // Not OpenAI's: extras that clients of local servers send.
+    honoured("adapters"),
     honoured("chat_template_kwargs"),
     honoured("frequency_penalty"),
     honoured("ignore_eos"),
@@ -75,11 +76,12 @@ pub(super) const COMPACT: &[Field] = &[
 ];
 
 /// Fields that a chat knows under the same name.
-const SAME: [&str; 14] = [
+const SAME: [&str; 15] = [
     "model",
     "temperature",
     "top_p",
     "parallel_tool_calls",
+    "adapters",
     "chat_template_kwargs",
     "frequency_penalty",
     "ignore_eos",
@@ -129,7 +131,7 @@ pub(super) const OUTPUT_TOKENS_MIN: u32 = 16;
 
 /// A request, read but for what was said before.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(in crate::server) struct Draft {
     /// A chat without its messages.
     chat: Map<String, Value>,
     pub instructions: Option<String>,
@@ -153,7 +155,7 @@ pub(super) struct Draft {
 ///
 /// # Errors
 /// The first field that is unknown, refused, malformed or out of range.
-pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
+pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
     fields::check(body.map(), RESPONSES, "", lenient)?;
     let echo = echo(body.map());
     let metadata = metadata::read(&mut body)?.unwrap_or_default();
@@ -208,6 +210,20 @@ pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Draft, ApiError> {
 }
 
 impl Draft {
+    /// The model that it asks.
+    pub(in crate::server) fn model(&self) -> &str {
+        self.chat.get("model").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Reads the chat that it is as far as that is known before what was said before is.
+    pub(in crate::server) fn check(&self) -> Result<(), ApiError> {
+        let refers = self.input.iter().any(|item| item["type"] == "item_reference");
+        if refers || self.previous.is_some() || self.conversation.is_some() {
+            return Ok(());
+        }
+        self.call(&self.input).map(drop)
+    }
+
     /// The chat that it is, after these items.
     pub(super) fn call(&self, said: &[Value]) -> Result<Call, ApiError> {
         let mut body = self.chat.clone();

@@ -1,0 +1,117 @@
+#!/bin/bash
+# The CUDA backend on the GPU of this machine: is it right, how fast is it, and what else is
+# installed here. Builds nothing, takes less than nine minutes, prints one table last.
+#
+#   benches/gpu.sh [WORD]...
+#
+# A word is `equality`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host lora
+# serve embed; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs, else what is
+# named; a model alone is all parts of it. The exit status is 1 if an equality failed or did not
+# finish, 2 if only a measurement did, 3 for a word that means nothing.
+#
+#   HEARTH_GPU_BIN=target/gpu   the folder of `kernels_cuda` and `models_cuda` (the suites of the
+#                               two packages) and `gpu` (the benchmark), built with
+#                               `--features cuda`
+#   PYTHON=python3              the Python that may have PyTorch
+set -uo pipefail
+
+bin=${HEARTH_GPU_BIN:-target/gpu}
+python=${PYTHON:-python3}
+here=$(cd "$(dirname "$0")" && pwd)
+parts="limits prefill decode host lora serve embed"
+models="8b-bf16 8b-q4_k_m 0.6b-bf16 0.6b-q4_k_m"
+ends=525 # seconds; all of it takes less than nine minutes
+rows=$(mktemp)
+trap 'rm -f "$rows"' EXIT
+
+has() { # word, words
+    local word=$1 each
+    shift
+    for each in "$@"; do [ "$each" = "$word" ] && return 0; done
+    return 1
+}
+words=("$@")
+all=$([ $# -eq 0 ] && echo yes)
+named_parts=() named_models=()
+for word in "${words[@]}"; do
+    if has "$word" equality peer; then continue; fi
+    if has "$word" $parts; then
+        named_parts+=("$word")
+        continue
+    fi
+    found=
+    for model in $models; do
+        case "-$model-" in *"-$word-"*) found=yes && named_models+=("$model") ;; esac
+    done
+    [ "$found" ] || { echo "\`$word\` is no part and no model; see $0" >&2; exit 3; }
+done
+measures=$([ "$all" ] || [ ${#named_parts[@]} -gt 0 ] || [ ${#named_models[@]} -gt 0 ] && echo yes)
+
+# A part under its own time limit, its output as it comes; rows of the table are kept.
+part() { # seconds, command
+    local limit=$1 begun=$SECONDS left=$((ends - SECONDS)) status
+    shift
+    [ "$left" -ge "$limit" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        echo "== no time for ${*##*/}"
+        echo "| ${*##*/} | left out |  |  |  | no time |  |" >>"$rows"
+        return 124
+    fi
+    echo "== ${*##*/} (at most $limit s)"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee >(grep '^| ' | grep -v '^| model |' >>"$rows")
+    status=${PIPESTATUS[0]}
+    [ "$status" -eq 124 ] && echo "== out of time"
+    echo "== status $status after $((SECONDS - begun)) s"
+    return "$status"
+}
+
+# CUDA's libraries, where PyTorch brought them.
+cuda=$("$python" -c 'import nvidia.cu13 as m; print(list(m.__path__)[0] + "/lib")' 2>/dev/null)
+[ -z "$cuda" ] || export LD_LIBRARY_PATH=$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export HEARTH_GPU=1 PYTHONUNBUFFERED=1
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
+    echo "nvidia-smi does not run here"
+echo "$(nproc) processors, CUDA libraries in ${cuda:-the system}"
+
+wrong=0 failed=0
+if [ "$all" ] || has equality "${words[@]}"; then
+    for suite in kernels_cuda models_cuda; do
+        part 110 "$bin/$suite"
+        status=$?
+        outcome=passed
+        [ "$status" -eq 0 ] || outcome="FAILED, status $status" wrong=1
+        echo "| $suite | equality |  |  |  | $outcome |  |" >>"$rows"
+    done
+fi
+if [ "$measures" ]; then
+    if [ ${#named_parts[@]} -eq 0 ]; then
+        named_parts=(prefill decode host lora serve)
+        [ ${#named_models[@]} -gt 0 ] || named_parts=($parts)
+    fi
+    [ ${#named_models[@]} -gt 0 ] || named_models=($models)
+    of_models=()
+    for word in "${named_parts[@]}"; do
+        has "$word" limits embed || of_models+=("$word")
+    done
+    if has limits "${named_parts[@]}"; then part 20 "$bin/gpu" limits || failed=1; fi
+    if [ ${#of_models[@]} -gt 0 ]; then
+        for model in $models; do
+            has "$model" "${named_models[@]}" || continue
+            part 70 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
+        done
+    fi
+    if has embed "${named_parts[@]}"; then part 30 "$bin/gpu" embed || failed=1; fi
+fi
+if [ "$all" ] || has peer "${words[@]}"; then
+    part 75 "$python" "$here/gpu_peer.py" || failed=1
+fi
+
+sleep 0.2 # the last rows are on their way
+echo
+echo "| model | what | ms | tokens/s | rate | of what is possible | target (H200) |"
+echo "|---|---|---|---|---|---|---|"
+# Every process measures the limits; the first to do so speaks for all.
+limit='[|] (copy, read and written|bf16 product, [0-9^]*) [|]'
+awk -v limit="$limit" '$0 !~ limit || !seen[/copy/, /^[|] torch/]++' "$rows"
+[ "$wrong" -eq 0 ] || exit 1
+[ "$failed" -eq 0 ] || exit 2

@@ -1,0 +1,381 @@
+//! One device, one stream, the kernels, cuBLAS, and graphs.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::cublas::{CudaBlas, result::CublasError, sys as cublas};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::attention::ENDED;
+use super::linear::Staging;
+use super::memory::{Arena, Buffer};
+use super::step::StepRoom;
+
+/// What a device can answer instead of a result.
+#[derive(Debug)]
+pub enum Error {
+    /// The driver.
+    Driver(DriverError),
+    /// cuBLAS.
+    Blas(CublasError),
+    /// What was asked for does not exist there.
+    Missing(String),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Driver(error) => write!(f, "CUDA: {error}"),
+            Self::Blas(error) => write!(f, "cuBLAS: {error}"),
+            Self::Missing(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<DriverError> for Error {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<CublasError> for Error {
+    fn from(error: CublasError) -> Self {
+        Self::Blas(error)
+    }
+}
+
+/// Short for this folder's errors.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Kernels by file, as `build.rs` compiled them.
+const FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+/// What cuBLAS may use; what its documentation advises for Hopper.
+const BLAS_WORKSPACE: usize = 32 << 20;
+
+/// One device. Work is asked for from one thread at a time.
+pub struct Gpu {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    modules: Vec<Arc<CudaModule>>,
+    /// With the dynamic shared memory that each may use.
+    functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
+    pub(super) blas: CudaBlas,
+    pub(super) arena: Arc<Arena>,
+    /// Where the numbers of a batch are on their way through.
+    pub(super) room: Mutex<Option<StepRoom>>,
+    /// Where rows of weights are on their way through.
+    pub(super) staging: Mutex<Option<Staging>>,
+    /// Lists that were sent for the batch, by content.
+    pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
+    /// Zeros between two uses.
+    pub(super) ended: Buffer,
+    /// The next number that is given to a store.
+    ids: AtomicU64,
+    /// The device lets kernels overlap.
+    overlaps: bool,
+    /// The most shared memory that a block may have, in bytes.
+    pub(super) shared_most: usize,
+    /// cuBLAS computes in it; graphs remember where it is.
+    _workspace: Buffer,
+}
+
+/// One argument of a kernel, as it is in memory.
+#[derive(Clone, Copy)]
+pub(super) union Arg {
+    pointer: sys::CUdeviceptr,
+    integer: i32,
+    float: f32,
+    long: u64,
+}
+
+impl From<sys::CUdeviceptr> for Arg {
+    fn from(pointer: sys::CUdeviceptr) -> Self {
+        Self { pointer }
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(integer: i32) -> Self {
+        Self { integer }
+    }
+}
+
+impl From<usize> for Arg {
+    /// Sizes are counted in `int` by the kernels; what is larger is a bug of the caller.
+    fn from(size: usize) -> Self {
+        Self { integer: i32::try_from(size).expect("a size that a kernel can count") }
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(float: f32) -> Self {
+        Self { float }
+    }
+}
+
+impl Arg {
+    pub fn long(long: u64) -> Self {
+        Self { long }
+    }
+
+    /// No memory: an argument that is absent.
+    pub const NULL: Self = Self { long: 0 };
+}
+
+/// Blocks, threads of a block, dynamic shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Grid {
+    pub blocks: (u32, u32, u32),
+    pub threads: u32,
+    pub shared: u32,
+}
+
+impl Grid {
+    pub fn new(blocks: usize, threads: u32) -> Self {
+        Self { blocks: (count(blocks), 1, 1), threads, shared: 0 }
+    }
+
+    pub fn of(blocks: (usize, usize, usize), threads: u32, shared: u32) -> Self {
+        let blocks = (count(blocks.0), count(blocks.1), count(blocks.2));
+        Self { blocks, threads, shared }
+    }
+}
+
+/// A kernel may begin while the one before it ends ("programmatic dependent launch").
+fn overlap() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// What the device with this number calls itself, and its free memory in bytes.
+pub fn describe(ordinal: usize) -> Result<(String, usize)> {
+    let context = CudaContext::new(ordinal)?;
+    Ok((context.name()?, context.mem_get_info()?.0))
+}
+
+fn count(blocks: usize) -> u32 {
+    u32::try_from(blocks).expect("a grid that the device can count")
+}
+
+impl Gpu {
+    /// The device with this number.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let context = CudaContext::new(ordinal)?;
+        // SAFETY: one stream orders everything here, so nothing waits on events.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        let load =
+            |(_, bytes): &(&str, &[u8])| context.load_module(Ptx::from_binary(bytes.to_vec()));
+        let modules = FATBINS.iter().map(load).collect::<std::result::Result<_, _>>()?;
+        let blas = CudaBlas::new(Arc::clone(&stream))?;
+        let workspace = Buffer::new(&context, BLAS_WORKSPACE)?;
+        let place = workspace.at(0) as *mut c_void;
+        // SAFETY: the workspace lives as long as the handle.
+        unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), place, BLAS_WORKSPACE).result()? };
+        let arena = Arena::new(&context);
+        let (functions, room, lists) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let staging = Mutex::default();
+        let ids = AtomicU64::new(0);
+        // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
+        let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
+        let overlaps = wanted && context.compute_capability()?.0 >= 9;
+        let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_most = usize::try_from(context.attribute(optin)?).unwrap_or(48 << 10);
+        let ended = Buffer::new(&context, 4 * ENDED)?;
+        let gpu = Self {
+            context,
+            stream,
+            modules,
+            functions,
+            blas,
+            arena,
+            room,
+            staging,
+            lists,
+            ids,
+            overlaps,
+            shared_most,
+            ended,
+            _workspace: workspace,
+        };
+        gpu.zero(&gpu.ended)?;
+        Ok(gpu)
+    }
+
+    /// What the device calls itself.
+    pub fn name(&self) -> String {
+        self.context.name().unwrap_or_else(|_| "a CUDA device".to_owned())
+    }
+
+    /// Free and total memory, in bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        Ok(self.context.mem_get_info()?)
+    }
+
+    /// Waits until all that was asked for is done.
+    pub fn synchronize(&self) -> Result<()> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// A number that is given once.
+    pub(super) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes zeros.
+    pub(super) fn zero(&self, buffer: &Buffer) -> Result<()> {
+        self.context.bind_to_thread()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: the whole buffer and nothing else.
+        unsafe { result::memset_d8_async(buffer.at(0), 0, buffer.bytes(), stream)? };
+        Ok(())
+    }
+
+    /// Copies within a buffer; the places do not overlap.
+    pub(super) fn copy(&self, buffer: &Buffer, from: usize, to: usize, bytes: usize) -> Result<()> {
+        assert!(from.max(to) + bytes <= buffer.bytes(), "a copy within the buffer");
+        self.context.bind_to_thread()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: both places are in the buffer.
+        unsafe { result::memcpy_dtod_async(buffer.at(to), buffer.at(from), bytes, stream)? };
+        Ok(())
+    }
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, in order; every pointer is valid for what the kernel
+    /// does with the sizes given.
+    pub(super) unsafe fn launch(&self, name: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
+        let mut params = [std::ptr::null_mut::<c_void>(); 32];
+        for (param, arg) in params.iter_mut().zip(args) {
+            *param = std::ptr::from_ref(arg).cast_mut().cast();
+        }
+        // SAFETY: by the contract of this function; each argument lies in a union of 8 bytes.
+        unsafe { self.launch_with(name, grid, &mut params[..args.len()]) }
+    }
+
+    /// The same with arguments of any size, by address.
+    ///
+    /// # Safety
+    /// As [`Gpu::launch`]; every address is that of an argument of the kernel's type.
+    pub(super) unsafe fn launch_with(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
+        if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
+            return Ok(());
+        }
+        let function = self.function(name, grid.shared)?;
+        let params = params.as_mut_ptr();
+        self.context.bind_to_thread()?;
+        let mut attributes = [overlap()];
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: grid.blocks.2,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: by the contract of this function. A kernel that begins early waits for those
+        // before it (`grid_wait` in common.cuh).
+        unsafe { sys::cuLaunchKernelEx(&config, function, params, std::ptr::null_mut()).result()? };
+        Ok(())
+    }
+
+    fn function(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if !functions.contains_key(name) {
+            let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
+            let missing = || Error::Missing(format!("there is no CUDA kernel `{name}`"));
+            functions.insert(name, (found.ok_or_else(missing)?, 48 << 10));
+        }
+        let (function, allowed) = functions.get_mut(name).expect("put above; this is a bug");
+        if shared > *allowed {
+            let largest =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(largest, shared as i32)?;
+            *allowed = shared;
+        }
+        Ok(function.cu_function())
+    }
+
+    /// Memory with a copy of some numbers.
+    pub(super) fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let buffer = Buffer::new(&self.context, bytes.len())?;
+        // SAFETY: the buffer is as long as the slice, and the copy is waited for.
+        unsafe { result::memcpy_htod_async(buffer.at(0), bytes, self.stream.cu_stream())? };
+        self.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// Some numbers into memory of the arena, ordered with everything else on the stream.
+    pub(super) fn send<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let buffer = self.arena.take(bytes.len())?;
+        self.context.bind_to_thread()?;
+        // SAFETY: the buffer holds them; the driver has read pageable memory when it returns.
+        unsafe { result::memcpy_htod_async(buffer.at(0), bytes, self.stream.cu_stream())? };
+        Ok(buffer)
+    }
+
+    /// Numbers from the device; waits for them.
+    pub(super) fn receive<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        from: sys::CUdeviceptr,
+        out: &mut [T],
+    ) -> Result<()> {
+        self.context.bind_to_thread()?;
+        // SAFETY: `from` is valid for as many elements by the callers' checks, and the stream is
+        // waited for before `out` is used.
+        unsafe { result::memcpy_dtoh_async(out, from, self.stream.cu_stream())? };
+        self.synchronize()
+    }
+
+    /// Records what `work` asks for, without doing it.
+    pub fn record<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<(Graph, T), E> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.stream.begin_capture(mode).map_err(Error::from)?;
+        let made = work();
+        // A flag of the driver that has no name for "none".
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream.end_capture(flags).map_err(Error::from);
+        let (made, graph) = (made?, graph?);
+        let graph = graph.ok_or_else(|| Error::Missing("nothing was recorded".to_owned()))?;
+        graph.upload().map_err(Error::from)?;
+        Ok((Graph(graph), made))
+    }
+}
+
+/// Recorded work.
+pub struct Graph(CudaGraph);
+
+// SAFETY: a graph is launched by one thread at a time: whoever holds it has `&mut` or owns it.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Asks for all of it again.
+    pub fn replay(&self) -> Result<()> {
+        Ok(self.0.launch()?)
+    }
+}

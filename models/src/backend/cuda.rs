@@ -1,0 +1,455 @@
+//! Our kernels on an NVIDIA GPU: weights as the file has them, activations in bf16, the residual
+//! stream and the logits in f32, keys and values in blocks as on the CPU.
+//!
+//! A pass is asked for without waiting; only its end waits, for a few tokens or for logits. A pass
+//! in which every sequence brings one row is padded to one of a few shapes, recorded at its second
+//! appearance and replayed as one graph from then on. Adapters, mixed passes and first appearances
+//! run operation by operation.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hearth_kernels::cuda::{
+    self, AttentionShape, Buffer, Float, Gpu, Graph, KvKind, LoraPart, Matrix, RopeTable, Rows,
+    Span, StepShape, Vector,
+};
+use hearth_kernels::quant::DType;
+
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
+use crate::adapter::Delta;
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
+use crate::kv_store::{KvDType, KvGeometry, KvStore};
+use crate::layers::rotary::Rotary;
+use crate::weights::{MatrixSource, TensorInfo, TensorType};
+use crate::{Error, Result};
+
+/// Our kernels on one device.
+pub struct Cuda {
+    gpu: Arc<Gpu>,
+    rope: Mutex<Option<(Arc<RopeTable>, usize)>>,
+    passes: Mutex<Passes>,
+}
+
+/// What was recorded, and what was seen once.
+#[derive(Default)]
+struct Passes {
+    seen: HashSet<PassKey>,
+    recorded: HashMap<PassKey, Pass>,
+}
+
+/// A recorded pass, its logits, and the lists that it reads.
+struct Pass {
+    graph: Graph,
+    logits: Rows,
+    _lists: Vec<Buffer>,
+}
+
+/// A recorded pass is of use for a batch of this shape over this store.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PassKey {
+    shape: StepShape,
+    kv: u64,
+    /// Of the memory in which the batch's numbers and the rotations are.
+    generation: u64,
+    positions: usize,
+    /// Adapters of each row; empty where none has any.
+    lora: Vec<Option<LoraSlot>>,
+}
+
+/// Passes that are kept; beyond them all are forgotten.
+const PASSES: usize = 128;
+/// Rows of recorded passes.
+const BUCKETS: [usize; 14] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+/// Positions of the first table of rotations.
+const POSITIONS: usize = 4096;
+
+impl Cuda {
+    /// Every operation runs on `gpu`.
+    pub fn new(gpu: Arc<Gpu>) -> Self {
+        Self { gpu, rope: Mutex::default(), passes: Mutex::default() }
+    }
+
+    /// The device with this number, with a stream of its own.
+    pub fn on(index: usize) -> Result<Self> {
+        Ok(Self::new(Arc::new(Gpu::new(index)?)))
+    }
+
+    /// How keys and values of this type are stored there.
+    ///
+    /// # Errors
+    /// A type that has no kernels.
+    pub fn check_kv(dtype: KvDType) -> Result<KvKind> {
+        match dtype {
+            KvDType::BF16 => Ok(KvKind::BF16),
+            KvDType::F16 => Ok(KvKind::F16),
+            other => {
+                let what = format!("keys and values of {} are not stored on a GPU", other.name());
+                Err(Error::Device(format!("{what}; choose f16 or bf16")))
+            }
+        }
+    }
+
+    /// Memory that a tensor takes there.
+    pub fn stored_bytes(info: &TensorInfo) -> u64 {
+        let elements = info.elements() as u64;
+        let row = info.shape.last().copied().unwrap_or(1);
+        let TensorType::Readable(dtype) = info.ty else { return 4 * elements };
+        let kept = Matrix::stored_as(dtype).filter(|_| info.shape.len() == 2);
+        match kept.and_then(|dtype| dtype.row_bytes(row)) {
+            Some(bytes) => elements / row.max(1) as u64 * bytes as u64,
+            None if info.shape.len() == 2 => 2 * elements,
+            None => 4 * elements,
+        }
+    }
+
+    /// Rotations of at least so many positions.
+    fn rope(&self, rotary: &Rotary, positions: usize) -> Result<(Arc<RopeTable>, usize)> {
+        let mut rope = lock(&self.rope);
+        match &*rope {
+            Some((table, len)) if *len >= positions => Ok((Arc::clone(table), *len)),
+            _ => {
+                let len = positions.next_power_of_two().max(POSITIONS);
+                let all: Vec<u32> = (0..len as u32).collect();
+                let host = rotary.table(&all);
+                // What still reads the old one is done before the memory goes.
+                self.gpu.synchronize()?;
+                let table = Arc::new(self.gpu.rope_table(&host.cos, &host.sin, host.dim / 2)?);
+                *rope = Some((Arc::clone(&table), len));
+                Ok((table, len))
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A batch on the device.
+pub struct CudaStep {
+    step: cuda::Step,
+    rope: Arc<RopeTable>,
+    positions: usize,
+    /// Logit rows, without the padding.
+    logits: usize,
+    /// It may be recorded, with these adapters.
+    repeats: Option<Vec<Option<LoraSlot>>>,
+    lora: LoraRows,
+}
+
+/// Keys and values on the device, with the device.
+pub struct CudaKv {
+    gpu: Arc<Gpu>,
+    kv: cuda::DeviceKv,
+}
+
+impl CudaKv {
+    /// Copies all tokens of a block, in every layer.
+    pub fn copy_block(&mut self, from: usize, to: usize) -> Result<()> {
+        Ok(self.gpu.copy_block(&self.kv, from, to)?)
+    }
+}
+
+/// What adapters add to one projection.
+pub struct CudaDelta {
+    parts: Vec<LoraPart>,
+    gain: Option<Vector>,
+}
+
+impl From<cuda::Error> for Error {
+    fn from(error: cuda::Error) -> Self {
+        Self::Device(error.to_string())
+    }
+}
+
+/// Whether every sequence brings one row and wants its logits: the shape of most passes.
+fn is_decode(batch: &ForwardBatch) -> bool {
+    let rows = batch.row_count();
+    rows == batch.sequence_count()
+        && rows == batch.logit_rows.len()
+        && rows <= BUCKETS[BUCKETS.len() - 1]
+}
+
+/// The shape that stands for a batch of single rows.
+fn padded(shape: StepShape) -> StepShape {
+    let rows = BUCKETS.into_iter().find(|&b| b >= shape.rows).unwrap_or(shape.rows);
+    let chunks = shape.chunks.next_power_of_two();
+    StepShape { rows, logits: rows, items: rows, tiles: 0, chunks }
+}
+
+impl Backend for Cuda {
+    type Rows = Rows;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Delta = CudaDelta;
+    type Step<'a> = CudaStep;
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
+        let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        let (rope, positions) = self.rope(rotary, positions)?;
+        let span = |s: crate::batch::Sequence<'a>| Span {
+            row: s.rows.start,
+            rows: s.rows.len(),
+            context: s.context_len,
+            blocks: s.blocks,
+        };
+        let host = cuda::HostStep {
+            tokens: &batch.tokens,
+            positions: &batch.positions,
+            slots: &batch.slot_mapping,
+            logit_rows: &batch.logit_rows,
+            spans: batch.sequences().map(span).collect(),
+        };
+        let (exact, repeats) = (host.shape(), is_decode(batch));
+        let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
+        let lora = batch.lora_rows();
+        let none = || lora.groups().next().is_none();
+        let repeats = repeats.then(|| match none() {
+            true => Vec::new(),
+            false => batch.lora_slot.clone(),
+        });
+        Ok(CudaStep { step, rope, positions, logits: batch.logit_rows.len(), repeats, lora })
+    }
+
+    fn run(
+        &self,
+        step: &CudaStep,
+        kv: &mut KvStore,
+        work: impl Fn(&mut KvStore) -> Result<Rows>,
+    ) -> Result<Rows> {
+        let logits = |rows: Rows| rows.first(step.logits);
+        let (Some(store), Some(lora)) = (kv.device().map(|kv| kv.kv.id), &step.repeats) else {
+            return work(kv).map(logits);
+        };
+        let key = PassKey {
+            shape: step.step.shape,
+            kv: store,
+            generation: step.step.generation,
+            positions: step.positions,
+            lora: lora.clone(),
+        };
+        let mut passes = lock(&self.passes);
+        if passes.seen.len() >= 32 * PASSES {
+            passes.seen.clear();
+        }
+        if passes.seen.insert(key.clone()) {
+            return work(kv).map(logits);
+        }
+        if !passes.recorded.contains_key(&key) {
+            // Of another store, or of memory that moved: never of use again.
+            passes.recorded.retain(|old, _| old.kv == store && old.generation == key.generation);
+            if passes.recorded.len() >= PASSES {
+                *passes = Passes::default();
+            }
+            let lists = self.gpu.send_lists(step.lora.groups().map(|(_, rows)| rows))?;
+            let Ok((graph, logits)) = self.gpu.record(|| work(kv)) else {
+                // Another thread's work on the device can spoil a record; the pass is none the
+                // worse, and is recorded another time.
+                return work(kv).map(|rows| rows.first(step.logits));
+            };
+            passes.recorded.insert(key.clone(), Pass { graph, logits, _lists: lists });
+        }
+        let pass = &passes.recorded[&key];
+        pass.graph.replay()?;
+        Ok(logits(pass.logits.alias()))
+    }
+
+    fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Output> {
+        let vocab_len = picks.iter().flatten().map(|pick| pick.vocab_len).next();
+        let Some(vocab_len) = vocab_len else {
+            return Ok(Output::of_logits(self.read(logits)?));
+        };
+        let asked = picks.iter().map(|pick| {
+            let Pick { params, edits, seed, position, vocab_len: _ } = pick.as_ref()?.clone();
+            Some(cuda::Pick { params, edits, seed, position })
+        });
+        let chosen = self.gpu.choose(&logits, vocab_len, &asked.collect::<Vec<_>>())?;
+        let open = |i: &u32| picks[*i as usize].is_none();
+        let others: Vec<u32> = (0..picks.len() as u32).filter(open).collect();
+        let rest = match others.is_empty() {
+            true => Vec::new(),
+            false => self.read(self.gpu.select(&logits, &others)?)?,
+        };
+        Ok(Output::new(rest, chosen))
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(self.gpu.synchronize()?)
+    }
+
+    fn matrix(&self, source: &MatrixSource<'_>) -> Result<Matrix> {
+        use hearth_kernels::matmul::Rows as _;
+        let (n, k) = (source.n, source.k);
+        match Matrix::stored_as(source.dtype) {
+            Some(dtype) => Ok(self.gpu.matrix(
+                dtype,
+                [n, k],
+                |row| source.row(row),
+                |rows| source.packed(rows),
+            )?),
+            None => {
+                // One of the formats that have no product of their own here, or floats of 32 bits.
+                let row = |row: usize| {
+                    let mut values = vec![0.0; k];
+                    hearth_kernels::quant::dequantize(source.dtype, &source.row(row), &mut values);
+                    let bytes = hearth_kernels::quant::quantize(DType::BF16, &values);
+                    bytes.expect("floats have a quantiser; this is a bug").into()
+                };
+                Ok(self.gpu.matrix(DType::BF16, [n, k], row, |rows| source.packed(rows))?)
+            }
+        }
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vector> {
+        Ok(self.gpu.vector(&values)?)
+    }
+
+    fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
+        let kind = Self::check_kv(shape.dtype)?;
+        let sizes = [shape.block_count, shape.block_len, shape.kv_head_count, shape.head_dim];
+        let kv = self.gpu.kv(shape.layer_count, sizes, kind)?;
+        Ok(KvStore::Device(CudaKv { gpu: Arc::clone(&self.gpu), kv }))
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32]) -> Result<Rows> {
+        // What an encoder adds up and normalises; its rows are those of products.
+        Ok(self.gpu.convert(self.gpu.gather(table, ids)?, Float::BF16)?)
+    }
+
+    fn embed_tokens(&self, table: &Matrix, step: &CudaStep) -> Result<Rows> {
+        Ok(self.gpu.gather_tokens(table, &step.step)?)
+    }
+
+    fn select_logit_rows(&self, x: &Rows, step: &CudaStep) -> Result<Rows> {
+        Ok(self.gpu.select_logit_rows(x, &step.step)?)
+    }
+
+    fn widen(&self, x: Rows) -> Result<Rows> {
+        Ok(x.widened())
+    }
+
+    fn linear<const N: usize>(
+        &self,
+        x: &Rows,
+        weights: [(&Matrix, Option<&Vector>); N],
+    ) -> Result<[Rows; N]> {
+        Ok(self.gpu.linear(x, weights)?)
+    }
+
+    fn delta(&self, parts: &[(&Delta, f32)]) -> Result<CudaDelta> {
+        let mut gain: Option<Vec<f32>> = None;
+        let mut taken = Vec::with_capacity(parts.len());
+        for &(delta, weight) in parts {
+            let ratio = delta.dora.as_ref().map(|dora| {
+                let ratio = dora.ratio();
+                let gain = gain.get_or_insert_with(|| vec![0.0; ratio.len()]);
+                gain.iter_mut().zip(&ratio).for_each(|(g, ratio)| *g += weight * (ratio - 1.0));
+                ratio
+            });
+            let ratio = ratio.as_deref();
+            taken.push(self.gpu.lora_part(&delta.factors, weight * delta.scale, ratio)?);
+        }
+        let gain = gain.map(|gain| self.gpu.vector(&gain)).transpose()?;
+        Ok(CudaDelta { parts: taken, gain })
+    }
+
+    fn add_deltas<const N: usize>(
+        &self,
+        x: DeltaInput<'_, Rows>,
+        ys: [Rows; N],
+        groups: [Vec<DeltaGroup<'_, CudaDelta>>; N],
+    ) -> Result<[Rows; N]> {
+        let input = match x {
+            DeltaInput::Rows(x) => cuda::LoraInput::Rows(x),
+            DeltaInput::Ids(ids) => cuda::LoraInput::Ids(ids),
+        };
+        let all = ys.iter().zip(&groups).flat_map(|(y, groups)| {
+            groups.iter().map(move |(rows, delta)| cuda::LoraGroup {
+                y,
+                rows,
+                gain: delta.gain.as_ref(),
+                parts: &delta.parts,
+            })
+        });
+        self.gpu.add_lora(input, &all.collect::<Vec<_>>())?;
+        Ok(ys)
+    }
+
+    fn add_bias(&self, x: Rows, bias: &Vector) -> Result<Rows> {
+        Ok(self.gpu.add_bias(x, bias)?)
+    }
+
+    fn rms_norm(&self, x: &Rows, weight: &Vector, eps: f32) -> Result<Rows> {
+        Ok(self.gpu.rms_norm(x, weight, eps)?)
+    }
+
+    fn layer_norm(&self, x: &Rows, weight: &Vector, bias: &Vector, eps: f32) -> Result<Rows> {
+        Ok(self.gpu.layer_norm(x, weight, bias, eps)?)
+    }
+
+    fn add_norm(&self, x: Rows, y: &Rows, weight: &Vector, eps: f32) -> Result<(Rows, Rows)> {
+        Ok(self.gpu.add_rms_norm(x, y, weight, eps)?)
+    }
+
+    fn attend(
+        &self,
+        [q, k, v]: [Rows; 3],
+        norms: Option<HeadNorms<'_, Vector>>,
+        step: &CudaStep,
+        kv: &mut KvStore,
+        params: &AttentionParams,
+    ) -> Result<Rows> {
+        let device = kv
+            .device()
+            .ok_or_else(|| Error::Batch("a GPU attends over stored keys and values only".into()))?;
+        let turn = cuda::Turn { table: &step.rope, norms };
+        let place = (&mut device.kv, params.layer);
+        let q = self.gpu.rope_and_store(q, [&k, &v], &step.step, place, &turn)?;
+        let shape = AttentionShape {
+            layer: params.layer,
+            heads: params.head_count,
+            scale: params.scale,
+            window: params.window.map_or(0, |w| i32::try_from(w).map_or(0, |w| w as usize)),
+        };
+        Ok(self.gpu.attention(&q, &step.step, &device.kv, &shape)?)
+    }
+
+    fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
+        Ok(self.gpu.bidirectional(qkv, cu_q, (heads.count, heads.dim), heads.scale)?)
+    }
+
+    fn gelu(&self, x: Rows, kind: Gelu) -> Result<Rows> {
+        Ok(self.gpu.gelu(x, kind == Gelu::Erf)?)
+    }
+
+    fn silu_mul(&self, gate: Rows, up: &Rows) -> Result<Rows> {
+        Ok(self.gpu.silu_mul(gate, up)?)
+    }
+
+    fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
+        Ok(self.gpu.add(x, y)?)
+    }
+
+    fn read(&self, x: Rows) -> Result<Vec<f32>> {
+        Ok(self.gpu.read(x)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_rows_are_padded_and_others_are_not() {
+        let exact = StepShape { rows: 5, logits: 5, items: 5, tiles: 0, chunks: 3 };
+        let padded = padded(exact);
+        assert_eq!((padded.rows, padded.items, padded.logits, padded.chunks), (8, 8, 8, 4));
+        let mut batch = ForwardBatch::empty();
+        batch.push(&[1], 4, vec![0], 16);
+        batch.push(&[2], 9, vec![1], 16);
+        batch.logit_rows = vec![0, 1];
+        assert!(is_decode(&batch));
+        batch.push(&[2, 3], 0, vec![2], 16);
+        assert!(!is_decode(&batch), "a prompt is among them");
+    }
+}

@@ -1,0 +1,243 @@
+//! The GPU's path against the reference, on the models of the other tests. It computes in bf16
+//! where they compute in f32, so it is held to the error that rounding leaves, not to bits; what it
+//! must not do is to depend on neighbours, on how a prompt was cut, or on replaying a recorded
+//! pass, by more than that.
+//!
+//! Without a GPU each test says so and passes, unless `HEARTH_GPU` is set.
+
+use hearth_kernels::lora::Float;
+use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
+use hearth_models::{LoraSlot, Pick, RowOutput, TokenEdit};
+
+use super::*;
+
+/// Root mean square of the error over that of the logits, about twice what bf16 leaves in two
+/// layers; quantised weights meet 8-bit activations too.
+fn limit(weights: DType) -> f64 {
+    match weights {
+        DType::Q8_0 | DType::Q4_0 | DType::Q4K | DType::Q6K => 0.05,
+        _ => 0.03,
+    }
+}
+
+fn gpu() -> Option<Compute> {
+    match Compute::parse("cuda", &Arc::new(Pool::new(1))) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("HEARTH_GPU").is_none(), "{error}");
+            println!("there is no GPU: {error}");
+            None
+        }
+    }
+}
+
+fn assert_near(got: &[f32], want: &[f32], limit: f64, what: &str) {
+    assert!(got.iter().all(|x| x.is_finite()), "{what}: not a number");
+    let error = relative_error(got, want);
+    println!("{what:<72} {error:.1e}");
+    assert!(error <= limit, "{what}: {error} is beyond {limit}");
+}
+
+#[test]
+fn every_knob() {
+    let Some(gpu) = gpu() else { return };
+    for (name, config) in configs() {
+        let sequence = Sequence::new(tokens(45, 0), 3);
+        let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
+            .prefill_and_decode(&sequence, 37);
+        for kv in [KvDType::F16, KvDType::BF16] {
+            let got =
+                Bench::new(model(&config, DType::F32, &gpu), kv).prefill_and_decode(&sequence, 37);
+            assert_near(&got, &want, limit(DType::F32), &format!("{name}, {kv:?}"));
+        }
+    }
+}
+
+/// Wide heads, as real models have them, and a context of several chunks and tiles.
+#[test]
+fn long_contexts() {
+    let Some(gpu) = gpu() else { return };
+    for (dim, kv_heads, window) in [(64, 2, None), (128, 2, None), (128, 8, Some(300))] {
+        let mut config = tiny::config();
+        (config.head_dim, config.rope.dim, config.kv_head_count) = (dim, dim, kv_heads);
+        config.windows = vec![window, None];
+        config.knobs.qk_norm = dim == 128;
+        let sequence = Sequence::new(tokens(700, dim), 1);
+        let fused = fused(2);
+        let want = Bench::new(model(&config, DType::F32, &fused), KvDType::F32)
+            .prefill_and_decode(&sequence, 690);
+        let bench = || Bench::new(model(&config, DType::F32, &gpu), KvDType::F16);
+        let got = bench().prefill_and_decode(&sequence, 690);
+        assert_near(&got, &want, limit(DType::F32), &format!("heads of {dim}"));
+        for chunk in [129, 256, 300] {
+            let got = bench().chunked(&sequence, chunk);
+            assert_near(&got, &want, limit(DType::F32), &format!("heads of {dim} by {chunk}"));
+        }
+    }
+}
+
+#[test]
+fn every_weight_type() {
+    let Some(gpu) = gpu() else { return };
+    let sequence = Sequence::new(tokens(61, 1), 0);
+    for weights in WEIGHTS {
+        let want = Bench::new(model(&tiny::config(), weights, &plain()), KvDType::F32)
+            .prefill_and_decode(&sequence, 50);
+        let got = Bench::new(model(&tiny::config(), weights, &gpu), KvDType::F16)
+            .prefill_and_decode(&sequence, 50);
+        assert_near(&got, &want, limit(weights), weights.name());
+    }
+}
+
+#[test]
+fn mixed_batches() {
+    let Some(gpu) = gpu() else { return };
+    for weights in [DType::BF16, DType::Q4K] {
+        let mut bench = Bench::new(model(&tiny::config(), weights, &gpu), KvDType::F16);
+        let mut first = 0;
+        let mut batch = ForwardBatch::empty();
+        let mut want = Vec::new();
+        for (context, rows) in RAGGED {
+            let sequence = Sequence::new(tokens(context + rows, first as usize), first);
+            first += sequence.table.len() as u32;
+            let mut alone = Bench::new(model(&tiny::config(), weights, &plain()), KvDType::F32);
+            if context > 0 {
+                alone.rows(&sequence, 0..context);
+                bench.rows(&sequence, 0..context);
+            }
+            want.extend(alone.rows(&sequence, context..context + rows));
+            sequence.push(&mut batch, context..context + rows);
+        }
+        assert_near(&bench.forward(&batch), &want, limit(weights), weights.name());
+    }
+}
+
+/// Rows of several sequences, one step after the other: run, recorded, replayed, in one shape and
+/// in several in turn, with sequences that come and go.
+#[test]
+fn replayed_passes() {
+    let Some(gpu) = gpu() else { return };
+    for dim in [32, 64] {
+        let mut config = tiny::config();
+        (config.head_dim, config.rope.dim) = (dim, dim);
+        let sequences: Vec<_> =
+            (0..5).map(|s| Sequence::new(tokens(64, s), 4 * s as u32 + 1)).collect();
+        let whole: Vec<_> = sequences
+            .iter()
+            .map(|s| Bench::new(model(&config, DType::F32, &plain()), KvDType::F32).rows(s, 0..64))
+            .collect();
+        let mut bench = Bench::new(model(&config, DType::F32, &gpu), KvDType::F16);
+        sequences.iter().for_each(|s| drop(bench.rows(s, 0..40)));
+        for at in 40..64 {
+            let mut batch = ForwardBatch::empty();
+            let mut want = Vec::new();
+            for s in (0..5).filter(|s| (s + at) % 4 != 0 || at < 48) {
+                // A sequence that was left out reads again what it missed.
+                let mut catch_up = ForwardBatch::empty();
+                sequences[s].push(&mut catch_up, at - 3..at);
+                bench.forward(&catch_up);
+                sequences[s].push(&mut batch, at..at + 1);
+                want.extend_from_slice(&whole[s][at * 512..(at + 1) * 512]);
+            }
+            let got = bench.forward(&batch);
+            assert_near(&got, &want, limit(DType::F32), &format!("heads of {dim}, step {at}"));
+        }
+    }
+}
+
+#[test]
+fn copied_blocks() {
+    let Some(gpu) = gpu() else { return };
+    let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), KvDType::F16);
+    let mut sequence = Sequence::new(tokens(33, 3), 0);
+    let want = bench.rows(&sequence, 0..33)[32 * 512..].to_vec();
+    bench.kv.copy_block(1, 9).unwrap();
+    sequence.table[1] = 9;
+    let got = bench.rows(&sequence, 32..33);
+    assert_near(&got, &want, limit(DType::F32), "a copied block");
+}
+
+#[test]
+fn adapters_beside_each_other() {
+    let Some(gpu) = gpu() else { return };
+    let config = tiny::config();
+    let adapters: Vec<_> = [(8, Float::F32), (5, Float::BF16)]
+        .into_iter()
+        .enumerate()
+        .map(|(i, (rank, float))| {
+            Arc::new(tiny::adapter(&config, rank, float, 40 + i as u64).unwrap())
+        })
+        .collect();
+    let run = |compute: &Compute, kv: KvDType| {
+        let mut bench = Bench::new(model(&config, DType::F32, compute), kv);
+        bench.model.put_adapters(LoraSlot(1), &[(Arc::clone(&adapters[0]), 1.0)]).unwrap();
+        let both = [(Arc::clone(&adapters[0]), 0.5), (Arc::clone(&adapters[1]), 2.0)];
+        bench.model.put_adapters(LoraSlot(2), &both).unwrap();
+        let mut batch = ForwardBatch::empty();
+        for (i, slot) in [Some(1), None, Some(2), Some(1)].into_iter().enumerate() {
+            let sequence = Sequence::new(tokens(9 + i, i), 2 * i as u32);
+            sequence.push(&mut batch, 0..9 + i);
+            batch.run_last_with(slot.map(LoraSlot));
+        }
+        bench.forward(&batch)
+    };
+    let want = run(&plain(), KvDType::F32);
+    assert_near(&run(&gpu, KvDType::F16), &want, limit(DType::F32), "four sequences");
+}
+
+/// What the device chooses is what the host would choose from the logits that the device has.
+#[test]
+fn chosen_tokens() {
+    let Some(gpu) = gpu() else { return };
+    let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), KvDType::F16);
+    let sequences: Vec<_> = (0..4).map(|s| Sequence::new(tokens(40, s), 4 * s as u32)).collect();
+    sequences.iter().for_each(|s| drop(bench.rows(s, 0..20)));
+    let params = [
+        Some(SamplingParams { temperature: 0.0, ..SamplingParams::default() }),
+        Some(SamplingParams { temperature: 0.8, top_p: 0.9, ..SamplingParams::default() }),
+        None,
+        Some(SamplingParams { top_k: 20, min_p: 0.02, ..SamplingParams::default() }),
+    ];
+    let edit = |token: u32| TokenEdit {
+        token,
+        divide: 1.0 + token as f32 / 300.0,
+        subtract: 0.25,
+        add: if token.is_multiple_of(5) { f32::NEG_INFINITY } else { 0.5 },
+    };
+    let edits: Vec<TokenEdit> = (0..400).step_by(3).map(edit).collect();
+    let mut different = 0;
+    for at in 20..40 {
+        let mut batch = ForwardBatch::empty();
+        sequences.iter().for_each(|s| s.push(&mut batch, at..at + 1));
+        let logits = bench.forward(&batch);
+        let picks: Vec<Option<Pick>> = params
+            .iter()
+            .map(|p| {
+                let (position, edits) = (at as u64, edits.clone());
+                p.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500 })
+            })
+            .collect();
+        let output = bench.model.step(&batch, &mut bench.kv, &picks).unwrap();
+        for (row, pick) in picks.iter().enumerate() {
+            let own = &logits[row * 512..(row + 1) * 512];
+            match (output.row(row, 512), pick) {
+                (RowOutput::Logits(got), None) => assert_near(got, own, 1e-6, "not chosen from"),
+                (RowOutput::Chosen(id), Some(pick)) => {
+                    let (mut own, mut scratch) = (own[..500].to_vec(), Scratch::new());
+                    for edit in &edits {
+                        let x = &mut own[edit.token as usize];
+                        *x = if *x > 0.0 { *x / edit.divide } else { *x * edit.divide };
+                        *x = *x - edit.subtract + edit.add;
+                    }
+                    let want = match pick.params.temperature > 0.0 {
+                        true => sample(&own, &pick.params, 9, at as u64, &mut scratch),
+                        false => argmax(&own),
+                    };
+                    different += usize::from(id != want);
+                }
+                other => panic!("row {row}: {other:?}"),
+            }
+        }
+    }
+    assert!(different <= 1, "{different} of 60 tokens differ");
+}

@@ -1,0 +1,166 @@
+//! Adapters on the wire: named like models, composed, loaded and unloaded while answers run.
+
+use std::path::{Path, PathBuf};
+
+use hearth::registry::Registry;
+use serde_json::{Value, json};
+
+use crate::fixture::{self, MODEL, Options, Server};
+
+fn lora(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/lora").join(name)
+}
+
+/// The fixture's model with one adapter of its own family.
+async fn server(options: Options) -> Server {
+    let registry = Registry::of(vec![fixture::model(&options).into()]).expect("a thread");
+    let list = vec![(None, "bent".to_owned(), lora("qwen3"))];
+    let registry = registry.with_adapters(1 << 20, list).expect("a served model");
+    fixture::serve_all(registry, options).await
+}
+
+fn body(model: &str, fields: Value) -> Value {
+    let mut body = json!({
+        "model": model, "prompt": "Tell me a story.", "max_tokens": 24, "temperature": 0,
+        "ignore_eos": true, "return_token_ids": true, "logprobs": 1,
+    });
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
+async fn answer(server: &Server, model: &str, fields: Value) -> (Value, Value) {
+    let answer = server.post("/v1/completions", body(model, fields)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let json = answer.json();
+    let choice = &json["choices"][0];
+    (choice["token_ids"].clone(), choice["logprobs"]["token_logprobs"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_a_model_with_a_parent() {
+    let server = server(Options::default()).await;
+    let list = server.get("/v1/models").await.json();
+    let bent = list["data"].as_array().unwrap().iter().find(|m| m["id"] == "bent").unwrap().clone();
+    assert_eq!((&bent["root"], &bent["parent"]), (&json!(MODEL), &json!(MODEL)));
+    assert_eq!(server.get("/v1/models/bent").await.json()["parent"], json!(MODEL));
+    let base = answer(&server, MODEL, json!({})).await;
+    let bent = answer(&server, "bent", json!({})).await;
+    assert_ne!(base, bent);
+    assert_eq!(answer(&server, &format!("{MODEL}:bent"), json!({})).await, bent);
+    let listed = json!({"adapters": [{"id": "bent"}]});
+    assert_eq!(answer(&server, MODEL, listed).await, bent);
+    let weak = answer(&server, MODEL, json!({"adapters": [{"id": "bent", "weight": 0.25}]})).await;
+    assert!(weak != bent && weak != base);
+    let nothing = json!({"adapters": [{"id": "bent", "weight": 0}]});
+    assert_eq!(answer(&server, MODEL, nothing).await, base);
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "model": "bent",
+        "max_tokens": 3, "adapters": []});
+    assert_eq!(server.post("/v1/chat/completions", chat).await.status, 200);
+    let response = json!({"input": "Hi", "model": MODEL, "max_output_tokens": 16,
+        "adapters": [{"id": "bent"}]});
+    assert_eq!(server.post("/v1/responses", response).await.status, 200);
+}
+
+/// Base rows and adapters in one batch answer as each alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_all_kinds_run_together() {
+    let server = server(Options::default()).await;
+    let kinds = [
+        (MODEL, json!({})),
+        ("bent", json!({})),
+        (MODEL, json!({"adapters": [{"id": "bent", "weight": -1}]})),
+        (MODEL, json!({"adapters": [{"id": "bent", "weight": 0.5}]})),
+    ];
+    let mut alone = Vec::new();
+    for (model, fields) in &kinds {
+        alone.push(answer(&server, model, fields.clone()).await.0);
+    }
+    let mut running = Vec::new();
+    for (model, fields) in kinds.iter().chain(&kinds) {
+        running.push(server.begin("/v1/completions", &body(model, fields.clone())).await);
+    }
+    for (pending, want) in running.into_iter().zip(alone.iter().chain(&alone)) {
+        let json = pending.answer().await.json();
+        assert_eq!(&json["choices"][0]["token_ids"], want);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_come_and_go_while_answers_run() {
+    let server = server(Options::default()).await;
+    let bent = answer(&server, "bent", json!({})).await;
+    let long = body("bent", json!({"max_tokens": 600}));
+    let running = server.begin("/v1/completions", &long).await;
+    let load = |name: &str, path: &str, more: Value| {
+        let mut body = json!({"lora_name": name, "lora_path": lora(path)});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/load_lora_adapter", body)
+    };
+    let loaded = load("twin", "qwen3", json!({})).await;
+    assert_eq!(loaded.status, 200, "{}", loaded.body);
+    assert!(loaded.body.contains("'twin' added"));
+    assert_eq!(answer(&server, "twin", json!({})).await, bent);
+    assert_eq!(load("twin", "qwen3", json!({})).await.status, 400);
+    let replaced = load("twin", "qwen3", json!({"load_inplace": true, "pinned": true})).await;
+    assert_eq!(replaced.status, 200, "{}", replaced.body);
+    for name in ["twin", "bent"] {
+        let body = json!({"lora_name": name});
+        assert_eq!(server.post("/v1/unload_lora_adapter", body.clone()).await.status, 200);
+        assert_eq!(server.post("/v1/unload_lora_adapter", body).await.status, 400);
+        let gone = server.post("/v1/completions", body_of(name)).await;
+        assert_eq!(
+            (gone.status, gone.json()["error"]["code"].clone()),
+            (404, "model_not_found".into())
+        );
+    }
+    // It began with an adapter that is gone, and ends with it.
+    let ended = running.answer().await.json();
+    assert_eq!(ended["usage"]["completion_tokens"], 600);
+    let first: Vec<Value> = ended["choices"][0]["token_ids"].as_array().unwrap()[..24].to_vec();
+    assert_eq!(json!(first), bent.0);
+}
+
+fn body_of(model: &str) -> Value {
+    body(model, json!({}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_by_name() {
+    let server = server(Options::default()).await;
+    for (fields, param) in [
+        (json!({"lora_path": "x"}), "lora_name"),
+        (json!({"lora_name": "x"}), "lora_path"),
+        (json!({"lora_name": "x", "lora_path": "/nowhere"}), "lora_path"),
+        (json!({"lora_name": "x", "lora_path": lora("llama")}), "lora_path"),
+        (json!({"lora_name": MODEL, "lora_path": lora("qwen3")}), "lora_name"),
+        (json!({"lora_name": "x", "lora_path": "y", "base_model_name": "z"}), "model"),
+        (json!({"lora_name": "x", "lora_path": "y", "rank": 3}), "rank"),
+    ] {
+        let answer = server.post("/v1/load_lora_adapter", fields.clone()).await;
+        assert!(matches!(answer.status, 400 | 404), "{fields}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["param"], param, "{fields}: {}", answer.body);
+    }
+    for list in [
+        json!([{"id": "none"}]),
+        json!([{"id": "bent"}, {"id": "bent"}]),
+        json!("bent"),
+        json!([{"id": "bent", "weight": "much"}]),
+    ] {
+        let answer = server.complete(json!({"prompt": "x", "adapters": list})).await;
+        assert_eq!(answer.status, 400, "{list}: {}", answer.body);
+        let param = answer.json()["error"]["param"].as_str().unwrap_or_default().to_owned();
+        assert!(param.starts_with("adapters"), "{list}: {param}");
+    }
+}
+
+/// Where there are keys, the operator's is wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn loading_is_the_operators() {
+    let options = Options { api_keys: vec!["sk-plain".to_owned()], ..Options::default() };
+    let server = server(options).await;
+    let body = json!({"lora_name": "x", "lora_path": lora("qwen3")});
+    for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
+        let plain = server.ask("POST", path, Some("sk-plain"), Some(body.clone())).await;
+        assert_eq!(plain.status, 403, "{}", plain.body);
+    }
+}
