@@ -33,6 +33,7 @@ mod paging;
 mod responses;
 mod sse;
 mod stored;
+mod tls;
 mod tokens;
 mod tools;
 
@@ -52,9 +53,11 @@ use tokio::net::TcpListener;
 
 use self::error::ApiError;
 use self::extract::Fields;
+use self::listen::Door;
 use self::metrics::Metrics;
 use self::observe::Watch;
 use self::responses::Backgrounds;
+pub use self::tls::Tls;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -65,6 +68,8 @@ use crate::pipeline::Pipeline;
 /// How to serve. Validated by whoever makes it.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// The certificate and key of a port that speaks https; without, it speaks http.
+    pub tls: Option<Tls>,
     /// Origins whose pages may ask from a browser; none by default, `*` is every one.
     pub cors_origins: Vec<String>,
     /// Longer bodies are refused with a 413.
@@ -84,6 +89,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            tls: None,
             cors_origins: Vec::new(),
             body_limit_bytes: 4 << 20,
             head_timeout: Duration::from_secs(75),
@@ -119,6 +125,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
+    let door = Door { listener, tls: config.tls.clone(), head_timeout };
     let app = Arc::new(App::new(config, pipeline, rooms));
     let lines = Arc::new(batches::Lines::new(Arc::clone(&app)));
     let batches = tokio::spawn(Arc::clone(&app.rooms.batches).run(lines));
@@ -127,7 +134,7 @@ pub async fn serve(
         app.draining.store(true, Ordering::Release);
         batches.abort();
     };
-    let closed = listen::until(stop, listener, router(Arc::clone(&app)), head_timeout).await;
+    let closed = listen::until(stop, door, router(Arc::clone(&app))).await;
     tokio::select! {
         () = closed => {}
         left = tokio::time::timeout(drain_timeout, app.idle()) => if left.is_err() {
