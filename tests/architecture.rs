@@ -96,7 +96,6 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["src/server/"]),
     ("tower", &["src/server/"]),
     ("tokio_rustls", &["src/server/tls.rs"]),
-    ("utoipa", &["src/server/reference/"]),
     ("bytes", &["src/server/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),
     ("tokenizers", &["src/text/"]),

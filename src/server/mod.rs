@@ -30,6 +30,7 @@ mod models;
 mod objects;
 mod observe;
 mod paging;
+mod reference;
 mod responses;
 mod sse;
 mod stored;
@@ -46,7 +47,6 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -56,6 +56,7 @@ use self::extract::Fields;
 use self::listen::Door;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use self::reference::{Routes, get, post};
 use self::responses::Backgrounds;
 pub use self::tls::Tls;
 use crate::auth::{Caller, Keyring};
@@ -165,9 +166,9 @@ impl App {
 
     /// Before anything is read: `/v1` wants a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
-        let path = request.uri().path();
-        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
-        wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
+        wants_key(request.uri().path())
+            .then(|| auth::caller(&self.rooms.keyring, request.headers()))
+            .transpose()
     }
 
     /// Whoever sends work finds a server that stays, and has not used up what its key may use.
@@ -213,39 +214,69 @@ impl App {
     }
 }
 
+/// Whether a path is asked for with a key, where the server has any.
+fn wants_key(path: &str) -> bool {
+    path.starts_with("/v1/") || tokens::PATHS.contains(&path)
+}
+
 fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat_completions).get(stored::list))
-        .route(
-            "/v1/chat/completions/{id}",
-            get(stored::get).post(stored::update).delete(stored::delete),
-        )
-        .route("/v1/chat/completions/{id}/messages", get(stored::messages))
-        .route("/v1/completions", post(text_completions))
-        .route("/v1/embeddings", post(text_embeddings))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .merge(batches::router())
-        .merge(conversations::router())
-        .merge(files::router())
-        .merge(responses::router())
-        .route("/v1/load_lora_adapter", post(adapters::load))
-        .route("/v1/unload_lora_adapter", post(adapters::unload))
-        .route("/v1/admin/keys", get(auth::list).post(auth::create))
-        .route("/v1/admin/keys/{id}", delete(auth::revoke))
-        .route("/v1/admin/models", get(models::standings))
-        .route("/v1/admin/models/{*path}", post(models::change))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/apply-template", post(tokens::apply_template))
-        .route("/health", get(health))
-        .route("/ready", get(ready))
-        .route("/metrics", get(scrape))
+    routes()
+        .into_router()
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(app.config.body_limit_bytes))
         .layer(middleware::from_fn_with_state(app.clone(), observe::layer))
         .with_state(app)
+}
+
+/// Every route, in the order of the reference.
+fn routes() -> Routes {
+    const TEXT: &str = "Text";
+    const SERVER: &str = "Server";
+    let chat = json!({"model": "hearth-tiny", "stream": true, "max_tokens": 64,
+        "messages": [{"role": "user", "content": "Hello"}]});
+    let text = json!({"model": "hearth-tiny", "prompt": "Once", "max_tokens": 32});
+    Routes::new()
+        .add(
+            post("/v1/chat/completions", TEXT, "Answers a conversation.")
+                .json(fields::CHAT)
+                .example(chat)
+                .answers("chat.completion")
+                .streams(),
+            chat_completions,
+        )
+        .merge(stored::routes())
+        .add(
+            post("/v1/completions", TEXT, "Continues a text.")
+                .json(fields::COMPLETIONS)
+                .example(text)
+                .answers("text_completion")
+                .streams(),
+            text_completions,
+        )
+        .add(
+            post("/v1/embeddings", TEXT, "Makes vectors of texts.")
+                .json(fields::EMBEDDINGS)
+                .example(json!({"model": "all-MiniLM-L6-v2", "input": "Hello"}))
+                .answers("list"),
+            text_embeddings,
+        )
+        .merge(tokens::routes())
+        .merge(responses::routes())
+        .merge(conversations::routes())
+        .merge(files::routes())
+        .merge(batches::routes())
+        .merge(models::routes())
+        .merge(adapters::routes())
+        .merge(auth::routes())
+        .add(get("/health", SERVER, "The process lives."), health)
+        .add(get("/ready", SERVER, "Requests are welcome."), ready)
+        .add(
+            get("/metrics", SERVER, "Counters for Prometheus.")
+                .content("application/openmetrics-text"),
+            scrape,
+        )
+        .merge(reference::routes())
 }
 
 async fn chat_completions(
