@@ -361,7 +361,8 @@ mod tests {
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             speculate = \"draft\"\ndraft-model = \"d\"\n\
              model-alias = \"x=a\"\nlora = \"y=b\"\nlora-memory = \"1G\"\nhost = \"::1\"\n\
-            port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
+            port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\n\
+            data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
