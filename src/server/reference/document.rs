@@ -39,7 +39,7 @@ pub(super) fn of(operations: &[Operation]) -> Value {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
             "schemas": {"Error": error()},
             "responses": {
-                "Error": answer_of("Why it was refused or failed.", "application/json", error_ref()),
+                "Error": answer_of("Why it was refused.", "application/json", error_ref()),
                 "Later": later(),
             },
         },
