@@ -33,6 +33,8 @@ pub struct Config {
     pub host: IpAddr,
     /// Port; 0 picks one.
     pub port: u16,
+    /// Files of the certificate and of its key, where the port speaks https.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
     /// Threads that compute.
@@ -173,6 +175,12 @@ impl RawConfig {
             },
             host,
             port: server.port.unwrap_or(8080),
+            tls: match (server.tls_cert, server.tls_key) {
+                (Some(cert), Some(key)) => Some((cert, key)),
+                (None, None) => None,
+                (Some(_), None) => return wrong("--tls-cert", "needs a --tls-key"),
+                (None, Some(_)) => return wrong("--tls-key", "needs a --tls-cert"),
+            },
             data_dir: data_dir(server.data_dir),
             threads: in_range(
                 "--threads",
@@ -339,6 +347,11 @@ impl Config {
         SocketAddr::new(self.host, self.port)
     }
 
+    /// What clients call the server at an address.
+    pub fn base_url(&self, address: SocketAddr) -> String {
+        format!("{}://{address}", if self.tls.is_some() { "https" } else { "http" })
+    }
+
     /// One line for each value, keys hidden.
     pub fn describe(&self) -> String {
         let plan = &self.plan;
@@ -351,7 +364,7 @@ impl Config {
                     false => self.models.join(", "),
                 },
             ),
-            ("listen", self.address().to_string()),
+            ("listen", self.base_url(self.address())),
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),

@@ -9,6 +9,8 @@
 mod http;
 #[path = "faults/server.rs"]
 mod server;
+#[path = "faults/tls.rs"]
+mod tls;
 
 use std::fs::OpenOptions;
 use std::process::Stdio;

@@ -63,6 +63,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     if let Some(dir) = &mut file.memory.models_dir {
         *dir = folder.join(&*dir);
     }
+    for pem in [&mut file.server.tls_cert, &mut file.server.tls_key].into_iter().flatten() {
+        *pem = folder.join(&*pem);
+    }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");
     if let Some(dir) = named {

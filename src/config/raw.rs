@@ -154,6 +154,13 @@ pub struct ServerArgs {
     /// Port to listen on; 0 picks one and prints it (default: 8080).
     #[arg(long, env = "HEARTH_PORT")]
     pub port: Option<u16>,
+    /// PEM file with the certificate, and those between it and its authority: the port then speaks
+    /// https alone. Needs --tls-key.
+    #[arg(long, env = "HEARTH_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert.
+    #[arg(long, env = "HEARTH_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
     /// Folder for what must outlive the process: keys, stored answers; `none` keeps everything in
     /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
@@ -246,6 +253,8 @@ impl RawConfig {
                 lora_memory: server.lora_memory.or(file.server.lora_memory),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
+                tls_cert: server.tls_cert.or(file.server.tls_cert),
+                tls_key: server.tls_key.or(file.server.tls_key),
                 data_dir: server.data_dir.or(file.server.data_dir),
                 api_key: list(server.api_key, file.server.api_key),
                 insecure: server.insecure.or(file.server.insecure),
@@ -352,7 +361,8 @@ mod tests {
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             speculate = \"draft\"\ndraft-model = \"d\"\n\
              model-alias = \"x=a\"\nlora = \"y=b\"\nlora-memory = \"1G\"\nhost = \"::1\"\n\
-            port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
+            port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\n\
+            data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
