@@ -41,6 +41,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     offer.models.iter().for_each(|planned| tell(describe(planned)));
     offer.refused.iter().for_each(|(_, why)| tell(format_args!("  not offered     {why}")));
     let registry = Arc::new(open::serve(&config, offer)?);
+    open::watch_loras(&registry, &config)?;
     if registry.card(builtin::NAME).is_ok() {
         tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
     }

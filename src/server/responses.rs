@@ -165,6 +165,8 @@ pub(super) async fn answer(
 /// An answer that has begun.
 struct Begun {
     model: Lease<ServedModel>,
+    /// What the answer calls it.
+    title: String,
     priority: Priority,
     place: Place,
     events: BoxStream<'static, Result<TextEvent, Error>>,
@@ -186,6 +188,7 @@ async fn begin(
     said: &[Value],
 ) -> Result<Begun, ApiError> {
     let mut call = draft.call(said)?;
+    let title = app.pipeline.registry().title(&call.model)?;
     let request = call.requests.pop().ok_or_else(objects::cut_short)?;
     let priority = request.priority;
     let request = TextRequest { tenant: caller.tenant, ..request };
@@ -196,7 +199,7 @@ async fn begin(
     watch.generating(model.id(), prompt_tokens, 1);
     let watcher = Arc::clone(watch);
     let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
-    Ok(Begun { model: model.clone(), priority, place, events })
+    Ok(Begun { model: model.clone(), title, priority, place, events })
 }
 
 /// Everything that the model reads: what was said before, and what is said now. References to
@@ -248,7 +251,7 @@ fn shell(draft: &Draft, begun: &Begun) -> Map<String, Value> {
     }
     shell.extend(draft.echo.clone());
     // What was had, which may be called otherwise than what was asked for.
-    shell.insert("model".to_owned(), json!(begun.model.id()));
+    shell.insert("model".to_owned(), json!(begun.title));
     shell.insert("service_tier".to_owned(), json!(chat::tier(begun.priority)));
     // What holds when the request does not say.
     let defaults = begun.model.defaults();
