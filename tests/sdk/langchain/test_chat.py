@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -44,7 +45,9 @@ class Running(OverChat):
 
 
 class TestUnitsOverChat(OverChat, ChatModelUnitTests):
-    test_serdes = None  # A snapshot of LangChain's own form; no server takes part.
+    @pytest.mark.xfail(reason="compares with a snapshot of LangChain's own, without a server")
+    def test_serdes(self, *args):
+        pytest.fail("not compared")
 
 
 class TestUnitsOverResponses(TestUnitsOverChat):
