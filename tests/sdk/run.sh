@@ -160,9 +160,10 @@ if wants python || wants langchain || wants litellm; then
     start_server "$encoder" all-MiniLM-L6-v2
     export HEARTH_DATA=$models/..
     for client in python langchain litellm; do
-      file_of_it=test_${client/python/embeddings}.py
+      file_of_it=test_${client/python/embeddings}.py modes=
+      [ "$client" != langchain ] || modes="-o asyncio_mode=auto"
       if wants "$client"; then
-        suite "$client on an encoder" tests "$client" "embeddings/$file_of_it" -rs
+        suite "$client on an encoder" tests "$client" "embeddings/$file_of_it" -rs $modes
       fi
     done
     stop_server
