@@ -4,8 +4,9 @@ import time
 
 import openai
 import pytest
+from openai.resources.responses import Responses
 
-OLD = not hasattr(openai.resources.responses.Responses, "compact")
+OLD = not hasattr(Responses, "compact")
 
 
 def respond(client, model, **fields):
