@@ -19,10 +19,6 @@ UNABLE = {
     "test_agent_loop": "it answers without the tool when nothing forces it",
     "test_unicode_tool_call_integration": ENDLESS,
     "test_bind_runnables_as_tools": ENDLESS,
-    "test_tool_choice": ENDLESS,
-    "test_structured_output": ENDLESS,
-    "test_structured_output_async": ENDLESS,
-    "test_structured_output_optional_param": ENDLESS,
     "test_structured_output_pydantic_2_v1": ENDLESS,
     "test_json_mode": "it does not know which keys it is asked for",
 }
@@ -32,4 +28,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         reason = UNABLE.get(item.originalname)
         if reason and "Units" not in item.nodeid:
-            item.add_marker(pytest.mark.xfail(reason=reason, raises=MEANING, strict=False))
+            # Over chat completions the built-in model does end that one's string.
+            strict = item.originalname != "test_bind_runnables_as_tools"
+            item.add_marker(pytest.mark.xfail(reason=reason, raises=MEANING, strict=strict))
