@@ -1,4 +1,4 @@
-"""What no client sends: every endpoint refuses it with a 4xx of OpenAI's shape that names it."""
+"""What no client sends: the endpoints below refuse it with a 4xx of OpenAI's shape that names it."""
 
 import json
 import os
