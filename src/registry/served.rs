@@ -78,6 +78,11 @@ impl ServedModel {
         self.tool_style
     }
 
+    /// Its answers may begin with a thought.
+    pub fn thinks(&self) -> bool {
+        self.template().is_some_and(ChatTemplate::thinks)
+    }
+
     /// Tokens that end an answer.
     pub fn stop_ids(&self) -> &[TokenId] {
         &self.stop_ids

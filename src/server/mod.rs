@@ -7,6 +7,7 @@
 
 mod adapters;
 mod answer;
+mod anthropic;
 mod auth;
 mod batches;
 mod call;
@@ -14,6 +15,7 @@ mod chat;
 mod completions;
 mod conversations;
 mod cors;
+mod dialect;
 mod embeddings;
 mod error;
 mod extract;
@@ -156,10 +158,12 @@ impl App {
         Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
     }
 
-    /// Before anything is read: `/v1` wants a key.
+    /// Before anything is read: `/v1` and `/api` want a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
         let path = request.uri().path();
-        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
+        let mut folders = ["/v1/", "/api/"].iter();
+        let wants_key =
+            folders.any(|folder| path.starts_with(folder)) || tokens::PATHS.contains(&path);
         wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
     }
 
@@ -218,6 +222,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(text_embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .merge(anthropic::router())
         .merge(batches::router())
         .merge(conversations::router())
         .merge(files::router())
