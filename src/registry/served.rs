@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hearth_models::ModelFile;
 
+use super::Details;
 use crate::engine::handle::EngineHandle;
 use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
@@ -40,6 +41,11 @@ impl ServedModel {
     /// Its files, for adapters that are made for it.
     pub fn file(&self) -> &ModelFile {
         &self.file
+    }
+
+    /// What its files say.
+    pub(super) fn details(&self) -> Details {
+        Details::of_decoder(&self.file, &self.tokenizer, self.template.as_ref(), None)
     }
 
     /// Its engine.

@@ -25,6 +25,7 @@ pub(super) enum Treatment {
 pub(super) enum Takes {
     Bool,
     Integer,
+    Number,
     Object,
     Text,
     /// One of these texts.
@@ -36,6 +37,7 @@ impl Takes {
         let (fits, expected) = match self {
             Self::Bool => (value.is_boolean(), "a boolean"),
             Self::Integer => (value.is_i64() || value.is_u64(), "an integer"),
+            Self::Number => (value.is_number(), "a number"),
             Self::Object => (value.is_object(), "an object"),
             Self::Text | Self::Word(_) => (value.is_string(), "a string"),
         };

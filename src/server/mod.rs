@@ -31,6 +31,7 @@ mod metrics;
 mod models;
 mod objects;
 mod observe;
+mod ollama;
 mod paging;
 mod responses;
 mod sse;
@@ -226,6 +227,7 @@ fn router(app: Arc<App>) -> Router {
         .merge(batches::router())
         .merge(conversations::router())
         .merge(files::router())
+        .merge(ollama::router())
         .merge(responses::router())
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
