@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Runs the official OpenAI clients against the release binary: the Python one on the built-in model
-# always, both on a real model of somebody else's where there is one, and the Python one on an
-# encoder whose weights are a Python package (no hub), where pip finds it.
+# Runs the official clients against the release binary: on the built-in model Anthropic's and Ollama's
+# Python clients and OpenAI's, always; on a real model of somebody else's OpenAI's for Python and
+# JavaScript, where there is one; and OpenAI's Python client on an encoder whose weights are a Python
+# package (no hub), where pip finds it.
 #
 #   tests/sdk/run.sh            everything (build the binary first: cargo build --release)
-#   tests/sdk/run.sh python     only the Python client; `node`: only the JavaScript one
+#   tests/sdk/run.sh python     only OpenAI's Python client; `node`: only the JavaScript one;
+#                               `neighbours`: only Anthropic's and Ollama's
 #
 #   HEARTH_BIN          the binary            (target/release/hearth)
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
@@ -35,14 +37,14 @@ done
 
 wants() { [ "$clients" = all ] || [ "$clients" = "$1" ]; }
 
-# Python: its own virtual environment, made again when the requirements change.
-install_python() {
-  local wanted=tests/sdk/python/requirements.txt
-  cmp -s "$wanted" "$work/python/installed.txt" && return
-  rm -rf "$work/python"
-  python3 -m venv "$work/python"
-  "$python" -m pip install --quiet --requirement "$wanted"
-  cp "$wanted" "$work/python/installed.txt"
+# Python: each suite in its own virtual environment, made again when its requirements change.
+install_python() { # suite
+  local wanted=tests/sdk/$1/requirements.txt
+  cmp -s "$wanted" "$work/$1/installed.txt" && return
+  rm -rf "${work:?}/$1"
+  python3 -m venv "$work/$1"
+  "$work/$1/bin/python" -m pip install --quiet --requirement "$wanted"
+  cp "$wanted" "$work/$1/installed.txt"
 }
 
 # An encoder from a package: without its dependencies, which would be torch.
@@ -105,6 +107,9 @@ start_server() { # [model [id]]
 run_python() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/python; }
 run_encoder() { "$python" -m pytest -q -rs -p no:cacheprovider tests/sdk/embeddings; }
 run_builtin() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/builtin; }
+run_neighbours() {
+  "$work/neighbours/bin/python" -m pytest -q -p no:cacheprovider tests/sdk/neighbours
+}
 run_node() { (cd "$work/node" && node --test); }
 
 ran=()
@@ -114,7 +119,8 @@ suite() { # label, command
 }
 
 export PYTHONDONTWRITEBYTECODE=1
-if wants python; then install_python; fi
+if wants python; then install_python python; fi
+if wants neighbours; then install_python neighbours; fi
 if wants node; then install_node; fi
 
 if wants python; then
@@ -130,7 +136,15 @@ if wants python; then
   fi
 fi
 
-if [ -n "$missing" ]; then
+if wants neighbours; then
+  start_server
+  suite "Anthropic's and Ollama's on the built-in model" run_neighbours
+  stop_server
+fi
+
+if [ "$clients" = neighbours ]; then
+  clients=none
+elif [ -n "$missing" ]; then
   echo "SDK SKIPPED: $missing is not there"
   clients=none
 else
