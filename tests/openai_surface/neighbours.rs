@@ -140,9 +140,11 @@ async fn refusals_of_messages_are_anthropics() {
     let config = ServerConfig { body_limit_bytes: 4000, ..ServerConfig::default() };
     let server = start(Options { api_keys, config, ..Options::default() }).await;
     let right = ("x-api-key", "sk-right");
-    let ok = send(&server, "POST", MESSAGES, &[right, ("anthropic-version", "2023-06-01")]).await;
-    assert_eq!(ok.status, 200, "{}", ok.body);
-    assert!(ok.header("request-id").is_some_and(|id| id.starts_with("req_")));
+    for version in ["2023-06-01", "2026-10-21"] {
+        let ok = send(&server, "POST", MESSAGES, &[right, ("anthropic-version", version)]).await;
+        assert_eq!(ok.status, 200, "{}", ok.body);
+        assert!(ok.header("request-id").is_some_and(|id| id.starts_with("req_")));
+    }
     for (method, path, headers, status, kind, named) in [
         ("POST", MESSAGES, vec![], 401, "authentication_error", "x-api-key"),
         ("POST", MESSAGES, vec![("x-api-key", "sk-no")], 401, "authentication_error", "key"),

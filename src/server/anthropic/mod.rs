@@ -32,8 +32,9 @@ use crate::auth::Caller;
 use crate::registry::ServedModel;
 use crate::text::Special;
 
-/// The version of the protocol that is spoken here.
-const VERSION: &str = "2023-06-01";
+/// The versions of the protocol. The second only refuses more: documents and citations, which are
+/// refused here anyway, and how to sample, which a model of one's own may well be told.
+const VERSIONS: [&str; 2] = ["2023-06-01", "2026-10-21"];
 
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
@@ -82,11 +83,12 @@ async fn count_tokens(
     Ok(Json(json!({"input_tokens": tokens.len()})))
 }
 
-/// Who names no version is taken to mean this one.
+/// Who names no version may mean any of them.
 fn check_version(headers: &HeaderMap) -> Result<(), ApiError> {
     match headers.get("anthropic-version") {
-        Some(version) if version != VERSION => {
-            let message = format!("Invalid 'anthropic-version': only '{VERSION}' is spoken here.");
+        Some(version) if !VERSIONS.iter().any(|known| version == known) => {
+            let known = VERSIONS.join("' and '");
+            let message = format!("Invalid 'anthropic-version': '{known}' are spoken here.");
             Err(ApiError::invalid("anthropic-version", message))
         }
         _ => Ok(()),

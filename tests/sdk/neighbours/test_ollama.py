@@ -23,6 +23,19 @@ def get_weather(city: str) -> str:
     return f"sunny in {city}"
 
 
+def set_timer(minutes: int) -> str:
+    """Start a timer
+
+    Args:
+      minutes: How many.
+    """
+    return f"{minutes} minutes"
+
+
+# There is no field that forces a call; with a choice of two the model makes it by itself.
+TOOLS = [get_weather, set_timer]
+
+
 def connect(key: str) -> ollama.Client:
     host = os.environ["HEARTH_BASE_URL"].removesuffix("/v1")
     return ollama.Client(host=host, headers={"Authorization": f"Bearer {key}"})
@@ -87,7 +100,7 @@ def test_a_format_is_followed(client):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_goes_out_and_its_result_comes_back(client, stream):
     answer = client.chat(
-        model=MODEL, messages=WEATHER, tools=[get_weather], options=GREEDY, stream=stream)
+        model=MODEL, messages=WEATHER, tools=TOOLS, options=GREEDY, stream=stream)
     parts = list(answer) if stream else [answer]
     [call] = [call for part in parts for call in part.message.tool_calls or []]
     assert call.function.name == "get_weather" and list(call.function.arguments) == ["city"]
@@ -95,7 +108,7 @@ def test_a_call_goes_out_and_its_result_comes_back(client, stream):
     result = {"role": "tool", "tool_name": "get_weather",
               "content": get_weather(**call.function.arguments)}
     said = [*WEATHER, {"role": "assistant", "tool_calls": [call]}, result]
-    answer = client.chat(model=MODEL, messages=said, tools=[get_weather], options=GREEDY)
+    answer = client.chat(model=MODEL, messages=said, tools=TOOLS, options=GREEDY)
     assert "sunny" in answer.message.content
 
 
