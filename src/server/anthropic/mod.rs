@@ -1,5 +1,5 @@
-//! Anthropic's `POST /v1/messages` and `POST /v1/messages/count_tokens`, a neighbour's words for the
-//! house's own request.
+//! Anthropic's `POST /v1/messages` and `POST /v1/messages/count_tokens`: a neighbour's words for
+//! the house's own request.
 //!
 //! [`request`] reads a body to a `TextRequest`, [`talk`] its conversation, [`reply`] writes the
 //! events of its answer; in between is the same pipeline, and before it the same keys, limits and

@@ -1,8 +1,10 @@
 //! Bodies of `/v1/messages`: what they become, and what is refused by name.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
-use super::request::{Asked, read};
+use super::request::{Asked, COUNT_TOKENS, MESSAGES, read};
 use crate::pipeline::{Prompt, ToolChoice};
 use crate::server::error::ApiError;
 use crate::server::extract::Fields;
@@ -22,6 +24,26 @@ fn chat(body: Value) -> (Value, Value) {
     match asked(body).unwrap_or_else(|error| panic!("{}", error.message)).request.prompt {
         Prompt::Chat { messages, template_kwargs } => (messages, Value::Object(template_kwargs)),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Parameters of `messages.create` in Anthropic's Python client 2.14.0, and those that only version
+/// 2023-06-01 has.
+const CREATE: &str = "max_tokens messages model cache_control container diagnostics inference_geo \
+    metadata output_config service_tier speed stop_sequences stream system thinking tool_choice \
+    tools user_profile_id workspace_id temperature top_p top_k";
+/// The same of `messages.count_tokens`.
+const COUNT: &str = "messages model cache_control output_config speed system thinking tool_choice \
+    tools user_profile_id workspace_id";
+
+#[test]
+fn every_parameter_of_the_official_client_stands_in_its_table_once() {
+    for (table, known) in [(MESSAGES, CREATE), (COUNT_TOKENS, COUNT)] {
+        let names: HashSet<_> = table.iter().map(|field| field.name).collect();
+        assert_eq!(names.len(), table.len(), "a name stands twice");
+        for name in known.split_whitespace() {
+            assert!(names.contains(name), "{name} is missing");
+        }
     }
 }
 

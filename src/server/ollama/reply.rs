@@ -212,13 +212,16 @@ impl Writer for Reply {
 }
 
 fn logprob(token: &TokenLogprob) -> Value {
-    let entry = |text: &str, bytes: &[u8], logprob: f32| json!({"token": text, "logprob": logprob.max(LOGPROB_MIN), "bytes": bytes});
     let mut own = entry(&token.text, &token.bytes, token.logprob.unwrap_or_default());
     if !token.top.is_empty() {
         let top = token.top.iter().map(|top| entry(&top.text, &top.bytes, top.logprob));
         own["top_logprobs"] = top.collect();
     }
     own
+}
+
+fn entry(text: &str, bytes: &[u8], logprob: f32) -> Value {
+    json!({"token": text, "logprob": logprob.max(LOGPROB_MIN), "bytes": bytes})
 }
 
 fn line(value: &Value, out: &mut Vec<u8>) {

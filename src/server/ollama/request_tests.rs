@@ -1,8 +1,11 @@
 //! Bodies of `/api/chat` and `/api/generate`: what they become, and what is refused by name.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
-use super::request::{Asked, chat, generate};
+use super::options::OPTIONS;
+use super::request::{Asked, CHAT, GENERATE, chat, generate};
 use crate::pipeline::Prompt;
 use crate::server::error::ApiError;
 use crate::server::extract::Fields;
@@ -35,6 +38,28 @@ fn messages(asked: Asked) -> (Value, Value) {
     match asked.request.expect("a request").prompt {
         Prompt::Chat { messages, template_kwargs } => (messages, Value::Object(template_kwargs)),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Fields of the requests of Ollama's Python client 0.6.3.
+const CLIENT_CHAT: &str = "model stream options format keep_alive messages tools think logprobs \
+    top_logprobs";
+const CLIENT_GENERATE: &str = "model stream options format keep_alive prompt suffix system \
+    template context raw images think logprobs top_logprobs width height steps";
+const CLIENT_OPTIONS: &str = "numa num_ctx num_batch num_gpu main_gpu low_vram f16_kv logits_all \
+    vocab_only use_mmap use_mlock embedding_only num_thread num_keep seed num_predict top_k top_p \
+    tfs_z typical_p repeat_last_n temperature repeat_penalty presence_penalty frequency_penalty \
+    mirostat mirostat_tau mirostat_eta penalize_newline stop min_p";
+
+#[test]
+fn every_field_of_the_official_client_stands_in_its_table_once() {
+    let tables = [(CHAT, CLIENT_CHAT), (GENERATE, CLIENT_GENERATE), (OPTIONS, CLIENT_OPTIONS)];
+    for (table, known) in tables {
+        let names: HashSet<_> = table.iter().map(|field| field.name).collect();
+        assert_eq!(names.len(), table.len(), "a name stands twice");
+        for name in known.split_whitespace() {
+            assert!(names.contains(name), "{name} is missing");
+        }
     }
 }
 
