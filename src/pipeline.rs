@@ -203,6 +203,8 @@ pub enum TextEvent {
         choice: usize,
         /// Why.
         reason: FinishReason,
+        /// The stop string that ended it, if one did.
+        stop: Option<String>,
         /// Tokens of this choice; the prompt is counted in each.
         usage: Usage,
         /// Tokens of the completion that were thought.

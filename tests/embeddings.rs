@@ -375,3 +375,30 @@ fn steps_that_this_build_does_not_run_are_refused_by_name() {
         fs::remove_file(f.path().join("tokenizer.json")).expect("it was there");
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ollamas_route_gives_the_same_vectors_and_cuts_what_is_too_long() {
+    let server = serve(&folder()).await;
+    let ask = async |mut fields: Value| {
+        fields["model"] = json!(format!("{ALIAS}:latest"));
+        server.post("/api/embed", fields).await
+    };
+    let vectors = |answer: &Answer| {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_value::<Vec<Vec<f32>>>(answer.json()["embeddings"].clone()).expect("rows")
+    };
+    let answer = ask(json!({"input": ["the cat", "a dog"]})).await;
+    let want = floats(&embed(&server, json!({"input": ["the cat", "a dog"]})).await);
+    assert_eq!(vectors(&answer), want);
+    let body = answer.json();
+    assert_eq!(body["model"], format!("{ALIAS}:latest"));
+    assert!(body["prompt_eval_count"].as_u64() > Some(4) && body["total_duration"].is_u64());
+
+    // 40 tokens with the marks at both ends.
+    let (long, whole) = ("a ".repeat(50), "a ".repeat(38));
+    let cut = vectors(&ask(json!({"input": long})).await);
+    assert_eq!(cut, floats(&embed(&server, json!({"input": whole})).await));
+    let refused = ask(json!({"input": long, "truncate": false})).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.json()["error"].as_str().is_some_and(|why| why.contains("40")));
+}

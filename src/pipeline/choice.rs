@@ -259,11 +259,18 @@ impl Choice {
             reason => reason,
         };
         let (choice, reasoning_tokens) = (self.index, self.reasoning);
+        let stop = self.stop.hit().map(|hit| hit.text.clone());
         let [accepted, expected] = self.expected;
         let prediction = Prediction { accepted, rejected: expected.saturating_sub(accepted) };
-        let event =
-            TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, timings };
-        self.ready.push_back(event);
+        self.ready.push_back(TextEvent::Finished {
+            choice,
+            reason,
+            stop,
+            usage,
+            reasoning_tokens,
+            prediction,
+            timings,
+        });
         self.generation = None;
     }
 

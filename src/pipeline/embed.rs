@@ -15,6 +15,8 @@ pub struct EmbedRequest {
     pub inputs: Vec<EmbedInput>,
     /// Numbers of a vector; `None`: all that the model has.
     pub dimensions: Option<usize>,
+    /// A text that is too long loses its end; otherwise it is refused.
+    pub truncate: bool,
     /// How long the model stays in memory after it.
     pub keep_alive: Option<KeepAlive>,
 }
@@ -59,7 +61,8 @@ impl Pipeline {
         let model = self.registry.embedder(&request.model, request.keep_alive).await?;
         let dimensions = check_dimensions(&model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
-        let texts = self.aside(len, move || encode(&encoder, inputs)).await?;
+        let truncate = request.truncate;
+        let texts = self.aside(len, move || encode(&encoder, inputs, truncate)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let vectors = model.queue().submit(texts).map_err(|error| match error {
             SubmitError::QueueFull { waiting, retry_after } => {
@@ -75,18 +78,27 @@ impl Pipeline {
 }
 
 /// Token ids of every input, within what the model and the request may have.
-fn encode(model: &EmbeddingModel, inputs: Vec<EmbedInput>) -> Result<Vec<Vec<TokenId>>, Error> {
+fn encode(
+    model: &EmbeddingModel,
+    inputs: Vec<EmbedInput>,
+    truncate: bool,
+) -> Result<Vec<Vec<TokenId>>, Error> {
     let mut texts = Vec::with_capacity(inputs.len());
     let mut total = 0;
     for input in inputs {
-        let ids = match input {
+        let mut ids = match input {
             EmbedInput::Tokens(ids) => ids,
             EmbedInput::Text(text) => {
                 let encoded = model.tokenizer().encode(&text, Special::ADD);
                 encoded.map_err(|e| Error::invalid("input", e.to_string()))?
             }
         };
-        let (prompt, max) = (ids.len(), model.settings().context_len);
+        let max = model.settings().context_len;
+        if truncate && ids.len() > max {
+            // The last token is the mark of the end.
+            ids.drain(max - 1..ids.len() - 1);
+        }
+        let prompt = ids.len();
         if prompt > max {
             return Err(Error::ContextLengthExceeded {
                 prompt,

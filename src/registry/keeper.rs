@@ -217,7 +217,7 @@ impl Keeper {
 
     /// How every model stands.
     pub fn standings(&self) -> Vec<Standing> {
-        let inner = self.shared.lock();
+        let (inner, now) = (self.shared.lock(), self.shared.now());
         let one = |(slot, entry): (usize, &Entry)| {
             let (held, waiting) = inner.house.requests(slot);
             Standing {
@@ -226,6 +226,7 @@ impl Keeper {
                 held,
                 waiting,
                 pinned: entry.pinned,
+                stays: inner.house.stays(slot, now),
                 bytes: entry.bytes,
                 counts: inner.counts[slot],
             }

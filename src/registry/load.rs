@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use hearth_models::weights::Metadata;
+use hearth_models::weights::{Metadata, Mix};
 use hearth_models::{Compute, KvDType, ModelFile};
 use serde_json::Value;
 
-use super::ServedModel;
 use super::plan::{self, Demand, PlanError};
+use super::{Details, ServedModel};
 use crate::config::PlanOptions;
 use crate::engine::handle::{DraftModel, Limits, Speculation};
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
@@ -103,6 +103,11 @@ impl OpenModel {
     /// The file's or folder's name, without the ending of a weight file.
     pub fn name(&self) -> String {
         name_of(self.file.path())
+    }
+
+    /// What its files say, where its floats are quantised to `mix` or not at all.
+    pub fn details(&self, mix: Option<Mix>) -> Details {
+        Details::of_decoder(&self.file, &self.text.tokenizer, self.text.template.as_ref(), mix)
     }
 
     /// The file behind it.

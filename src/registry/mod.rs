@@ -8,6 +8,7 @@
 pub mod adapters;
 pub mod builtin;
 mod convert;
+mod details;
 mod embedding;
 pub mod hub;
 mod keeper;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use adapters::{AdapterCard, Adapters, NewAdapter, Weighted};
 pub use convert::write_gguf;
+pub use details::{Details, Skills};
 pub use embedding::OpenEmbedding;
 pub use keeper::{Bounds, Lease};
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
@@ -52,6 +54,8 @@ pub struct Card {
     pub created_s: u64,
     /// What it does.
     pub kind: Kind,
+    /// What its files say.
+    pub details: Arc<Details>,
 }
 
 /// What a model does. Lengths in tokens.
@@ -474,8 +478,12 @@ impl From<EmbeddingModel> for Loaded {
 /// One that is there, and stays.
 impl From<Loaded> for Entry {
     fn from(loaded: Loaded) -> Self {
-        let card =
-            Card { id: loaded.id().to_owned(), created_s: unix_now_s(), kind: loaded.kind() };
+        let details = Arc::new(match &loaded {
+            Loaded::Text(model) => model.details(),
+            Loaded::Embedding(_) => Details::default(), // its files are closed
+        });
+        let (id, kind) = (loaded.id().to_owned(), loaded.kind());
+        let card = Card { id, created_s: unix_now_s(), kind, details };
         let (loaded, progress) = (Some(loaded), Arc::default());
         Self { card, bytes: 0, pinned: true, loaded, load: None, progress }
     }

@@ -16,7 +16,8 @@ use hearth_models::{AnyFile, Compute};
 use super::load::name_of;
 use super::plan::{self, Demand};
 use super::{
-    Card, Entry, Kind, LoadError, LoadOptions, Loaded, OpenEmbedding, OpenModel, builtin, load,
+    Card, Details, Entry, Kind, LoadError, LoadOptions, Loaded, OpenEmbedding, OpenModel, builtin,
+    load,
 };
 use crate::config::PlanOptions;
 use crate::embeddings::Bounds;
@@ -222,6 +223,13 @@ impl Opened {
         }
     }
 
+    fn details(&self, mix: Option<Mix>) -> Details {
+        match self {
+            Self::Text(model) => model.details(mix),
+            Self::Embedding(model) => Details::of_encoder(model.file()),
+        }
+    }
+
     fn demand(&self, compute: &Compute) -> Option<Demand<'_>> {
         match self {
             Self::Text(model) => Some(model.demand(compute)),
@@ -297,7 +305,9 @@ impl Offered {
     /// The model as the registry wants it. What is about to be loaded is kept open until then; the
     /// files of the others are closed.
     pub fn entry(self, pinned: bool, keep_open: bool) -> Entry {
-        let card = Card { id: self.id.clone(), created_s: unix_now_s(), kind: self.kind };
+        let details = Arc::new(self.opened.details(self.terms.mix));
+        let (id, kind) = (self.id.clone(), self.kind);
+        let card = Card { id, created_s: unix_now_s(), kind, details };
         let (bytes, progress) = (self.bytes, Arc::<Progress>::default());
         let told = Arc::clone(&progress);
         let recipe = Recipe {

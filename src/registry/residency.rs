@@ -291,6 +291,17 @@ impl Residency {
         (self.slots[slot].held, self.slots[slot].waiting)
     }
 
+    /// How long it stays yet, if nobody asks for it from now on; `None`: for ever.
+    pub fn stays(&self, slot: usize, now: Duration) -> Option<Duration> {
+        let slot = &self.slots[slot];
+        match slot.keep_alive {
+            KeepAlive::For(_) if slot.pinned => None,
+            KeepAlive::For(time) if slot.held > 0 => Some(time),
+            KeepAlive::For(time) => Some((slot.used + time).saturating_sub(now)),
+            KeepAlive::Forever => None,
+        }
+    }
+
     /// What must hold at any time.
     ///
     /// # Panics

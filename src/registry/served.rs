@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hearth_models::ModelFile;
 
+use super::Details;
 use crate::engine::handle::EngineHandle;
 use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
@@ -42,6 +43,11 @@ impl ServedModel {
         &self.file
     }
 
+    /// What its files say.
+    pub(super) fn details(&self) -> Details {
+        Details::of_decoder(&self.file, &self.tokenizer, self.template.as_ref(), None)
+    }
+
     /// Its engine.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
@@ -76,6 +82,11 @@ impl ServedModel {
     /// How its template treats tools.
     pub fn tool_style(&self) -> Option<ToolStyle> {
         self.tool_style
+    }
+
+    /// Its answers may begin with a thought.
+    pub fn thinks(&self) -> bool {
+        self.template().is_some_and(ChatTemplate::thinks)
     }
 
     /// Tokens that end an answer.

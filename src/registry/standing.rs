@@ -17,6 +17,8 @@ pub struct Standing {
     pub waiting: usize,
     /// It never leaves.
     pub pinned: bool,
+    /// How long it stays yet, if nobody asks; `None`: until its memory is needed.
+    pub stays: Option<Duration>,
     /// What it takes at most while it is in memory: weights, working memory, keys and values.
     pub bytes: u64,
     /// What happened to it so far.

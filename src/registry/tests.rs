@@ -69,7 +69,8 @@ fn entry(
     load: impl Fn() -> Result<Loaded, LoadError> + Send + Sync + 'static,
 ) -> Entry {
     let kind = Kind::Text { context_len: 64 };
-    let card = Card { id: name.to_owned(), created_s: 0, kind };
+    let details = Arc::default();
+    let card = Card { id: name.to_owned(), created_s: 0, kind, details };
     let load: Load = Box::new(load);
     let (loaded, progress) = (None, Arc::default());
     Entry { card, bytes: BYTES, pinned: false, loaded, load: Some(load), progress }

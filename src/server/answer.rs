@@ -20,7 +20,7 @@ use super::stored::Keeper;
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TextRequest, TextStream};
-use crate::registry::ServedModel;
+use crate::registry::{Lease, ServedModel};
 use crate::types::Place;
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
@@ -60,6 +60,49 @@ pub(super) async fn answer(
         whole.event(event?);
     }
     Ok(placed(Json(whole.end()?).into_response(), place))
+}
+
+/// One answer that has begun.
+pub(super) struct Begun {
+    pub place: Place,
+    pub prompt_tokens: usize,
+    pub events: BoxStream<'static, Result<TextEvent, Error>>,
+}
+
+/// Begins one answer of a model that is held, watched. Dropping the events cancels it.
+pub(super) async fn begin(
+    app: &App,
+    watch: &Arc<Watch>,
+    caller: &Caller,
+    model: &Lease<ServedModel>,
+    request: TextRequest,
+) -> Result<Begun, Error> {
+    let request = TextRequest { tenant: caller.tenant, ..request };
+    let texts = app.pipeline.generate_all(model, vec![request]).await?;
+    let place = texts.first().map_or_else(Place::default, TextStream::place);
+    let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
+    watch.generating(model.id(), prompt_tokens, 1);
+    let watcher = Arc::clone(watch);
+    let events = merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    Ok(Begun { place, prompt_tokens, events })
+}
+
+/// The same; an answer for which there is less room than it asks for ends where the context does.
+/// So the neighbours have it.
+pub(super) async fn begin_in_room(
+    app: &App,
+    watch: &Arc<Watch>,
+    caller: &Caller,
+    model: &Lease<ServedModel>,
+    request: TextRequest,
+) -> Result<(Begun, bool), Error> {
+    match begin(app, watch, caller, model, request.clone()).await {
+        Err(Error::ContextLengthExceeded { completion: 1.., .. }) => {
+            let request = TextRequest { max_tokens: None, ..request };
+            Ok((begin(app, watch, caller, model, request).await?, true))
+        }
+        begun => Ok((begun?, false)),
+    }
 }
 
 /// Tells where the request came into the queue.

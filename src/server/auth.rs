@@ -45,11 +45,11 @@ pub(super) fn routes() -> Routes {
 /// # Errors
 /// A key is wanted, and there is none or the wrong one.
 pub(super) fn caller(keyring: &Keyring, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    keyring.caller(bearer(headers))?.map_err(|denied| {
+    keyring.caller(bearer(headers).or(api_key(headers)))?.map_err(|denied| {
         ApiError::unauthorized(match denied {
             Denied::Missing => {
                 "You didn't provide an API key. Send it in the header \
-                 'Authorization: Bearer YOUR_KEY'."
+                 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
             }
             Denied::Unknown => "Incorrect API key provided.",
             Denied::Revoked => "The API key provided has been revoked.",
@@ -63,6 +63,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = value.split_once(' ')?;
     let key = key.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !key.is_empty()).then_some(key)
+}
+
+/// As Anthropic's clients send it.
+fn api_key(headers: &HeaderMap) -> Option<&str> {
+    let key = headers.get("x-api-key")?.to_str().ok()?.trim();
+    (!key.is_empty()).then_some(key)
 }
 
 const REQUESTS: [&str; 3] =

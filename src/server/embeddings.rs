@@ -67,7 +67,9 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
             return Err(ApiError::invalid("encoding_format", message));
         }
     };
-    Ok(Call { request: EmbedRequest { model, inputs, dimensions, keep_alive }, encoding })
+    let truncate = false;
+    let request = EmbedRequest { model, inputs, dimensions, truncate, keep_alive };
+    Ok(Call { request, encoding })
 }
 
 /// Answers a call. Dropping the future cancels it.
@@ -125,7 +127,7 @@ fn base64(vector: &[f32]) -> String {
 }
 
 /// `string | [string] | [token] | [[token]]`.
-fn inputs(input: Option<Value>) -> Result<Vec<EmbedInput>, ApiError> {
+pub(super) fn inputs(input: Option<Value>) -> Result<Vec<EmbedInput>, ApiError> {
     let list = match input {
         None => return Err(ApiError::missing("input")),
         Some(Value::String(text)) => return Ok(vec![one_text("input", text)?]),

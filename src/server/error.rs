@@ -256,8 +256,10 @@ impl IntoResponse for ApiError {
         }
         let code = self.code.unwrap_or(self.kind);
         let ours = self.status == StatusCode::INTERNAL_SERVER_ERROR;
-        let failure = ours.then_some(self.message);
-        response.extensions_mut().insert(Refusal { code, param: self.param, failure });
+        let failure = ours.then(|| self.message.clone());
+        let refusal = Refusal { code, param: self.param.clone(), failure };
+        response.extensions_mut().insert(refusal);
+        response.extensions_mut().insert(self); // for who says it in other words
         response
     }
 }

@@ -441,11 +441,11 @@ pub(super) fn unknown(name: &str, lenient: bool) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn never(_: &Value) -> bool {
+pub(super) fn never(_: &Value) -> bool {
     false
 }
 
-fn is_empty_list(value: &Value) -> bool {
+pub(super) fn is_empty_list(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 

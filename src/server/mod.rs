@@ -7,6 +7,7 @@
 
 mod adapters;
 mod answer;
+mod anthropic;
 mod auth;
 mod batches;
 mod call;
@@ -14,6 +15,7 @@ mod chat;
 mod completions;
 mod conversations;
 mod cors;
+mod dialect;
 mod embeddings;
 mod error;
 mod extract;
@@ -29,6 +31,7 @@ mod metrics;
 mod models;
 mod objects;
 mod observe;
+mod ollama;
 mod paging;
 mod reference;
 mod responses;
@@ -164,7 +167,7 @@ impl App {
         Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
     }
 
-    /// Before anything is read: `/v1` wants a key.
+    /// Before anything is read: `/v1` and `/api` want a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
         wants_key(request.uri().path())
             .then(|| auth::caller(&self.rooms.keyring, request.headers()))
@@ -216,7 +219,7 @@ impl App {
 
 /// Whether a path is asked for with a key, where the server has any.
 fn wants_key(path: &str) -> bool {
-    path.starts_with("/v1/") || tokens::PATHS.contains(&path)
+    path.starts_with("/v1/") || path.starts_with("/api/") || tokens::PATHS.contains(&path)
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -269,6 +272,8 @@ fn routes() -> Routes {
         .merge(models::routes())
         .merge(adapters::routes())
         .merge(auth::routes())
+        .merge(anthropic::routes())
+        .merge(ollama::routes())
         .add(get("/health", SERVER, "The process lives."), health)
         .add(get("/ready", SERVER, "Requests are welcome."), ready)
         .add(

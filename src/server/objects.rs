@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Shape, StreamOptions};
 use super::chat::{CallParts, Part};
 use super::error::ApiError;
+use super::sse::Writer;
 use super::{chat, completions};
 use crate::error::Error;
 use crate::pipeline::{Prediction, TextEvent, TokenLogprob};
@@ -149,9 +150,10 @@ impl Chunks {
             told: vec![false; open],
         }
     }
+}
 
-    /// One event, as zero or more chunks at the end of `out`.
-    pub(super) fn event(&mut self, event: TextEvent, out: &mut Vec<u8>) {
+impl Writer for Chunks {
+    fn event(&mut self, event: TextEvent, out: &mut Vec<u8>) {
         match event {
             TextEvent::Delta { choice, text, logprobs } => {
                 self.text(choice, &text, &logprobs, out);
@@ -187,6 +189,23 @@ impl Chunks {
         }
     }
 
+    /// The end: usage where it is wanted, then `[DONE]`.
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.open > 0 {
+            return data(&cut_short().body(), out);
+        }
+        if self.options.include_usage {
+            self.write(Vec::new(), self.tally.usage(), out);
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        data(&error.body(), out);
+    }
+}
+
+impl Chunks {
     fn text(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Vec<u8>) {
         if self.envelope.shape == Shape::Chat {
             return self.part(choice, &Part::Text(text), logprobs, out);
@@ -223,17 +242,6 @@ impl Chunks {
         self.write(vec![chat::delta_choice(choice, part, logprobs)], Value::Null, out);
     }
 
-    /// The end: usage where it is wanted, then `[DONE]`.
-    pub(super) fn end(&mut self, out: &mut Vec<u8>) {
-        if self.open > 0 {
-            return fail(&cut_short(), out);
-        }
-        if self.options.include_usage {
-            self.write(Vec::new(), self.tally.usage(), out);
-        }
-        out.extend_from_slice(b"data: [DONE]\n\n");
-    }
-
     /// A chat tells the role before the first word.
     fn begin(&mut self, choice: usize, out: &mut Vec<u8>) {
         let begun = std::mem::replace(&mut self.begun[choice], true);
@@ -253,11 +261,6 @@ impl Chunks {
         }
         data(&Value::Object(chunk), out);
     }
-}
-
-/// A failure in the middle of a stream, when the status is long gone.
-pub(super) fn fail(error: &ApiError, out: &mut Vec<u8>) {
-    data(&error.body(), out);
 }
 
 fn data(value: &Value, out: &mut Vec<u8>) {

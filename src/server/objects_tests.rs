@@ -29,7 +29,8 @@ fn finished(choice: usize, reason: FinishReason, cached: usize, completion: usiz
     let usage = Usage { prompt: 7, cached, completion };
     let (reasoning_tokens, timings) = (2 * choice, Timings::default());
     let prediction = Prediction { accepted: 5 * choice, rejected: choice };
-    TextEvent::Finished { choice, reason, usage, reasoning_tokens, prediction, timings }
+    let stop = None;
+    TextEvent::Finished { choice, reason, stop, usage, reasoning_tokens, prediction, timings }
 }
 
 fn stream(envelope: Envelope, include_usage: bool, events: Vec<TextEvent>) -> String {

@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt};
 
 use super::App;
+use super::dialect::Dialect;
 use super::error::{ApiError, Refusal};
 use super::metrics::Metrics;
 use super::{auth, cors, ids};
@@ -34,6 +35,7 @@ pub(super) async fn layer(
 ) -> Response {
     let watch = Arc::new(Watch::new(&app, &request));
     request.extensions_mut().insert(watch.clone());
+    let dialect = Dialect::of(request.uri().path());
     let (request, read) = until_read(request);
     let origin = cors::allowed(&app.config.cors_origins, request.headers());
     let asks = origin.as_ref().and_then(|_| cors::preflight(&request));
@@ -41,6 +43,7 @@ pub(super) async fn layer(
         Some(permission) => permission,
         None => admitted(&app, &watch, request, next).await,
     };
+    response = dialect.refusal(response, &watch.request_id);
     watch.answered(&response);
     let refused = response.status().as_u16() >= 400;
     let headers = response.headers_mut();
@@ -56,6 +59,7 @@ pub(super) async fn layer(
     }
     let id = HeaderValue::from_str(&watch.request_id)
         .expect("ids are hexadecimal digits; this is a bug");
+    dialect.mark(&id, headers);
     headers.insert("x-request-id", id);
     headers.insert("openai-processing-ms", (watch.started.elapsed().as_millis() as u64).into());
     headers.insert("openai-version", HeaderValue::from_static("2020-10-01"));
@@ -313,7 +317,8 @@ impl Drop for Watch {
             tracing::error!(request_id = self.request_id, failure, "request failed");
         }
         // Probes come every few seconds and say nothing; lines come by the ten thousand.
-        let is_probe = !self.route.starts_with("/v1/") && status < 400;
+        let asks = self.route.starts_with("/v1/") || self.route.starts_with("/api/");
+        let is_probe = !asks && status < 400;
         if self.background || is_probe {
             tracing::debug!(request_id = self.request_id, route = self.route, status, "request");
             return;

@@ -34,7 +34,7 @@ use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History, Page};
-use crate::pipeline::{TextEvent, TextRequest, TextStream};
+use crate::pipeline::TextEvent;
 use crate::registry::{Lease, ServedModel};
 use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
@@ -191,14 +191,9 @@ async fn begin(
     let title = app.pipeline.registry().title(&call.model)?;
     let request = call.requests.pop().ok_or_else(objects::cut_short)?;
     let priority = request.priority;
-    let request = TextRequest { tenant: caller.tenant, ..request };
-    let texts = app.pipeline.generate_all(model, vec![request]).await;
-    let texts = texts.map_err(|error| own_names(error.into()))?;
-    let place = texts.first().map_or_else(Place::default, TextStream::place);
-    let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
-    watch.generating(model.id(), prompt_tokens, 1);
-    let watcher = Arc::clone(watch);
-    let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    let begun = answer::begin(app, watch, caller, model, request).await;
+    let begun = begun.map_err(|error| own_names(error.into()))?;
+    let answer::Begun { place, events, .. } = begun;
     Ok(Begun { model: model.clone(), title, priority, place, events })
 }
 

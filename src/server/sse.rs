@@ -15,61 +15,111 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::{Interval, MissedTickBehavior};
 
-use super::objects::{self, Chunks};
+use super::error::ApiError;
 use crate::error::Error;
 use crate::pipeline::TextEvent;
 
-/// Answers with a stream. `heartbeat` is the longest silence but for one more of the same.
-pub(super) fn response<S>(events: S, chunks: Chunks, heartbeat: Duration) -> Response
-where
-    S: Stream<Item = Result<TextEvent, Error>> + Send + Unpin + 'static,
-{
-    pieces(Written { events, chunks, done: false }, heartbeat)
+/// Writes the events of a generation as one API has them.
+pub(super) trait Writer {
+    /// What comes before the first event.
+    fn begin(&mut self, _out: &mut Vec<u8>) {}
+    /// One event, as zero or more messages at the end of `out`.
+    fn event(&mut self, event: TextEvent, out: &mut Vec<u8>);
+    /// The end.
+    fn end(&mut self, out: &mut Vec<u8>);
+    /// A failure in the middle, when the status is long gone.
+    fn fail(&mut self, error: &ApiError, out: &mut Vec<u8>);
+    /// How the messages are told apart.
+    fn wire(&self) -> Wire {
+        Wire::SSE
+    }
 }
 
-/// Answers with a stream of pieces, each of whole events.
+/// A way to send messages one after the other.
+pub(super) struct Wire {
+    pub content_type: &'static str,
+    /// A message that says nothing.
+    pub beat: Bytes,
+}
+
+impl Wire {
+    /// Server-sent events.
+    pub(super) const SSE: Self = Self {
+        content_type: "text/event-stream; charset=utf-8",
+        beat: Bytes::from_static(b": heartbeat\n\n"),
+    };
+}
+
+/// Answers with a stream. `heartbeat` is the longest silence but for one more of the same.
+pub(super) fn response<S, W>(events: S, mut writer: W, heartbeat: Duration) -> Response
+where
+    S: Stream<Item = Result<TextEvent, Error>> + Send + Unpin + 'static,
+    W: Writer + Send + Unpin + 'static,
+{
+    let (wire, mut first) = (writer.wire(), Vec::new());
+    writer.begin(&mut first);
+    let pieces = Written { first, events, writer, done: false };
+    pieces_on(wire, pieces, heartbeat)
+}
+
+/// Answers with a stream of pieces, each of whole server-sent events.
 pub(super) fn pieces<S>(pieces: S, heartbeat: Duration) -> Response
 where
     S: Stream<Item = Vec<u8>> + Send + Unpin + 'static,
 {
-    let mut response = Response::new(Body::from_stream(EventBody::new(pieces, heartbeat)));
+    pieces_on(Wire::SSE, pieces, heartbeat)
+}
+
+fn pieces_on<S>(wire: Wire, pieces: S, heartbeat: Duration) -> Response
+where
+    S: Stream<Item = Vec<u8>> + Send + Unpin + 'static,
+{
+    let content_type = HeaderValue::from_static(wire.content_type);
+    let body = EventBody::new(wire.beat, pieces, heartbeat);
+    let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
-    let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
-    headers.insert(header::CONTENT_TYPE, event_stream);
+    headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Asks reverse proxies not to hold text back.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
-const HEARTBEAT: &[u8] = b": heartbeat\n\n";
-
 /// A piece of the body is sent once it is at least this long, even if more is ready.
 const PIECE_LEN: usize = 16 * 1024;
 
 /// The events of a generation, written down.
-struct Written<S> {
+struct Written<S, W> {
+    /// What comes before them.
+    first: Vec<u8>,
     events: S,
-    chunks: Chunks,
+    writer: W,
     done: bool,
 }
 
-impl<S: Stream<Item = Result<TextEvent, Error>> + Unpin> Stream for Written<S> {
+impl<S, W> Stream for Written<S, W>
+where
+    S: Stream<Item = Result<TextEvent, Error>> + Unpin,
+    W: Writer + Unpin,
+{
     type Item = Vec<u8>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.done {
             return Poll::Ready(None);
         }
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(std::mem::take(&mut self.first)));
+        }
         let mut out = Vec::new();
         match ready!(Pin::new(&mut self.events).poll_next(cx)) {
-            Some(Ok(event)) => self.chunks.event(event, &mut out),
+            Some(Ok(event)) => self.writer.event(event, &mut out),
             Some(Err(error)) => {
-                objects::fail(&error.into(), &mut out);
+                self.writer.fail(&error.into(), &mut out);
                 self.done = true;
             }
             None => {
-                self.chunks.end(&mut out);
+                self.writer.end(&mut out);
                 self.done = true;
             }
         }
@@ -78,6 +128,7 @@ impl<S: Stream<Item = Result<TextEvent, Error>> + Unpin> Stream for Written<S> {
 }
 
 struct EventBody<S> {
+    beat: Bytes,
     pieces: S,
     ticks: Interval,
     /// Something was written since the last tick.
@@ -86,11 +137,11 @@ struct EventBody<S> {
 }
 
 impl<S> EventBody<S> {
-    fn new(pieces: S, heartbeat: Duration) -> Self {
+    fn new(beat: Bytes, pieces: S, heartbeat: Duration) -> Self {
         let mut ticks = tokio::time::interval(heartbeat);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.reset();
-        Self { pieces, ticks, spoke: false, done: false }
+        Self { beat, pieces, ticks, spoke: false, done: false }
     }
 }
 
@@ -127,7 +178,7 @@ impl<S: Stream<Item = Vec<u8>> + Unpin> Stream for EventBody<S> {
         loop {
             ready!(self.ticks.poll_tick(cx));
             if !std::mem::take(&mut self.spoke) {
-                return Poll::Ready(Some(Ok(Bytes::from_static(HEARTBEAT))));
+                return Poll::Ready(Some(Ok(self.beat.clone())));
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::pipeline::{Tool, ToolChoice, Tools};
 use crate::text::Shape;
 
 /// As many as OpenAI takes.
-const TOOLS_MAX: usize = 128;
+pub(super) const TOOLS_MAX: usize = 128;
 
 /// Reads the three fields. `None`: there are no tools.
 pub(super) fn read(body: &mut Fields, lenient: bool) -> Result<Option<Tools>, ApiError> {
@@ -58,7 +58,7 @@ fn object(path: &str, value: Option<Value>) -> Result<Fields, ApiError> {
 }
 
 /// A field that must be there.
-fn required(object: &mut Fields, name: &str) -> Result<String, ApiError> {
+pub(super) fn required(object: &mut Fields, name: &str) -> Result<String, ApiError> {
     object.string(name)?.ok_or_else(|| ApiError::missing(&object.at(name)))
 }
 
@@ -83,7 +83,7 @@ fn tool(path: &str, value: Value, lenient: bool) -> Result<Tool, ApiError> {
     Ok(read)
 }
 
-fn function(mut function: Fields, lenient: bool) -> Result<Tool, ApiError> {
+pub(super) fn function(mut function: Fields, lenient: bool) -> Result<Tool, ApiError> {
     fields::check(function.map(), fields::FUNCTION, &function.at(""), lenient)?;
     let mut definition = function.map().clone();
     let name = required(&mut function, "name")?;

@@ -14,6 +14,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::TextError;
+use super::output::THINK;
 use super::python;
 use super::tokenizer::{Special, Tokenizer};
 use super::tools::ToolStyle;
@@ -173,6 +174,16 @@ impl ChatTemplate {
     /// Whether its text speaks of something: a variable such as `enable_thinking`, a mark.
     pub fn mentions(&self, word: &str) -> bool {
         self.source.contains(word)
+    }
+
+    /// Whether it knows a thought before an answer.
+    pub fn thinks(&self) -> bool {
+        THINK.iter().any(|mark| self.mentions(mark))
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// How it treats tools.

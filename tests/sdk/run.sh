@@ -6,7 +6,8 @@
 #   tests/sdk/run.sh            the official clients (build the binary first: cargo build --release)
 #   tests/sdk/run.sh all        those and the frameworks
 #   tests/sdk/run.sh NAME...    only these: python (OpenAI's newest), python2 and python1 (the last
-#                               of those lines), node; frameworks: agents, langchain, litellm,
+#                               of those lines), node, neighbours (Anthropic's and Ollama's);
+#                               frameworks: agents, langchain, litellm,
 #                               instructor, ai (Vercel's)
 #
 #   HEARTH_BIN          the binary            (target/release/hearth)
@@ -18,7 +19,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-official="python python2 python1 node"
+official="python python2 python1 node neighbours"
 frameworks="agents langchain litellm instructor ai"
 clients=${*:-$official}
 [ "$clients" != all ] || clients="$official $frameworks"
@@ -149,7 +150,7 @@ start_server
 for client in python python2 python1; do
   if wants "$client"; then suite "$client on the built-in model" tests "$client" builtin; fi
 done
-for client in agents langchain litellm instructor; do
+for client in neighbours agents langchain litellm instructor; do
   if wants "$client"; then suite "$client" tests "$client" "$client" -rx; fi
 done
 if wants ai; then suite "ai" javascript ai; fi

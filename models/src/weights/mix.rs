@@ -43,6 +43,11 @@ impl Mix {
         MIXES.into_iter().find(|mix| mix.name.eq_ignore_ascii_case(name))
     }
 
+    /// The mix that a GGUF file with this `general.file_type` was written in.
+    pub fn of_file_type(number: u32) -> Option<Self> {
+        MIXES.into_iter().find(|mix| mix.file_type == number)
+    }
+
     /// All names, for help and errors.
     pub fn names() -> String {
         MIXES.map(|mix| mix.name).join(", ")

@@ -338,7 +338,15 @@ mod tests {
         let usage = Usage { prompt: 3, cached: 1, completion: 2 };
         let timings = Timings::default();
         let prediction = Prediction::default();
-        TextEvent::Finished { choice: 0, reason, usage, reasoning_tokens: 1, prediction, timings }
+        TextEvent::Finished {
+            choice: 0,
+            reason,
+            stop: None,
+            usage,
+            reasoning_tokens: 1,
+            prediction,
+            timings,
+        }
     }
 
     /// Runs a whole reply; returns its events and holds them to the rules that every stream keeps.

@@ -1,0 +1,142 @@
+//! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`,
+//! and the models (`tags`, `show`, `ps`, `version`). A neighbour's words for the house's own
+//! request.
+//!
+//! [`request`] reads bodies, [`options`] their options, [`reply`] writes answers as lines of JSON,
+//! [`models`] tells what there is. Keys, limits, queue and pipeline are those of every other route.
+//! Deliberately absent: fetching, making, copying and deleting models, which are the operator's.
+
+mod embed;
+mod models;
+mod options;
+mod reply;
+mod request;
+#[cfg(test)]
+mod request_tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::StreamExt;
+use serde_json::json;
+
+use self::reply::{Reply, Shape};
+use self::request::Asked;
+use super::error::ApiError;
+use super::extract::Fields;
+use super::observe::Watch;
+use super::reference::{Routes, get, post};
+use super::sse::Writer;
+use super::{App, answer, objects, sse};
+use crate::auth::Caller;
+use crate::registry::{Registry, ServedModel};
+use crate::types::KeepAlive;
+
+pub(super) fn routes() -> Routes {
+    const GROUP: &str = "Ollama";
+    let lines = "application/x-ndjson";
+    let chats = post("/api/chat", GROUP, "Answers a conversation.").json(request::CHAT);
+    let texts = post("/api/generate", GROUP, "Continues a text.").json(request::GENERATE);
+    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.").json(embed::EMBED);
+    let shows = post("/api/show", GROUP, "Tells about a model.").json(models::SHOW);
+    Routes::new()
+        .add(chats.content(lines), chat)
+        .add(texts.content(lines), generate)
+        .add(embeds, embed::embed)
+        .add(get("/api/tags", GROUP, "Lists the models."), models::tags)
+        .add(shows, models::show)
+        .add(get("/api/ps", GROUP, "Lists the models in memory."), models::ps)
+        .add(get("/api/version", GROUP, "Tells the version."), models::version)
+}
+
+async fn chat(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let body = app.body(request).await?;
+    let asked = request::chat(body, app.config.lenient_fields)?;
+    answer(&app, watch, &caller, asked, Shape::Chat, began).await
+}
+
+async fn generate(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let body = app.body(request).await?;
+    let asked = request::generate(body, app.config.lenient_fields)?;
+    answer(&app, watch, &caller, asked, Shape::Generate, began).await
+}
+
+/// Answers. Dropping the future, or the body of the answer, cancels everything behind it.
+async fn answer(
+    app: &App,
+    watch: Arc<Watch>,
+    caller: &Caller,
+    asked: Asked,
+    shape: Shape,
+    began: Instant,
+) -> Result<Response, ApiError> {
+    let registry = app.pipeline.registry();
+    let name = known(registry, &asked.model).to_owned();
+    let model = app.pipeline.model(&name, asked.keep_alive).await?;
+    let load = began.elapsed();
+    let reply = Reply::new(shape, &asked.model, began, load);
+    // To ask nothing is to ask that the model be there, or be gone.
+    let Some(mut request) = asked.request else {
+        let gone = asked.keep_alive == Some(KeepAlive::For(std::time::Duration::ZERO));
+        let reason = if gone { "unload" } else { "load" };
+        return Ok(Json(reply.nothing(reason)).into_response());
+    };
+    request.model = name;
+    check_think(&model, asked.thinks)?;
+    let begun = answer::begin_in_room(app, &watch, caller, &model, request).await?;
+    let (answer::Begun { place, mut events, .. }, _) = begun;
+    if asked.stream {
+        watch.streaming();
+        return Ok(answer::placed(sse::response(events, reply, app.config.heartbeat), place));
+    }
+    let (mut reply, mut unsent) = (reply, Vec::new());
+    while let Some(event) = events.next().await {
+        reply.event(event?, &mut unsent);
+        unsent.clear();
+    }
+    let whole = reply.whole().ok_or_else(objects::cut_short)?;
+    Ok(answer::placed(Json(whole).into_response(), place))
+}
+
+fn check_think(model: &ServedModel, thinks: bool) -> Result<(), ApiError> {
+    if !thinks || model.thinks() {
+        return Ok(());
+    }
+    let message = format!("'think': the template of `{}` knows no thought.", model.id());
+    Err(ApiError::unsupported("think", message))
+}
+
+/// The name that the house has for a model: `:latest` is what a name without a tag means.
+fn known<'a>(registry: &Registry, name: &'a str) -> &'a str {
+    match name.strip_suffix(":latest") {
+        Some(short) if registry.card(name).is_err() => short,
+        _ => name,
+    }
+}
+
+/// `model`, or `name` as it was called before.
+fn model_name(body: &mut Fields) -> Result<String, ApiError> {
+    let (model, name) = (body.string("model")?, body.string("name")?);
+    let given = model.into_iter().chain(name).find(|name| !name.is_empty());
+    given.ok_or_else(|| ApiError::missing("model"))
+}
+
+/// Nanoseconds, as every duration of Ollama is told.
+fn nanos(time: std::time::Duration) -> serde_json::Value {
+    json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
