@@ -19,7 +19,7 @@ const BLOCK_LEN: usize = 16;
 const CONTEXT: usize = 256;
 const SEQUENCES: usize = 8;
 const RANK: usize = 16;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 const STEPS: usize = 8;
 
 fn config() -> ModelConfig {
@@ -51,16 +51,25 @@ fn step(slots: [Option<u64>; SEQUENCES]) -> ForwardBatch {
     batch
 }
 
-/// The best of some rounds, in milliseconds a step.
-fn measure(model: &dyn Model, kv: &mut KvStore, batch: &ForwardBatch) -> f64 {
-    let round = |_| {
-        let start = Instant::now();
-        for _ in 0..STEPS {
-            model.forward(batch, kv).expect("a step");
-        }
-        start.elapsed().as_secs_f64() * 1e3 / STEPS as f64
+/// Milliseconds a step of each batch, in turns, so that a disturbed minute is everybody's.
+fn rounds(model: &dyn Model, kv: &mut KvStore, batches: &[ForwardBatch; 3]) -> Vec<[f64; 3]> {
+    let mut round = || {
+        batches.each_ref().map(|batch| {
+            let start = Instant::now();
+            for _ in 0..STEPS {
+                model.forward(batch, kv).expect("a step");
+            }
+            start.elapsed().as_secs_f64() * 1e3 / STEPS as f64
+        })
     };
-    (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+    round();
+    (0..ROUNDS).map(|_| round()).collect()
+}
+
+fn median(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 fn main() {
@@ -72,22 +81,27 @@ fn main() {
         let blocks = SEQUENCES * (CONTEXT / BLOCK_LEN + 1);
         let geometry = model.config().kv_geometry(blocks, BLOCK_LEN, KvDType::F16);
         let mut kv = model.kv_store(geometry).expect("a store");
-        let base = measure(&*model, &mut kv, &step([None; SEQUENCES]));
-        println!("{dtype}, {} threads: base {base:.1} ms a step of {SEQUENCES}", pool.threads());
+        println!("{dtype}, {} threads, medians of {ROUNDS} rounds in turns", pool.threads());
         for float in [Float::BF16, Float::F32] {
+            let start = Instant::now();
             for slot in 0..SEQUENCES as u64 {
                 let list = [(adapter(&config, float, slot), 1.0)];
                 model.put_adapters(LoraSlot(slot), &list).expect("it fits");
             }
-            let one = measure(&*model, &mut kv, &step([Some(0); SEQUENCES]));
+            let made = start.elapsed().as_secs_f64() * 1e3 / SEQUENCES as f64;
             let own = std::array::from_fn(|s| Some(s as u64));
-            let eight = measure(&*model, &mut kv, &step(own));
-            let part = |ms: f64| base / ms;
+            let batches = [[None; SEQUENCES], [Some(0); SEQUENCES], own].map(step);
+            let times = rounds(&*model, &mut kv, &batches);
+            let ms = |i: usize| median(times.iter().map(|times| times[i]));
+            let part = |i: usize| median(times.iter().map(|times| times[0] / times[i]));
             println!(
-                "  rank {RANK} {float:?}: one adapter {one:.1} ms ({:.2} of the base's rate), \
-                 eight {eight:.1} ms ({:.2})",
-                part(one),
-                part(eight)
+                "  rank {RANK} {float:?}: base {:.1} ms a step of {SEQUENCES}, one adapter {:.1} ms \
+                 ({:.2} of the base's rate), eight {:.1} ms ({:.2}); made in {made:.0} ms each",
+                ms(0),
+                ms(1),
+                part(1),
+                ms(2),
+                part(2)
             );
             (0..SEQUENCES as u64).for_each(|slot| model.drop_adapters(LoraSlot(slot)));
         }
