@@ -35,6 +35,8 @@ pub struct Config {
     pub port: u16,
     /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
+    /// Folder for keys and values that memory has no room for, and its size in bytes.
+    pub kv_store: Option<(PathBuf, u64)>,
     /// Threads that compute.
     pub threads: usize,
     /// Name of the device.
@@ -174,6 +176,7 @@ impl RawConfig {
             host,
             port: server.port.unwrap_or(8080),
             data_dir: data_dir(server.data_dir),
+            kv_store: kv_store(server.kv_store, server.kv_store_size.as_deref())?,
             threads: in_range(
                 "--threads",
                 model.threads,
@@ -232,6 +235,21 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
             .or_else(|why| wrong("--keep-alive", format!("`{keep_alive}` {why}")))?,
         pins: memory.pin,
     })
+}
+
+fn kv_store(
+    folder: Option<PathBuf>,
+    bytes: Option<&str>,
+) -> Result<Option<(PathBuf, u64)>, ConfigError> {
+    let bytes = bytes.map(|text| size("--kv-store-size", text)).transpose()?;
+    match (folder, bytes) {
+        (Some(folder), _) if folder.as_os_str().is_empty() => {
+            wrong("--kv-store", "must not be empty")
+        }
+        (Some(folder), bytes) => Ok(Some((folder, bytes.unwrap_or(10 << 30)))),
+        (None, Some(_)) => wrong("--kv-store-size", "is of no use without --kv-store"),
+        (None, None) => Ok(None),
+    }
 }
 
 /// `ID=PATH`, or `MODEL:ID=PATH`.
@@ -383,6 +401,15 @@ impl Config {
                 match self.loras.len() {
                     0 => "none".to_owned(),
                     n => format!("{n}, in memory up to {} MB", self.lora_bytes >> 20),
+                },
+            ),
+            (
+                "kv-store",
+                match &self.kv_store {
+                    None => "none".to_owned(),
+                    Some((folder, bytes)) => {
+                        format!("{}, up to {} MB", folder.display(), bytes >> 20)
+                    }
                 },
             ),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),

@@ -63,6 +63,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     if let Some(dir) = &mut file.memory.models_dir {
         *dir = folder.join(&*dir);
     }
+    if let Some(dir) = file.server.kv_store.as_mut().filter(|dir| !dir.as_os_str().is_empty()) {
+        *dir = folder.join(&*dir);
+    }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");
     if let Some(dir) = named {
