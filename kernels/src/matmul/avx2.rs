@@ -88,7 +88,8 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u
 ) {
     let (acts, count) = (job.acts, rows.len());
     let tile_start = job.w.tile(tile).as_ptr();
-    let mut acc = sums(count);
+    let mut acc = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    zero(&mut acc[..count]);
     let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
     debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
     let record_bytes = HEAD + steps * 64 * (LO + HI);
@@ -142,7 +143,8 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
     let count = rows.len();
     debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
     let tile_start = job.w.tile(tile).as_ptr();
-    let mut acc = sums(count);
+    let mut acc = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    zero(&mut acc[..count]);
     let mut isum = [const { MaybeUninit::<__m256i>::uninit() }; ROWS_MAX];
     let scale_bytes = scale_bytes(SUB, OFFSET == 0);
     let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
@@ -415,15 +417,13 @@ unsafe fn halves(p: *const u8) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
 }
 
-/// Float sums of `count` rows, zero; the others are not touched.
+/// Zeroes float sums, where they lie: returned by value they would be copied, all 64 rows of them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sums(count: usize) -> [MaybeUninit<Sums>; ROWS_MAX] {
-    let mut sums = [const { MaybeUninit::uninit() }; ROWS_MAX];
-    for sum in &mut sums[..count] {
+fn zero(sums: &mut [MaybeUninit<Sums>]) {
+    for sum in sums {
         sum.write([_mm256_setzero_ps(); 2]);
     }
-    sums
 }
 
 /// Writes the sums to y, without the columns beyond `n`.

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::super::{FLOAT_CHUNK, Job};
-use super::{Sums, halves, store, sums};
+use super::super::{FLOAT_CHUNK, Job, ROWS_MAX};
+use super::{Sums, halves, store, zero};
 
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
@@ -21,7 +21,8 @@ const ROWS: usize = 6;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn floats<const W: u8>(job: &Job, tile: usize, rows: Range<usize>) {
     let tile_start = job.w.tile(tile).as_ptr();
-    let mut acc = sums(rows.len());
+    let mut acc = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    zero(&mut acc[..rows.len()]);
     let k = job.acts.k;
     for from in (0..k).step_by(FLOAT_CHUNK) {
         let chunk = from..k.min(from + FLOAT_CHUNK);
