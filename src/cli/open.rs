@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hearth_kernels::Pool;
 use hearth_models::weights::Mix;
@@ -236,9 +237,11 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 pub(super) fn shelf(config: &Config, compute: &Compute) -> Result<Option<Arc<Shelf>>, Failure> {
     let Some((folder, bytes_max)) = &config.kv_store else { return Ok(None) };
     compute.check_kv_leaves().map_err(|e| format!("--kv-store: {e}"))?;
-    // Projects are numbered by the database in the data directory.
-    let data = config.data_dir.as_ref().map(|dir| dir.canonicalize().unwrap_or(dir.clone()));
-    let realm = data.map_or(String::new(), |dir| dir.to_string_lossy().into_owned());
+    // Projects are numbered by the database in the data directory; one in memory ends with us.
+    let realm = match &config.data_dir {
+        Some(dir) => dir.canonicalize().unwrap_or(dir.clone()).to_string_lossy().into_owned(),
+        None => format!("{} {:?}", std::process::id(), SystemTime::now()),
+    };
     let shelf = Shelf::open(folder, *bytes_max, realm).map_err(|e| format!("--kv-store: {e}"))?;
     Ok(Some(Arc::new(shelf)))
 }

@@ -1,6 +1,7 @@
 //! The engine's part in the exchange of blocks between memory and the shelf, once a step.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use super::Engine;
@@ -18,7 +19,12 @@ impl Engine {
         let waiting = self.rested && self.scheduler.loading_count() > 0;
         let mut patience = if waiting { PATIENCE } else { Duration::ZERO };
         let mut room = STEP_BYTES;
-        while let Some(Arrival { id, ticket, bytes }) = floor.next(patience) {
+        loop {
+            let Arrival { id, ticket, bytes } = match floor.next(patience) {
+                Ok(arrival) => arrival,
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.lose_floor(),
+            };
             patience = Duration::ZERO;
             let Some(block) = self.scheduler.awaits(id, ticket) else {
                 floor.forget(ticket);
@@ -36,9 +42,16 @@ impl Engine {
                 }
             }
             if room == 0 {
-                break;
+                return;
             }
         }
+    }
+
+    /// The thread that reads is gone, which is a bug: nobody waits for it.
+    fn lose_floor(&mut self) {
+        tracing::error!("--kv-store: blocks cannot be read any more; this is a bug");
+        self.floor = None;
+        self.scheduler.all_loads_failed();
     }
 
     /// Copies what is about to be overwritten, the beginning of a text before its end, and begins to

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -30,8 +30,10 @@ pub(super) const STEP_BYTES: usize = 16 << 20;
 pub(super) const LOAD_BLOCKS_MIN: usize = 2;
 /// Scopes whose roots are remembered.
 const ROOTS_MAX: usize = 4096;
-/// What is in memory at the end is written for so long.
-const PUT_AWAY_MAX: Duration = Duration::from_secs(10);
+/// What is in memory at the end is sent away for so long,
+const PUT_AWAY_MAX: Duration = Duration::from_secs(8);
+/// and after so long nobody waits for a disk.
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// Where the blocks of one engine are kept.
 pub(super) struct Floor {
@@ -39,9 +41,11 @@ pub(super) struct Floor {
     roots: HashMap<CacheScope, Digest>,
     /// Empty buffers.
     free: Receiver<Vec<u8>>,
-    writer: Option<(Sender<Spill>, JoinHandle<()>)>,
+    spills: Sender<Spill>,
+    writer: JoinHandle<()>,
     loads: Sender<Job>,
     arrivals: Receiver<Arrival>,
+    reader: JoinHandle<()>,
 }
 
 struct Shared {
@@ -103,10 +107,9 @@ impl Floor {
         let (arrive, arrivals) = sync_channel(count(READ_BYTES).clamp(2, BUFFERS.1));
         let reading = Arc::clone(&shared);
         let reader = thread::Builder::new().name("hearth-kv-read".into());
-        // It ends with the channels, whatever it reads then is nobody's.
-        reader.spawn(move || reading.read(&jobs, &arrive))?;
-        let (roots, writer) = (HashMap::new(), Some((spills, writer)));
-        Ok(Self { shared, roots, free, writer, loads, arrivals })
+        let reader = reader.spawn(move || reading.read(&jobs, &arrive))?;
+        let roots = HashMap::new();
+        Ok(Self { shared, roots, free, spills, writer, loads, arrivals, reader })
     }
 
     /// A sequence of this scope is here; so its blocks can be named.
@@ -130,10 +133,10 @@ impl Floor {
         export: impl FnOnce(&mut Vec<u8>) -> bool,
     ) {
         let Forgotten { block: _, scope, before, depth, text } = block;
-        let dropped = || drop(self.shared.stats.kv_dropped.fetch_add(1, Ordering::Relaxed));
-        let (Some(&root), Some((spills, _))) = (self.roots.get(scope), &self.writer) else {
-            return dropped();
+        let dropped = || {
+            self.shared.stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
         };
+        let Some(&root) = self.roots.get(scope) else { return dropped() };
         let name = Name::new(self.shared.model, root, before.then(text));
         if self.shared.shelf.touch(&name, *depth) {
             return;
@@ -142,7 +145,7 @@ impl Floor {
         payload.clear();
         let whole = export(&mut payload);
         let (before, depth, text) = (*before, *depth, text.clone());
-        if !whole || spills.send(Spill { root, before, depth, text, payload }).is_err() {
+        if !whole || self.spills.send(Spill { root, before, depth, text, payload }).is_err() {
             dropped();
         }
     }
@@ -160,26 +163,39 @@ impl Floor {
     }
 
     /// The next block that has come.
-    pub fn next(&self, patience: Duration) -> Option<Arrival> {
-        self.arrivals.recv_timeout(patience).ok()
+    pub fn next(&self, patience: Duration) -> Result<Arrival, RecvTimeoutError> {
+        self.arrivals.recv_timeout(patience)
     }
 
-    /// The end: sends away all that is given, as far as time allows, and waits until it is written.
+    /// The end: sends away all that is given, and waits until it is written, as far as time allows.
     pub fn put_away(
-        mut self,
+        self,
         blocks: impl Iterator<Item = Forgotten>,
         export: impl Fn(&Forgotten, &mut Vec<u8>) -> bool,
     ) {
-        let end = Instant::now() + PUT_AWAY_MAX;
+        let started = Instant::now();
         for block in blocks {
-            let patience = end.saturating_duration_since(Instant::now());
+            let patience = PUT_AWAY_MAX.saturating_sub(started.elapsed());
             self.spill_within(&block, patience, |out| export(&block, out));
         }
-        if let Some((spills, writer)) = self.writer.take() {
-            drop(spills);
-            let _ = writer.join(); // a panic there was told already
+        let Self { shared, roots: _, free, spills, writer, loads, arrivals, reader } = self;
+        shared.wanted().clear();
+        drop((spills, loads));
+        join(writer, &free, started + END_MAX);
+        join(reader, &arrivals, started + END_MAX);
+    }
+}
+
+/// Waits for a thread that has nothing more to do, but not longer. Its channel closes when it ends.
+fn join<T>(thread: JoinHandle<()>, channel: &Receiver<T>, until: Instant) {
+    loop {
+        match channel.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
+    let _ = thread.join(); // a panic there was told already
 }
 
 /// Nothing is kept without a floor.

@@ -74,6 +74,15 @@ impl Scheduler {
         }
     }
 
+    /// Nothing comes of any load.
+    pub fn all_loads_failed(&mut self) {
+        for seq in &mut self.running {
+            if seq.coming.take().is_some() {
+                seq.load_from = seq.known + 1;
+            }
+        }
+    }
+
     /// Whether a prompt waits for blocks, from now on or as others do already.
     pub(super) fn waits_for_kept(
         &mut self,

@@ -192,7 +192,8 @@ impl Trace {
         let seed = self.seed;
         assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
         // A slow answer may lose its blocks in the very step in which it would have moved.
-        let idle = batch.row_count() == 0 && !self.live.is_empty() && self.loads.is_empty();
+        let nothing = batch.row_count() == 0 && batch.loads.is_empty();
+        let idle = nothing && !self.live.is_empty() && self.loads.is_empty();
         self.idle = if idle { self.idle + 1 } else { 0 };
         assert!(self.idle < 2, "seed {seed}: no progress");
     }

@@ -20,18 +20,13 @@ pub(super) struct Index {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     bytes: u64,
-    /// Microseconds of Unix time, less the blocks before it: of one text the end goes first.
+    /// Microseconds of Unix time, see [`super::used_us`].
     used_us: u64,
 }
 
 impl Index {
     pub fn contains(&self, name: &Name) -> bool {
         self.files.contains_key(name)
-    }
-
-    /// Bytes of all files.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Bytes of the files of one model, from now on.

@@ -198,7 +198,8 @@ impl Shelf {
                 self.unlink(&name);
                 Err(Miss::Corrupt)
             }
-            Err(Bad::Io(_)) => {
+            Err(Bad::Io(error)) => {
+                tracing::warn!(path = %self.path(&name).display(), %error, "--kv-store: no block");
                 self.index().remove(&name);
                 Err(Miss::Absent)
             }
@@ -248,10 +249,12 @@ impl Shelf {
     }
 }
 
-/// Now, less a microsecond for each block before it: of one text the end goes first.
+/// Now, and earlier for every block before it: of one text the end goes first. By so much that it
+/// holds for blocks that are used one after the other, as a text is read.
 fn used_us(depth: usize) -> u64 {
+    const BLOCK_US: u64 = 10_000;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.as_micros() as u64).saturating_sub(depth as u64)
+    (now.as_micros() as u64).saturating_sub(BLOCK_US * depth as u64)
 }
 
 fn on_disk(bytes: u64) -> u64 {

@@ -84,7 +84,7 @@ fn a_damaged_or_foreign_file_is_removed_and_never_given_out() {
     let shelf = open(folder.path(), 1 << 20);
     let right = label(model(1), 2, &[7; 16]);
     let damage: [&dyn Fn(&mut Vec<u8>); 6] = [
-        &|file| drop(file.pop()),
+        &|file| file.truncate(file.len() - 1),
         &|file| file.push(0),
         &|file| file.clear(),
         &|file| file.truncate(100),
@@ -153,7 +153,7 @@ fn what_is_not_ours_stays_and_what_was_not_finished_goes() {
     fs::create_dir_all(&inner).unwrap();
     let (notes, half) = (inner.join("notes.kv"), inner.join("a1".repeat(32) + ".7.tmp"));
     let outside = folder.path().join("thesis.kv");
-    [&notes, &half, &outside].map(|path| fs::write(path, "mine").unwrap());
+    [&notes, &half, &outside].into_iter().for_each(|path| fs::write(path, "mine").unwrap());
     let shelf = open(folder.path(), 8192);
     assert!(notes.exists() && outside.exists() && !half.exists());
     shelf.put(&label(model(1), 0, &[7; 16]), &payload(3));
