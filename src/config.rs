@@ -14,7 +14,7 @@ use hearth_models::weights::Mix;
 
 use crate::types::KeepAlive;
 
-pub use raw::{CapacityArgs, EngineArgs, MemoryArgs, ModelArgs, RawConfig, ServerArgs};
+pub use raw::{CapacityArgs, EngineArgs, LoraArgs, MemoryArgs, ModelArgs, RawConfig, ServerArgs};
 
 /// What holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,12 +27,16 @@ pub struct Config {
     pub model_aliases: Vec<(String, String)>,
     /// Adapters: the model where one is named, the id and the path.
     pub loras: Vec<(Option<String>, String, PathBuf)>,
+    /// Folders whose adapters are served: the model where one is named, and the path.
+    pub lora_dirs: Vec<(Option<String>, PathBuf)>,
     /// Bytes that adapters may take while nobody uses them.
     pub lora_bytes: u64,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port; 0 picks one.
     pub port: u16,
+    /// Files of the certificate and of its key, where the port speaks https.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
     /// Folder for keys and values that memory has no room for, and its size in bytes.
@@ -139,7 +143,7 @@ fn mix(name: &str) -> Result<Mix, ConfigError> {
 impl RawConfig {
     /// Checks every value against its range and the others.
     pub fn validate(self) -> Result<Config, ConfigError> {
-        let Self { model, engine, capacity, memory, server } = self;
+        let Self { model, engine, capacity, memory, lora, server } = self;
         let gb = |option, value, default| {
             in_range(option, value, default, 1 << 20).map(|gb| (gb as u64) << 30)
         };
@@ -168,13 +172,20 @@ impl RawConfig {
             models: model.model,
             aliases: server.alias,
             model_aliases: model_aliases(&server.model_alias)?,
-            loras: server.lora.iter().map(|text| lora(text)).collect::<Result<_, _>>()?,
-            lora_bytes: match server.lora_memory.as_deref() {
+            loras: lora.lora.iter().map(|text| named_lora(text)).collect::<Result<_, _>>()?,
+            lora_dirs: lora.lora_dir.iter().map(|text| lora_dir(text)).collect(),
+            lora_bytes: match lora.lora_memory.as_deref() {
                 Some(text) => size("--lora-memory", text)?,
                 None => 1 << 30,
             },
             host,
             port: server.port.unwrap_or(8080),
+            tls: match (server.tls_cert, server.tls_key) {
+                (Some(cert), Some(key)) => Some((cert, key)),
+                (None, None) => None,
+                (Some(_), None) => return wrong("--tls-cert", "needs a --tls-key"),
+                (None, Some(_)) => return wrong("--tls-key", "needs a --tls-cert"),
+            },
             data_dir: data_dir(server.data_dir),
             kv_store: kv_store(server.kv_store, server.kv_store_size.as_deref())?,
             threads: in_range(
@@ -253,7 +264,7 @@ fn kv_store(
 }
 
 /// `ID=PATH`, or `MODEL:ID=PATH`.
-fn lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
+fn named_lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
     let told = || format!("`{text}` is not ID=PATH or MODEL:ID=PATH");
     let Some((name, path)) = text.split_once('=') else { return wrong("--lora", told()) };
     let (base, id) = match name.rsplit_once(':') {
@@ -263,6 +274,14 @@ fn lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
     match base == Some("") || id.is_empty() || path.trim().is_empty() {
         true => wrong("--lora", told()),
         false => Ok((base.map(str::to_owned), id.to_owned(), PathBuf::from(path.trim()))),
+    }
+}
+
+/// `DIR`, or `MODEL=DIR` where that is no folder itself.
+fn lora_dir(text: &str) -> (Option<String>, PathBuf) {
+    match text.split_once('=').filter(|_| !Path::new(text).is_dir()) {
+        Some((base, dir)) => (Some(base.trim().to_owned()), PathBuf::from(dir.trim())),
+        None => (None, PathBuf::from(text)),
     }
 }
 
@@ -357,6 +376,11 @@ impl Config {
         SocketAddr::new(self.host, self.port)
     }
 
+    /// What clients call the server at an address.
+    pub fn base_url(&self, address: SocketAddr) -> String {
+        format!("{}://{address}", if self.tls.is_some() { "https" } else { "http" })
+    }
+
     /// One line for each value, keys hidden.
     pub fn describe(&self) -> String {
         let plan = &self.plan;
@@ -369,7 +393,7 @@ impl Config {
                     false => self.models.join(", "),
                 },
             ),
-            ("listen", self.address().to_string()),
+            ("listen", self.base_url(self.address())),
             ("device", self.device.clone()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
@@ -398,9 +422,12 @@ impl Config {
             ("keep-alive", self.memory.keep_alive.to_string()),
             (
                 "lora",
-                match self.loras.len() {
-                    0 => "none".to_owned(),
-                    n => format!("{n}, in memory up to {} MB", self.lora_bytes >> 20),
+                match (self.loras.len(), self.lora_dirs.len()) {
+                    (0, 0) => "none".to_owned(),
+                    (n, dirs) => format!(
+                        "{n} named, {dirs} folders; in memory up to {} MB",
+                        self.lora_bytes >> 20
+                    ),
                 },
             ),
             (

@@ -106,6 +106,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["src/server/"]),
     ("hyper_util", &["src/server/"]),
     ("tower", &["src/server/"]),
+    ("tokio_rustls", &["src/server/tls.rs"]),
     ("bytes", &["src/server/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),
     ("tokenizers", &["src/text/"]),

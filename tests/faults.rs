@@ -11,6 +11,8 @@ mod http;
 mod kept;
 #[path = "faults/server.rs"]
 mod server;
+#[path = "faults/tls.rs"]
+mod tls;
 
 use std::fs::OpenOptions;
 use std::process::Stdio;

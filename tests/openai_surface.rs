@@ -20,6 +20,8 @@ mod http;
 mod keys;
 #[path = "openai_surface/long_talks.rs"]
 mod long_talks;
+#[path = "openai_surface/reference.rs"]
+mod reference;
 #[path = "openai_surface/responses.rs"]
 mod responses;
 #[path = "openai_surface/stored.rs"]

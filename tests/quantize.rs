@@ -134,6 +134,37 @@ fn a_folder_becomes_one_file_that_answers_the_same() {
     assert!(copied.metadata().unwrap().keys().eq(keys), "metadata is kept");
 }
 
+/// `hearth lora merge`: the new model says what the old one says with the adapter.
+#[test]
+fn a_merged_model_answers_as_with_the_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("model");
+    fs::create_dir(&source).unwrap();
+    folder_with_tokenizer(&source);
+    let adapter = golden("lora/qwen3").to_str().unwrap().to_owned();
+    let bent = greedy(&source, &["--lora", &format!("bent={adapter}")]);
+    assert_ne!(bent, greedy(&source, &[]), "the adapter changes what is said");
+    let out = folder.path().join("merged.gguf");
+    let (from, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+    let told = said(&["lora", "merge", from, "--lora", &adapter, "-o", to, "--type", "f32"]);
+    assert!(told.contains("merged.gguf: 1 merged, f32"), "{told}");
+    assert_eq!(greedy(&out, &[]), bent);
+    let nothing = format!("{adapter}=0");
+    said(&["lora", "merge", from, "--lora", &nothing, "-o", to, "-t", "f32", "--force"]);
+    assert_eq!(greedy(&out, &[]), greedy(&source, &[]));
+
+    let other = golden("lora/llama");
+    let other = other.to_str().unwrap();
+    let wrong = ["lora", "merge", from, "--lora", other, "-o", to, "--force"];
+    refused(&wrong, &["lora/llama", "k_proj.lora_B", "[24, 4]", "[32, 4]"]);
+    refused(&["complete", "a", "--model", from, "--lora", &format!("x={from}")], &["--lora: x"]);
+    let nowhere = folder.path().to_str().unwrap();
+    refused(
+        &["serve", "--model", from, "--lora", &format!("x={nowhere}"), "--port", "0"],
+        &["--lora: x", "adapter_model.safetensors"],
+    );
+}
+
 #[test]
 fn what_must_not_happen_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::common::Common;
 use super::{Failure, open};
-use crate::config::{EngineArgs, ModelArgs, RawConfig};
+use crate::config::{EngineArgs, LoraArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
-use crate::registry::Registry;
+use crate::registry::{Registry, Weighted};
 use crate::types::{SamplingOverrides, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +37,10 @@ pub(super) struct CompleteArgs {
 /// Flags of a model that answers one request at a time.
 #[derive(Clone, Debug, clap::Args)]
 struct TalkArgs {
+    /// LoRA adapter that the model runs with, as `ID=PATH` (a PEFT folder or a GGUF file); repeat
+    /// to add several up.
+    #[arg(long)]
+    lora: Vec<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -44,8 +48,8 @@ struct TalkArgs {
 }
 
 impl From<TalkArgs> for RawConfig {
-    fn from(TalkArgs { model, engine }: TalkArgs) -> Self {
-        Self { model, engine, ..Self::default() }
+    fn from(TalkArgs { lora, model, engine }: TalkArgs) -> Self {
+        Self { model, engine, lora: LoraArgs { lora, ..LoraArgs::default() }, ..Self::default() }
     }
 }
 
@@ -141,6 +145,7 @@ struct Session {
     pipeline: Pipeline,
     registry: Arc<Registry>,
     model: String,
+    adapters: Vec<Weighted>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -151,8 +156,12 @@ impl Session {
         (config.plan.running_len, config.plan.queue_len) = (1, 1);
         let registry = Arc::new(open::models(&config)?);
         let model = registry.cards().next().map(|card| card.id.clone()).unwrap_or_default();
+        let adapters =
+            config.loras.iter().map(|(_, id, _)| Weighted { id: id.clone(), weight: 1.0 });
+        let adapters = adapters.collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { pipeline: Pipeline::new(Arc::clone(&registry)), registry, model, runtime })
+        let pipeline = Pipeline::new(Arc::clone(&registry));
+        Ok(Self { pipeline, registry, model, adapters, runtime })
     }
 
     fn has_template(&self) -> Result<bool, Failure> {
@@ -164,6 +173,7 @@ impl Session {
     fn print(&self, request: TextRequest, show_speed: bool) -> Result<String, Failure> {
         let mut answer = String::new();
         let (usage, timings) = self.runtime.block_on(async {
+            let request = TextRequest { adapters: self.adapters.clone(), ..request };
             let mut stream = self.pipeline.generate(request).await?;
             let mut end = Default::default();
             while let Some(event) = stream.next().await {

@@ -55,16 +55,24 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     if let Some(draft) = &mut file.engine.draft_model {
         *draft = source::relative_to(folder, draft);
     }
-    for lora in &mut file.server.lora {
+    for lora in &mut file.lora.lora {
         if let Some((name, path)) = lora.split_once('=') {
             *lora = format!("{name}={}", folder.join(path).display());
         }
+    }
+    for dirs in &mut file.lora.lora_dir {
+        let (model, dir) = dirs.split_once('=').unwrap_or(("", dirs));
+        let dir = folder.join(dir).display().to_string();
+        *dirs = if model.is_empty() { dir } else { format!("{model}={dir}") };
     }
     if let Some(dir) = &mut file.memory.models_dir {
         *dir = folder.join(&*dir);
     }
     if let Some(dir) = file.server.kv_store.as_mut().filter(|dir| !dir.as_os_str().is_empty()) {
         *dir = folder.join(&*dir);
+    }
+    for pem in [&mut file.server.tls_cert, &mut file.server.tls_key].into_iter().flatten() {
+        *pem = folder.join(&*pem);
     }
     // `none` is no folder.
     let named = file.server.data_dir.as_mut().filter(|dir| dir.as_os_str() != "none");

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use hearth_kernels::Pool;
 use hearth_models::weights::Mix;
-use hearth_models::{Compute, ModelFile};
+use hearth_models::{Adapter, Compute, ModelFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
@@ -16,7 +16,7 @@ use crate::config::{Config, Speculate};
 use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::offer::{self, Offered, Opened, Place, Refused, Terms, Wanted};
 use crate::registry::source::ModelSource;
-use crate::registry::{Bounds, LoadError, Registry, builtin, plan};
+use crate::registry::{Bounds, LoadError, Registry, builtin, plan, watch};
 use crate::shelf::Shelf;
 
 pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
@@ -207,11 +207,21 @@ pub(super) fn serve(config: &Config, offer: Offer) -> Result<Registry, Failure> 
 /// The adapters that are named. What is not there is told now, what is in it when it is read.
 fn with_loras(registry: Registry, config: &Config) -> Result<Registry, Failure> {
     let loras = config.loras.clone();
-    if let Some((_, id, path)) = loras.iter().find(|(_, _, path)| !path.exists()) {
-        return Err(format!("--lora: {id}: there is no {}", path.display()).into());
+    for (_, id, path) in &loras {
+        Adapter::is_at(path).map_err(|e| format!("--lora: {id}: {}: {e}", path.display()))?;
     }
     let registry = registry.with_adapters(config.lora_bytes, loras);
     registry.map_err(|e| format!("--lora: {e}").into())
+}
+
+/// Folders of adapters, whose adapters are registered now and followed from then on.
+pub(super) fn watch_loras(registry: &Arc<Registry>, config: &Config) -> Result<(), Failure> {
+    let open = |(base, dir): &(Option<String>, PathBuf)| {
+        let watched = registry.folder_of_adapters(base.as_deref(), dir.clone());
+        watched.map_err(|e| format!("--lora-dir: {}: {e}", dir.display()))
+    };
+    let folders = config.lora_dirs.iter().map(open).collect::<Result<_, _>>()?;
+    Ok(watch::watch(registry, folders)?)
 }
 
 /// What is named: by the configuration, or where it names nothing, not even a folder, the model

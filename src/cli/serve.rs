@@ -18,7 +18,7 @@ use crate::pipeline::Pipeline;
 use crate::registry::hub::HubOptions;
 use crate::registry::offer::ModelBounds;
 use crate::registry::{Kind, builtin};
-use crate::server::{self, Rooms, ServerConfig};
+use crate::server::{self, Rooms, ServerConfig, Tls};
 use crate::store::Store;
 
 /// Silence on a stream is broken this often.
@@ -28,6 +28,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let config = common.validate()?;
     open::names(&config)?;
     check_port(&config)?;
+    let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
     let store = Arc::new(open_store(&config)?);
     let keyring = Arc::new(Keyring::new(Arc::clone(&store), &config.api_keys));
     let door = check_door(&config, keyring.is_open()?)?;
@@ -42,6 +43,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     offer.models.iter().for_each(|planned| tell(describe(planned)));
     offer.refused.iter().for_each(|(_, why)| tell(format_args!("  not offered     {why}")));
     let registry = Arc::new(open::serve(&config, offer)?);
+    open::watch_loras(&registry, &config)?;
     if registry.card(builtin::NAME).is_ok() {
         tell(format_args!("  {} is {}", builtin::NAME, builtin::NOTICE));
     }
@@ -60,7 +62,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    let stopped = runtime.block_on(listen(config, pipeline, rooms))?;
+    let stopped = runtime.block_on(listen(config, tls, pipeline, rooms))?;
     if !registry.drain(drain_timeout.saturating_sub(stopped.elapsed())) {
         tracing::warn!("some answers did not finish in time");
     }
@@ -75,15 +77,21 @@ fn tell(text: impl Display) {
 }
 
 /// Answers until a signal comes and answers are finished; returns when the signal came.
-async fn listen(config: Config, pipeline: Arc<Pipeline>, rooms: Rooms) -> Result<Instant, Failure> {
+async fn listen(
+    config: Config,
+    tls: Option<Tls>,
+    pipeline: Arc<Pipeline>,
+    rooms: Rooms,
+) -> Result<Instant, Failure> {
     let listener =
         TcpListener::bind(config.address()).await.map_err(|e| cannot_listen(&config, &e))?;
-    let address = listener.local_addr()?;
+    let url = config.base_url(listener.local_addr()?);
     let key = if rooms.keyring.is_open()? { "any key" } else { "one of its keys" };
-    tell(format_args!("  OpenAI clients  base_url http://{address}/v1 with {key}"));
+    tell(format_args!("  OpenAI clients  base_url {url}/v1 with {key}"));
     // Who started it may read no further.
-    let _ = writeln!(io::stdout(), "listening on http://{address}");
+    let _ = writeln!(io::stdout(), "listening on {url}");
     let server = ServerConfig {
+        tls,
         cors_origins: config.cors_origins,
         body_limit_bytes: config.body_limit_bytes,
         lenient_fields: config.lenient_fields,

@@ -25,6 +25,9 @@ pub struct RawConfig {
     /// Which models are in memory, and when.
     #[command(flatten)]
     pub memory: MemoryArgs,
+    /// Adapters of the models.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// What clients meet.
     #[command(flatten)]
     pub server: ServerArgs,
@@ -125,6 +128,26 @@ pub struct MemoryArgs {
     pub pin: Vec<String>,
 }
 
+/// Adapters of the models.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "Adapters")]
+pub struct LoraArgs {
+    /// LoRA adapter to serve, as `ID=PATH` (a PEFT folder or a GGUF file), or `MODEL:ID=PATH` where
+    /// several models are served; repeat for several. It is read when it is asked for first.
+    #[arg(long, env = "HEARTH_LORA")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub lora: Vec<String>,
+    /// Folder whose adapters are served as they come and go, each named like its folder or `.gguf`
+    /// file; `MODEL=DIR` where several models are served; repeat for several.
+    #[arg(long, env = "HEARTH_LORA_DIR")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub lora_dir: Vec<String>,
+    /// Memory that adapters may take while nobody uses them, besides the models (default: 1G).
+    #[arg(long, env = "HEARTH_LORA_MEMORY")]
+    pub lora_memory: Option<String>,
+}
+
 /// What clients meet.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", default)]
@@ -140,20 +163,19 @@ pub struct ServerArgs {
     #[arg(long, env = "HEARTH_MODEL_ALIAS")]
     #[serde(deserialize_with = "one_or_many")]
     pub model_alias: Vec<String>,
-    /// LoRA adapter to serve, as `ID=PATH` (a PEFT folder or a GGUF file), or `MODEL:ID=PATH` where
-    /// several models are served; repeat for several. It is read when it is asked for first.
-    #[arg(long, env = "HEARTH_LORA")]
-    #[serde(deserialize_with = "one_or_many")]
-    pub lora: Vec<String>,
-    /// Memory that adapters may take while nobody uses them, besides the models (default: 1G).
-    #[arg(long, env = "HEARTH_LORA_MEMORY")]
-    pub lora_memory: Option<String>,
     /// Address to listen on (default: 127.0.0.1).
     #[arg(long, env = "HEARTH_HOST")]
     pub host: Option<String>,
     /// Port to listen on; 0 picks one and prints it (default: 8080).
     #[arg(long, env = "HEARTH_PORT")]
     pub port: Option<u16>,
+    /// PEM file with the certificate, and those between it and its authority: the port then speaks
+    /// https alone. Needs --tls-key.
+    #[arg(long, env = "HEARTH_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert.
+    #[arg(long, env = "HEARTH_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
     /// Folder for what must outlive the process: keys, stored answers; `none` keeps everything in
     /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
@@ -231,6 +253,7 @@ impl RawConfig {
             engine: group(text)?,
             capacity: group(text)?,
             memory: group(text)?,
+            lora: group(text)?,
             server: group(text)?,
         })
     }
@@ -240,8 +263,13 @@ impl RawConfig {
         fn list<T>(a: Vec<T>, b: Vec<T>) -> Vec<T> {
             if a.is_empty() { b } else { a }
         }
-        let Self { model, engine, capacity, memory, server } = self;
+        let Self { model, engine, capacity, memory, lora, server } = self;
         Self {
+            lora: LoraArgs {
+                lora: list(lora.lora, file.lora.lora),
+                lora_dir: list(lora.lora_dir, file.lora.lora_dir),
+                lora_memory: lora.lora_memory.or(file.lora.lora_memory),
+            },
             server: ServerArgs {
                 // Ids belong to the models that stand with them.
                 alias: match model.model.is_empty() {
@@ -249,10 +277,10 @@ impl RawConfig {
                     false => server.alias,
                 },
                 model_alias: list(server.model_alias, file.server.model_alias),
-                lora: list(server.lora, file.server.lora),
-                lora_memory: server.lora_memory.or(file.server.lora_memory),
                 host: server.host.or(file.server.host),
                 port: server.port.or(file.server.port),
+                tls_cert: server.tls_cert.or(file.server.tls_cert),
+                tls_key: server.tls_key.or(file.server.tls_key),
                 data_dir: server.data_dir.or(file.server.data_dir),
                 kv_store: server.kv_store.or(file.server.kv_store),
                 kv_store_size: server.kv_store_size.or(file.server.kv_store_size),
@@ -360,8 +388,10 @@ mod tests {
             quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             speculate = \"draft\"\ndraft-model = \"d\"\n\
-             model-alias = \"x=a\"\nlora = \"y=b\"\nlora-memory = \"1G\"\nhost = \"::1\"\n\
-            port = 6\ndata-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
+            model-alias = \"x=a\"\nlora = \"y=b\"\nlora-dir = \"l\"\nlora-memory = \"1G\"\n\
+            host = \"::1\"\n\
+            port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\n\
+            data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\
             kv-store = \"k\"\nkv-store-size = \"1G\"\n\

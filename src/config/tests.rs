@@ -52,6 +52,8 @@ fn wrong_values_name_their_flag() {
         ("kv-store = \"\"", "--kv-store"),
         ("kv-store = \"d\"\nkv-store-size = \"much\"", "--kv-store-size"),
         ("kv-store-size = \"1G\"", "--kv-store-size"),
+        ("tls-cert = \"c\"", "--tls-cert"),
+        ("tls-key = \"k\"", "--tls-key"),
     ];
     for (toml, flag) in cases {
         assert_eq!(raw(toml).validate().unwrap_err().option, flag);
@@ -69,7 +71,9 @@ fn a_draft_model_is_what_guesses_where_one_is_named() {
 #[test]
 fn an_address_of_version_6_is_told_from_its_port() {
     let config = raw("host = \"::1\"\nport = 80").validate().unwrap();
-    assert!(config.describe().contains("[::1]:80"));
+    assert!(config.describe().contains("http://[::1]:80"));
+    let tls = raw("tls-cert = \"c\"\ntls-key = \"k\"").validate().unwrap();
+    assert!(tls.describe().contains("https://127.0.0.1:8080"));
 }
 
 #[test]

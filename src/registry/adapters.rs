@@ -93,7 +93,7 @@ struct Known {
 #[derive(Debug)]
 struct Read {
     generation: u64,
-    stamp: Vec<(u64, Option<SystemTime>)>,
+    stamp: Stamp,
     /// `None` once it had to go.
     adapter: Option<Arc<Adapter>>,
     content: Digest,
@@ -105,9 +105,9 @@ impl Adapters {
         Self { budget_bytes, ..Self::default() }
     }
 
-    /// Registers one; reads nothing.
-    pub(super) fn add(&self, new: NewAdapter) -> Result<(), Error> {
-        self.insert(Known::new(new)?, false)
+    /// Registers one; reads nothing. With `replace` as [`Adapters::load`].
+    pub(super) fn put(&self, new: NewAdapter, replace: bool) -> Result<(), Error> {
+        self.insert(Known::new(new)?, replace)
     }
 
     /// Reads one and registers it. With `replace` it takes the place of another of its id and its
@@ -188,7 +188,12 @@ impl Adapters {
                 Error::invalid("adapters", message)
             })?;
             let read = self.read(&known, file);
-            let (adapter, generation, digest) = read.map_err(|why| Error::invalid("model", why))?;
+            // The log says why; whoever asks need not know where files lie.
+            let (adapter, generation, digest) = read.map_err(|_| {
+                let message =
+                    format!("The adapter `{id}` cannot be used; the server's log has why.");
+                Error::Internal(message)
+            })?;
             parts.push((adapter, *weight));
             key.push((generation, weight.to_bits()));
             content.push(Digest::of_parts(&[&digest.0, &weight.to_le_bytes()]));
@@ -289,7 +294,9 @@ impl Known {
 }
 
 /// Lengths and times of the files of an adapter: others are another generation.
-fn stamp(path: &Path) -> Vec<(u64, Option<SystemTime>)> {
+pub(super) type Stamp = Vec<(u64, Option<SystemTime>)>;
+
+pub(super) fn stamp(path: &Path) -> Stamp {
     let of = |path: &Path| fs::metadata(path).map(|meta| (meta.len(), meta.modified().ok())).ok();
     let inside = |name: &str| of(&path.join(name));
     let files = ["adapter_config.json", "adapter_model.safetensors"];
@@ -324,7 +331,7 @@ mod tests {
         let bytes = bytes.bytes() as u64;
         let adapters = Adapters::new(bytes * 3 / 2);
         for id in ["a", "b", "c"] {
-            adapters.add(new(id, goldens().join("lora/llama"))).unwrap();
+            adapters.put(new(id, goldens().join("lora/llama")), false).unwrap();
         }
         (adapters, bytes)
     }
@@ -351,7 +358,7 @@ mod tests {
     fn a_pinned_adapter_stays() {
         let (adapters, bytes) = adapters();
         let pinned = NewAdapter { pinned: true, ..new("p", goldens().join("lora/llama")) };
-        adapters.add(pinned).unwrap();
+        adapters.put(pinned, false).unwrap();
         slot(&adapters, &one("p", 1.0));
         for id in ["a", "b"] {
             slot(&adapters, &one(id, 1.0));
@@ -383,7 +390,7 @@ mod tests {
             fs::copy(goldens().join("lora/llama").join(file), folder.path().join(file)).unwrap();
         }
         let (adapters, _) = adapters();
-        adapters.add(new("x", folder.path().to_owned())).unwrap();
+        adapters.put(new("x", folder.path().to_owned()), false).unwrap();
         let first = slot(&adapters, &one("x", 1.0));
         let known = adapters.state().known["x"].clone();
         known.let_go();
@@ -399,8 +406,8 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         let (adapters, _) = adapters();
         let error = |result: Result<(), Error>| result.unwrap_err().to_string();
-        assert!(error(adapters.add(new("a", goldens()))).contains("loaded already"));
-        assert!(error(adapters.add(new("", goldens()))).contains("lora_name"));
+        assert!(error(adapters.put(new("a", goldens()), false)).contains("loaded already"));
+        assert!(error(adapters.put(new("", goldens()), false)).contains("lora_name"));
         assert!(error(adapters.remove("z")).contains("`z`"));
         let broken = adapters.load(new("z", goldens().join("lora/qwen3")), &base(), false);
         assert!(error(broken).contains("self_attn"), "the tensor is named");

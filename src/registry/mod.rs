@@ -20,6 +20,7 @@ pub mod source;
 mod standing;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
 pub use residency::{State, Stays};
 pub use served::ServedModel;
 pub use standing::{Counts, Standing};
+pub use watch::Watched;
 
 use self::keeper::Keeper;
 use self::offer::Progress;
@@ -163,9 +165,23 @@ impl Registry {
         for (base, id, path) in list {
             let base = served.base_of_adapter(base.as_deref())?.id.clone();
             served.is_free(&id)?;
-            served.adapters.add(NewAdapter { id, base, path, pinned: false })?;
+            served.adapters.put(NewAdapter { id, base, path, pinned: false }, false)?;
         }
         Ok(served)
+    }
+
+    /// Registers what lies in a folder, to be watched. Without a base it is for the only model that
+    /// generates text.
+    ///
+    /// # Errors
+    /// As [`Registry::with_adapters`], or a folder that cannot be listed.
+    pub fn folder_of_adapters(
+        &self,
+        base: Option<&str>,
+        folder: PathBuf,
+    ) -> Result<Watched, Error> {
+        let base = self.base_of_adapter(base)?.id.clone();
+        Watched::open(self, base, folder)
     }
 
     /// The model that an adapter is for: the one that is named, or the only one.
@@ -208,6 +224,13 @@ impl Registry {
     /// All adapters.
     pub fn adapters(&self) -> &Adapters {
         &self.adapters
+    }
+
+    /// What an answer calls its model: the id of the adapter that the name asks for, or of the
+    /// model.
+    pub fn title(&self, name: &str) -> Result<String, Error> {
+        let (slot, adapter) = self.resolve(name)?;
+        Ok(adapter.unwrap_or_else(|| self.keeper.entries()[slot].card.id.clone()))
     }
 
     /// The adapters that a request runs with: the one that its model's name asks for, and those

@@ -9,11 +9,34 @@ use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 
 use super::error::ApiError;
+use super::reference::{Routes, post};
 use super::{App, aside, fields, models};
 use crate::auth::Caller;
 use crate::registry::NewAdapter;
+
+pub(super) fn routes() -> Routes {
+    const GROUP: &str = "Adapters";
+    Routes::new()
+        .add(
+            post("/v1/load_lora_adapter", GROUP, "Serves a LoRA adapter.")
+                .json(fields::LOAD_ADAPTER)
+                .example(json!({"lora_name": "mine", "lora_path": "/adapters/mine"}))
+                .content("text/plain")
+                .admin(),
+            load,
+        )
+        .add(
+            post("/v1/unload_lora_adapter", GROUP, "Serves it no more.")
+                .json(fields::UNLOAD_ADAPTER)
+                .example(json!({"lora_name": "mine"}))
+                .content("text/plain")
+                .admin(),
+            unload,
+        )
+}
 
 pub(super) async fn load(
     State(app): State<Arc<App>>,

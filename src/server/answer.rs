@@ -32,7 +32,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let model = app.pipeline.model(&call.model, call.keep_alive).await?;
     check_choices(&model, &call)?;
-    let mut envelope = envelope(&model, &call);
+    let mut envelope = envelope(app, &model, &call)?;
     let requests = call.requests.into_iter();
     let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
     let texts = app.pipeline.generate_all(&model, requests.collect()).await?;
@@ -84,17 +84,17 @@ fn check_choices(model: &ServedModel, call: &Call) -> Result<(), ApiError> {
     Err(ApiError::invalid(param, message))
 }
 
-fn envelope(model: &ServedModel, call: &Call) -> Envelope {
+fn envelope(app: &App, model: &ServedModel, call: &Call) -> Result<Envelope, ApiError> {
     let prefix = match call.shape {
         Shape::Chat => "chatcmpl-",
         Shape::Completion => "cmpl-",
     };
     let first = call.requests.first();
-    Envelope {
+    Ok(Envelope {
         shape: call.shape,
         id: ids::random(prefix),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-        model: model.id().to_owned(),
+        model: app.pipeline.registry().title(&call.model)?,
         fingerprint: model.fingerprint().to_owned(),
         tier: first.map_or("default", |request| chat::tier(request.priority)),
         n: first.map_or(1, |request| request.n),
@@ -103,7 +103,7 @@ fn envelope(model: &ServedModel, call: &Call) -> Envelope {
         prompt_tokens: 0,
         prompt_ids: first.filter(|request| request.token_ids).map(|_| Vec::new()),
         logprobs: call.logprobs,
-    }
+    })
 }
 
 /// The events of all prompts, as they come, with choices numbered in prompt-major order. A panic

@@ -4,16 +4,16 @@ mod lines;
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::Uri;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) use self::lines::Lines;
 use super::error::ApiError;
 use super::extract::Fields;
 use super::paging::{self, PageRule, Query};
+use super::reference::{Routes, get, post};
 use super::{App, aside, fields, files, ids, metadata};
 use crate::auth::Caller;
 use crate::jobs::{NewBatch, WINDOW};
@@ -29,13 +29,24 @@ const ENDPOINTS: [&str; 4] =
 const NOT_HERE: [&str; 4] =
     ["/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos"];
 
+const GROUP: &str = "Batches";
+
 type Answer = Result<Json<Value>, ApiError>;
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v1/batches", post(create).get(list))
-        .route("/v1/batches/{id}", get(one))
-        .route("/v1/batches/{id}/cancel", post(cancel))
+pub(super) fn routes() -> Routes {
+    let example = json!({"input_file_id": "file-", "endpoint": "/v1/chat/completions",
+        "completion_window": "24h"});
+    Routes::new()
+        .add(
+            post("/v1/batches", GROUP, "Runs the lines of a file in the background.")
+                .json(fields::BATCH)
+                .example(example)
+                .answers("batch"),
+            create,
+        )
+        .add(get("/v1/batches", GROUP, "Lists batches.").paged(), list)
+        .add(get("/v1/batches/{id}", GROUP, "A batch.").answers("batch"), one)
+        .add(post("/v1/batches/{id}/cancel", GROUP, "Stops a batch.").answers("batch"), cancel)
 }
 
 async fn create(

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::Uri;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
+use super::reference::{Routes, delete, get, post};
 use super::{App, aside, fields, ids, items, metadata};
 use crate::auth::Caller;
 
@@ -19,14 +19,47 @@ const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 /// Items that one request may add.
 const ITEMS_MAX: usize = 20;
 
+const GROUP: &str = "Conversations";
+const ITEM: &str = "/v1/conversations/{id}/items/{item}";
+
 type Answer = Result<Json<Value>, ApiError>;
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v1/conversations", post(create))
-        .route("/v1/conversations/{id}", get(show).post(update).delete(delete))
-        .route("/v1/conversations/{id}/items", post(add).get(list))
-        .route("/v1/conversations/{id}/items/{item}", get(item).delete(remove))
+pub(super) fn routes() -> Routes {
+    let item = json!([{"role": "user", "content": "Hello"}]);
+    let include = ("include", "array", "Taken, and of no effect: everything is there.");
+    let one = "/v1/conversations/{id}";
+    let items = "/v1/conversations/{id}/items";
+    Routes::new()
+        .add(
+            post("/v1/conversations", GROUP, "Begins a conversation.")
+                .json(fields::CONVERSATION)
+                .example(json!({"items": item.clone()}))
+                .answers("conversation"),
+            create,
+        )
+        .add(get(one, GROUP, "A conversation.").answers("conversation"), show)
+        .add(
+            post(one, GROUP, "Sets the labels of a conversation.")
+                .json(fields::METADATA)
+                .example(json!({"metadata": {"topic": "tea"}}))
+                .answers("conversation"),
+            update,
+        )
+        .add(
+            delete(one, GROUP, "Deletes a conversation.").answers("conversation.deleted"),
+            delete_one,
+        )
+        .add(
+            post(items, GROUP, "Adds items.")
+                .json(fields::CONVERSATION_ITEMS)
+                .example(json!({"items": item}))
+                .query(&[include])
+                .answers("list"),
+            add,
+        )
+        .add(get(items, GROUP, "Lists items.").paged().query(&[include]), list)
+        .add(get(ITEM, GROUP, "An item.").query(&[include]), self::item)
+        .add(delete(ITEM, GROUP, "Deletes an item.").answers("conversation"), remove)
 }
 
 async fn create(
@@ -68,7 +101,7 @@ async fn update(
     Ok(Json(aside(move || history.label_conversation(caller.project, &id, labels)).await?))
 }
 
-async fn delete(
+async fn delete_one(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,

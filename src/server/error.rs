@@ -103,6 +103,12 @@ impl ApiError {
             .code("unsupported_media_type")
     }
 
+    /// Plain HTTP to a port that speaks TLS.
+    pub(super) fn wants_https() -> Self {
+        let message = "This port speaks https, and the request came in plain http.";
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("https_required")
+    }
+
     /// A body that does not say it is a form, or says it wrongly.
     pub(super) fn not_a_form(why: &str) -> Self {
         let message = format!("The request body must be a form of type multipart/form-data: {why}");

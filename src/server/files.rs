@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Path, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt;
 use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
+use super::reference::{Routes, delete, get, post};
 use super::{App, aside, fields, ids};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -37,19 +38,54 @@ const PAGE: PageRule = PageRule { limit: 10_000, max: 10_000, descending: true }
 /// Contents leave in pieces of this many bytes.
 const PIECE: usize = 64 << 10;
 
+const GROUP: &str = "Files";
+
 type Answer = Result<Json<Value>, ApiError>;
 
-pub(super) fn router() -> Router<Arc<App>> {
+pub(super) fn routes() -> Routes {
     // Contents go to the disk as they come, and have limits of their own.
     let unbounded = DefaultBodyLimit::disable;
-    Router::new()
-        .route("/v1/files", post(create).layer(unbounded()).get(list))
-        .route("/v1/files/{id}", get(one).delete(delete))
-        .route("/v1/files/{id}/content", get(content))
-        .route("/v1/uploads", post(begin_upload))
-        .route("/v1/uploads/{id}/parts", post(add_part).layer(unbounded()))
-        .route("/v1/uploads/{id}/complete", post(complete_upload))
-        .route("/v1/uploads/{id}/cancel", post(cancel_upload))
+    let list = get("/v1/files", GROUP, "Lists files.").paged();
+    let by = [("purpose", "string", "Only files of this purpose.")];
+    let begin = json!({"filename": "a.jsonl", "purpose": "batch", "bytes": 2,
+        "mime_type": "application/jsonl"});
+    Routes::new()
+        .add(
+            post("/v1/files", GROUP, "Uploads a file.").form("file", fields::FILE).answers("file"),
+            create.layer(unbounded()),
+        )
+        .add(list.query(&by), self::list)
+        .add(get("/v1/files/{id}", GROUP, "A file.").answers("file"), one)
+        .add(delete("/v1/files/{id}", GROUP, "Deletes a file.").answers("file"), remove)
+        .add(
+            get("/v1/files/{id}/content", GROUP, "What is in a file.")
+                .content("application/octet-stream"),
+            content,
+        )
+        .add(
+            post("/v1/uploads", GROUP, "Begins an upload in parts.")
+                .json(fields::UPLOAD)
+                .example(begin)
+                .answers("upload"),
+            begin_upload,
+        )
+        .add(
+            post("/v1/uploads/{id}/parts", GROUP, "Adds a part.")
+                .form("data", fields::UPLOAD_PART)
+                .answers("upload.part"),
+            add_part.layer(unbounded()),
+        )
+        .add(
+            post("/v1/uploads/{id}/complete", GROUP, "Makes a file of the parts.")
+                .json(fields::UPLOAD_COMPLETE)
+                .example(json!({"part_ids": []}))
+                .answers("upload"),
+            complete_upload,
+        )
+        .add(
+            post("/v1/uploads/{id}/cancel", GROUP, "Gives an upload up.").answers("upload"),
+            cancel_upload,
+        )
 }
 
 /// `POST /v1/files`.
@@ -95,7 +131,7 @@ async fn one(
 }
 
 /// `DELETE /v1/files/{id}`.
-async fn delete(
+async fn remove(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,

@@ -30,9 +30,11 @@ mod models;
 mod objects;
 mod observe;
 mod paging;
+mod reference;
 mod responses;
 mod sse;
 mod stored;
+mod tls;
 mod tokens;
 mod tools;
 
@@ -45,16 +47,18 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use self::error::ApiError;
 use self::extract::Fields;
+use self::listen::Door;
 use self::metrics::Metrics;
 use self::observe::Watch;
+use self::reference::{Routes, get, post};
 use self::responses::Backgrounds;
+pub use self::tls::Tls;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -65,6 +69,8 @@ use crate::pipeline::Pipeline;
 /// How to serve. Validated by whoever makes it.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// The certificate and key of a port that speaks https; without, it speaks http.
+    pub tls: Option<Tls>,
     /// Origins whose pages may ask from a browser; none by default, `*` is every one.
     pub cors_origins: Vec<String>,
     /// Longer bodies are refused with a 413.
@@ -84,6 +90,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            tls: None,
             cors_origins: Vec::new(),
             body_limit_bytes: 4 << 20,
             head_timeout: Duration::from_secs(75),
@@ -119,6 +126,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
+    let door = Door { listener, tls: config.tls.clone(), head_timeout };
     let app = Arc::new(App::new(config, pipeline, rooms));
     let lines = Arc::new(batches::Lines::new(Arc::clone(&app)));
     let batches = tokio::spawn(Arc::clone(&app.rooms.batches).run(lines));
@@ -127,7 +135,7 @@ pub async fn serve(
         app.draining.store(true, Ordering::Release);
         batches.abort();
     };
-    let closed = listen::until(stop, listener, router(Arc::clone(&app)), head_timeout).await;
+    let closed = listen::until(stop, door, router(Arc::clone(&app))).await;
     tokio::select! {
         () = closed => {}
         left = tokio::time::timeout(drain_timeout, app.idle()) => if left.is_err() {
@@ -158,9 +166,9 @@ impl App {
 
     /// Before anything is read: `/v1` wants a key.
     fn caller(&self, request: &Request) -> Result<Option<Caller>, ApiError> {
-        let path = request.uri().path();
-        let wants_key = path.starts_with("/v1/") || tokens::PATHS.contains(&path);
-        wants_key.then(|| auth::caller(&self.rooms.keyring, request.headers())).transpose()
+        wants_key(request.uri().path())
+            .then(|| auth::caller(&self.rooms.keyring, request.headers()))
+            .transpose()
     }
 
     /// Whoever sends work finds a server that stays, and has not used up what its key may use.
@@ -206,39 +214,69 @@ impl App {
     }
 }
 
+/// Whether a path is asked for with a key, where the server has any.
+fn wants_key(path: &str) -> bool {
+    path.starts_with("/v1/") || tokens::PATHS.contains(&path)
+}
+
 fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat_completions).get(stored::list))
-        .route(
-            "/v1/chat/completions/{id}",
-            get(stored::get).post(stored::update).delete(stored::delete),
-        )
-        .route("/v1/chat/completions/{id}/messages", get(stored::messages))
-        .route("/v1/completions", post(text_completions))
-        .route("/v1/embeddings", post(text_embeddings))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .merge(batches::router())
-        .merge(conversations::router())
-        .merge(files::router())
-        .merge(responses::router())
-        .route("/v1/load_lora_adapter", post(adapters::load))
-        .route("/v1/unload_lora_adapter", post(adapters::unload))
-        .route("/v1/admin/keys", get(auth::list).post(auth::create))
-        .route("/v1/admin/keys/{id}", delete(auth::revoke))
-        .route("/v1/admin/models", get(models::standings))
-        .route("/v1/admin/models/{*path}", post(models::change))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/apply-template", post(tokens::apply_template))
-        .route("/health", get(health))
-        .route("/ready", get(ready))
-        .route("/metrics", get(scrape))
+    routes()
+        .into_router()
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(app.config.body_limit_bytes))
         .layer(middleware::from_fn_with_state(app.clone(), observe::layer))
         .with_state(app)
+}
+
+/// Every route, in the order of the reference.
+fn routes() -> Routes {
+    const TEXT: &str = "Text";
+    const SERVER: &str = "Server";
+    let chat = json!({"model": "hearth-tiny", "stream": true, "max_tokens": 64,
+        "messages": [{"role": "user", "content": "Hello"}]});
+    let text = json!({"model": "hearth-tiny", "prompt": "Once", "max_tokens": 32});
+    Routes::new()
+        .add(
+            post("/v1/chat/completions", TEXT, "Answers a conversation.")
+                .json(fields::CHAT)
+                .example(chat)
+                .answers("chat.completion")
+                .streams(),
+            chat_completions,
+        )
+        .merge(stored::routes())
+        .add(
+            post("/v1/completions", TEXT, "Continues a text.")
+                .json(fields::COMPLETIONS)
+                .example(text)
+                .answers("text_completion")
+                .streams(),
+            text_completions,
+        )
+        .add(
+            post("/v1/embeddings", TEXT, "Makes vectors of texts.")
+                .json(fields::EMBEDDINGS)
+                .example(json!({"model": "all-MiniLM-L6-v2", "input": "Hello"}))
+                .answers("list"),
+            text_embeddings,
+        )
+        .merge(tokens::routes())
+        .merge(responses::routes())
+        .merge(conversations::routes())
+        .merge(files::routes())
+        .merge(batches::routes())
+        .merge(models::routes())
+        .merge(adapters::routes())
+        .merge(auth::routes())
+        .add(get("/health", SERVER, "The process lives."), health)
+        .add(get("/ready", SERVER, "Requests are welcome."), ready)
+        .add(
+            get("/metrics", SERVER, "Counters for Prometheus.")
+                .content("application/openmetrics-text"),
+            scrape,
+        )
+        .merge(reference::routes())
 }
 
 async fn chat_completions(

@@ -8,10 +8,39 @@ use axum::http::{HeaderMap, header};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::reference::{self, Routes, post};
 use super::{App, auth, says_json};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::registry::{Card, Kind, Registry, Standing};
+
+pub(super) fn routes() -> Routes {
+    const GROUP: &str = "Models";
+    Routes::new()
+        .add(
+            reference::get("/v1/models", GROUP, "Lists models and adapters.").answers("list"),
+            list,
+        )
+        .add(
+            reference::get("/v1/models/{*id}", GROUP, "A model; its id may have slashes.")
+                .shown(&["/v1/models/{id}"])
+                .answers("model"),
+            get,
+        )
+        .add(
+            reference::get("/v1/admin/models", GROUP, "Where every model is.")
+                .answers("list")
+                .admin(),
+            standings,
+        )
+        .add(
+            post("/v1/admin/models/{*path}", GROUP, "Brings a model into memory, or out of it.")
+                .shown(&["/v1/admin/models/{id}/load", "/v1/admin/models/{id}/unload"])
+                .answers("model.standing")
+                .admin(),
+            change,
+        )
+}
 
 /// Everything that can be asked for, in memory or not.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {

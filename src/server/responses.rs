@@ -15,12 +15,11 @@ pub(super) use background::Backgrounds;
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
 
@@ -30,6 +29,7 @@ pub(super) use self::request::{Draft, read};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
+use super::reference::{self, Routes, get, post};
 use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -38,32 +38,77 @@ use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::{Lease, ServedModel};
 use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
+const GROUP: &str = "Responses";
+const ONE: &str = "/v1/responses/{id}";
+
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 
 /// What a chat has no field for does not change the number of its tokens.
 const INPUT_TOKENS: &[fields::Field] = &[
-    fields::honoured("conversation"),
-    fields::honoured("input"),
-    fields::honoured("instructions"),
-    fields::honoured("model"),
-    fields::honoured("parallel_tool_calls"),
-    fields::honoured("previous_response_id"),
-    fields::honoured("reasoning"),
-    fields::honoured("text"),
-    fields::honoured("tool_choice"),
-    fields::honoured("tools"),
-    fields::honoured("truncation"),
+    fields::honoured("conversation", fields::TEXT_OR_OBJECT),
+    fields::honoured("input", fields::TEXT_OR_LIST),
+    fields::honoured("instructions", fields::Takes::Text),
+    fields::honoured("model", fields::Takes::Text),
+    fields::honoured("parallel_tool_calls", fields::Takes::Bool),
+    fields::honoured("previous_response_id", fields::Takes::Text),
+    fields::honoured("reasoning", fields::Takes::Table(request::REASONING)),
+    fields::honoured("text", fields::Takes::Table(request::TEXT)),
+    fields::honoured("tool_choice", fields::TEXT_OR_OBJECT),
+    fields::honoured("tools", fields::Takes::List),
+    fields::honoured("truncation", fields::Takes::Text),
 ];
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v1/responses", post(create))
-        .route("/v1/responses/input_tokens", post(input_tokens))
-        .route("/v1/responses/compact", post(compact::compact))
-        .route("/v1/responses/{id}", get(show).delete(delete))
-        .route("/v1/responses/{id}/cancel", post(cancel))
-        .route("/v1/responses/{id}/input_items", get(input_items))
+pub(super) fn routes() -> Routes {
+    let hello = || json!({"model": "hearth-tiny", "input": "Hello"});
+    let mut stream = hello();
+    (stream["stream"], stream["max_output_tokens"]) = (true.into(), 64.into());
+    let include = ("include", "array", "Taken, and of no effect: everything is there.");
+    let again = [
+        ("stream", "boolean", "The events of one in the background, as they come."),
+        ("starting_after", "integer", "Only events after this number."),
+        ("include_obfuscation", "boolean", "Taken, and of no effect."),
+        include,
+    ];
+    Routes::new()
+        .add(
+            post("/v1/responses", GROUP, "Answers, and remembers.")
+                .json(request::RESPONSES)
+                .example(stream)
+                .answers("response")
+                .streams(),
+            create,
+        )
+        .add(
+            post("/v1/responses/input_tokens", GROUP, "Counts the tokens of a request.")
+                .json(INPUT_TOKENS)
+                .example(hello())
+                .answers("response.input_tokens"),
+            input_tokens,
+        )
+        .add(
+            post("/v1/responses/compact", GROUP, "Sums a conversation up.")
+                .json(request::COMPACT)
+                .example(hello())
+                .answers("response.compaction"),
+            compact::compact,
+        )
+        .add(get(ONE, GROUP, "A response.").query(&again).answers("response").streams(), show)
+        .add(
+            reference::delete(ONE, GROUP, "Deletes a response.").answers("response.deleted"),
+            delete,
+        )
+        .add(
+            post("/v1/responses/{id}/cancel", GROUP, "Stops one in the background.")
+                .answers("response"),
+            cancel,
+        )
+        .add(
+            get("/v1/responses/{id}/input_items", GROUP, "Lists what a response read.")
+                .paged()
+                .query(&[include]),
+            input_items,
+        )
 }
 
 async fn create(
@@ -120,6 +165,8 @@ pub(super) async fn answer(
 /// An answer that has begun.
 struct Begun {
     model: Lease<ServedModel>,
+    /// What the answer calls it.
+    title: String,
     priority: Priority,
     place: Place,
     events: BoxStream<'static, Result<TextEvent, Error>>,
@@ -141,6 +188,7 @@ async fn begin(
     said: &[Value],
 ) -> Result<Begun, ApiError> {
     let mut call = draft.call(said)?;
+    let title = app.pipeline.registry().title(&call.model)?;
     let request = call.requests.pop().ok_or_else(objects::cut_short)?;
     let priority = request.priority;
     let request = TextRequest { tenant: caller.tenant, ..request };
@@ -151,7 +199,7 @@ async fn begin(
     watch.generating(model.id(), prompt_tokens, 1);
     let watcher = Arc::clone(watch);
     let events = answer::merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
-    Ok(Begun { model: model.clone(), priority, place, events })
+    Ok(Begun { model: model.clone(), title, priority, place, events })
 }
 
 /// Everything that the model reads: what was said before, and what is said now. References to
@@ -203,7 +251,7 @@ fn shell(draft: &Draft, begun: &Begun) -> Map<String, Value> {
     }
     shell.extend(draft.echo.clone());
     // What was had, which may be called otherwise than what was asked for.
-    shell.insert("model".to_owned(), json!(begun.model.id()));
+    shell.insert("model".to_owned(), json!(begun.title));
     shell.insert("service_tier".to_owned(), json!(chat::tier(begun.priority)));
     // What holds when the request does not say.
     let defaults = begun.model.defaults();

@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::extract::Fields;
 use super::objects::Whole;
 use super::paging::{self, PageRule, Query};
+use super::reference::{self, Routes, post};
 use super::{App, aside, fields, metadata};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -40,6 +41,40 @@ const ECHO: [&str; 9] = [
     "response_format",
     "reasoning_effort",
 ];
+
+const ONE: &str = "/v1/chat/completions/{id}";
+
+pub(super) fn routes() -> Routes {
+    const GROUP: &str = "Stored chat completions";
+    let some = [
+        ("model", "string", "Only those of this model."),
+        ("metadata", "object", "Only those with these labels: `metadata[key]=value`."),
+    ];
+    Routes::new()
+        .add(
+            reference::get("/v1/chat/completions", GROUP, "Lists what was stored.")
+                .paged()
+                .query(&some),
+            list,
+        )
+        .add(reference::get(ONE, GROUP, "A stored completion.").answers("chat.completion"), get)
+        .add(
+            post(ONE, GROUP, "Sets its labels.")
+                .json(fields::METADATA)
+                .example(json!({"metadata": {"topic": "tea"}}))
+                .answers("chat.completion"),
+            update,
+        )
+        .add(
+            reference::delete(ONE, GROUP, "Deletes it.").answers("chat.completion.deleted"),
+            delete,
+        )
+        .add(
+            reference::get("/v1/chat/completions/{id}/messages", GROUP, "Lists its messages.")
+                .paged(),
+            messages,
+        )
+}
 
 /// Reads `store` and `metadata`; looks at the rest of the body and leaves it.
 pub(super) fn wanted(body: &mut Fields) -> Result<Option<Keep>, ApiError> {

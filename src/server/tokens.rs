@@ -12,10 +12,35 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::Fields;
+use super::reference::{Routes, post};
 use super::{App, call, fields, messages, tools};
 use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::{Kind, Lease, ServedModel};
 use crate::text::Special;
+
+pub(super) fn routes() -> Routes {
+    const GROUP: &str = "Tokens";
+    let example = json!({"messages": [{"role": "user", "content": "Hello"}]});
+    Routes::new()
+        .add(
+            post(PATHS[0], GROUP, "The tokens of a text or a conversation.")
+                .json(fields::TOKENIZE)
+                .example(json!({"prompt": "Hello"})),
+            tokenize,
+        )
+        .add(
+            post(PATHS[1], GROUP, "The text of tokens.")
+                .json(fields::DETOKENIZE)
+                .example(json!({"tokens": [72, 105]})),
+            detokenize,
+        )
+        .add(
+            post(PATHS[2], GROUP, "A conversation as the model reads it.")
+                .json(fields::APPLY_TEMPLATE)
+                .example(example),
+            apply_template,
+        )
+}
 
 /// The paths, which want a key like those under `/v1/`.
 pub(super) const PATHS: [&str; 3] = ["/tokenize", "/detokenize", "/apply-template"];

@@ -32,6 +32,8 @@ async fn answer(server: &Server, model: &str, fields: Value) -> (Value, Value) {
     let answer = server.post("/v1/completions", body(model, fields)).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let json = answer.json();
+    // Named like the adapter that was asked for, however it was.
+    assert_eq!(json["model"], model.strip_prefix(&format!("{MODEL}:")).unwrap_or(model));
     let choice = &json["choices"][0];
     (choice["token_ids"].clone(), choice["logprobs"]["token_logprobs"].clone())
 }
@@ -55,10 +57,15 @@ async fn an_adapter_is_a_model_with_a_parent() {
     assert_eq!(answer(&server, MODEL, nothing).await, base);
     let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "model": "bent",
         "max_tokens": 3, "adapters": []});
-    assert_eq!(server.post("/v1/chat/completions", chat).await.status, 200);
+    let chat = server.post("/v1/chat/completions", chat).await;
+    assert_eq!((chat.status, &chat.json()["model"]), (200, &json!("bent")));
     let response = json!({"input": "Hi", "model": MODEL, "max_output_tokens": 16,
         "adapters": [{"id": "bent"}]});
-    assert_eq!(server.post("/v1/responses", response).await.status, 200);
+    let response = server.post("/v1/responses", response).await;
+    assert_eq!((response.status, &response.json()["model"]), (200, &json!(MODEL)));
+    let response = json!({"input": "Hi", "model": "bent", "max_output_tokens": 16});
+    let response = server.post("/v1/responses", response).await;
+    assert_eq!((response.status, &response.json()["model"]), (200, &json!("bent")));
 }
 
 /// Base rows and adapters in one batch answer as each alone.
@@ -151,6 +158,85 @@ async fn what_cannot_be_is_refused_by_name() {
         let param = answer.json()["error"]["param"].as_str().unwrap_or_default().to_owned();
         assert!(param.starts_with("adapters"), "{list}: {param}");
     }
+}
+
+/// An adapter whose files are of no use fails whoever asks for it, who is not told where they lie.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_adapter_does_not_tell_where_it_lies() {
+    let registry = Registry::of(vec![fixture::model(&Options::default()).into()]).unwrap();
+    let list =
+        vec![(None, "odd".to_owned(), lora("llama")), (None, "no".to_owned(), "/a/b".into())];
+    let registry = registry.with_adapters(1 << 20, list).unwrap();
+    let server = fixture::serve_all(registry, Options::default()).await;
+    for id in ["odd", "no"] {
+        let answer = server.post("/v1/completions", body_of(id)).await;
+        assert_eq!(answer.status, 500, "{}", answer.body);
+        assert!(answer.body.contains(id) && !answer.body.contains('/'), "{}", answer.body);
+    }
+}
+
+/// Adapters in a folder come, change and go with their files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_followed() {
+    let registry = Registry::of(vec![fixture::model(&Options::default()).into()]).unwrap();
+    let list = vec![(None, "taken".to_owned(), lora("qwen3"))];
+    let registry = registry.with_adapters(1 << 20, list).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let put = |id: &str| {
+        let to = folder.path().join(id);
+        std::fs::create_dir_all(&to).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(lora("qwen3").join(file), to.join(file)).unwrap();
+        }
+    };
+    let ids = |registry: &Registry| -> Vec<String> {
+        let all = registry.adapters().cards().into_iter().map(|card| card.id);
+        all.filter(|id| id != "taken").collect()
+    };
+    put("first");
+    put("taken");
+    std::fs::create_dir(folder.path().join("empty")).unwrap();
+    let open = |r: &Registry| r.folder_of_adapters(None, folder.path().to_owned());
+    assert!(open(&registry).unwrap_err().to_string().contains("`taken` is loaded already"));
+    std::fs::remove_dir_all(folder.path().join("taken")).unwrap();
+    registry.adapters().remove("first").ok();
+    let mut watched = open(&registry).unwrap();
+    assert_eq!(ids(&registry), ["first"]);
+    // New ones, when two looks agree.
+    put("second");
+    put("taken");
+    watched.look(&registry);
+    assert_eq!(ids(&registry), ["first"]);
+    watched.look(&registry);
+    assert_eq!(ids(&registry), ["first", "second"], "a taken name does no harm");
+    // A change makes a new generation, and no more than one.
+    let lease = registry.generator(MODEL, None).await.unwrap();
+    let slot = |id: &str| {
+        let wanted = registry.wanted(id, &[]).unwrap();
+        let set = registry.adapters().set(MODEL, lease.file(), &wanted).unwrap();
+        set.unwrap().slot.0
+    };
+    let (first, second) = (slot("first"), slot("second"));
+    let config = folder.path().join("first/adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text}\n")).unwrap();
+    watched.look(&registry);
+    assert_eq!(slot("first"), first, "it may still be being written");
+    watched.look(&registry);
+    let changed = slot("first");
+    assert_ne!(changed, first);
+    watched.look(&registry);
+    watched.look(&registry);
+    assert_eq!((slot("first"), slot("second")), (changed, second));
+    std::fs::remove_dir_all(folder.path().join("second")).unwrap();
+    watched.look(&registry);
+    assert_eq!(ids(&registry), ["first"]);
+    // A folder that is away takes nothing with it.
+    let away = folder.path().with_extension("away");
+    std::fs::rename(folder.path(), &away).unwrap();
+    watched.look(&registry);
+    assert_eq!(ids(&registry), ["first"]);
+    std::fs::rename(&away, folder.path()).unwrap();
 }
 
 /// Where there are keys, the operator's is wanted.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -49,7 +49,7 @@ impl Answer {
 
 /// A request that has been sent.
 pub(crate) struct Pending {
-    socket: TcpStream,
+    socket: Box<dyn AsyncRead + Send + Unpin>,
     received: Vec<u8>,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Pending {
 pub(crate) async fn send_raw(server: SocketAddr, bytes: &[u8]) -> Pending {
     let mut socket = TcpStream::connect(server).await.expect("the server listens");
     socket.write_all(bytes).await.expect("the server reads");
-    Pending { socket, received: Vec::new() }
+    Pending { socket: Box::new(socket), received: Vec::new() }
 }
 
 /// Sends a request. `headers` are added to those that every request has.
@@ -68,8 +68,19 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Pending {
-    let mut socket = TcpStream::connect(server).await.expect("the server listens");
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
+    let socket = TcpStream::connect(server).await.expect("the server listens");
+    send_over(socket, method, path, headers, body).await
+}
+
+/// Sends a request over a connection that is there.
+pub(crate) async fn send_over(
+    mut socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Pending {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -77,7 +88,7 @@ pub(crate) async fn send(
     socket.write_all(head.as_bytes()).await.expect("the server reads");
     // A server that refuses by the head alone may close before it has read the body.
     let _ = socket.write_all(body).await;
-    Pending { socket, received: Vec::new() }
+    Pending { socket: Box::new(socket), received: Vec::new() }
 }
 
 /// A field of a form: name, name of the file, contents.

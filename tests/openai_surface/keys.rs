@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Options, Server, chat_body, start};
 use crate::http::{self, Answer};
 
-fn new(name: &str, project: &str) -> NewKey {
+pub(crate) fn new(name: &str, project: &str) -> NewKey {
     NewKey {
         name: name.into(),
         project: project.into(),
@@ -25,7 +25,7 @@ fn new(name: &str, project: &str) -> NewKey {
 }
 
 /// A server with these keys, and the keys.
-async fn start_with<const N: usize>(keys: [NewKey; N]) -> (Server, [String; N]) {
+pub(crate) async fn start_with<const N: usize>(keys: [NewKey; N]) -> (Server, [String; N]) {
     let store = Store::in_memory().expect("a store");
     let secrets = keys.map(|key| admin::create(&store, &key).expect("a key").secret);
     (start(Options { store, ..Options::default() }).await, secrets)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hearth::server::ServerConfig;
+use hearth::server::{ServerConfig, Tls};
 use serde_json::json;
 
 use crate::fixture::{CONTEXT_LEN, Options, chat_body, start};
@@ -123,6 +123,26 @@ async fn a_head_that_does_not_come_closes_its_connection() {
     let half = http::send_raw(server.address, b"GET /health HTTP/1.1\r\nHost:").await;
     half.closed().await;
     assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_that_does_not_come_closes_its_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    std::fs::write(&cert, identity.cert.pem()).unwrap();
+    std::fs::write(&key, identity.signing_key.serialize_pem()).unwrap();
+    let config = ServerConfig {
+        tls: Some(Tls::open(&cert, &key).unwrap()),
+        head_timeout: Duration::from_millis(50),
+        ..Default::default()
+    };
+    let server = start(Options { config, ..Options::default() }).await;
+    for half in [&b""[..], b"\x16\x03\x01\x40\x00\x01"] {
+        http::send_raw(server.address, half).await.closed().await;
+    }
+    let plain = server.get("/health").await;
+    assert_eq!((plain.status, &plain.error()["code"]), (400, &json!("https_required")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

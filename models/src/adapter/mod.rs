@@ -111,6 +111,25 @@ impl Adapter {
         Self::from_deltas(base.config(), deltas)
     }
 
+    /// Whether the files of an adapter are there; what is in them is not looked at.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn is_at(path: &Path) -> Result<()> {
+        let files = peft::files(path)?;
+        let is_gguf = |item: std::io::Result<std::fs::DirEntry>| {
+            item.is_ok_and(|item| item.path().extension().is_some_and(|end| end == "gguf"))
+        };
+        let there = match (files.weights.is_file(), &files.config) {
+            (true, _) => true,
+            (false, Some(_)) => false,
+            (false, None) => std::fs::read_dir(path).is_ok_and(|mut all| all.any(is_gguf)),
+        };
+        let what = "is missing: an adapter is a folder with adapter_config.json and this file, or \
+                    a .gguf file";
+        there.then_some(()).ok_or_else(|| Error::config("adapter_model.safetensors", what))
+    }
+
     /// Of updates that are made in memory.
     ///
     /// # Errors

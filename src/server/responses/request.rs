@@ -8,33 +8,33 @@ use serde_json::{Map, Value, json};
 use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
-use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused};
+use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused, required};
 use crate::server::{chat, items, metadata};
 
 /// `POST /v1/responses`.
 pub(super) const RESPONSES: &[Field] = &[
-    honoured("background"),
-    honoured("conversation"),
-    honoured("include"),
-    honoured("input"),
-    honoured("instructions"),
-    honoured("max_output_tokens"),
-    honoured("metadata"),
-    honoured("model"),
-    honoured("parallel_tool_calls"),
-    honoured("previous_response_id"),
-    honoured("reasoning"),
-    honoured("service_tier"),
-    honoured("store"),
-    honoured("stream"),
-    honoured("stream_options"),
-    honoured("temperature"),
-    honoured("text"),
-    honoured("tool_choice"),
-    honoured("tools"),
-    honoured("top_logprobs"),
-    honoured("top_p"),
-    honoured("truncation"),
+    honoured("background", Takes::Bool),
+    honoured("conversation", fields::TEXT_OR_OBJECT),
+    honoured("include", Takes::List),
+    honoured("input", fields::TEXT_OR_LIST),
+    honoured("instructions", Takes::Text),
+    honoured("max_output_tokens", Takes::Integer),
+    honoured("metadata", Takes::Object),
+    required("model", Takes::Text),
+    honoured("parallel_tool_calls", Takes::Bool),
+    honoured("previous_response_id", Takes::Text),
+    honoured("reasoning", Takes::Table(REASONING)),
+    honoured("service_tier", Takes::Text),
+    honoured("store", Takes::Bool),
+    honoured("stream", Takes::Bool),
+    honoured("stream_options", Takes::Table(STREAM_OPTIONS)),
+    honoured("temperature", Takes::Number),
+    honoured("text", Takes::Table(TEXT)),
+    honoured("tool_choice", fields::TEXT_OR_OBJECT),
+    honoured("tools", Takes::List),
+    honoured("top_logprobs", Takes::Integer),
+    honoured("top_p", Takes::Number),
+    honoured("truncation", Takes::Text),
     no_effect("max_tool_calls", Takes::Integer, "counts calls of hosted tools, and there are none"),
     CACHE_KEY,
     CACHE_OPTIONS,
@@ -45,16 +45,16 @@ pub(super) const RESPONSES: &[Field] = &[
     refused("moderation", |_| false, "moderation inside a response is not supported"),
     refused("prompt", |_| false, "there are no stored prompts yet"),
     // Not OpenAI's: extras that clients of local servers send.
-    honoured("adapters"),
-    honoured("chat_template_kwargs"),
-    honoured("frequency_penalty"),
-    honoured("ignore_eos"),
-    honoured("keep_alive"),
-    honoured("min_p"),
-    honoured("presence_penalty"),
-    honoured("repetition_penalty"),
-    honoured("seed"),
-    honoured("top_k"),
+    honoured("adapters", Takes::List),
+    honoured("chat_template_kwargs", Takes::Object),
+    honoured("frequency_penalty", Takes::Number),
+    honoured("ignore_eos", Takes::Bool),
+    honoured("keep_alive", fields::TEXT_OR_NUMBER),
+    honoured("min_p", Takes::Number),
+    honoured("presence_penalty", Takes::Number),
+    honoured("repetition_penalty", Takes::Number),
+    honoured("seed", Takes::Integer),
+    honoured("top_k", Takes::Integer),
 ];
 
 const CACHED: &str = "what is cached is cached without being asked for";
@@ -65,11 +65,11 @@ const CACHE_RETENTION: Field = no_effect("prompt_cache_retention", fields::CACHE
 
 /// `POST /v1/responses/compact`.
 pub(super) const COMPACT: &[Field] = &[
-    honoured("input"),
-    honoured("instructions"),
-    honoured("model"),
-    honoured("previous_response_id"),
-    honoured("service_tier"),
+    honoured("input", fields::TEXT_OR_LIST),
+    honoured("instructions", Takes::Text),
+    required("model", Takes::Text),
+    honoured("previous_response_id", Takes::Text),
+    honoured("service_tier", Takes::Text),
     CACHE_KEY,
     CACHE_OPTIONS,
     CACHE_RETENTION,
@@ -94,15 +94,15 @@ const SAME: [&str; 15] = [
     "service_tier",
 ];
 
-const TEXT: &[Field] = &[
-    honoured("format"),
+pub(super) const TEXT: &[Field] = &[
+    honoured("format", Takes::Object),
     no_effect("verbosity", fields::VERBOSITY, "a hint that no served model was trained to follow"),
 ];
 
 const SUMMARY: Takes = Takes::Word(&["auto", "concise", "detailed"]);
 
-const REASONING: &[Field] = &[
-    honoured("effort"),
+pub(super) const REASONING: &[Field] = &[
+    honoured("effort", Takes::Text),
     no_effect("summary", SUMMARY, "what is thought is shown as it is"),
     no_effect("generate_summary", SUMMARY, "what is thought is shown as it is"),
 ];

@@ -56,7 +56,7 @@ def test_a_batch_from_its_file_to_its_answers(client, model):
         body = answer["response"]["body"]
         completion = openai.types.chat.ChatCompletion.model_validate(body)
         tokens += completion.usage.total_tokens
-    assert batch.usage.total_tokens == tokens
+    assert batch.to_dict()["usage"]["total_tokens"] == tokens
     (error,) = client.files.content(batch.error_file_id).text.splitlines()
     error = json.loads(error)
     assert (error["custom_id"], error["response"]["status_code"]) == ("huge", 400)

@@ -4,6 +4,9 @@ import time
 
 import openai
 import pytest
+from openai.resources.responses import Responses
+
+OLD = not hasattr(Responses, "compact")
 
 
 def respond(client, model, **fields):
@@ -91,6 +94,7 @@ def test_a_response_in_the_background(client, model):
     assert events[-1].response.id == response.id
 
 
+@pytest.mark.skipif(OLD, reason="this client has no word for it")
 def test_a_conversation_is_summed_up_and_goes_on(client, model):
     said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "First."}]
     short = client.responses.compact(model=model, input=said)
@@ -108,6 +112,7 @@ def test_what_was_had_is_told(client, model):
     assert respond(client, model, service_tier="fast").service_tier == "priority"
 
 
+@pytest.mark.skipif(OLD, reason="this client has no word for it")
 def test_input_tokens(client, model):
     count = client.responses.input_tokens.count(model=model, input="Once upon a time")
     assert count.input_tokens == respond(client, model).usage.input_tokens

@@ -1,0 +1,15 @@
+"""`/openapi.json` by the judgement of others: it is valid OpenAPI 3.1, and needs no key."""
+
+import json
+import os
+import urllib.request
+
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+
+def test_the_document_is_valid():
+    url = os.environ["HEARTH_BASE_URL"].removesuffix("/v1") + "/openapi.json"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        document = json.load(answer)
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["openapi"].startswith("3.1")
