@@ -6,6 +6,9 @@ use crate::types::CacheScope;
 
 const PAYLOAD: usize = 5000;
 
+/// What happens to the bytes of a file.
+type Damage = dyn Fn(&mut Vec<u8>);
+
 fn model(content: u8) -> ModelKey {
     ModelKey::new(Digest([content; 32]), "layout", "realm")
 }
@@ -83,7 +86,7 @@ fn a_damaged_or_foreign_file_is_removed_and_never_given_out() {
     let folder = tempfile::tempdir().unwrap();
     let shelf = open(folder.path(), 1 << 20);
     let right = label(model(1), 2, &[7; 16]);
-    let damage: [&dyn Fn(&mut Vec<u8>); 6] = [
+    let damage: [&Damage; 6] = [
         &|file| file.truncate(file.len() - 1),
         &|file| file.push(0),
         &|file| file.clear(),
