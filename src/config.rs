@@ -430,15 +430,7 @@ impl Config {
                     ),
                 },
             ),
-            (
-                "kv-store",
-                match &self.kv_store {
-                    None => "none".to_owned(),
-                    Some((folder, bytes)) => {
-                        format!("{}, up to {} MB", folder.display(), bytes >> 20)
-                    }
-                },
-            ),
+            ("kv-store", self.describe_kv_store()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",
@@ -457,6 +449,13 @@ impl Config {
             ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
+    }
+
+    fn describe_kv_store(&self) -> String {
+        match &self.kv_store {
+            None => "none".to_owned(),
+            Some((folder, bytes)) => format!("{}, up to {} MB", folder.display(), bytes >> 20),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What happens when things go wrong, with the real binary: clients that vanish at every stage,
 //! clients that do not read, connections that never ask, bodies made of noise, kill -9, SIGTERM, a
-//! full disk, blocks of keys and values on a disk that lies. After each: no block is held, no sequence is stuck, nothing has panicked, and what
-//! other clients are told has not changed.
+//! full disk, blocks of keys and values on a disk that lies. After each: no block is held, no
+//! sequence is stuck, nothing has panicked, and what other clients are told has not changed.
 #![cfg(all(target_os = "linux", feature = "builtin-model"))]
 
 #[allow(dead_code, reason = "shared with another test binary, which uses the rest")]

@@ -75,8 +75,8 @@ impl KvStore {
         }
     }
 
-    /// What the bytes of a block mean, for whoever keeps them: another text, other numbers. It names
-    /// all that the numbers of a given model follow from, the instruction set too. `None` where
+    /// What the bytes of a block mean, for whoever keeps them: another text, other numbers. It
+    /// names all that the numbers of a given model follow from, the instruction set too. `None` where
     /// blocks do not leave the store.
     pub fn layout(&self) -> Option<String> {
         match self {
@@ -130,8 +130,8 @@ impl KvStore {
         }
     }
 
-    /// Fills a block with what [`KvStore::export_block`] gave for it, or for another one, in a store
-    /// of the same layout.
+    /// Fills a block with what [`KvStore::export_block`] gave for it, or for another one, in a
+    /// store of the same layout.
     ///
     /// # Errors
     /// Bytes of another length, or blocks do not enter this store.

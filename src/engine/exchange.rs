@@ -54,8 +54,8 @@ impl Engine {
         self.scheduler.all_loads_failed();
     }
 
-    /// Copies what is about to be overwritten, the beginning of a text before its end, and begins to
-    /// fetch what sequences wait for.
+    /// Copies what is about to be overwritten, the beginning of a text before its end, and begins
+    /// to fetch what sequences wait for.
     pub(super) fn exchange(&mut self, batch: &Batch) {
         self.rested = batch.entries.is_empty();
         let Some(floor) = &self.floor else { return };

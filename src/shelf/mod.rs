@@ -283,7 +283,7 @@ fn scan(folder: &Path) -> io::Result<Index> {
     let mut index = Index::default();
     for model in fs::read_dir(folder)? {
         let model = model?;
-        let Some(key) = bytes::<8>(&model.file_name().to_string_lossy()) else { continue };
+        let Some(key) = from_hex::<8>(&model.file_name().to_string_lossy()) else { continue };
         if !model.file_type()?.is_dir() {
             continue;
         }
@@ -292,7 +292,7 @@ fn scan(folder: &Path) -> io::Result<Index> {
             let (name, meta) = (item.file_name().to_string_lossy().into_owned(), item.metadata());
             let Ok(meta) = meta else { continue };
             let Some((block, end)) = name.split_once('.') else { continue };
-            let Some(block) = bytes::<32>(block).filter(|_| meta.is_file()) else { continue };
+            let Some(block) = from_hex::<32>(block).filter(|_| meta.is_file()) else { continue };
             match end {
                 "kv" => {
                     let used = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
@@ -309,7 +309,7 @@ fn scan(folder: &Path) -> io::Result<Index> {
 }
 
 /// Bytes out of twice as many lower-case hexadecimal digits.
-fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
     if text.len() != 2 * N || !text.bytes().all(digit) {
         return None;
