@@ -76,8 +76,8 @@ impl KvStore {
     }
 
     /// What the bytes of a block mean, for whoever keeps them: another text, other numbers. It
-    /// names all that the numbers of a given model follow from, the instruction set too. `None` where
-    /// blocks do not leave the store.
+    /// names all that the numbers of a given model follow from, the instruction set too. `None`
+    /// where blocks do not leave the store.
     pub fn layout(&self) -> Option<String> {
         match self {
             Self::Nothing => None,
