@@ -158,7 +158,8 @@ fn a_merged_model_answers_as_with_the_adapter() {
     let wrong = ["lora", "merge", from, "--lora", other, "-o", to, "--force"];
     refused(&wrong, &["lora/llama", "k_proj.lora_B", "[24, 4]", "[32, 4]"]);
     refused(&["complete", "a", "--model", from, "--lora", &format!("x={from}")], &["--lora: x"]);
-    let nowhere = folder.path().to_str().unwrap();
+    let nowhere = tempfile::tempdir().unwrap();
+    let nowhere = nowhere.path().to_str().unwrap();
     refused(
         &["serve", "--model", from, "--lora", &format!("x={nowhere}"), "--port", "0"],
         &["--lora: x", "adapter_model.safetensors"],
