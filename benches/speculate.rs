@@ -86,6 +86,7 @@ fn open(
         compute,
         kv_dtype: config.plan.kv_dtype,
         speculation,
+        shelf: None,
         progress: &mut |_, _| {},
     };
     let model = model.load(served)?;

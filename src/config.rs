@@ -39,6 +39,8 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Folder for what must outlive the process; `None` keeps everything in memory.
     pub data_dir: Option<PathBuf>,
+    /// Folder for keys and values that memory has no room for, and its size in bytes.
+    pub kv_store: Option<(PathBuf, u64)>,
     /// Threads that compute.
     pub threads: usize,
     /// Name of the device.
@@ -185,6 +187,7 @@ impl RawConfig {
                 (None, Some(_)) => return wrong("--tls-key", "needs a --tls-cert"),
             },
             data_dir: data_dir(server.data_dir),
+            kv_store: kv_store(server.kv_store, server.kv_store_size.as_deref())?,
             threads: in_range(
                 "--threads",
                 model.threads,
@@ -243,6 +246,21 @@ fn memory_options(memory: MemoryArgs) -> Result<MemoryOptions, ConfigError> {
             .or_else(|why| wrong("--keep-alive", format!("`{keep_alive}` {why}")))?,
         pins: memory.pin,
     })
+}
+
+fn kv_store(
+    folder: Option<PathBuf>,
+    bytes: Option<&str>,
+) -> Result<Option<(PathBuf, u64)>, ConfigError> {
+    let bytes = bytes.map(|text| size("--kv-store-size", text)).transpose()?;
+    match (folder, bytes) {
+        (Some(folder), _) if folder.as_os_str().is_empty() => {
+            wrong("--kv-store", "must not be empty")
+        }
+        (Some(folder), bytes) => Ok(Some((folder, bytes.unwrap_or(10 << 30)))),
+        (None, Some(_)) => wrong("--kv-store-size", "is of no use without --kv-store"),
+        (None, None) => Ok(None),
+    }
 }
 
 /// `ID=PATH`, or `MODEL:ID=PATH`.
@@ -412,6 +430,7 @@ impl Config {
                     ),
                 },
             ),
+            ("kv-store", self.describe_kv_store()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",
@@ -430,6 +449,13 @@ impl Config {
             ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
+    }
+
+    fn describe_kv_store(&self) -> String {
+        match &self.kv_store {
+            None => "none".to_owned(),
+            Some((folder, bytes)) => format!("{}, up to {} MB", folder.display(), bytes >> 20),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod registry;
 pub mod scheduler;
 pub mod server;
+pub mod shelf;
 pub mod store;
 pub mod text;
 pub mod types;

@@ -56,10 +56,19 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("jobs", &["store", "files"]),
     // `engine::spawn`: to load a model is to start its engine; what remains is the handle.
     // `hearth_kernels`: not used, models brings the pool.
+    // `shelf`: what a model and an adapter are, byte by byte, is known where they are read.
     // The same of `embeddings`: to load an encoder is to start its thread.
     (
         "registry",
-        &["engine::handle", "engine::spawn", "embeddings", "hearth_models", "store", "text"],
+        &[
+            "engine::handle",
+            "engine::spawn",
+            "embeddings",
+            "hearth_models",
+            "shelf",
+            "store",
+            "text",
+        ],
     ),
     // Opens models as `serve` would, and copies their files.
     ("bundle", &["registry", "hearth_models"]),
@@ -75,9 +84,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("history", &["store"]),
     // Uploads are used by batches, retrieval and training alike, so they are a room of their own.
     ("files", &["store"]),
-    ("engine", &["scheduler", "kv", "hearth_models", "hearth_kernels"]),
+    ("engine", &["scheduler", "kv", "shelf", "hearth_models", "hearth_kernels"]),
     ("scheduler", &["kv"]),
     ("kv", &[]),
+    // Files of blocks, named after the texts of the pool.
+    ("shelf", &["kv"]),
     ("text", &[]),
     ("store", &[]),
     ("guardrails", &[]),

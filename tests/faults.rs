@@ -1,12 +1,14 @@
 //! What happens when things go wrong, with the real binary: clients that vanish at every stage,
 //! clients that do not read, connections that never ask, bodies made of noise, kill -9, SIGTERM, a
-//! full disk. After each: no block is held, no sequence is stuck, nothing has panicked, and what
-//! other clients are told has not changed.
+//! full disk, blocks of keys and values on a disk that lies. After each: no block is held, no
+//! sequence is stuck, nothing has panicked, and what other clients are told has not changed.
 #![cfg(all(target_os = "linux", feature = "builtin-model"))]
 
 #[allow(dead_code, reason = "shared with another test binary, which uses the rest")]
 #[path = "openai_surface/http.rs"]
 mod http;
+#[path = "faults/kept.rs"]
+mod kept;
 #[path = "faults/server.rs"]
 mod server;
 #[path = "faults/tls.rs"]

@@ -51,8 +51,13 @@ pub fn run(subject: Subject<'_>) -> Result<(), Failure> {
         target_itl: TARGET_ITL,
         queue_timeout: None,
     };
-    let (engine, running) =
-        hearth::engine::spawn(Box::new(model), KvDType::BF16, limits, Speculation::default())?;
+    let (engine, running) = hearth::engine::spawn(
+        Box::new(model),
+        KvDType::BF16,
+        limits,
+        Speculation::default(),
+        None,
+    )?;
     let loads = [1, CLIENTS].into_iter().zip(WARM.into_iter().zip(WINDOW));
     let seen: Vec<(usize, Seen, f64)> = loads
         .map(|(clients, (warm, window))| {

@@ -4,6 +4,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use hearth_kernels::Isa;
 use hearth_kernels::kv::{KvShape, KvSlab};
 
 use crate::{Error, Result};
@@ -74,6 +75,86 @@ impl KvStore {
         }
     }
 
+    /// What the bytes of a block mean, for whoever keeps them: another text, other numbers. It
+    /// names all that the numbers of a given model follow from, the instruction set too. `None`
+    /// where blocks do not leave the store.
+    pub fn layout(&self) -> Option<String> {
+        match self {
+            Self::Nothing => None,
+            Self::Slabs(slabs) => {
+                let (shape, isa) = (slabs.first()?.shape(), Isa::best().name());
+                let KvShape { n_blocks: _, block_len, n_kv_heads, head_dim } = shape;
+                let kv_type = slabs[0].kv_type().name();
+                let layers = slabs.len();
+                Some(format!(
+                    "slabs {kv_type} {layers} x {block_len} x {n_kv_heads} x {head_dim} {isa}"
+                ))
+            }
+            Self::Tensors(store) => {
+                let (dtype, block_len) = (store.dtype.name(), store.block_len);
+                let (k, layers) = (&store.layers.first()?.0, store.layers.len());
+                let (width, device) = (k.dims().last()?, k.device().location());
+                let head_dim = store.head_dim;
+                Some(format!(
+                    "tensors {dtype} {layers} x {block_len} x {width} / {head_dim} {device:?}"
+                ))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => None,
+        }
+    }
+
+    /// Bytes of a block in all layers, as [`KvStore::export_block`] gives them.
+    pub fn block_bytes(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Slabs(slabs) => slabs.iter().map(|slab| slab.block(0).len()).sum(),
+            Self::Tensors(store) => store.block_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => 0,
+        }
+    }
+
+    /// Adds the bytes of a block to `out`: everything that [`KvStore::import_block`] needs.
+    ///
+    /// # Errors
+    /// Blocks do not leave this store.
+    pub fn export_block(&self, block: u32, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Slabs(slabs) => {
+                slabs.iter().for_each(|slab| out.extend_from_slice(slab.block(block)));
+                Ok(())
+            }
+            Self::Tensors(store) => store.export_block(block as usize, out),
+            _ => Err(Error::Batch("blocks do not leave this KV store".into())),
+        }
+    }
+
+    /// Fills a block with what [`KvStore::export_block`] gave for it, or for another one, in a
+    /// store of the same layout.
+    ///
+    /// # Errors
+    /// Bytes of another length, or blocks do not enter this store.
+    pub fn import_block(&mut self, block: u32, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.block_bytes() {
+            return Err(Error::Batch(format!("{} bytes are no block of KV", bytes.len())));
+        }
+        match self {
+            Self::Slabs(slabs) => {
+                let mut rest = bytes;
+                for slab in slabs {
+                    let place = slab.block_mut(block);
+                    let (own, after) = rest.split_at(place.len());
+                    place.copy_from_slice(own);
+                    rest = after;
+                }
+                Ok(())
+            }
+            Self::Tensors(store) => store.import_block(block as usize, bytes),
+            _ => Err(Error::Batch("blocks do not enter this KV store".into())),
+        }
+    }
+
     /// What lies on a GPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn device(&mut self) -> Option<&mut crate::backend::CudaKv> {
@@ -122,6 +203,36 @@ impl TensorKv {
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
         let KvGeometry { dtype, head_dim, block_len, .. } = shape;
         Ok(Self { layers, dtype, head_dim, block_len })
+    }
+
+    fn block_bytes(&self) -> usize {
+        let of = |t: &Tensor| t.elem_count() / t.dims()[0] * self.block_len;
+        self.layers.iter().map(|(k, v)| (of(k) + of(v)) * k.dtype().size_in_bytes()).sum()
+    }
+
+    fn export_block(&self, block: usize, out: &mut Vec<u8>) -> Result<()> {
+        for stored in self.layers.iter().flat_map(|(k, v)| [k, v]) {
+            let rows = stored.narrow(0, block * self.block_len, self.block_len)?.flatten_all()?;
+            match stored.dtype() {
+                DType::F16 => out.extend(bytemuck::cast_slice(&rows.to_vec1::<f16>()?)),
+                DType::BF16 => out.extend(bytemuck::cast_slice(&rows.to_vec1::<bf16>()?)),
+                _ => out.extend(bytemuck::cast_slice(&rows.to_vec1::<f32>()?)),
+            }
+        }
+        Ok(())
+    }
+
+    fn import_block(&mut self, block: usize, mut bytes: &[u8]) -> Result<()> {
+        for stored in self.layers.iter().flat_map(|(k, v)| [k, v]) {
+            let size = (self.block_len, stored.elem_count() / stored.dims()[0]);
+            let len = size.0 * size.1 * stored.dtype().size_in_bytes();
+            let (own, after) = bytes.split_at(len);
+            let rows =
+                Tensor::from_raw_buffer(own, stored.dtype(), &[size.0, size.1], stored.device())?;
+            stored.slice_set(&rows, 0, block * self.block_len)?;
+            bytes = after;
+        }
+        Ok(())
     }
 
     fn copy_block(&mut self, from: usize, to: usize) -> Result<()> {
@@ -246,6 +357,50 @@ mod tests {
         tensors.copy_block(1, 2).unwrap();
         let copied = tensors.layers[0].0.narrow(0, 8, 4).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(copied, rows.to_vec2::<f32>().unwrap());
+    }
+
+    /// A block that leaves one store enters another of the same layout bit by bit, and no other.
+    #[test]
+    fn a_block_comes_back_as_it_left() {
+        let geometry = |dtype, layer_count| KvGeometry {
+            layer_count,
+            block_count: 3,
+            block_len: 16,
+            kv_head_count: 2,
+            head_dim: 5,
+            dtype,
+        };
+        let tensors = |g| KvStore::Tensors(TensorKv::new(g, &Device::Cpu).unwrap());
+        let slabs = |g: KvGeometry| {
+            let slab = |_| KvSlab::new(g.slab_shape(), g.dtype);
+            KvStore::Slabs((0..g.layer_count).map(slab).collect())
+        };
+        let mut layouts = Vec::new();
+        for dtype in KvDType::ALL {
+            let stores: [&dyn Fn(KvGeometry) -> KvStore; 2] = [&tensors, &slabs];
+            for make in stores {
+                let [mut from, mut to] = [(); 2].map(|()| make(geometry(dtype, 2)));
+                let pattern: Vec<u8> = (0..from.block_bytes()).map(|i| (i % 59) as u8).collect();
+                from.import_block(1, &pattern).unwrap();
+                from.copy_block(1, 2).unwrap();
+                let (mut left, mut came, mut blank) = (Vec::new(), Vec::new(), Vec::new());
+                from.export_block(2, &mut left).unwrap();
+                assert_eq!(left, pattern, "{dtype:?}");
+                to.import_block(0, &left).unwrap();
+                to.export_block(0, &mut came).unwrap();
+                assert_eq!(came, pattern, "{dtype:?}");
+                to.export_block(1, &mut blank).unwrap();
+                assert!(blank.iter().all(|b| *b == 0), "a neighbour has changed");
+                assert!(to.import_block(0, &left[1..]).is_err());
+                layouts
+                    .extend([from.layout().unwrap(), make(geometry(dtype, 3)).layout().unwrap()]);
+            }
+        }
+        let count = layouts.len();
+        layouts.sort();
+        layouts.dedup();
+        assert_eq!(layouts.len(), count, "{layouts:?}");
+        assert!(KvStore::Nothing.export_block(0, &mut Vec::new()).is_err());
     }
 
     /// What the fused path's slab does with numbers that its type cannot hold.

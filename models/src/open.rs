@@ -114,6 +114,19 @@ impl Compute {
         }
     }
 
+    /// Refuses to keep blocks of keys and values in files where they do not leave the device.
+    pub fn check_kv_leaves(&self) -> Result<()> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => {
+                let what = "keys and values on a GPU do not leave it yet; leave it out, or choose \
+                            --device cpu";
+                Err(Error::Device(what.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Memory that is free there, where that is not the machine's.
     pub fn free_bytes(&self) -> Option<u64> {
         match self {
@@ -275,6 +288,23 @@ impl ModelFile {
         let mut progress = |_| {};
         let loader = Loader::new(&self.weights, &self.config, &mut progress);
         loader.with_mix(self.mix).matrix(role, take)
+    }
+
+    /// Tells everything that the numbers of this model follow from, byte by byte: what it is, how
+    /// it is quantised, and every tensor whole. Reads the files from end to end.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn tell(&self, listener: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let mix = self.mix.map_or("as it is", |mix| mix.name());
+        listener(format!("{:?} {mix} {:?}", self.config, self.weights.format()).as_bytes());
+        for (name, info) in self.weights.infos() {
+            let (ty, len) = (info.ty.name(), info.len_bytes());
+            listener(format!("{name} {ty} {:?} {len}\n", info.shape).as_bytes());
+            listener(self.weights.tensor(name)?.bytes);
+            self.weights.release(name);
+        }
+        Ok(())
     }
 
     /// Loads it. `progress` is told the bytes of every tensor as it is taken.

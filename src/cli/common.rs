@@ -68,6 +68,9 @@ pub(super) fn read(path: &Path) -> Result<RawConfig, Failure> {
     if let Some(dir) = &mut file.memory.models_dir {
         *dir = folder.join(&*dir);
     }
+    if let Some(dir) = file.server.kv_store.as_mut().filter(|dir| !dir.as_os_str().is_empty()) {
+        *dir = folder.join(&*dir);
+    }
     for pem in [&mut file.server.tls_cert, &mut file.server.tls_key].into_iter().flatten() {
         *pem = folder.join(&*pem);
     }

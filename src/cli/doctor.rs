@@ -50,7 +50,7 @@ pub(super) fn run(common: Common<DoctorArgs>) -> Result<(), Failure> {
     let free = plan::free_bytes();
     let told = free.map_or("not told by the system".into(), |free| format!("{} MB", free >> 20));
     writeln!(out, "free memory {told}")?;
-    let offer = open::offer(&config, &compute, &HubOptions::from_env())?;
+    let offer = open::offer(&config, &compute, &HubOptions::from_env(), None)?;
     let told = offer.budget_bytes.map_or("unknown".into(), |bytes| format!("{} MB", bytes >> 20));
     writeln!(out, "budget      {told} for all models")?;
     for planned in &offer.models {

@@ -91,7 +91,7 @@ fn list(out: &mut impl Write, common: Common<ListArgs>) -> Result<(), Failure> {
 fn offered(common: Common<ListArgs>) -> Result<Offer, Failure> {
     let config = common.validate()?;
     let hub = HubOptions { offline: true, ..HubOptions::from_env() };
-    open::offer(&config, &open::compute(&config)?, &hub)
+    open::offer(&config, &open::compute(&config)?, &hub, None)
 }
 
 fn show_offer(out: &mut impl Write, offer: &Offer) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hearth_kernels::Pool;
 use hearth_models::weights::Mix;
@@ -16,6 +17,7 @@ use crate::registry::hub::{self, Bars, HubOptions};
 use crate::registry::offer::{self, Offered, Opened, Place, Refused, Terms, Wanted};
 use crate::registry::source::ModelSource;
 use crate::registry::{Bounds, LoadError, Registry, builtin, plan, watch};
+use crate::shelf::Shelf;
 
 pub(super) const NO_BUILTIN: &str = "this build carries no model (feature `builtin-model`); \
     name one:\n  \
@@ -56,6 +58,7 @@ pub(super) fn offer(
     config: &Config,
     compute: &Compute,
     hub: &HubOptions,
+    shelf: Option<Arc<Shelf>>,
 ) -> Result<Offer, Failure> {
     let budget_bytes = config.memory.budget_bytes.or_else(|| plan::budget(compute));
     let (plan, mix) = (config.plan, config.quantize);
@@ -64,7 +67,8 @@ pub(super) fn offer(
         Speculate::Draft(name) => Some(place(ModelSource::parse(name)?, hub)?),
         Speculate::Off | Speculate::Ngram => None,
     };
-    let terms = Terms { compute: compute.clone(), plan, mix, lookup, draft, budget_bytes };
+    let compute = compute.clone();
+    let terms = Terms { compute, plan, mix, lookup, draft, budget_bytes, shelf };
     let mut wanted = named_models(config, hub)?;
     let named = wanted.len();
     wanted.extend(models_of_folder(config, &wanted)?);
@@ -175,7 +179,7 @@ fn models_of_folder(config: &Config, named: &[Wanted]) -> Result<Vec<Wanted>, Fa
 
 /// A registry of everything that is offered, with what belongs there at the start loaded.
 pub(super) fn models(config: &Config) -> Result<Registry, Failure> {
-    serve(config, offer(config, &compute(config)?, &HubOptions::from_env())?)
+    serve(config, offer(config, &compute(config)?, &HubOptions::from_env(), None)?)
 }
 
 /// The same of what was offered already.
@@ -237,6 +241,19 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let compute = Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}"))?;
     compute.check_kv(config.plan.kv_dtype).map_err(|e| format!("--kv-dtype: {e}"))?;
     Ok(compute)
+}
+
+/// Takes the folder for keys and values into use, where there is one and blocks leave the device.
+pub(super) fn shelf(config: &Config, compute: &Compute) -> Result<Option<Arc<Shelf>>, Failure> {
+    let Some((folder, bytes_max)) = &config.kv_store else { return Ok(None) };
+    compute.check_kv_leaves().map_err(|e| format!("--kv-store: {e}"))?;
+    // Projects are numbered by the database in the data directory; one in memory ends with us.
+    let realm = match &config.data_dir {
+        Some(dir) => dir.canonicalize().unwrap_or(dir.clone()).to_string_lossy().into_owned(),
+        None => format!("{} {:?}", std::process::id(), SystemTime::now()),
+    };
+    let shelf = Shelf::open(folder, *bytes_max, realm).map_err(|e| format!("--kv-store: {e}"))?;
+    Ok(Some(Arc::new(shelf)))
 }
 
 /// Where the files of a model lie; fetches them first when it is a hub id.

@@ -36,7 +36,9 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     tell(format_args!("hearth {}\n{}", env!("CARGO_PKG_VERSION"), config.describe()));
     tell(format_args!("  keys            {door}"));
     let started = Instant::now();
-    let offer = open::offer(&config, &open::compute(&config)?, &HubOptions::from_env())?;
+    let compute = open::compute(&config)?;
+    let shelf = open::shelf(&config, &compute)?;
+    let offer = open::offer(&config, &compute, &HubOptions::from_env(), shelf)?;
     tell(format_args!("  memory-budget   {}", budget(&config, offer.budget_bytes)));
     offer.models.iter().for_each(|planned| tell(describe(planned)));
     offer.refused.iter().for_each(|(_, why)| tell(format_args!("  not offered     {why}")));

@@ -180,6 +180,13 @@ pub struct ServerArgs {
     /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Folder for keys and values of prompts that memory has no room for: what was computed once is
+    /// read again, also after a restart. Texts can be read out of it (default: none).
+    #[arg(long, env = "HEARTH_KV_STORE")]
+    pub kv_store: Option<PathBuf>,
+    /// Size of that folder; what was not used longest goes first (default: 10G).
+    #[arg(long, env = "HEARTH_KV_STORE_SIZE")]
+    pub kv_store_size: Option<String>,
     /// Key that clients must send; repeat for several. Without one, anyone who reaches the port
     /// may ask.
     #[arg(long, env = "HEARTH_API_KEY", hide_env_values = true)]
@@ -275,6 +282,8 @@ impl RawConfig {
                 tls_cert: server.tls_cert.or(file.server.tls_cert),
                 tls_key: server.tls_key.or(file.server.tls_key),
                 data_dir: server.data_dir.or(file.server.data_dir),
+                kv_store: server.kv_store.or(file.server.kv_store),
+                kv_store_size: server.kv_store_size.or(file.server.kv_store_size),
                 api_key: list(server.api_key, file.server.api_key),
                 insecure: server.insecure.or(file.server.insecure),
                 cors_origin: list(server.cors_origin, file.server.cors_origin),
@@ -385,6 +394,7 @@ mod tests {
             data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             lenient-fields = true\nlog-format = \"json\"\n\
+            kv-store = \"k\"\nkv-store-size = \"1G\"\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
         assert_eq!(all.lines().count(), flags().len());
         let all = RawConfig::from_toml(all).unwrap();

@@ -49,6 +49,9 @@ fn wrong_values_name_their_flag() {
         ("memory-budget = \"0G\"", "--memory-budget"),
         ("keep-alive = \"soon\"", "--keep-alive"),
         ("pin = \"\"", "--pin"),
+        ("kv-store = \"\"", "--kv-store"),
+        ("kv-store = \"d\"\nkv-store-size = \"much\"", "--kv-store-size"),
+        ("kv-store-size = \"1G\"", "--kv-store-size"),
         ("tls-cert = \"c\"", "--tls-cert"),
         ("tls-key = \"k\"", "--tls-key"),
     ];

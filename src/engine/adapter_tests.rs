@@ -8,13 +8,14 @@ use hearth_models::{Adapter, LoraSlot, ModelConfig, tiny};
 use super::handle::{AdapterSet, Event, GenerateRequest};
 use super::tests::*;
 use super::*;
+use crate::shelf::Digest;
 
 fn adapter(rank: usize, seed: u64) -> Arc<Adapter> {
     Arc::new(tiny::adapter(&tiny::config(), rank, Float::F32, seed).unwrap())
 }
 
 /// Four lists, one of them composed.
-fn sets() -> Vec<Option<Arc<AdapterSet>>> {
+pub(super) fn sets() -> Vec<Option<Arc<AdapterSet>>> {
     let (one, two) = (adapter(4, 1), adapter(16, 2));
     let lists = [
         vec![(Arc::clone(&one), 1.0)],
@@ -22,7 +23,10 @@ fn sets() -> Vec<Option<Arc<AdapterSet>>> {
         vec![(one, 0.5), (two, -0.5)],
         vec![(adapter(7, 3), 2.0)],
     ];
-    let set = |(slot, parts)| Some(Arc::new(AdapterSet { slot: LoraSlot(slot), parts }));
+    let content = |slot: u64| Digest::of_parts(&[&slot.to_le_bytes()]);
+    let set = |(slot, parts)| {
+        Some(Arc::new(AdapterSet { slot: LoraSlot(slot), parts, content: content(slot) }))
+    };
     std::iter::once(None).chain((1..).zip(lists).map(set)).collect()
 }
 
@@ -108,7 +112,11 @@ fn an_adapter_of_another_model_fails_its_own_request() {
     let (handle, _thread) = engine(limits());
     let other = ModelConfig { hidden_len: 128, ..tiny::config() };
     let other = Arc::new(tiny::adapter(&other, 4, Float::F32, 1).unwrap());
-    let set = Arc::new(AdapterSet { slot: LoraSlot(9), parts: vec![(other, 1.0)] });
+    let set = Arc::new(AdapterSet {
+        slot: LoraSlot(9),
+        parts: vec![(other, 1.0)],
+        content: Digest::default(),
+    });
     let running = handle.submit(greedy(&[1, 2], 9)).unwrap();
     let failed = ask(&handle, GenerateRequest { adapters: Some(set), ..greedy(&[1, 2], 9) });
     assert!(failed.failed.unwrap().contains("has an update of"));

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
 use super::queue::{self, WaitingRoom};
+use crate::shelf::{Digest, Shelf};
 use crate::types::{
     CacheScope, FinishReason, Place, Priority, SeqId, Tenant, Timings, TokenId, Usage,
 };
@@ -33,6 +34,17 @@ pub struct AdapterSet {
     pub slot: LoraSlot,
     /// The adapters; the engine does not look into them.
     pub parts: Vec<(Arc<Adapter>, f32)>,
+    /// What they are and how strong: the same in every process.
+    pub content: Digest,
+}
+
+/// Where an engine keeps the blocks that memory has no room for.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// The files.
+    pub shelf: Arc<Shelf>,
+    /// What the model is, byte by byte.
+    pub content: Digest,
 }
 
 /// One sequence to generate.
@@ -230,6 +242,18 @@ pub struct Stats {
     pub prefix_hit_tokens: AtomicU64,
     /// Blocks that the prefix cache had to forget.
     pub prefix_evictions: AtomicU64,
+    /// Blocks that were written to the shelf,
+    pub kv_spilled: AtomicU64,
+    /// that came back from it,
+    pub kv_reloaded: AtomicU64,
+    /// that had to go there and could not: no buffer was free, or writing paused;
+    pub kv_dropped: AtomicU64,
+    /// writes that failed,
+    pub kv_spill_failures: AtomicU64,
+    /// and files that were not what they should be.
+    pub kv_corrupt: AtomicU64,
+    /// Bytes of the model's files; not set without a shelf.
+    pub kv_store_bytes: OnceLock<Arc<AtomicU64>>,
     /// Requests ever submitted.
     pub requests: AtomicU64,
     /// Tokens of the prompts that were admitted.

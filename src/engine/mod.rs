@@ -7,6 +7,10 @@
 #[cfg(test)]
 mod adapter_tests;
 mod draft;
+mod exchange;
+mod floor;
+#[cfg(test)]
+mod floor_tests;
 mod grammar;
 pub mod handle;
 mod live;
@@ -33,9 +37,11 @@ use std::time::{Duration, Instant};
 use hearth_models::{KvDType, Model, RowOutput};
 
 use self::draft::Draft;
+use self::floor::{Floor, LOAD_BLOCKS_MIN};
 use self::grammar::Masks;
 use self::handle::{
-    Command, Door, EngineHandle, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats, Submission,
+    Command, Door, EngineHandle, Keep, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats,
+    Submission,
 };
 use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
@@ -49,6 +55,7 @@ pub fn spawn(
     kv_dtype: KvDType,
     limits: Limits,
     mut speculation: Speculation,
+    keep: Option<Keep>,
 ) -> Result<(EngineHandle, JoinHandle<()>), hearth_models::Error> {
     let runner = Runner::new(model, &limits, kv_dtype)?;
     let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
@@ -56,7 +63,14 @@ pub fn spawn(
     let (handle, commands) = EngineHandle::new(limits);
     let config = scheduler_config(handle.limits(), &speculation);
     let draft = speculation.draft.take().map(|draft| Draft::new(draft, kv_dtype)).transpose()?;
+    let floor = keep.map(|Keep { shelf, content }| {
+        let layout = runner.layout()?;
+        let sizes = [runner.block_bytes(), handle.limits().block_len];
+        Floor::new(shelf, content, &layout, sizes, handle.stats()).map_err(no_thread)
+    });
     let engine = Engine {
+        floor: floor.transpose()?,
+        rested: false,
         runner,
         scheduler: Scheduler::new(config),
         sampler: Sampler::new(handle.limits().vocab_len),
@@ -87,12 +101,17 @@ fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConf
         score_chunk: SCORE_CHUNK,
         proposed_rows: if speculation.is_on() { PROPOSED_ROWS } else { 0 },
         price: speculation.price,
+        load_blocks_min: LOAD_BLOCKS_MIN,
         target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
 
 struct Engine {
     runner: Runner,
+    /// Where blocks go that memory has no room for.
+    floor: Option<Floor>,
+    /// The last step had no rows.
+    rested: bool,
     scheduler: Scheduler,
     sampler: Sampler,
     masks: Masks,
@@ -132,16 +151,19 @@ impl Engine {
                 self.start_over(&panic_message(&*panic));
             }
         }
+        self.put_away();
     }
 
     /// One step of every sequence that has rows.
     fn step(&mut self) {
         self.drop_closed();
+        self.take_loaded();
         let started = Instant::now();
         let proposals = self.propose();
-        let batch = self.scheduler.schedule(started - self.started, &proposals);
+        let batch = self.scheduler.schedule(started - self.started, &proposals, &self.floor);
         self.expire(&batch);
         self.begin(&batch);
+        self.exchange(&batch);
         match self.compute(&batch) {
             Ok(logits) => {
                 let outcomes = self.sample(&batch, &logits);
@@ -187,6 +209,8 @@ impl Engine {
         }
         let leader = &group[0];
         let request = &leader.request;
+        let adapter = request.adapters.as_ref().map(|adapters| adapters.content);
+        self.floor.iter_mut().for_each(|floor| floor.know(request.scope(), adapter));
         self.scheduler.add(NewSequence {
             id: leader.id,
             prompt: request.prompt.clone(),

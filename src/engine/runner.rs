@@ -7,7 +7,7 @@ use hearth_models::{ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pic
 
 use super::handle::{AdapterSet, Limits};
 use crate::scheduler::{Batch, Scheduler};
-use crate::types::SeqId;
+use crate::types::{BlockId, SeqId};
 
 /// The model and its KV.
 pub(super) struct Runner {
@@ -60,6 +60,30 @@ impl Runner {
             slots: BTreeMap::new(),
             holders: BTreeMap::new(),
         })
+    }
+
+    /// What the bytes of a block mean.
+    ///
+    /// # Errors
+    /// Blocks do not leave this store.
+    pub fn layout(&self) -> Result<String, hearth_models::Error> {
+        let what = "--kv-store: keys and values do not leave this device";
+        self.kv.layout().ok_or_else(|| hearth_models::Error::Device(what.into()))
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
+        self.kv.block_bytes()
+    }
+
+    /// Copies a block; false when that cannot be.
+    pub fn export(&self, block: BlockId, out: &mut Vec<u8>) -> bool {
+        self.kv.export_block(block.0, out).is_ok()
+    }
+
+    /// Fills a block with what was exported once.
+    pub fn import(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), hearth_models::Error> {
+        self.kv.import_block(block.0, bytes)
     }
 
     /// The sequence runs with these adapters until it is released.

@@ -94,7 +94,7 @@ thread_local! {
 }
 
 pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {
-    spawn(model(), STORED.get(), limits, Speculation::default()).unwrap()
+    spawn(model(), STORED.get(), limits, Speculation::default(), None).unwrap()
 }
 
 /// Request `i` of a varied set: lengths, seeds and sampling differ.
@@ -301,7 +301,7 @@ fn a_stopped_generation_is_a_finish_not_a_cancellation() {
 #[test]
 fn a_panic_fails_its_batch_and_nothing_else() {
     let faulty = Box::new(Faulty(model()));
-    let spawned = spawn(faulty, KvDType::F16, limits(), Speculation::default());
+    let spawned = spawn(faulty, KvDType::F16, limits(), Speculation::default(), None);
     let (handle, _thread) = spawned.unwrap();
     let answer = ask(&handle, greedy(&[1, PANIC], 5));
     assert!(answer.failed.unwrap().contains("asked to"));

@@ -8,14 +8,16 @@
 //! Ids and reference counts, no tensors. Owned by the scheduler, so it needs no lock. Deliberately
 //! absent: the storage itself (`hearth_models::kv_store`) and any knowledge of sequences.
 
+mod chain;
 mod prefix;
 
 use std::collections::BTreeMap;
 
+pub use chain::{Chain, Forgotten, Kept};
 pub use prefix::Before;
 use prefix::PrefixIndex;
 
-use crate::types::{BlockId, TokenId};
+use crate::types::{BlockId, CacheScope, TokenId};
 
 /// All blocks of one engine.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct BlockPool {
     index: PrefixIndex,
     /// Blocks that ever had to forget their text.
     evictions: u64,
+    /// Those of them that nobody has asked for yet.
+    forgotten: Vec<Forgotten>,
 }
 
 impl BlockPool {
@@ -46,6 +50,7 @@ impl BlockPool {
             tick: 0,
             index: PrefixIndex::new(count),
             evictions: 0,
+            forgotten: Vec::new(),
         }
     }
 
@@ -133,6 +138,23 @@ impl BlockPool {
         self.refs.len()
     }
 
+    /// Scope, text and number of the blocks that stand there.
+    pub fn above(&self, before: Before) -> (CacheScope, Chain, usize) {
+        self.index.above(before)
+    }
+
+    /// Blocks that had to forget their text since this was asked last, in that order: of one text
+    /// the end before the beginning.
+    pub fn take_forgotten(&mut self) -> Vec<Forgotten> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// What all idle blocks hold, the one that was let go last first: of one text the beginning
+    /// before the end.
+    pub fn idle(&self) -> impl Iterator<Item = Forgotten> {
+        self.idle.values().rev().filter_map(|block| self.index.describe(*block))
+    }
+
     /// Blocks that ever had to forget their text.
     pub fn evictions(&self) -> u64 {
         self.evictions
@@ -171,7 +193,8 @@ impl BlockPool {
     /// The block that has been idle longest, its text forgotten.
     fn evict(&mut self) -> Option<BlockId> {
         let (_, block) = self.idle.pop_first()?;
-        self.index.remove(block);
+        let forgotten = self.index.remove(block);
+        self.forgotten.push(forgotten);
         self.evictions += 1;
         Some(block)
     }
@@ -272,6 +295,11 @@ mod tests {
         pool.retain(blocks[0]);
         assert_eq!(pool.allocate(), Some(blocks[1]));
         assert_eq!((pool.allocate(), pool.evictions()), (None, 2));
+        let forgotten = pool.take_forgotten();
+        let two = Chain::START.then(&[1]).then(&[2]);
+        let said: Vec<_> = forgotten.iter().map(|f| (f.block, f.before, f.depth)).collect();
+        assert_eq!(said, [(blocks[2], two, 2), (blocks[1], Chain::START.then(&[1]), 1)]);
+        assert_eq!((&forgotten[0].text[..], pool.take_forgotten().len()), (&[3][..], 0));
         pool.release(blocks[1]);
         pool.check([[blocks[0]].as_slice(), &[blocks[2]]].into_iter()).unwrap();
         let b = pool.allocate().unwrap();

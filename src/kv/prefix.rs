@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::chain::{Chain, Forgotten};
 use crate::types::{BlockId, CacheScope, TokenId};
 
 /// What stands before a block: the beginning of a text, or another block.
@@ -15,8 +16,8 @@ use crate::types::{BlockId, CacheScope, TokenId};
 pub enum Before {
     /// Nothing. Texts of different scopes share nothing.
     Start(CacheScope),
-    /// The block that was given this name.
-    Block(u64),
+    /// A block, under the name that it was given for this text.
+    Block(u64, BlockId),
 }
 
 /// All blocks whose text is known.
@@ -24,8 +25,20 @@ pub enum Before {
 pub(super) struct PrefixIndex {
     children: HashMap<Before, HashMap<Box<[TokenId]>, Node>>,
     /// Where each indexed block hangs, by id.
-    places: Vec<Option<(Before, Box<[TokenId]>)>>,
+    places: Vec<Option<Place>>,
     next_name: u64,
+}
+
+/// Where a block hangs, and what that is called everywhere.
+#[derive(Clone, Debug)]
+struct Place {
+    before: Before,
+    text: Box<[TokenId]>,
+    scope: CacheScope,
+    /// The text before it, and with it.
+    chains: [Chain; 2],
+    /// Blocks before it.
+    depth: usize,
 }
 
 /// An indexed block.
@@ -43,36 +56,64 @@ impl PrefixIndex {
     /// The block with this text in this place, and what to call it as the place of the next.
     pub fn find(&self, before: Before, text: &[TokenId]) -> Option<(BlockId, Before)> {
         let node = self.children.get(&before)?.get(text)?;
-        Some((node.block, Before::Block(node.name)))
+        Some((node.block, Before::Block(node.name, node.block)))
     }
 
     /// Takes up a block in a place that is empty.
     pub fn insert(&mut self, block: BlockId, before: Before, text: &[TokenId]) -> Before {
         let name = self.next_name;
         self.next_name += 1;
+        let (scope, above, depth) = self.above(before);
+        let chains = [above, above.then(text)];
         let place = &mut self.places[block.0 as usize];
         assert!(place.is_none(), "{block:?} is indexed twice; this is a bug");
-        *place = Some((before, text.into()));
+        *place = Some(Place { before, text: text.into(), scope, chains, depth });
         let old =
             self.children.entry(before).or_default().insert(text.into(), Node { block, name });
         assert!(old.is_none(), "the place of {block:?} is taken; this is a bug");
-        Before::Block(name)
+        Before::Block(name, block)
     }
 
-    /// Forgets a block.
-    pub fn remove(&mut self, block: BlockId) {
-        let place = self.places[block.0 as usize].take();
-        let (before, text) = place.expect("only an indexed block is forgotten; this is a bug");
+    /// Forgets a block, and says what it was.
+    pub fn remove(&mut self, block: BlockId) -> Forgotten {
+        let forgotten = self.describe(block);
+        let place = self.places[block.0 as usize].take().zip(forgotten);
+        let (place, forgotten) = place.expect("only an indexed block is forgotten; this is a bug");
         let siblings =
-            self.children.get_mut(&before).expect("it hangs where it says; this is a bug");
-        siblings.remove(&text);
+            self.children.get_mut(&place.before).expect("it hangs where it says; this is a bug");
+        siblings.remove(&place.text);
         if siblings.is_empty() {
-            self.children.remove(&before);
+            self.children.remove(&place.before);
+        }
+        forgotten
+    }
+
+    /// What an indexed block holds.
+    pub fn describe(&self, block: BlockId) -> Option<Forgotten> {
+        let Place { before: _, text, scope, chains, depth } =
+            self.places[block.0 as usize].as_ref()?;
+        let (scope, before, depth) = (*scope, chains[0], *depth);
+        Some(Forgotten { block, scope, before, depth, text: text.clone() })
+    }
+
+    /// Scope, text and blocks of what stands there. Whoever names a block holds it, so it is here.
+    pub fn above(&self, before: Before) -> (CacheScope, Chain, usize) {
+        match before {
+            Before::Start(scope) => (scope, Chain::START, 0),
+            Before::Block(_, block) => {
+                let place = self.places[block.0 as usize].as_ref();
+                let place = place.expect("what hangs below a block holds it; this is a bug");
+                (place.scope, place.chains[1], place.depth + 1)
+            }
         }
     }
 
     pub fn contains(&self, block: BlockId) -> bool {
         self.places[block.0 as usize].is_some()
+    }
+
+    fn name_of(&self, place: &Place) -> Option<u64> {
+        Some(self.children.get(&place.before)?.get(&place.text)?.name)
     }
 
     /// Both sides name the same blocks.
@@ -83,10 +124,24 @@ impl PrefixIndex {
             return Err(format!("{hanging} blocks hang in the index, {placed} have a place"));
         }
         for (id, place) in self.places.iter().enumerate() {
-            let Some((before, text)) = place else { continue };
+            let Some(Place { before, text, scope, chains, depth }) = place else { continue };
             let found = self.find(*before, text).map(|(block, _)| block);
             if found != Some(BlockId(id as u32)) {
                 return Err(format!("block {id}: {found:?} is found in its place"));
+            }
+            if chains[1] != chains[0].then(text) {
+                return Err(format!("block {id} has the name of another text"));
+            }
+            // What it hung below may be forgotten before it, and be another block by now.
+            let hangs = match before {
+                Before::Start(own) => Some((*own, Chain::START, 0)),
+                Before::Block(name, above) => self.places[above.0 as usize]
+                    .as_ref()
+                    .filter(|place| self.name_of(place) == Some(*name))
+                    .map(|place| (place.scope, place.chains[1], place.depth + 1)),
+            };
+            if hangs.is_some_and(|above| above != (*scope, chains[0], *depth)) {
+                return Err(format!("block {id} is not called as what it hangs below"));
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ use hearth_models::{Adapter, LoraSlot, ModelFile, Pool};
 
 use crate::engine::handle::AdapterSet;
 use crate::error::Error;
+use crate::shelf::Digest;
 use crate::types::unix_now_s;
 
 /// Adapters of one request, at most: a batch has room for more, a request has no use for them.
@@ -95,6 +96,7 @@ struct Read {
     stamp: Stamp,
     /// `None` once it had to go.
     adapter: Option<Arc<Adapter>>,
+    content: Digest,
 }
 
 impl Adapters {
@@ -178,6 +180,7 @@ impl Adapters {
     ) -> Result<Option<Arc<AdapterSet>>, Error> {
         let mut parts = Vec::with_capacity(wanted.len());
         let mut key = Vec::with_capacity(wanted.len());
+        let mut content = Vec::with_capacity(wanted.len());
         for Weighted { id, weight } in wanted {
             let known = self.state().known.get(id).cloned();
             let known = known.filter(|known| known.card.base == base).ok_or_else(|| {
@@ -186,29 +189,32 @@ impl Adapters {
             })?;
             let read = self.read(&known, file);
             // The log says why; whoever asks need not know where files lie.
-            let (adapter, generation) = read.map_err(|_| {
+            let (adapter, generation, digest) = read.map_err(|_| {
                 let message =
                     format!("The adapter `{id}` cannot be used; the server's log has why.");
                 Error::Internal(message)
             })?;
             parts.push((adapter, *weight));
             key.push((generation, weight.to_bits()));
+            content.push(Digest::of_parts(&[&digest.0, &weight.to_le_bytes()]));
         }
         if parts.is_empty() {
             return Ok(None);
         }
         self.make_room();
         let slot = LoraSlot(self.number_of(key));
-        Ok(Some(Arc::new(AdapterSet { slot, parts })))
+        let content: Vec<&[u8]> = content.iter().map(|digest| &digest.0[..]).collect();
+        let content = Digest::of_parts(&content);
+        Ok(Some(Arc::new(AdapterSet { slot, parts, content })))
     }
 
-    /// The adapter and its generation, or why not. Whoever else asks for it meanwhile waits for the
-    /// same read.
-    fn read(&self, known: &Known, file: &ModelFile) -> Result<(Arc<Adapter>, u64), String> {
+    /// The adapter, its generation and its content, or why not. Whoever else asks for it meanwhile
+    /// waits for the same read.
+    fn read(&self, known: &Known, file: &ModelFile) -> Result<(Arc<Adapter>, u64, Digest), String> {
         known.used.store(self.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         let mut read = known.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Read { generation, adapter: Some(adapter), .. }) = &*read {
-            return Ok((Arc::clone(adapter), *generation));
+        if let Some(Read { generation, adapter: Some(adapter), content, .. }) = &*read {
+            return Ok((Arc::clone(adapter), *generation, *content));
         }
         let stamp = stamp(&known.path);
         // On this thread alone: no engine waits for it.
@@ -221,8 +227,14 @@ impl Adapters {
             _ => self.next_number(),
         };
         let adapter = Arc::new(adapter);
-        *read = Some(Read { generation, stamp, adapter: Some(Arc::clone(&adapter)) });
-        Ok((adapter, generation))
+        let told = Digest::of(|listener| {
+            adapter.tell(listener);
+            Ok::<(), String>(())
+        });
+        let content = told?;
+        let kept = Some(Arc::clone(&adapter));
+        *read = Some(Read { generation, stamp, adapter: kept, content });
+        Ok((adapter, generation, content))
     }
 
     /// Lets adapters go until the others fit, those that nobody asked for longest first.

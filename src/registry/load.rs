@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::plan::{self, Demand, PlanError};
 use super::{Details, ServedModel};
 use crate::config::PlanOptions;
-use crate::engine::handle::{DraftModel, Limits, Speculation};
+use crate::engine::handle::{DraftModel, Keep, Limits, Speculation};
+use crate::shelf::{Digest, Shelf};
 use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
 
@@ -27,6 +28,8 @@ pub struct LoadOptions<'a> {
     pub kv_dtype: KvDType,
     /// What guesses how answers go on.
     pub speculation: Speculation,
+    /// Where blocks of keys and values go that memory has no room for.
+    pub shelf: Option<Arc<Shelf>>,
     /// Told bytes loaded and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -129,6 +132,7 @@ impl OpenModel {
             limits,
             kv_dtype: options.kv_dtype,
             speculation: Speculation::default(),
+            shelf: None,
             progress: &mut |_, _| {},
         };
         self.load(options)
@@ -172,7 +176,7 @@ impl OpenModel {
     /// Loads the weights and starts the engine.
     pub fn load(self, options: LoadOptions<'_>) -> Result<ServedModel, LoadError> {
         let Self { file, mut text } = self;
-        let LoadOptions { id, compute, limits, kv_dtype, speculation, progress } = options;
+        let LoadOptions { id, compute, limits, kv_dtype, speculation, shelf, progress } = options;
         let model_error = |source| LoadError::Model { path: file.path().to_owned(), source };
         let (mut done, total) = (0, file.weights().tensor_bytes());
         let mut report = |bytes: usize| {
@@ -180,9 +184,14 @@ impl OpenModel {
             progress(done, total);
         };
         let fingerprint = fingerprint(&file);
+        let keep = shelf.map(|shelf| {
+            let content = Digest::of(|listener| file.tell(listener))?;
+            Ok(Keep { shelf, content })
+        });
+        let keep = keep.transpose().map_err(model_error)?;
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
-        let spawned = crate::engine::spawn(model, kv_dtype, limits, speculation);
+        let spawned = crate::engine::spawn(model, kv_dtype, limits, speculation, keep);
         let (engine, thread) = spawned.map_err(model_error)?;
         Ok(ServedModel {
             id,

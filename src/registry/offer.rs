@@ -22,6 +22,7 @@ use super::{
 use crate::config::PlanOptions;
 use crate::embeddings::Bounds;
 use crate::engine::handle::{Limits, Speculation};
+use crate::shelf::Shelf;
 use crate::types::unix_now_s;
 
 /// Where the files of a model are.
@@ -65,6 +66,8 @@ pub struct Terms {
     pub draft: Option<Place>,
     /// Bytes that models may take together; `None` where nothing is known.
     pub budget_bytes: Option<u64>,
+    /// Where blocks of keys and values go that memory has no room for.
+    pub shelf: Option<Arc<Shelf>>,
 }
 
 /// A model that can be served: what it is, and what it takes.
@@ -363,6 +366,7 @@ impl Recipe {
                     limits: limits.clone(),
                     kv_dtype: self.terms.plan.kv_dtype,
                     speculation: Speculation { lookup, draft, price: None },
+                    shelf: self.terms.shelf.clone(),
                     progress,
                 };
                 model.load(options).map(Loaded::from)

@@ -42,7 +42,7 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
     let failed = |source| LoadError::Model { path: name.into(), source };
     let model = tiny::load(&tiny::config(), DType::Q8_0, seed, compute);
     let (model, alone) = (model.map_err(failed)?, Speculation::default());
-    let spawned = crate::engine::spawn(model, KvDType::F16, limits(), alone);
+    let spawned = crate::engine::spawn(model, KvDType::F16, limits(), alone, None);
     let (engine, thread) = spawned.map_err(failed)?;
     // For adapters, of which there are none here.
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama");

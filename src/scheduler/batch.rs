@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::Sequence;
+use super::{Load, Sequence};
+use crate::kv::Forgotten;
 use crate::types::{BlockId, SeqId, TokenId};
 
 /// The rows of one step.
@@ -12,6 +13,11 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Blocks to copy before anything is computed, in this order: from, to.
     pub copies: Vec<(BlockId, BlockId)>,
+    /// Blocks that had to forget their text and are about to be written, and what they hold until
+    /// then; of one text the end before the beginning.
+    pub forgotten: Vec<Forgotten>,
+    /// Blocks that sequences wait for from now on.
+    pub loads: Vec<Load>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SeqId>,
     /// Sequences that are not begun any more: their deadline has passed.

@@ -31,6 +31,7 @@ impl Room {
             target_ms: 100.0,
             proposed_rows: 8,
             price: None,
+            load_blocks_min: 1,
         });
         Self { scheduler, now_ms: 0.0, next_id: 0, asked: Vec::new() }
     }
@@ -60,7 +61,7 @@ impl Room {
 
     /// A step of a machine that reads its weights in 14 ms and computes a row in 2.4 ms.
     fn step(&mut self) {
-        let batch = self.scheduler.schedule(Duration::from_secs_f64(self.now_ms / 1e3), &[]);
+        let batch = self.scheduler.schedule(Duration::from_secs_f64(self.now_ms / 1e3), &[], &());
         let took_ms = 14.0 + 2.4 * batch.row_count() as f64;
         self.now_ms += took_ms;
         let sampled: Vec<_> =
@@ -214,11 +215,15 @@ fn a_running_tenant_makes_way_for_one_with_nothing() {
     (0..60).for_each(|_| room.step());
     assert_eq!(room.scheduler.running_count(), 32);
     room.ask(tenant(2), 20, 5);
-    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[], &());
     assert_eq!((batch.preempted.as_slice(), batch.preempted.len()), (&[SeqId(31)][..], 1));
     assert!(batch.entries.iter().any(|e| e.id == SeqId(40)));
     room.scheduler.update(&batch, &[], 100.0);
-    assert_eq!(room.scheduler.schedule(Duration::ZERO, &[]).preempted, [], "one place is enough");
+    assert_eq!(
+        room.scheduler.schedule(Duration::ZERO, &[], &()).preempted,
+        [],
+        "one place is enough"
+    );
 }
 
 #[test]
@@ -227,7 +232,7 @@ fn thirty_streams_of_thirty_tenants_all_move_in_every_step() {
     (0..30).for_each(|i| room.ask(tenant(i), 20, 4000));
     (0..60).for_each(|_| room.step());
     room.ask(tenant(30), 2000, 5);
-    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[], &());
     assert_eq!(batch.answers, 30, "nobody has more than a share");
 }
 
@@ -263,14 +268,18 @@ fn a_deadline_counts_until_the_first_row() {
     room.step();
     room.scheduler.add(late(10, 5));
     room.scheduler.add(late(20, 60));
-    assert_eq!(room.scheduler.schedule(Duration::from_secs(5), &[]).expired, []);
-    let batch = room.scheduler.schedule(Duration::from_secs(6), &[]);
+    assert_eq!(room.scheduler.schedule(Duration::from_secs(5), &[], &()).expired, []);
+    let batch = room.scheduler.schedule(Duration::from_secs(6), &[], &());
     assert_eq!(batch.expired, [SeqId(10), SeqId(11)]);
     room.scheduler.finish(SeqId(0));
-    let batch = room.scheduler.schedule(Duration::from_secs(59), &[]);
+    let batch = room.scheduler.schedule(Duration::from_secs(59), &[], &());
     assert_eq!(batch.entries[0].id, SeqId(20));
     room.scheduler.update(&batch, &[], 1.0);
-    assert_eq!(room.scheduler.schedule(Duration::from_secs(61), &[]).expired, [], "it has begun");
+    assert_eq!(
+        room.scheduler.schedule(Duration::from_secs(61), &[], &()).expired,
+        [],
+        "it has begun"
+    );
 }
 
 #[test]
@@ -293,7 +302,7 @@ fn priority_orders_what_one_tenant_asks() {
     ask(1, Priority::Default);
     ask(2, Priority::Priority);
     ask(3, Priority::Default);
-    let batch = room.scheduler.schedule(Duration::ZERO, &[]);
+    let batch = room.scheduler.schedule(Duration::ZERO, &[], &());
     let order: Vec<u64> = batch.entries.iter().map(|e| e.id.0).collect();
     assert_eq!(order, [2, 1, 3, 0]);
 }

@@ -17,6 +17,7 @@ mod batch;
 mod fair;
 #[cfg(test)]
 mod fair_tests;
+mod load;
 mod pace;
 mod sequence;
 #[cfg(test)]
@@ -28,11 +29,12 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
+pub use load::Load;
 pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
 use self::pace::Pace;
-use crate::kv::{Before, BlockPool};
+use crate::kv::{Before, BlockPool, Kept};
 use crate::types::{BlockId, SeqId, TokenId};
 
 /// Bounds. All positive.
@@ -54,6 +56,8 @@ pub struct SchedulerConfig {
     pub target_ms: f64,
     /// What a proposed row costs, see [`Scheduler::price`]; `None`: as it is measured.
     pub price: Option<f64>,
+    /// Fewer kept blocks in a row are computed sooner than fetched.
+    pub load_blocks_min: usize,
 }
 
 /// The state machine.
@@ -68,6 +72,8 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     /// Steps so far.
     steps: u64,
+    /// The last ticket of a load.
+    loads: u64,
 }
 
 /// While a tenant with less waits for its prompt, each answer of one with more than its share
@@ -81,12 +87,13 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
         let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
-        Self { config, pool, pace, tenants: Tenants::default(), running: Vec::new(), steps: 0 }
+        let (tenants, running) = (Tenants::default(), Vec::new());
+        Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
     }
 
     /// The same bounds, with nothing in it.
     pub fn emptied(&self) -> Self {
-        Self::new(self.config)
+        Self { loads: self.loads, ..Self::new(self.config) }
     }
 
     /// Takes a sequence. It must fit into the pool on its own: the engine refuses others. Ids may
@@ -108,8 +115,9 @@ impl Scheduler {
         self.config.price.unwrap_or_else(|| self.pace.price(answers))
     }
 
-    /// Picks the rows of the next step and gives them their blocks.
-    pub fn schedule(&mut self, now: Duration, proposals: &[Proposal]) -> Batch {
+    /// Picks the rows of the next step and gives them their blocks. Text that is kept somewhere is
+    /// waited for, not computed.
+    pub fn schedule(&mut self, now: Duration, proposals: &[Proposal], kept: &dyn Kept) -> Batch {
         let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
         batch.expired = self.tenants.expire(now);
         self.make_way(&mut batch);
@@ -123,8 +131,9 @@ impl Scheduler {
         let rows = batch.answers.saturating_add(rows);
         batch.row_limit = rows.min(self.config.batch_tokens);
         batch.admit = self.admit(&batch);
-        self.give_to_prompts(&answers, &mut batch);
+        self.give_to_prompts(&answers, kept, &mut batch);
         self.give_to_proposals(proposals, &mut batch);
+        batch.forgotten = self.pool.take_forgotten();
         batch
     }
 
@@ -251,7 +260,8 @@ impl Scheduler {
     /// to compute, theirs has more than its share, and all answers together are a heavy load; or
     /// because they are in the background, and somebody is not.
     fn slow_answers(&self) -> Vec<SeqId> {
-        let prompts = self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer());
+        let prompts =
+            self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer() && !s.is_waiting());
         let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
         let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
@@ -271,8 +281,9 @@ impl Scheduler {
     }
 
     /// Rows for all that are no answers, by whose turn it is.
-    fn give_to_prompts(&mut self, answers: &[SeqId], batch: &mut Batch) {
-        let prompts = self.running.iter().filter(|s| answers.binary_search(&s.id).is_err());
+    fn give_to_prompts(&mut self, answers: &[SeqId], kept: &dyn Kept, batch: &mut Batch) {
+        let is_prompt = |s: &&Sequence| answers.binary_search(&s.id).is_err() && !s.is_waiting();
+        let prompts = self.running.iter().filter(is_prompt);
         let rank = |s: &Sequence| (self.tenants.turn(s.tenant.id), Reverse(s.priority), s.id);
         let mut order: Vec<_> = prompts.map(rank).collect();
         order.sort_unstable();
@@ -286,6 +297,9 @@ impl Scheduler {
             // Somebody may have computed meanwhile what comes next in it.
             let found = seq.found(&self.pool, self.config.block_len);
             seq.adopt(&found, &mut self.pool, self.config.block_len);
+            if self.waits_for_kept(place, kept, batch) {
+                continue;
+            }
             let seq = &self.running[place];
             let mut rows = self.row_limit(seq, batch);
             if in_background {
@@ -386,7 +400,8 @@ impl Scheduler {
         }
         // Rows that others will have before it; whoever gets none in this step may as well wait.
         let turn = self.tenants.turn(next.tenant.id);
-        let before = |s: &&Sequence| !s.is_answer() && self.tenants.turn(s.tenant.id) <= turn;
+        let needs_rows = |s: &Sequence| !s.is_answer() && !s.is_waiting();
+        let before = |s: &&Sequence| needs_rows(s) && self.tenants.turn(s.tenant.id) <= turn;
         let taken = self.running.iter().filter(before).map(|s| self.row_limit(s, batch));
         if taken.sum::<usize>() + batch.row_count() >= batch.row_limit {
             return Err(Later::BatchFull);

@@ -1,7 +1,9 @@
 //! One sequence: its tokens, and how far their keys and values have come.
 
+use std::slice::ChunksExact;
 use std::time::Duration;
 
+use super::load::Coming;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, CacheScope, Priority, SeqId, Tenant, TokenId};
 
@@ -45,7 +47,11 @@ pub struct Sequence {
     /// Leading blocks that stand in the prefix index; the next one's place is `place`.
     pub(super) known: usize,
     place: Option<Before>,
-    scope: Option<CacheScope>,
+    pub(super) scope: Option<CacheScope>,
+    /// Blocks that it waits for; they are the next ones.
+    pub(super) coming: Option<Coming>,
+    /// No block before this one is waited for.
+    pub(super) load_from: usize,
     /// Prompt tokens whose KV somebody else had computed.
     cached: usize,
     pub(super) samples: bool,
@@ -73,6 +79,8 @@ impl Sequence {
             known: 0,
             place: scope.map(Before::Start),
             scope,
+            coming: None,
+            load_from: 0,
             cached: 0,
             samples: new.samples,
             score: new.score,
@@ -121,6 +129,11 @@ impl Sequence {
         self.todo() == 1 && self.computed >= self.prompt_len
     }
 
+    /// The blocks that come next are fetched for it.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.coming.is_some()
+    }
+
     /// Prompt and answer so far.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
@@ -140,16 +153,21 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Known blocks for the text that comes next, and the place after each. The last token is
-    /// always left to compute, because its logits are wanted.
+    /// The text that comes next, in whole blocks, and its place; `None` in the middle of a block.
+    /// The last token is always left to compute, because its logits are wanted.
+    pub(super) fn ahead(&self, block_len: usize) -> Option<(Before, ChunksExact<'_, TokenId>)> {
+        let place = self.place.filter(|_| self.computed == self.known * block_len)?;
+        let (_, ahead) = self.tokens[self.computed..].split_last()?;
+        Some((place, ahead.chunks_exact(block_len)))
+    }
+
+    /// Known blocks for the text that comes next, and the place after each.
     pub(super) fn found(&self, pool: &BlockPool, block_len: usize) -> Vec<(BlockId, Before)> {
         let mut found = Vec::new();
-        let aligned = self.computed == self.known * block_len;
-        let mut place = self.place.filter(|_| aligned);
-        let ahead = self.tokens[self.computed..].split_last().map_or(&[][..], |(_, ahead)| ahead);
-        for text in ahead.chunks_exact(block_len) {
-            let Some((block, next)) = place.and_then(|place| pool.find(place, text)) else { break };
-            place = Some(next);
+        let Some((mut place, texts)) = self.ahead(block_len) else { return found };
+        for text in texts {
+            let Some((block, next)) = pool.find(place, text) else { break };
+            place = next;
             found.push((block, next));
         }
         found
@@ -170,10 +188,15 @@ impl Sequence {
             }
             self.known += 1;
             self.place = Some(next);
-            let before = self.reached;
-            self.advance(self.computed + block_len);
-            self.cached += self.reached - before;
+            self.take_computed(block_len);
         }
+    }
+
+    /// The next so many tokens are computed, and not for it.
+    pub(super) fn take_computed(&mut self, count: usize) {
+        let before = self.reached;
+        self.advance(self.computed + count);
+        self.cached += self.reached - before;
     }
 
     /// Keys and values have come to `computed`.
@@ -207,6 +230,7 @@ impl Sequence {
         self.computed = 0;
         self.known = 0;
         self.place = self.scope.map(Before::Start);
+        (self.coming, self.load_from) = (None, 0);
     }
 
     /// What must hold of its own numbers.
@@ -218,6 +242,11 @@ impl Sequence {
         let full = if self.scope.is_some() { self.computed / block_len } else { 0 };
         if self.known != full || self.cached > self.prompt_len {
             return Err(format!("{}: {} of {full} full blocks known", self.id, self.known));
+        }
+        if self.coming.is_some() {
+            let place = self.ahead(block_len).map(|(place, _)| pool.above(place).1);
+            let place = place.ok_or_else(|| format!("{} waits and has no place", self.id))?;
+            self.check_coming(place, block_len)?;
         }
         // The one that is not full may be shared with forks.
         let own = self.blocks.get(self.computed.div_ceil(block_len)..).unwrap_or_default();

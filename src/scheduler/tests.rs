@@ -13,6 +13,7 @@ fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Sch
         target_ms: 100.0,
         proposed_rows: 8,
         price: None,
+        load_blocks_min: 1,
     };
     Scheduler::new(config)
 }
@@ -46,7 +47,7 @@ fn show(batch: &Batch) -> String {
 
 /// One step in which every sampling row yields the token 9.
 fn step(scheduler: &mut Scheduler) -> String {
-    let batch = scheduler.schedule(Duration::ZERO, &[]);
+    let batch = scheduler.schedule(Duration::ZERO, &[], &());
     scheduler.check().unwrap();
     let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
     scheduler.update(&batch, &sampled, 0.0);
@@ -81,11 +82,11 @@ fn waiting_says_why() {
     let mut s = scheduler(3, 8, 2);
     s.add(sequence(0, 7)); // two blocks: seven tokens and the next
     s.add(sequence(1, 5)); // two more do not fit into three
-    assert_eq!(s.schedule(Duration::ZERO, &[]).admit, Admit::Later(Later::NoBlocks));
+    assert_eq!(s.schedule(Duration::ZERO, &[], &()).admit, Admit::Later(Later::NoBlocks));
     s.finish(SeqId(0));
     s.add(sequence(2, 1));
     s.add(sequence(3, 1));
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert_eq!(
         (show(&batch).as_str(), batch.admit),
         ("1:0+5! 2:0+1!", Admit::Later(Later::RunningFull))
@@ -93,7 +94,7 @@ fn waiting_says_why() {
     let mut s = scheduler(100, 4, 2);
     s.add(sequence(0, 9));
     s.add(sequence(1, 1));
-    assert_eq!(s.schedule(Duration::ZERO, &[]).admit, Admit::Later(Later::BatchFull));
+    assert_eq!(s.schedule(Duration::ZERO, &[], &()).admit, Admit::Later(Later::BatchFull));
 }
 
 #[test]
@@ -103,7 +104,7 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
     s.add(sequence(1, 7));
     assert_eq!(step(&mut s), "0:0+7! 1:0+7!");
     assert_eq!(step(&mut s), "0:7+1! 1:7+1!"); // both hold two full blocks
-    let batch = s.schedule(Duration::ZERO, &[]); // 0 needs a third
+    let batch = s.schedule(Duration::ZERO, &[], &()); // 0 needs a third
     assert_eq!(
         (show(&batch).as_str(), batch.preempted.as_slice()),
         ("0:8+1!", [SeqId(1)].as_slice())
@@ -121,13 +122,13 @@ fn scoring_walks_the_prompt_in_small_chunks_and_once() {
     s.add(NewSequence { score: true, samples: false, ..sequence(0, 7) });
     let mut scored = Vec::new();
     for _ in 0..3 {
-        let batch = s.schedule(Duration::ZERO, &[]);
+        let batch = s.schedule(Duration::ZERO, &[], &());
         scored.extend(batch.entries[0].score.clone());
         assert!(!batch.entries[0].samples);
         s.update(&batch, &[], 0.0);
     }
     assert_eq!(scored, (0..7).collect::<Vec<_>>());
-    assert_eq!(show(&s.schedule(Duration::ZERO, &[])), "", "nothing is left to do");
+    assert_eq!(show(&s.schedule(Duration::ZERO, &[], &())), "", "nothing is left to do");
 }
 
 #[test]
@@ -141,10 +142,10 @@ fn scored_rows_are_bounded_over_the_batch_and_not_scored_again() {
     assert_eq!(step(&mut s), "0:4+1! 1:3+3!", "no score row is left for 2");
     step(&mut s);
     step(&mut s);
-    let batch = s.schedule(Duration::ZERO, &[]); // 1 needs a third block and is the youngest
+    let batch = s.schedule(Duration::ZERO, &[], &()); // 1 needs a third block and is the youngest
     assert_eq!(batch.preempted, [SeqId(1)]);
     s.finish(SeqId(0));
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert_eq!(show(&batch), "1:0+9! 2:0+3!");
     assert_eq!((batch.entries[0].score.len(), batch.entries[1].score.len()), (0, 3));
 }
@@ -251,7 +252,7 @@ fn a_preempted_sequence_finds_its_own_blocks_and_calls_none_of_them_cached() {
     s.add(sequence(1, 6));
     step(&mut s);
     step(&mut s);
-    assert_eq!(s.schedule(Duration::ZERO, &[]).preempted, [SeqId(1)]); // 0 needs a third block
+    assert_eq!(s.schedule(Duration::ZERO, &[], &()).preempted, [SeqId(1)]); // 0 needs a third block
     s.finish(SeqId(0));
     assert_eq!(step(&mut s), "1:4+4!", "its first block was known and idle");
     assert_eq!(s.running(SeqId(1)).unwrap().cached(), 0);
@@ -272,7 +273,7 @@ fn a_scored_prompt_is_computed_from_its_first_token() {
 fn prompts_get_the_rows_that_the_time_allows() {
     let mut s = scheduler(1000, 512, 4);
     let timed = |s: &mut Scheduler| {
-        let batch = s.schedule(Duration::ZERO, &[]);
+        let batch = s.schedule(Duration::ZERO, &[], &());
         let sampled: Vec<_> =
             batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();
         let prompt_rows = batch.row_count() - batch.answers;
@@ -287,7 +288,7 @@ fn prompts_get_the_rows_that_the_time_allows() {
     for _ in 0..8 {
         timed(&mut s);
     }
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert!((70..=82).contains(&batch.entries[1].rows), "{}", show(&batch));
 }
 
@@ -296,7 +297,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
     let mut s = scheduler(20, 16, 4);
     s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 6) });
     assert_eq!(s.waiting_count(), 3);
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert_eq!(
         (show(&batch).as_str(), &batch.entries[0].forks[..]),
         ("0:0+6!", &[SeqId(1), SeqId(2)][..])
@@ -305,7 +306,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
     s.check().unwrap();
     assert_eq!((s.running_count(), s.waiting_count(), s.used_blocks()), (3, 0, 2));
     let tail = s.running(SeqId(0)).unwrap().blocks()[1];
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert_eq!(show(&batch), "0:6+1! 1:6+1! 2:6+1!");
     // Two copies; the last holder writes in place.
     let copied: Vec<_> = batch.copies.iter().map(|(from, _)| *from).collect();
@@ -322,7 +323,7 @@ fn forks_begin_where_the_prompt_ends_and_write_into_copies() {
 fn forks_without_room_come_later_and_find_the_prompt() {
     let mut s = scheduler(20, 16, 2);
     s.add(NewSequence { forks: vec![SeqId(1), SeqId(2)], ..sequence(0, 9) });
-    let batch = s.schedule(Duration::ZERO, &[]);
+    let batch = s.schedule(Duration::ZERO, &[], &());
     assert_eq!(batch.entries[0].forks, [SeqId(1)]);
     s.update(&batch, &[(SeqId(0), 9), (SeqId(1), 9)], 0.0);
     assert_eq!((s.running_count(), s.waiting_count()), (2, 1));
@@ -350,7 +351,7 @@ fn what_was_proposed_and_is_wrong_leaves_nothing() {
     let mut s = scheduler(20, 16, 4);
     s.add(sequence(0, 3));
     step(&mut s);
-    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[9, 9, 7, 9, 9])]);
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[9, 9, 7, 9, 9])], &());
     assert_eq!((show(&batch).as_str(), s.used_blocks()), ("0:3+6!", 3));
     assert_eq!((batch.answers, batch.proposed_count()), (1, 5));
     s.check().unwrap();
@@ -375,7 +376,7 @@ fn proposals_come_after_everybody_else() {
     s.add(sequence(1, 11));
     let go_on = [proposal(1, &[5; 4]), proposal(0, &[9; 8])];
     let go = |s: &mut Scheduler| {
-        let batch = s.schedule(Duration::ZERO, &go_on);
+        let batch = s.schedule(Duration::ZERO, &go_on, &());
         let sampling = batch.entries.iter().filter(|e| e.samples);
         let sampled: Vec<_> = sampling.map(|e| (e.id, 9)).collect();
         s.update(&batch, &sampled, 0.0);
@@ -393,14 +394,14 @@ fn nobody_gives_a_block_for_a_proposal() {
     s.add(sequence(0, 7));
     s.add(sequence(1, 6));
     assert_eq!(step(&mut s), "0:0+7! 1:0+6!");
-    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5]), proposal(1, &[1; 5])]);
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5]), proposal(1, &[1; 5])], &());
     assert_eq!(show(&batch), "0:7+1! 1:6+2!", "to the end of the blocks that they have");
     assert_eq!((batch.preempted.len(), s.used_blocks()), (0, 4));
     let mut s = scheduler(4, 16, 4);
     s.add(NewSequence { tenant: Tenant { id: 1, ..Tenant::default() }, ..sequence(0, 3) });
     step(&mut s);
     let before = s.tenants.turn(1).1;
-    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5])]);
+    let batch = s.schedule(Duration::ZERO, &[proposal(0, &[1; 5])], &());
     s.update(&batch, &[(SeqId(0), 9)], 0.0);
     let after = s.tenants.turn(1).1;
     step(&mut s);

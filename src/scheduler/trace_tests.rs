@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::kv::{Chain, Forgotten};
 use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
@@ -17,13 +18,15 @@ const STEPS_OF_ONE: usize = 500;
 #[test]
 fn random_traces_keep_every_promise() {
     let asked = std::env::var("HEARTH_TRACE_STEPS").ok().map(|n| n.parse().unwrap());
-    let mut right = 0;
+    let (mut right, mut came) = (0, 0);
     for seed in 0..asked.unwrap_or(STEPS).div_ceil(STEPS_OF_ONE) as u64 {
         let mut trace = Trace::new(seed);
         (0..STEPS_OF_ONE).for_each(|_| trace.step());
-        right += trace.end();
+        let (was_right, has_come) = trace.end();
+        (right, came) = (right + was_right, came + has_come);
     }
     assert!(right > 0, "nothing that was proposed was right");
+    assert!(came > 0, "nothing came back");
 }
 
 struct Trace {
@@ -40,6 +43,21 @@ struct Trace {
     idle: usize,
     /// Proposed tokens that were right.
     right: usize,
+    shelf: Shelf,
+    /// Loads that are not done: what is left of each.
+    loads: Vec<Load>,
+    /// Blocks that came.
+    came: usize,
+}
+
+/// What was stored for the tokens of a block, by scope and text; some of it gets lost.
+#[derive(Default)]
+struct Shelf(HashMap<(CacheScope, Chain), Vec<u64>>);
+
+impl Kept for Shelf {
+    fn has(&self, scope: CacheScope, text: Chain) -> bool {
+        self.0.contains_key(&(scope, text))
+    }
 }
 
 /// What a sequence was told on arrival.
@@ -64,11 +82,25 @@ impl Trace {
             target_ms: 100.0,
             proposed_rows: random.below(12),
             price: None,
+            load_blocks_min: 1 + random.below(3),
         };
         let scheduler = Scheduler::new(config);
         let (kv, live) = (HashMap::new(), HashMap::new());
-        let now = Duration::ZERO;
-        Self { seed, random, scheduler, batch_tokens, kv, live, next_id: 0, now, idle: 0, right: 0 }
+        Self {
+            seed,
+            random,
+            scheduler,
+            batch_tokens,
+            kv,
+            live,
+            next_id: 0,
+            now: Duration::ZERO,
+            idle: 0,
+            right: 0,
+            shelf: Shelf::default(),
+            loads: Vec::new(),
+            came: 0,
+        }
     }
 
     fn step(&mut self) {
@@ -78,8 +110,9 @@ impl Trace {
         if self.random.below(10) == 0 {
             self.leave();
         }
+        self.bring();
         let proposals = self.propose();
-        let batch = self.scheduler.schedule(self.now, &proposals);
+        let batch = self.scheduler.schedule(self.now, &proposals, &self.shelf);
         self.now += Duration::from_secs(1);
         self.judge(&batch);
         let sampled = self.compute(&batch);
@@ -159,13 +192,71 @@ impl Trace {
         let seed = self.seed;
         assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
         // A slow answer may lose its blocks in the very step in which it would have moved.
-        let idle = batch.row_count() == 0 && !self.live.is_empty();
+        let nothing = batch.row_count() == 0 && batch.loads.is_empty();
+        let idle = nothing && !self.live.is_empty() && self.loads.is_empty();
         self.idle = if idle { self.idle + 1 } else { 0 };
         assert!(self.idle < 2, "seed {seed}: no progress");
     }
 
+    /// Some of the blocks that are waited for come, in order; some are lost on the way, and with
+    /// them what is left of their load.
+    fn bring(&mut self) {
+        for _ in 0..self.random.below(6) {
+            if self.loads.is_empty() {
+                return;
+            }
+            let which = self.random.below(self.loads.len());
+            let Load { id, ticket, scope, before, depth, text } = self.loads[which].clone();
+            let (now, later) = text.split_at(BLOCK_LEN);
+            let after = before.then(now);
+            if self.random.below(8) == 0 {
+                self.shelf.0.remove(&(scope, after));
+            }
+            let stored = self.shelf.0.get(&(scope, after));
+            match (self.scheduler.awaits(id, ticket), stored) {
+                (Some(block), Some(stored)) => {
+                    assert!(self.scheduler.pool().is_private(block), "seed {}", self.seed);
+                    let slots = (0..BLOCK_LEN).map(|offset| (block, offset));
+                    self.kv.extend(slots.zip(stored.iter().copied()));
+                    self.scheduler.loaded(id);
+                    self.came += 1;
+                    let (text, depth) = (later.to_vec(), depth + 1);
+                    self.loads[which] = Load { id, ticket, scope, before: after, depth, text };
+                    if later.is_empty() {
+                        self.loads.swap_remove(which);
+                    }
+                }
+                _ => {
+                    self.scheduler.load_failed(id, ticket);
+                    self.loads.swap_remove(which);
+                }
+            }
+            self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
+        }
+    }
+
+    /// Keeps most of what is forgotten, and says what is waited for.
+    fn exchange(&mut self, batch: &Batch) {
+        for Forgotten { block, scope, before, depth: _, text } in &batch.forgotten {
+            if self.random.below(4) > 0 {
+                let stored = (0..BLOCK_LEN).map(|offset| self.kv[&(*block, offset)]).collect();
+                self.shelf.0.insert((*scope, before.then(text)), stored);
+            }
+        }
+        for load in &batch.loads {
+            let running = self.scheduler.running(load.id);
+            let at = load.depth * BLOCK_LEN;
+            let text = running.map(|seq| &seq.tokens()[at..at + load.text.len()]);
+            assert_eq!(text, Some(&load.text[..]), "seed {}", self.seed);
+            let rows = batch.entries.iter().any(|entry| entry.id == load.id);
+            assert!(!rows && !load.text.is_empty(), "seed {}", self.seed);
+        }
+        self.loads.extend(batch.loads.iter().cloned());
+    }
+
     /// Stores every row, and reads what stands before it.
     fn compute(&mut self, batch: &Batch) -> Vec<(SeqId, TokenId)> {
+        self.exchange(batch);
         let mut sampled = Vec::new();
         for (from, to) in &batch.copies {
             for offset in 0..BLOCK_LEN {
@@ -229,14 +320,15 @@ impl Trace {
     }
 
     /// Everybody comes to an end without new arrivals, in a time that the work allows. Says how
-    /// many proposals were right.
-    fn end(mut self) -> usize {
+    /// many proposals were right, and how many blocks came back.
+    fn end(mut self) -> (usize, usize) {
         for _ in 0..2000 {
             if self.live.is_empty() {
                 break;
             }
+            self.bring();
             let proposals = self.propose();
-            let batch = self.scheduler.schedule(self.now, &proposals);
+            let batch = self.scheduler.schedule(self.now, &proposals, &self.shelf);
             self.judge(&batch);
             let sampled = self.compute(&batch);
             self.scheduler.update(&batch, &sampled, 1.0);
@@ -245,7 +337,7 @@ impl Trace {
         assert!(self.live.is_empty(), "seed {}: some are never served", self.seed);
         assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);
         self.scheduler.check().unwrap();
-        self.right
+        (self.right, self.came)
     }
 }
 

@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 20] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -152,6 +152,27 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 20] = [
     }),
     counter("prefix_cache_evictions", "KV blocks that the prefix cache had to forget", |m| {
         m.engine().stats().prefix_evictions.load(Ordering::Relaxed)
+    }),
+    counter("kv_store_spilled_blocks", "KV blocks written to --kv-store", |m| {
+        m.engine().stats().kv_spilled.load(Ordering::Relaxed)
+    }),
+    counter("kv_store_reloaded_blocks", "KV blocks that came back from it", |m| {
+        m.engine().stats().kv_reloaded.load(Ordering::Relaxed)
+    }),
+    counter(
+        "kv_store_dropped_blocks",
+        "KV blocks not written: too many at once, or a pause",
+        |m| m.engine().stats().kv_dropped.load(Ordering::Relaxed),
+    ),
+    counter("kv_store_failures", "KV blocks that could not be written", |m| {
+        m.engine().stats().kv_spill_failures.load(Ordering::Relaxed)
+    }),
+    counter("kv_store_corrupt_blocks", "Files that were not what they should be, removed", |m| {
+        m.engine().stats().kv_corrupt.load(Ordering::Relaxed)
+    }),
+    gauge("kv_store_bytes", "Bytes that the model has in --kv-store", |m| {
+        let bytes = m.engine().stats().kv_store_bytes.get();
+        bytes.map_or(0, |bytes| bytes.load(Ordering::Relaxed))
     }),
     counter("requests", "Sequences ever submitted", |m| {
         m.engine().stats().requests.load(Ordering::Relaxed)

@@ -1,9 +1,9 @@
 //! The release binary on a port of its own, to be mistreated.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,15 +32,7 @@ impl Server {
 
     /// The same with its log somewhere else.
     pub(crate) fn start_with(extra: &[&str], folder: TempDir, log: Stdio) -> Self {
-        let data = folder.path().join("data");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("HEARTH_") {
-                command.env_remove(name);
-            }
-        }
-        command.args(["serve", "--port", "0", "--threads", "1", "--data-dir"]).arg(&data);
-        command.args(extra).env_remove("RUST_LOG").stdin(Stdio::null());
+        let mut command = command(&folder.path().join("data"), extra);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the binary");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
@@ -50,6 +42,14 @@ impl Server {
         let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
         let address = address.parse().expect("an address");
         Self { address, child, folder, _stdout: stdout }
+    }
+
+    /// Another one on the same data directory; this one has ended.
+    pub(crate) fn again(mut self, extra: &[&str]) -> Self {
+        self.wait();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        let log = OpenOptions::new().append(true).open(folder.path().join("log"));
+        Self::start_with(extra, folder, Stdio::from(log.expect("its log")))
     }
 
     /// Everything it has logged.
@@ -149,6 +149,19 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `serve` with the built-in model, as no variable of whoever tests would change it.
+pub(crate) fn command(data: &Path, extra: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("HEARTH_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(["serve", "--port", "0", "--threads", "1", "--data-dir"]).arg(data);
+    command.args(extra).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
 }
 
 /// A greedy chat request.

@@ -240,6 +240,7 @@ pub(crate) fn model(options: &Options) -> ServedModel {
         limits,
         kv_dtype: bounds.kv_dtype,
         speculation: Speculation { lookup: true, ..Speculation::default() },
+        shelf: None,
         progress: &mut |_, _| {},
     };
     model.load(options).expect("the fixture loads")

@@ -175,6 +175,30 @@ impl KvSlab {
         self.memory.copy_within(from * len..(from + 1) * len, to * len);
     }
 
+    /// All tokens of a block, as they are stored.
+    ///
+    /// # Panics
+    /// When the block is outside the slab.
+    pub fn block(&self, block: u32) -> &[u8] {
+        &self.memory[self.block_range(block)]
+    }
+
+    /// The same, to be filled with what a slab of the same shape and type had there.
+    ///
+    /// # Panics
+    /// When the block is outside the slab.
+    pub fn block_mut(&mut self, block: u32) -> &mut [u8] {
+        let range = self.block_range(block);
+        &mut self.memory[range]
+    }
+
+    fn block_range(&self, block: u32) -> Range<usize> {
+        let block = block as usize;
+        assert!(block < self.shape.n_blocks, "a block outside the slab");
+        let len = self.bytes() / self.shape.n_blocks;
+        block * len..(block + 1) * len
+    }
+
     /// Reads K and V of one token, both `[n_kv_heads, head_dim]`.
     ///
     /// # Panics

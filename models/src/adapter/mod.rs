@@ -171,6 +171,24 @@ impl Adapter {
         self.deltas.iter().find(|(known, _)| *known == role).map(|(_, delta)| delta)
     }
 
+    /// Tells everything that its updates follow from, byte by byte.
+    pub fn tell(&self, listener: &mut dyn FnMut(&[u8])) {
+        for (role, delta) in &self.deltas {
+            let Delta { factors, scale, dora } = delta;
+            let sizes = (factors.n(), factors.k(), factors.rank(), factors.bytes());
+            listener(
+                format!("{role:?} {sizes:?} {} {}\n", scale.to_bits(), dora.is_some()).as_bytes(),
+            );
+            for numbers in [factors.to_a(), factors.to_b()] {
+                listener(bytemuck::cast_slice(&numbers));
+            }
+            if let Some(dora) = dora {
+                listener(bytemuck::cast_slice(&dora.magnitude));
+                listener(bytemuck::cast_slice(&dora.norm));
+            }
+        }
+    }
+
     /// Resident bytes.
     pub fn bytes(&self) -> usize {
         let dora = |delta: &Delta| delta.dora.as_ref().map_or(0, |dora| 8 * dora.norm.len());

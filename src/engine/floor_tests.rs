@@ -1,0 +1,141 @@
+//! Blocks that went to files and came back: nobody's tokens change by it.
+
+use std::path::Path;
+
+use hearth_models::LoraSlot;
+
+use super::adapter_tests::sets;
+use super::handle::{AdapterSet, GenerateRequest};
+use super::tests::*;
+use super::*;
+use crate::shelf::{Digest, Shelf};
+use crate::types::CacheScope;
+
+const CONTENT: Digest = Digest([1; 32]);
+
+/// The engine of [`engine`] with a shelf in this folder.
+fn keeping(folder: &Path, limits: Limits) -> (EngineHandle, JoinHandle<()>) {
+    let shelf = Shelf::open(folder, 1 << 30, String::new()).unwrap();
+    let keep = Some(Keep { shelf: Arc::new(shelf), content: CONTENT });
+    spawn(model(), STORED.get(), limits, Speculation::default(), keep).unwrap()
+}
+
+fn end((handle, thread): (EngineHandle, JoinHandle<()>)) -> Arc<Stats> {
+    handle.drain();
+    thread.join().unwrap();
+    Arc::clone(handle.stats())
+}
+
+fn text(seed: u32, len: u32) -> Vec<TokenId> {
+    (0..len).map(|i| (i * 37 + seed * 11) % 480).collect()
+}
+
+fn asked(seed: u32) -> GenerateRequest {
+    GenerateRequest { logprobs: Some(3), seed: 5, ..greedy(&text(seed, 100), 20) }
+}
+
+fn is_same(got: &Answer, want: &Answer, cached: usize) {
+    assert_eq!((&got.tokens, &got.logprobs), (&want.tokens, &want.logprobs));
+    assert_eq!(got.end.unwrap().1.cached, cached);
+}
+
+fn same_after_eviction_and_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone: Vec<Answer> = (0..6).map(|i| ask(&engine(limits()).0, asked(i))).collect();
+    // Room for two of them.
+    let small = || Limits { kv_blocks: 20, context_len: 160, ..limits() };
+    let first = keeping(folder.path(), small());
+    for (i, want) in alone.iter().enumerate() {
+        is_same(&ask(&first.0, asked(i as u32)), want, 0);
+    }
+    let spilled = || first.0.stats().kv_spilled.load(Ordering::Relaxed);
+    let started = Instant::now();
+    while spilled() < 12 && started.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(first.0.stats().kv_dropped.load(Ordering::Relaxed), 0);
+    // Forgotten in memory long ago.
+    is_same(&ask(&first.0, asked(0)), &alone[0], 96);
+    let stats = end(first);
+    assert!(stats.kv_reloaded.load(Ordering::Relaxed) >= 6);
+    let again = keeping(folder.path(), limits());
+    let running: Vec<_> = (0..6).map(|i| again.0.submit(asked(i)).unwrap()).collect();
+    for (got, want) in running.into_iter().map(collect).zip(&alone) {
+        is_same(&got, want, 96);
+    }
+    assert_eq!(again.0.stats().prefix_hit_tokens.load(Ordering::Relaxed), 6 * 96);
+    let computed = again.0.stats().computed_tokens.load(Ordering::Relaxed);
+    assert_eq!(computed, 6 * (4 + 19), "what is there is not computed");
+    let stats = end(again);
+    let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+    assert_eq!((count(&stats.kv_reloaded), count(&stats.kv_corrupt)), (36, 0));
+}
+
+#[test]
+fn kept_equals_not() {
+    for dtype in [KvDType::F16, KvDType::Q8_0, KvDType::F32] {
+        STORED.set(dtype);
+        same_after_eviction_and_restart();
+    }
+}
+
+/// The number of a list is of one process; its content is of all.
+#[test]
+fn adapters_find_their_own_blocks_under_another_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = sets();
+    let with = |set: Option<Arc<AdapterSet>>| GenerateRequest { adapters: set, ..asked(1) };
+    let alone: Vec<Answer> =
+        sets.iter().map(|set| ask(&engine(limits()).0, with(set.clone()))).collect();
+    let first = keeping(folder.path(), limits());
+    for (set, want) in sets.iter().zip(&alone) {
+        is_same(&ask(&first.0, with(set.clone())), want, 0);
+    }
+    end(first);
+    let again = keeping(folder.path(), limits());
+    for (set, want) in sets.iter().zip(&alone).rev() {
+        let renumbered = set.as_ref().map(|set| {
+            let AdapterSet { slot, parts, content } = &**set;
+            let (slot, parts) = (LoraSlot(100 - slot.0), parts.clone());
+            Arc::new(AdapterSet { slot, parts, content: *content })
+        });
+        is_same(&ask(&again.0, with(renumbered)), want, 96);
+    }
+    end(again);
+}
+
+#[test]
+fn tenants_that_are_apart_stay_apart_on_the_shelf() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |tenant| GenerateRequest { scope: CacheScope { adapter: 0, tenant }, ..asked(1) };
+    let want = ask(&engine(limits()).0, asked(1));
+    let first = keeping(folder.path(), limits());
+    is_same(&ask(&first.0, of(7)), &want, 0);
+    end(first);
+    let again = keeping(folder.path(), limits());
+    is_same(&ask(&again.0, of(8)), &want, 0);
+    is_same(&ask(&again.0, of(7)), &want, 96);
+    end(again);
+}
+
+/// Several with one beginning, at once: it is read once. Others go away while they wait.
+#[test]
+fn a_beginning_is_read_once_for_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let want = ask(&engine(limits()).0, asked(1));
+    let first = keeping(folder.path(), limits());
+    ask(&first.0, asked(1));
+    end(first);
+    let again = keeping(folder.path(), limits());
+    let running: Vec<_> = (0..8).map(|_| again.0.submit(asked(1)).unwrap()).collect();
+    for (i, generation) in running.into_iter().enumerate() {
+        match i % 3 {
+            0 => drop(generation),
+            _ => is_same(&collect(generation), &want, 96),
+        }
+    }
+    let stats = end(again);
+    let reloaded = stats.kv_reloaded.load(Ordering::Relaxed);
+    assert!((6..=12).contains(&reloaded), "{reloaded}");
+    assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+}

@@ -1,0 +1,182 @@
+//! Files that come back as they were, files that must not, and folders that cannot be used.
+
+use super::*;
+use crate::kv::Chain;
+use crate::types::CacheScope;
+
+const PAYLOAD: usize = 5000;
+
+/// What happens to the bytes of a file.
+type Damage = dyn Fn(&mut Vec<u8>);
+
+fn model(content: u8) -> ModelKey {
+    ModelKey::new(Digest([content; 32]), "layout", "realm")
+}
+
+fn label(model: ModelKey, depth: usize, text: &[u32]) -> Label<'_> {
+    let root = model.root(CacheScope::default(), None);
+    let before = (0..depth as u32).fold(Chain::START, |chain, token| chain.then(&[token]));
+    Label { model, root, before, depth, text }
+}
+
+fn payload(seed: u8) -> Vec<u8> {
+    (0..PAYLOAD).map(|i| (i as u8).wrapping_mul(seed)).collect()
+}
+
+fn open(folder: &Path, bytes_max: u64) -> Shelf {
+    Shelf::open(folder, bytes_max, "realm".into()).unwrap()
+}
+
+/// Every file of blocks.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let models = fs::read_dir(folder.join(FOLDER)).unwrap().map(|m| m.unwrap().path());
+    let inside = models.filter(|m| m.is_dir()).flat_map(|m| fs::read_dir(m).unwrap());
+    inside.map(|file| file.unwrap().path()).collect()
+}
+
+#[test]
+fn what_was_put_is_taken_again_also_by_the_next_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let shelf = open(folder.path(), 1 << 20);
+    let (one, two) = (label(model(1), 0, &[7; 16]), label(model(1), 3, &[7; 16]));
+    assert_eq!(shelf.take(&one, PAYLOAD), Err(Miss::Absent));
+    assert_eq!(shelf.put(&one, &payload(3)), Put::Written);
+    assert_eq!(shelf.put(&two, &payload(5)), Put::Written);
+    assert_eq!(shelf.put(&one, &payload(3)), Put::Known);
+    assert_eq!(shelf.take(&two, PAYLOAD), Ok(payload(5)));
+    let taken = Shelf::open(folder.path(), 1 << 20, String::new()).unwrap_err();
+    assert!(matches!(taken, ShelfError::Taken(_)), "{taken}");
+    shelf.index().check();
+    drop(shelf);
+    let shelf = open(folder.path(), 1 << 20);
+    shelf.index().check();
+    assert_eq!(shelf.take(&one, PAYLOAD), Ok(payload(3)));
+    assert_eq!(shelf.take(&two, PAYLOAD), Ok(payload(5)));
+    assert_eq!(shelf.bytes_of(model(1)).load(Ordering::Relaxed), 2 * 8192);
+}
+
+#[test]
+fn everything_that_makes_the_numbers_is_part_of_the_name() {
+    let key = |content, layout, realm| ModelKey::new(Digest([content; 32]), layout, realm);
+    let base = key(1, "f16", "a");
+    let scope = |tenant| CacheScope { adapter: 9, tenant };
+    let name = |model: ModelKey, tenant, adapter: Option<u8>, text: &[u32]| {
+        let root = model.root(scope(tenant), adapter.map(|a| Digest([a; 32])));
+        Name::new(model, root, Chain::START.then(text))
+    };
+    let mut names = vec![
+        name(base, 1, None, &[1, 2]),
+        name(key(2, "f16", "a"), 1, None, &[1, 2]),
+        name(key(1, "q8_0", "a"), 1, None, &[1, 2]),
+        name(key(1, "f16", "b"), 1, None, &[1, 2]),
+        name(base, 2, None, &[1, 2]),
+        name(base, 1, Some(1), &[1, 2]),
+        name(base, 1, Some(2), &[1, 2]),
+        name(base, 1, None, &[1, 3]),
+    ];
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+/// A flip of any byte, a missing end, more behind it, and the file of another block.
+#[test]
+fn a_damaged_or_foreign_file_is_removed_and_never_given_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let shelf = open(folder.path(), 1 << 20);
+    let right = label(model(1), 2, &[7; 16]);
+    let damage: [&Damage; 6] = [
+        &|file| file.truncate(file.len() - 1),
+        &|file| file.push(0),
+        &|file| file.clear(),
+        &|file| file.truncate(100),
+        &|file| file[..8].copy_from_slice(b"NOTHEARD"),
+        &|file| file[124] ^= 1, // a token id
+    ];
+    let path = shelf.path(&right.name());
+    let broken = |bytes: Vec<u8>| {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(shelf.take(&right, PAYLOAD), Err(Miss::Corrupt));
+        assert!(!path.exists() && !shelf.has(&right.name()));
+    };
+    for damage in damage {
+        assert_eq!(shelf.put(&right, &payload(3)), Put::Written);
+        let mut bytes = fs::read(&path).unwrap();
+        damage(&mut bytes);
+        broken(bytes);
+    }
+    assert_eq!(shelf.put(&right, &payload(3)), Put::Written);
+    let bytes = fs::read(&path).unwrap();
+    for at in (0..bytes.len()).step_by(61) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        broken(flipped);
+        shelf.put(&right, &payload(3));
+    }
+    // Another text, another depth, another model: a name that two blocks had would not help.
+    let text = [8; 16];
+    for other in
+        [label(model(1), 2, &text), label(model(1), 3, &[7; 16]), label(model(2), 2, &text)]
+    {
+        shelf.put(&other, &payload(4));
+        let bytes = fs::read(shelf.path(&other.name())).unwrap();
+        shelf.put(&right, &payload(3));
+        broken(bytes);
+    }
+    shelf.index().check();
+}
+
+#[test]
+fn the_size_holds_and_the_end_of_a_text_goes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let shelf = open(folder.path(), 4 * 8192);
+    let blocks: Vec<Label<'_>> = (0..4).map(|depth| label(model(1), depth, &[7; 16])).collect();
+    blocks.iter().rev().for_each(|block| assert_eq!(shelf.put(block, &payload(3)), Put::Written));
+    let other = label(model(2), 0, &[9; 16]);
+    let has = |shelf: &Shelf| blocks.iter().map(|b| shelf.has(&b.name())).collect::<Vec<_>>();
+    shelf.put(&other, &payload(3));
+    assert_eq!(has(&shelf), [true, true, true, false]);
+    std::thread::sleep(Duration::from_millis(2));
+    blocks[..2].iter().for_each(|block| drop(shelf.take(block, PAYLOAD)));
+    shelf.put(&blocks[3], &payload(3));
+    assert_eq!((has(&shelf), shelf.has(&other.name())), (vec![true, true, false, true], true));
+    shelf.index().check();
+    drop(shelf);
+    // A smaller shelf keeps what was used last, by the times of the files.
+    let shelf = open(folder.path(), 2 * 8192);
+    assert_eq!((files(folder.path()).len(), has(&shelf)[0]), (2, true));
+    assert_eq!(shelf.put(&label(model(1), 9, &[1]), &[0; 20_000]), Put::Dropped, "too large");
+}
+
+#[test]
+fn what_is_not_ours_stays_and_what_was_not_finished_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join(FOLDER).join("0123456789abcdef");
+    fs::create_dir_all(&inner).unwrap();
+    let (notes, half) = (inner.join("notes.kv"), inner.join("a1".repeat(32) + ".7.tmp"));
+    let outside = folder.path().join("thesis.kv");
+    [&notes, &half, &outside].into_iter().for_each(|path| fs::write(path, "mine").unwrap());
+    let shelf = open(folder.path(), 8192);
+    assert!(notes.exists() && outside.exists() && !half.exists());
+    shelf.put(&label(model(1), 0, &[7; 16]), &payload(3));
+    shelf.put(&label(model(1), 1, &[7; 16]), &payload(3));
+    assert!(notes.exists() && outside.exists());
+}
+
+/// A file in the place of a model's folder: the system refuses, whoever asks.
+#[test]
+fn a_folder_that_cannot_be_written_makes_a_pause_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shelf = open(folder.path(), 1 << 20);
+    shelf.pause = Duration::from_millis(50);
+    let block = label(model(1), 0, &[7; 16]);
+    let place = shelf.path(&block.name()).parent().unwrap().to_owned();
+    fs::write(&place, "in the way").unwrap();
+    assert_eq!(shelf.put(&block, &payload(3)), Put::Failed);
+    assert_eq!(shelf.put(&block, &payload(3)), Put::Dropped);
+    fs::remove_file(place).unwrap();
+    std::thread::sleep(shelf.pause);
+    assert_eq!(shelf.put(&block, &payload(3)), Put::Written);
+    assert!(Shelf::open(Path::new("/dev/null/x"), 1, String::new()).is_err());
+}

@@ -1,0 +1,253 @@
+//! `--kv-store`: what was computed once is read again, also after a restart and a kill; a disk that
+//! is full or lies costs time, and no answer is another one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::server::{self, Server};
+
+/// Room for one prompt in memory.
+const SMALL: [&str; 2] = ["--max-running", "1"];
+
+/// A prompt of 1,200 to 2,000 tokens of which no two have a beginning in common.
+fn body(seed: usize) -> Value {
+    let sentence = |i| format!(" Mirka {seed} lives in Torvin and plays flute {i}.");
+    let prompt: String = (0..50).map(sentence).collect();
+    json!({
+        "model": "hearth-tiny",
+        "prompt": format!("{seed}{prompt}"),
+        "max_tokens": 24,
+        "temperature": 0,
+        "logprobs": 3,
+    })
+}
+
+/// Text and log-probabilities, and how many tokens of the prompt were cached.
+async fn ask(server: &Server, seed: usize) -> (Value, u64) {
+    let answer = server.post("/v1/completions", &body(seed)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer = answer.json();
+    let (choice, usage) = (&answer["choices"][0], &answer["usage"]);
+    let prompt = usage["prompt_tokens"].as_u64().expect("a number");
+    assert!((1000..2000).contains(&prompt), "{prompt} tokens");
+    let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+    (json!([choice["text"], choice["logprobs"], choice["finish_reason"], prompt]), cached)
+}
+
+async fn same(server: &Server, seed: usize, want: &Value) -> u64 {
+    let (got, cached) = ask(server, seed).await;
+    assert_eq!(&got, want, "prompt {seed}");
+    cached
+}
+
+/// What prompts are answered with where nothing is kept.
+async fn alone(count: usize, extra: &[&str]) -> Vec<Value> {
+    let server = Server::start(extra);
+    let mut answers = Vec::new();
+    for seed in 0..count {
+        answers.push(ask(&server, seed).await.0);
+    }
+    answers
+}
+
+/// All files below, their names ending like this.
+fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match item.path() {
+            path if path.is_dir() => found.extend(files(&path, end)),
+            path if path.to_string_lossy().ends_with(end) => found.push(path),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn flags<'a>(store: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let mut flags = vec!["--kv-store", store.to_str().expect("a name")];
+    flags.extend(more);
+    flags
+}
+
+/// Whole blocks of a prompt before its last token.
+fn whole(want: &Value) -> u64 {
+    (want[3].as_u64().expect("a number") - 1) / 16 * 16
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_finds_what_was_computed() {
+    for dtype in ["f16", "q8_0"] {
+        let store = tempfile::tempdir().expect("a folder");
+        let with = flags(store.path(), &["--kv-dtype", dtype]);
+        let want = alone(1, &with[2..]).await.remove(0);
+        let server = Server::start(&with);
+        assert_eq!(same(&server, 0, &want).await, 0);
+        assert_eq!(same(&server, 0, &want).await, whole(&want), "from memory");
+        server.signal("-TERM");
+        let server = server.again(&with);
+        assert_eq!(same(&server, 0, &want).await, whole(&want), "from the disk");
+        let blocks = whole(&want) / 16;
+        assert_eq!(server.metric("hearth_kv_store_reloaded_blocks_total").await, blocks as f64);
+        assert!(server.metric("hearth_kv_store_bytes").await > 0.0);
+        server.is_idle().await;
+        server.is_well().await;
+    }
+}
+
+/// A pool for one prompt: each answer makes the one before leave memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leaves_memory_comes_back() {
+    let store = tempfile::tempdir().expect("a folder");
+    let with = flags(store.path(), &SMALL);
+    let want = alone(3, &SMALL).await;
+    let server = Server::start(&with);
+    for (seed, want) in want.iter().enumerate() {
+        assert_eq!(same(&server, seed, want).await, 0);
+    }
+    for (seed, want) in want.iter().enumerate() {
+        // The end of it is in memory or not; the beginning was written before it was forgotten.
+        assert!(same(&server, seed, want).await > 0, "prompt {seed}");
+    }
+    assert!(server.metric("hearth_kv_store_spilled_blocks_total").await > 0.0);
+    assert!(server.metric("hearth_kv_store_reloaded_blocks_total").await > 0.0);
+    server.is_idle().await;
+    server.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_while_blocks_are_written_is_survived() {
+    let store = tempfile::tempdir().expect("a folder");
+    let with = flags(store.path(), &SMALL);
+    let want = alone(4, &SMALL).await;
+    let mut server = Server::start(&with);
+    for kill in 1..4 {
+        for (seed, want) in want.iter().enumerate().take(kill) {
+            same(&server, seed, want).await;
+        }
+        // Its blocks push the others' out, which are being written now.
+        let pending = server.send("/v1/completions", &body(kill)).await;
+        while files(store.path(), ".kv").is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        server.signal("-9");
+        drop(pending);
+        server = server.again(&with);
+        assert!(files(store.path(), ".tmp").is_empty(), "what was not finished is removed");
+    }
+    let mut cached = 0;
+    for (seed, want) in want.iter().enumerate() {
+        cached += same(&server, seed, want).await;
+    }
+    assert!(cached > 0, "nothing came back");
+    assert_eq!(server.metric("hearth_kv_store_corrupt_blocks_total").await, 0.0);
+    server.is_idle().await;
+    server.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_is_found_and_its_file_removed() {
+    let store = tempfile::tempdir().expect("a folder");
+    let with = flags(store.path(), &[]);
+    let want = alone(3, &[]).await;
+    let server = Server::start(&with);
+    for (seed, want) in want.iter().enumerate() {
+        same(&server, seed, want).await;
+    }
+    server.signal("-TERM");
+    let mut server = server;
+    assert_eq!(server.wait().code(), Some(0));
+    let all = files(store.path(), ".kv");
+    assert!(all.len() as u64 >= 3 * whole(&want[0]) / 16, "{} files", all.len());
+    for (i, path) in all.iter().enumerate() {
+        let mut bytes = fs::read(path).expect("a file");
+        let at = i * 7919 % bytes.len();
+        bytes[at] ^= 1 << (i % 8);
+        fs::write(path, bytes).expect("a file");
+    }
+    let server = server.again(&with);
+    for (seed, want) in want.iter().enumerate() {
+        assert_eq!(same(&server, seed, want).await, 0, "a damaged block was used");
+    }
+    let corrupt = server.metric("hearth_kv_store_corrupt_blocks_total").await;
+    assert!(corrupt >= 3.0, "{corrupt}");
+    assert_eq!(all.len() - files(store.path(), ".kv").len(), corrupt as usize);
+    server.is_idle().await;
+    server.is_well().await;
+}
+
+/// A disk of 256 KiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(at);
+        let output = mount.output().ok()?;
+        output.status.success().then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Where nobody may mount, a file stands where the folder of the model should be.
+fn block(store: &Path) {
+    let found = files(store, ".kv");
+    let model = found.first().and_then(|file| file.parent()).expect("a folder of the model");
+    fs::remove_dir_all(model).expect("a folder");
+    fs::write(model, "in the way").expect("a file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_no_more_fails_no_request() {
+    let store = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(store.path());
+    let with = flags(store.path(), &SMALL);
+    let want = alone(3, &SMALL).await;
+    let mut server = Server::start(&with);
+    if disk.is_none() {
+        same(&server, 0, &want[0]).await;
+        server.signal("-TERM");
+        server.wait();
+        block(store.path());
+        server = server.again(&with);
+    }
+    let way = if disk.is_some() { "a tmpfs of 256 KiB" } else { "a file in the way" };
+    println!("ran with {way}");
+    for _ in 0..2 {
+        for (seed, want) in want.iter().enumerate() {
+            same(&server, seed, want).await;
+        }
+    }
+    assert!(server.metric("hearth_kv_store_failures_total").await > 0.0);
+    server.is_idle().await;
+    server.is_well().await;
+    assert_eq!(server.log().matches("writing pauses").count(), 1, "{}", server.log());
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    let server = server.again(&with);
+    same(&server, 0, &want[0]).await;
+    server.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_of_one_process() {
+    let store = tempfile::tempdir().expect("a folder");
+    let with = flags(store.path(), &[]);
+    let first = Server::start(&with);
+    let data = tempfile::tempdir().expect("a folder");
+    let second = server::command(data.path(), &with).output().expect("the binary");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    let name = store.path().to_string_lossy();
+    for words in ["--kv-store", &name, "another process keeps its blocks there"] {
+        assert!(said.contains(words), "{said}");
+    }
+    first.is_well().await;
+}
