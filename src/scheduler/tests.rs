@@ -67,6 +67,34 @@ fn a_long_prompt_is_cut_and_running_answers_go_first() {
     assert_eq!(step(&mut s), "0:6+1! 1:20+1!");
 }
 
+/// Everything was computed once.
+struct All;
+
+impl Kept for All {
+    fn has(&self, _: CacheScope, _: crate::kv::Chain) -> bool {
+        true
+    }
+}
+
+#[test]
+fn one_text_is_fetched_once_for_all_who_need_it() {
+    let mut s = scheduler(100, 32, 4);
+    (0..3).for_each(|id| s.add(text(id, (0..10).collect())));
+    let batch = s.schedule(Duration::ZERO, &[], &All);
+    assert_eq!((show(&batch).as_str(), batch.loads.len(), s.running_count()), ("", 1, 3));
+    s.update(&batch, &[], 0.0);
+    let Load { id, ticket, ref text, .. } = batch.loads[0];
+    assert_eq!((id, &text[..]), (SeqId(0), &[0, 1, 2, 3, 4, 5, 6, 7][..]));
+    assert!(s.schedule(Duration::ZERO, &[], &All).loads.is_empty());
+    for _ in 0..2 {
+        assert!(s.awaits(id, ticket).is_some());
+        s.loaded(id);
+        s.check().unwrap();
+    }
+    assert_eq!((s.awaits(id, ticket), s.loading_count()), (None, 0));
+    assert_eq!(step(&mut s), "0:8+2! 1:8+2! 2:8+2!");
+}
+
 #[test]
 fn prompts_share_a_batch() {
     let mut s = scheduler(100, 16, 4);
