@@ -26,6 +26,8 @@ mod neighbours;
 mod reference;
 #[path = "openai_surface/responses.rs"]
 mod responses;
+#[path = "openai_surface/robust.rs"]
+mod robust;
 #[path = "openai_surface/stored.rs"]
 mod stored;
 #[path = "openai_surface/structured.rs"]

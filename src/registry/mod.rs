@@ -193,7 +193,9 @@ impl Registry {
         let text = |card: &&Card| matches!(card.kind, Kind::Text { .. });
         let mut all = self.cards().filter(text);
         match (name, all.next(), all.next()) {
-            (Some(name), ..) => self.generates(name),
+            (Some(name), ..) => {
+                self.generates(name).map_err(|e| Error::invalid("base_model_name", e.to_string()))
+            }
             (None, Some(one), None) => Ok(one),
             _ => {
                 let message = "Several models are served: name the one that the adapter is for.";

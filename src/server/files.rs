@@ -275,10 +275,13 @@ async fn form(
         }
         let name = field.name().unwrap_or_default().to_owned();
         if name == file {
+            if content.is_some() {
+                return Err(twice(file));
+            }
             filename = field.file_name().map(str::to_owned);
             content = Some(save(app, field, bytes_max).await?);
         } else {
-            put(&mut words, &name, word(app, &name, field).await?);
+            put(&mut words, &name, word(app, &name, field).await?)?;
         }
     }
     fields::check(&words, table, "", app.config.lenient_fields)?;
@@ -286,20 +289,29 @@ async fn form(
 }
 
 /// `expires_after[seconds]` is a member of `expires_after`.
-fn put(words: &mut serde_json::Map<String, Value>, name: &str, text: String) {
-    match name.split_once('[').map(|(object, key)| (object, key.strip_suffix(']'))) {
+fn put(
+    words: &mut serde_json::Map<String, Value>,
+    name: &str,
+    text: String,
+) -> Result<(), ApiError> {
+    let before = match name.split_once('[').map(|(object, key)| (object, key.strip_suffix(']'))) {
         Some((object, Some(key))) => {
             let object = words.entry(object).or_insert_with(|| json!({}));
             // A number in a form is text.
             let number = text.parse::<i64>().map_or(Value::String(text), Value::from);
-            if let Some(object) = object.as_object_mut() {
-                object.insert(key.to_owned(), number);
-            }
+            object
+                .as_object_mut()
+                .map(|object| object.insert(key.to_owned(), number))
+                .unwrap_or(Some(Value::Null))
         }
-        _ => {
-            words.insert(name.to_owned(), Value::String(text));
-        }
-    }
+        _ => words.insert(name.to_owned(), Value::String(text)),
+    };
+    before.map_or(Ok(()), |_| Err(twice(name)))
+}
+
+/// Which of the two was meant, nobody knows.
+fn twice(name: &str) -> ApiError {
+    ApiError::invalid(name, format!("Invalid '{name}': it is in the form more than once."))
 }
 
 /// The next field, within the time that a whole body of JSON has.

@@ -140,7 +140,7 @@ async fn what_cannot_be_is_refused_by_name() {
         (json!({"lora_name": "x", "lora_path": "/nowhere"}), "lora_path"),
         (json!({"lora_name": "x", "lora_path": lora("llama")}), "lora_path"),
         (json!({"lora_name": MODEL, "lora_path": lora("qwen3")}), "lora_name"),
-        (json!({"lora_name": "x", "lora_path": "y", "base_model_name": "z"}), "model"),
+        (json!({"lora_name": "x", "lora_path": "y", "base_model_name": "z"}), "base_model_name"),
         (json!({"lora_name": "x", "lora_path": "y", "rank": 3}), "rank"),
     ] {
         let answer = server.post("/v1/load_lora_adapter", fields.clone()).await;

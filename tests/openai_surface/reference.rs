@@ -13,7 +13,7 @@ use crate::keys::{new, start_with};
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 
 /// Path, method in capitals, operation.
-async fn operations(server: &Server) -> Vec<(String, String, Value)> {
+pub(crate) async fn operations(server: &Server) -> Vec<(String, String, Value)> {
     let document = server.get("/openapi.json").await.json();
     assert_eq!(document["openapi"], "3.1.0");
     let mut all = Vec::new();
@@ -50,6 +50,16 @@ async fn every_documented_route_is_served_and_no_other_method_of_it() {
                 404 => answer.error()["code"].as_str().unwrap().to_owned(),
                 _ => String::new(),
             };
+            if answer.status == 405 {
+                let allow = answer.header("allow").expect("an Allow").split(',');
+                let mut allow: Vec<_> = allow.filter(|method| *method != "HEAD").collect();
+                allow.sort_unstable();
+                let mut known: Vec<_> =
+                    all.iter().filter(|(p, ..)| p == path).map(|(_, m, _)| m.as_str()).collect();
+                known.sort_unstable();
+                assert_eq!(allow, known, "{method} {path}");
+                assert_eq!(answer.error()["code"], "method_not_supported");
+            }
             let served = answer.status != 405 && code != "unknown_url";
             // Below `/v1/models` an id may have slashes, and this one may look like a route.
             assert_eq!(served, documented, "{method} {path}: {} {code}", answer.status);

@@ -105,7 +105,7 @@ start_server() { # [model [id]]
       return 1
     fi
     sleep 0.1
-    address=$(grep -oE 'http://[^ /"]+:[0-9]+' "$log" | head -n 1 || true)
+    address=$(sed -n 's/^listening on //p' "$log")
   done
   export HEARTH_BASE_URL=$address/v1
   local name
@@ -130,7 +130,7 @@ suite() { # label, command...
 }
 tests() { # environment, what of tests/sdk, options...
   local python=$work/$1/bin/python
-  "$python" -m pytest -q -p no:cacheprovider -W ignore::UserWarning "tests/sdk/$2" "${@:3}"
+  "$python" -m pytest -q -p no:cacheprovider "tests/sdk/$2" "${@:3}"
 }
 javascript() { # name; with the Node that it brings along, where it does
   (cd "$work/$1" && PATH=$work/$1/node_modules/.bin:$PATH node --test)
