@@ -95,8 +95,8 @@ fn main() {
             let ms = |i: usize| median(times.iter().map(|times| times[i]));
             let part = |i: usize| median(times.iter().map(|times| times[0] / times[i]));
             println!(
-                "  rank {RANK} {float:?}: base {:.1} ms a step of {SEQUENCES}, one adapter {:.1} ms \
-                 ({:.2} of the base's rate), eight {:.1} ms ({:.2}); made in {made:.0} ms each",
+                "  rank {RANK} {float:?}: base {:.1} ms a step of {SEQUENCES}, one adapter {:.1} \
+                 ms ({:.2} of the base's rate), eight {:.1} ms ({:.2}); made in {made:.0} ms each",
                 ms(0),
                 ms(1),
                 part(1),
