@@ -412,7 +412,7 @@ mod tests {
             ("expires_after[anchor]", "created_at"),
             ("expires_after[seconds]", "3600"),
         ] {
-            put(&mut words, name, text.to_owned());
+            put(&mut words, name, text.to_owned()).unwrap();
         }
         let mut fields = Fields::within("", words);
         assert_eq!(purpose(&mut fields).unwrap(), "batch");
