@@ -3,6 +3,7 @@
 use super::Pipeline;
 use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, cut};
 use crate::error::Error;
+use crate::registry::Lease;
 use crate::text::Special;
 use crate::types::{KeepAlive, TokenId};
 
@@ -59,7 +60,16 @@ impl Pipeline {
     /// Embeds. Dropping the future cancels what is not computed yet.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, Error> {
         let model = self.registry.embedder(&request.model, request.keep_alive).await?;
-        let dimensions = check_dimensions(&model, request.dimensions)?;
+        self.embed_with(&model, request).await
+    }
+
+    /// The same by a model that is held.
+    pub async fn embed_with(
+        &self,
+        model: &Lease<EmbeddingModel>,
+        request: EmbedRequest,
+    ) -> Result<Embeddings, Error> {
+        let dimensions = check_dimensions(model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
         let truncate = request.truncate;
         let texts = self.aside(len, move || encode(&encoder, inputs, truncate)).await?;

@@ -164,6 +164,11 @@ impl Adapters {
         self.state().known.get(id).map(|known| known.card.clone())
     }
 
+    /// It is known, and its files lie in this folder.
+    pub(super) fn is_from(&self, id: &str, folder: &Path) -> bool {
+        self.state().known.get(id).is_some_and(|known| known.path.starts_with(folder))
+    }
+
     /// Bytes of those in memory.
     pub fn resident_bytes(&self) -> u64 {
         let known: Vec<_> = self.state().known.values().cloned().collect();
@@ -298,9 +303,14 @@ pub(super) type Stamp = Vec<(u64, Option<SystemTime>)>;
 
 pub(super) fn stamp(path: &Path) -> Stamp {
     let of = |path: &Path| fs::metadata(path).map(|meta| (meta.len(), meta.modified().ok())).ok();
-    let inside = |name: &str| of(&path.join(name));
-    let files = ["adapter_config.json", "adapter_model.safetensors"];
-    std::iter::once(of(path)).chain(files.map(inside)).flatten().collect()
+    let is_part = |path: &PathBuf| {
+        let end = path.extension().and_then(|end| end.to_str());
+        matches!(end, Some("json" | "safetensors" | "gguf"))
+    };
+    let inside = fs::read_dir(path).into_iter().flatten().flatten().map(|item| item.path());
+    let mut files: Vec<PathBuf> = inside.filter(is_part).collect();
+    files.sort();
+    std::iter::once(of(path)).chain(files.iter().map(|file| of(file))).flatten().collect()
 }
 
 #[cfg(test)]

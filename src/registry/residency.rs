@@ -297,7 +297,7 @@ impl Residency {
         match slot.keep_alive {
             KeepAlive::For(_) if slot.pinned => None,
             KeepAlive::For(time) if slot.held > 0 => Some(time),
-            KeepAlive::For(time) => Some((slot.used + time).saturating_sub(now)),
+            KeepAlive::For(time) => Some(slot.used.saturating_add(time).saturating_sub(now)),
             KeepAlive::Forever => None,
         }
     }

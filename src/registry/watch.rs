@@ -42,6 +42,8 @@ struct Seen {
     taken: Option<Stamp>,
     /// It is registered, by us.
     ours: bool,
+    /// The last look did not find it.
+    missed: bool,
 }
 
 impl Watched {
@@ -55,7 +57,7 @@ impl Watched {
             let stamp = stamp(&path);
             watched.take(registry, &id, &path, false)?;
             let taken = Some(stamp.clone());
-            watched.seen.insert(id, Seen { stamp, taken, ours: true });
+            watched.seen.insert(id, Seen { stamp, taken, ours: true, missed: false });
         }
         Ok(watched)
     }
@@ -74,19 +76,23 @@ impl Watched {
         };
         self.lost = false;
         self.seen.retain(|id, seen| {
-            let there = found.contains_key(id);
-            if !there && seen.ours && registry.adapters().remove(id).is_ok() {
+            if found.contains_key(id) || !std::mem::replace(&mut seen.missed, true) {
+                return true; // a file that could not be looked at once is not gone
+            }
+            let adapters = registry.adapters();
+            if seen.ours && adapters.is_from(id, &self.folder) && adapters.remove(id).is_ok() {
                 tracing::info!(adapter = id, "an adapter is gone with its files");
             }
-            there
+            false
         });
         for (id, path) in found {
             let now = stamp(&path);
             let old = self.seen.remove(&id);
             let settled = old.as_ref().is_some_and(|old| old.stamp == now);
-            let (taken, mut ours) = old.map_or((None, false), |old| (old.taken, old.ours));
+            let (taken, ours) = old.map_or((None, false), |old| (old.taken, old.ours));
+            let mut ours = ours && registry.adapters().is_from(&id, &self.folder);
             if !settled || taken.as_ref() == Some(&now) {
-                self.seen.insert(id, Seen { stamp: now, taken, ours });
+                self.seen.insert(id, Seen { stamp: now, taken, ours, missed: false });
                 continue;
             }
             match self.take(registry, &id, &path, ours) {
@@ -96,7 +102,8 @@ impl Watched {
                 }
                 Err(error) => tracing::warn!(adapter = id, %error, "an adapter is not served"),
             }
-            self.seen.insert(id, Seen { taken: Some(now.clone()), stamp: now, ours });
+            self.seen
+                .insert(id, Seen { taken: Some(now.clone()), stamp: now, ours, missed: false });
         }
     }
 

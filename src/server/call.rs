@@ -213,6 +213,19 @@ fn stream(body: &mut Fields, lenient: bool) -> Result<Option<StreamOptions>, Api
 
 /// At most this many stop strings, as at OpenAI.
 const STOP_MAX: usize = 4;
+/// The neighbours name no bound; every character of an answer meets every stop.
+const NEIGHBOURS_STOP_MAX: usize = 64;
+
+/// Refuses more stop strings than a neighbour may send.
+pub(super) fn check_stops(name: &str, count: usize) -> Result<(), ApiError> {
+    if count <= NEIGHBOURS_STOP_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "Invalid '{name}': at most {NEIGHBOURS_STOP_MAX} strings are allowed, got {count}."
+    );
+    Err(ApiError::invalid(name, message))
+}
 
 fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
     let list = match body.value("stop") {

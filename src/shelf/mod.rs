@@ -199,8 +199,13 @@ impl Shelf {
                 Err(Miss::Corrupt)
             }
             Err(Bad::Io(error)) => {
-                tracing::warn!(path = %self.path(&name).display(), %error, "--kv-store: no block");
+                // One that had to make room meanwhile is no news.
+                if error.kind() != io::ErrorKind::NotFound {
+                    let path = self.path(&name);
+                    tracing::warn!(path = %path.display(), %error, "--kv-store: no block");
+                }
                 self.index().remove(&name);
+                self.unlink(&name);
                 Err(Miss::Absent)
             }
         }

@@ -26,6 +26,11 @@ pub(crate) async fn operations(server: &Server) -> Vec<(String, String, Value)> 
     all
 }
 
+/// It has errors of its own shape; `neighbours` looks at them.
+pub(crate) fn is_neighbour(path: &str) -> bool {
+    path.starts_with("/api/") || path.starts_with("/v1/messages")
+}
+
 /// A path with an id in it that nothing has.
 fn filled(path: &str) -> String {
     path.split('/').map(|part| if part.starts_with('{') { "nothing" } else { part }).fold(
@@ -47,7 +52,7 @@ async fn every_documented_route_is_served_and_no_other_method_of_it() {
             let sent = http::send(server.address, method, &filled(path), &[], b"").await;
             let answer = sent.answer().await;
             let code = match answer.status {
-                404 => answer.error()["code"].as_str().unwrap().to_owned(),
+                404 if !is_neighbour(path) => answer.error()["code"].as_str().unwrap().to_owned(),
                 _ => String::new(),
             };
             if answer.status == 405 {
@@ -58,7 +63,9 @@ async fn every_documented_route_is_served_and_no_other_method_of_it() {
                     all.iter().filter(|(p, ..)| p == path).map(|(_, m, _)| m.as_str()).collect();
                 known.sort_unstable();
                 assert_eq!(allow, known, "{method} {path}");
-                assert_eq!(answer.error()["code"], "method_not_supported");
+                if !is_neighbour(path) {
+                    assert_eq!(answer.error()["code"], "method_not_supported");
+                }
             }
             let served = answer.status != 405 && code != "unknown_url";
             // Below `/v1/models` an id may have slashes, and this one may look like a route.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::fixture::{MODEL, Server, chat_body};
 use crate::http::{self, Answer, Part};
 use crate::keys::{new, start_with};
-use crate::reference::operations;
+use crate::reference::{is_neighbour, operations};
 
 /// A server with one of everything on it.
 struct Full {
@@ -122,7 +122,7 @@ async fn json_bodies(full: &Full) -> Vec<(String, String, Value, Map<String, Val
     let mut all = Vec::new();
     for (path, method, operation) in operations(&full.server).await {
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-        if schema.is_object() {
+        if schema.is_object() && !is_neighbour(&path) {
             let example = example(schema).unwrap_or_else(|| panic!("{path} has no example"));
             all.push((method, full.real(&path), schema.clone(), example));
         }

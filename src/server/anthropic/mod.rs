@@ -55,10 +55,11 @@ async fn messages(
     let asked = request::read(app.body(request).await?, app.config.lenient_fields)?;
     let model = app.pipeline.model(&asked.request.model, None).await?;
     check_thinking(&model, asked.thinking)?;
+    let title = app.pipeline.registry().title(&asked.request.model)?;
     let begun = answer::begin_in_room(&app, &watch, &caller, &model, asked.request).await?;
     let (answer::Begun { place, prompt_tokens, mut events }, fills_context) = begun;
     let shown = asked.thinking.shown;
-    let mut reply = Reply::new(model.id(), &watch.request_id, prompt_tokens, shown, fills_context);
+    let mut reply = Reply::new(&title, &watch.request_id, prompt_tokens, shown, fills_context);
     if asked.stream {
         watch.streaming();
         return Ok(answer::placed(sse::response(events, reply, app.config.heartbeat), place));

@@ -176,6 +176,7 @@ fn stop_sequences(body: &mut Fields) -> Result<Vec<String>, ApiError> {
         Some(Value::Array(list)) => list,
         Some(other) => return Err(ApiError::wrong_type(NAME, "an array", kind(&other))),
     };
+    call::check_stops(NAME, list.len())?;
     let text = |(i, value)| match value {
         Value::String(text) if !text.trim().is_empty() => Ok(text),
         Value::String(_) => {

@@ -225,19 +225,22 @@ impl Talk {
     /// One more turn, or more of the last one.
     fn push(&mut self, role: &str, content: Value, thought: Option<String>, calls: Vec<Value>) {
         if let Some(last) = self.out.last_mut().filter(|last| last["role"] == role) {
-            let old = last["content"].as_str().map(str::to_owned);
-            last["content"] = match (old, content) {
-                (Some(old), Value::String(new)) => json!(format!("{old}\n{new}")),
-                (Some(old), _) => json!(old),
-                (None, new) => new,
-            };
-            if let Some(thought) = thought {
-                let old = last["reasoning_content"].as_str().map(|old| format!("{old}\n"));
-                last["reasoning_content"] = json!(old.unwrap_or_default() + &thought);
+            match (&mut last["content"], content) {
+                (Value::String(old), Value::String(new)) => append(old, &new),
+                (Value::String(_), _) => {}
+                (old, new) => *old = new,
+            }
+            if let Some(new) = thought {
+                match &mut last["reasoning_content"] {
+                    Value::String(old) => append(old, &new),
+                    old => *old = json!(new),
+                }
             }
             if !calls.is_empty() {
-                let old = last["tool_calls"].as_array().cloned().unwrap_or_default();
-                last["tool_calls"] = json!([old, calls].concat());
+                match &mut last["tool_calls"] {
+                    Value::Array(old) => old.extend(calls),
+                    old => *old = Value::Array(calls),
+                }
             }
             return;
         }
@@ -250,6 +253,12 @@ impl Talk {
         }
         self.out.push(message);
     }
+}
+
+/// One more line.
+fn append(text: &mut String, more: &str) {
+    text.push('\n');
+    text.push_str(more);
 }
 
 /// A block of content that is not read yet.

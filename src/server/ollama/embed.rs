@@ -50,7 +50,7 @@ pub(super) async fn embed(
     let keep_alive = request.keep_alive;
     let lease = app.pipeline.registry().embedder(&request.model, keep_alive).await?;
     let load = began.elapsed();
-    let made = app.pipeline.embed(request).await?;
+    let made = app.pipeline.embed_with(&lease, request).await?;
     drop(lease);
     watch.generating(&made.model, made.prompt_tokens, 0);
     let answer = Answer {

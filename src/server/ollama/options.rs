@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::pipeline::TextRequest;
+use crate::server::call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
 use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused};
@@ -129,6 +130,7 @@ fn stop(value: Option<Value>) -> Result<Vec<String>, ApiError> {
             return Err(ApiError::wrong_type(NAME, expected, kind(&other)));
         }
     };
+    call::check_stops(NAME, list.len())?;
     let text = |(i, value)| match value {
         Value::String(text) if !text.is_empty() => Ok(text),
         Value::String(_) => {

@@ -239,7 +239,12 @@ fn openai_messages(list: Vec<Value>, lenient: bool) -> Result<Value, ApiError> {
         }
         if let Some(Value::Array(calls)) = map.get_mut("tool_calls") {
             for (j, call) in calls.iter_mut().enumerate() {
-                let id = openai_call(&format!("{path}.tool_calls[{j}]"), call, &mut count)?;
+                let path = format!("{path}.tool_calls[{j}]");
+                let id = openai_call(&path, call, &mut count)?;
+                if open.len() == OPEN_MAX {
+                    let words = format!("more than {OPEN_MAX} calls wait for a result");
+                    return Err(ApiError::invalid(&path, format!("Invalid '{path}': {words}.")));
+                }
                 open.push((id, call["function"]["name"].clone()));
             }
         }
@@ -247,6 +252,9 @@ fn openai_messages(list: Vec<Value>, lenient: bool) -> Result<Value, ApiError> {
     };
     list.into_iter().enumerate().map(one).collect::<Result<_, _>>().map(Value::Array)
 }
+
+/// Calls without a result at once.
+const OPEN_MAX: usize = 1024;
 
 /// The id of the call that a result without one belongs to: the first of its name, else the first.
 fn answered(open: &mut Vec<(Value, Value)>, name: Option<&str>) -> Value {
