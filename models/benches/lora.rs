@@ -1,7 +1,7 @@
 //! What adapters cost: decode steps of eight sequences with the base model, with one adapter, and
 //! with eight different ones, on random weights of a 1B shape.
 //!
-//! `cargo bench -p hearth-models --bench lora`
+//! `cargo bench --bench lora`
 
 use std::sync::Arc;
 use std::time::Instant;
