@@ -120,6 +120,9 @@ async fn models_come_on_demand_and_the_one_unused_longest_goes() {
         assert_eq!((&one["object"], &one["owned_by"]), (&json!("model"), &json!("hearth")));
         assert!(one["created"].is_u64() && one["context_length"] == 512, "{one}");
     }
+    // To send away, in Ollama's words, what is not there brings nothing in.
+    let away = server.post("/api/chat", &json!({"model": "b", "keep_alive": 0})).await;
+    assert_eq!((away.status, &away.json()["done_reason"]), (200, &json!("unload")));
     assert_eq!(server.metric("hearth_model_loads_total").await, 0.0);
     assert_eq!(server.get("/ready").await.status, 200);
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::floor::{Arrival, STEP_BYTES};
@@ -10,6 +10,8 @@ use crate::scheduler::Batch;
 
 /// How long a step without rows waits for blocks.
 const PATIENCE: Duration = Duration::from_millis(2);
+/// A read that takes longer than this is not waited for, and none after it.
+const STALLED: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Puts blocks that have come into their places, so many in a step that it stays short. Where
@@ -22,10 +24,10 @@ impl Engine {
         loop {
             let Arrival { id, ticket, bytes } = match floor.next(patience) {
                 Ok(arrival) => arrival,
-                Err(RecvTimeoutError::Timeout) => return,
-                Err(RecvTimeoutError::Disconnected) => return self.lose_floor(),
+                Err(RecvTimeoutError::Timeout) => return self.look_at_the_clock(),
+                Err(RecvTimeoutError::Disconnected) => return self.lose_floor("this is a bug"),
             };
-            patience = Duration::ZERO;
+            (patience, self.heard) = (Duration::ZERO, Instant::now());
             let Some(block) = self.scheduler.awaits(id, ticket) else {
                 floor.forget(ticket);
                 continue;
@@ -47,9 +49,18 @@ impl Engine {
         }
     }
 
-    /// The thread that reads is gone, which is a bug: nobody waits for it.
-    fn lose_floor(&mut self) {
-        tracing::error!("--kv-store: blocks cannot be read any more; this is a bug");
+    /// A disk may hang for ever; who waits for a block then computes it.
+    fn look_at_the_clock(&mut self) {
+        if self.scheduler.loading_count() == 0 {
+            self.heard = Instant::now();
+        } else if self.heard.elapsed() > STALLED {
+            self.lose_floor("a read took too long");
+        }
+    }
+
+    /// Nothing is read or written any more until the model is loaded again.
+    fn lose_floor(&mut self, why: &str) {
+        tracing::error!("--kv-store: the folder is given up: {why}");
         self.floor = None;
         self.scheduler.all_loads_failed();
     }

@@ -71,6 +71,40 @@ fn same_after_eviction_and_restart() {
     assert_eq!((count(&stats.kv_reloaded), count(&stats.kv_corrupt)), (36, 0));
 }
 
+/// Files that are pipes: whoever opens one waits for ever.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_hangs_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = ask(&engine(limits()).0, asked(1));
+    let first = keeping(folder.path(), limits());
+    ask(&first.0, asked(1));
+    end(first);
+    let again = keeping(folder.path(), limits());
+    let (mut files, mut folders) = (0, vec![folder.path().to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "kv") {
+                std::fs::remove_file(&path).unwrap();
+                let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+                assert!(made.success());
+                files += 1;
+            }
+        }
+    }
+    assert!(files >= 6, "{files} blocks");
+    let started = Instant::now();
+    is_same(&ask(&again.0, asked(1)), &alone, 0);
+    assert!(started.elapsed() >= Duration::from_secs(5), "it was not waited for at all");
+    // The others never wait again.
+    let started = Instant::now();
+    ask(&again.0, asked(2));
+    assert!(started.elapsed() < Duration::from_secs(5));
+    end(again);
+}
+
 #[test]
 fn kept_equals_not() {
     for dtype in [KvDType::F16, KvDType::Q8_0, KvDType::F32] {

@@ -71,6 +71,7 @@ pub fn spawn(
     let engine = Engine {
         floor: floor.transpose()?,
         rested: false,
+        heard: Instant::now(),
         runner,
         scheduler: Scheduler::new(config),
         sampler: Sampler::new(handle.limits().vocab_len),
@@ -112,6 +113,8 @@ struct Engine {
     floor: Option<Floor>,
     /// The last step had no rows.
     rested: bool,
+    /// When a block came from the floor last, or nobody waited for one.
+    heard: Instant,
     scheduler: Scheduler,
     sampler: Sampler,
     masks: Masks,

@@ -172,6 +172,7 @@ async fn refusals_of_messages_are_anthropics() {
         (with_model(json!({"messages": said()})), 400, "max_tokens"),
         (message(json!({"messages": []})), 400, "messages"),
         (message(json!({"messages": image})), 400, "messages[0].content[0]"),
+        (message(json!({"stop_sequences": vec!["q"; 65]})), 400, "stop_sequences"),
         (
             message(json!({"thinking": {"type": "enabled", "budget_tokens": 1024},
                         "max_tokens": 2000})),
@@ -247,12 +248,16 @@ async fn refusals_of_the_other_neighbour_are_ollamas() {
     let server = start(Options { api_keys, ..Options::default() }).await;
     let key = Some("sk-right");
     let options = |name: &str, value: Value| chat(json!({"options": {name: value}}));
+    let call = json!({"function": {"name": "a", "arguments": {}}});
+    let calls = json!([{"role": "assistant", "content": "", "tool_calls": vec![call; 1025]}]);
     for (method, path, body, status, named) in [
         ("POST", "/api/chat", Some(chat(json!({"foo": 1}))), 400, "foo"),
         ("POST", "/api/chat", Some(json!({"messages": said()})), 400, "model"),
         ("POST", "/api/chat", Some(options("mirostat", json!(2))), 400, "options.mirostat"),
         ("POST", "/api/chat", Some(options("top_p", json!("x"))), 400, "options.top_p"),
         ("POST", "/api/chat", Some(chat(json!({"think": true}))), 400, "think"),
+        ("POST", "/api/chat", Some(options("stop", json!(vec!["q"; 65]))), 400, "options.stop"),
+        ("POST", "/api/chat", Some(chat(json!({"messages": calls}))), 400, "tool_calls[1024]"),
         ("POST", "/api/chat", Some(json!({"model": "x", "messages": said()})), 404, "x"),
         ("GET", "/api/chat", None, 405, "GET"),
         ("POST", "/api/pull", Some(json!({"model": "x"})), 404, "/api/pull"),

@@ -55,6 +55,18 @@ fn a_model_is_loaded_when_it_is_asked_for_and_served_when_it_is_there() {
     house.check();
 }
 
+/// Clients name times; the longest that there is must not be too long.
+#[test]
+fn a_time_without_end_is_told() {
+    let mut house = house(100, &[60]);
+    let long = KeepAlive::For(Duration::MAX);
+    bring_in(&mut house, 0, s(5));
+    assert_eq!(house.ask(0, long, PLACES, s(6)), Ask::Held);
+    house.release(0, s(7));
+    assert_eq!(house.stays(0, s(8)), Some(Duration::MAX - s(8)));
+    assert_eq!(house.decide(s(9)), []);
+}
+
 #[test]
 fn the_idle_one_that_was_used_longest_ago_goes() {
     let mut house = house(100, &[40, 40, 40]);

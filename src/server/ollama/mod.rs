@@ -15,7 +15,7 @@ mod request;
 mod request_tests;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
@@ -32,7 +32,7 @@ use super::reference::{Routes, get, post};
 use super::sse::Writer;
 use super::{App, answer, objects, sse};
 use crate::auth::Caller;
-use crate::registry::{Registry, ServedModel};
+use crate::registry::{self, Registry, ServedModel};
 use crate::types::KeepAlive;
 
 pub(super) fn routes() -> Routes {
@@ -87,12 +87,16 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let registry = app.pipeline.registry();
     let name = known(registry, &asked.model).to_owned();
+    let gone = asked.keep_alive == Some(KeepAlive::For(Duration::ZERO));
+    if gone && asked.request.is_none() && !is_there(registry, &name)? {
+        let reply = Reply::new(shape, &asked.model, began, Duration::ZERO);
+        return Ok(Json(reply.nothing("unload")).into_response());
+    }
     let model = app.pipeline.model(&name, asked.keep_alive).await?;
     let load = began.elapsed();
     let reply = Reply::new(shape, &asked.model, began, load);
     // To ask nothing is to ask that the model be there, or be gone.
     let Some(mut request) = asked.request else {
-        let gone = asked.keep_alive == Some(KeepAlive::For(std::time::Duration::ZERO));
         let reason = if gone { "unload" } else { "load" };
         return Ok(Json(reply.nothing(reason)).into_response());
     };
@@ -111,6 +115,13 @@ async fn answer(
     }
     let whole = reply.whole().ok_or_else(objects::cut_short)?;
     Ok(answer::placed(Json(whole).into_response(), place))
+}
+
+/// It is in memory, or on its way there.
+fn is_there(registry: &Registry, name: &str) -> Result<bool, ApiError> {
+    let id = &registry.generates(name)?.id;
+    let standings = registry.standings();
+    Ok(standings.iter().any(|model| model.id == *id && model.state != registry::State::Unloaded))
 }
 
 fn check_think(model: &ServedModel, thinks: bool) -> Result<(), ApiError> {
@@ -137,6 +148,6 @@ fn model_name(body: &mut Fields) -> Result<String, ApiError> {
 }
 
 /// Nanoseconds, as every duration of Ollama is told.
-fn nanos(time: std::time::Duration) -> serde_json::Value {
+fn nanos(time: Duration) -> serde_json::Value {
     json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
