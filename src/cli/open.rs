@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use hearth_kernels::Pool;
 use hearth_models::weights::Mix;
@@ -244,14 +243,13 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
 }
 
 /// Takes the folder for keys and values into use, where there is one and blocks leave the device.
-pub(super) fn shelf(config: &Config, compute: &Compute) -> Result<Option<Arc<Shelf>>, Failure> {
+pub(super) fn shelf(
+    config: &Config,
+    compute: &Compute,
+    realm: String,
+) -> Result<Option<Arc<Shelf>>, Failure> {
     let Some((folder, bytes_max)) = &config.kv_store else { return Ok(None) };
     compute.check_kv_leaves().map_err(|e| format!("--kv-store: {e}"))?;
-    // Projects are numbered by the database in the data directory; one in memory ends with us.
-    let realm = match &config.data_dir {
-        Some(dir) => dir.canonicalize().unwrap_or(dir.clone()).to_string_lossy().into_owned(),
-        None => format!("{} {:?}", std::process::id(), SystemTime::now()),
-    };
     let shelf = Shelf::open(folder, *bytes_max, realm).map_err(|e| format!("--kv-store: {e}"))?;
     Ok(Some(Arc::new(shelf)))
 }

@@ -37,7 +37,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     tell(format_args!("  keys            {door}"));
     let started = Instant::now();
     let compute = open::compute(&config)?;
-    let shelf = open::shelf(&config, &compute)?;
+    let shelf = open::shelf(&config, &compute, store.identity()?)?;
     let offer = open::offer(&config, &compute, &HubOptions::from_env(), shelf)?;
     tell(format_args!("  memory-budget   {}", budget(&config, offer.budget_bytes)));
     offer.models.iter().for_each(|planned| tell(describe(planned)));

@@ -134,6 +134,12 @@ impl Store {
         self.folder.as_deref()
     }
 
+    /// What tells this database from every other, in hexadecimal digits: the numbers of projects
+    /// are its own.
+    pub fn identity(&self) -> Result<String, StoreError> {
+        self.read(|tx| Ok(tx.0.query_row("SELECT hex(id) FROM identity", [], |row| row.get(0))?))
+    }
+
     /// Nobody else had the folder open when this one came: what was at work there is not any more.
     pub fn was_alone(&self) -> bool {
         self.alone

@@ -11,7 +11,8 @@ use super::{StoreError, refused};
 const APPLICATION_ID: i32 = 0x4852_5448;
 
 /// `STEPS[i]` brings version `i` to version `i + 1`. Never edited once released.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE projects (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -52,7 +53,13 @@ const STEPS: &[&str] = &["
     CREATE INDEX documents_of_parent ON documents(project, parent) WHERE parent != '';
     CREATE INDEX documents_by_name ON documents(kind, id);
     CREATE INDEX documents_that_expire ON documents(expires_s) WHERE expires_s IS NOT NULL;
-"];
+",
+    "
+    -- One row: what tells this database from another that was made in its place.
+    CREATE TABLE identity (id BLOB NOT NULL) STRICT;
+    INSERT INTO identity VALUES (randomblob(16));
+",
+];
 
 /// Why a database is not ours to use.
 #[derive(Debug)]

@@ -207,6 +207,25 @@ fn two_stores_on_one_folder_see_each_other() {
 }
 
 #[test]
+fn a_database_in_the_place_of_another_is_told_from_it() {
+    let folder = folder();
+    let identity = || Store::open(folder.path()).unwrap().identity().unwrap();
+    let first = identity();
+    assert_eq!((first.len(), identity()), (32, first.clone()));
+    // As databases were before they had one.
+    let path = folder.path().join(DATABASE);
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch("DROP TABLE identity; PRAGMA user_version = 1").unwrap();
+    drop(old);
+    let given = identity();
+    assert_ne!(given, first);
+    assert_eq!(identity(), given);
+    fs::remove_dir_all(folder.path()).unwrap();
+    assert_ne!(identity(), given);
+    assert_ne!(Store::in_memory().unwrap().identity().unwrap(), given);
+}
+
+#[test]
 fn databases_that_are_not_ours_are_refused_and_left_alone() {
     let folder = folder();
     let path = folder.path().join(DATABASE);
