@@ -196,6 +196,78 @@ async fn unknown_fields_are_named() {
     full.end().await;
 }
 
+/// Whether a field, or something in it, is named.
+fn blames(error: &Value, field: &str) -> bool {
+    let rest = text_of(&error["param"]).strip_prefix(field);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// What is tried in a field of these types, and whether it must be refused.
+fn extremes(
+    name: &str,
+    field: &Value,
+    example: Option<&Value>,
+) -> Vec<(&'static str, Value, bool)> {
+    let takes = |kind: &str| match &field["type"] {
+        Value::Array(several) => several.iter().any(|one| one == kind),
+        one => one == kind,
+    };
+    let idle = field["x-hearth-treatment"] == "accepted without effect";
+    let mut all = Vec::new();
+    if takes("integer") || takes("number") {
+        all.push(("1e308", json!(1e308), !idle));
+        // A time may be as long as one likes.
+        let bounded = !idle && name != "keep_alive";
+        all.push(("2^63", json!(1_u64 << 63), bounded));
+        all.push(("-2^63", json!(i64::MIN), bounded && name != "seed"));
+    }
+    if takes("string") {
+        let names = field.get("enum").is_some() || name.ends_with("_id") || name == "model";
+        all.push(("a long text", "x".repeat(100_000).into(), names));
+        all.push(("a NUL", "\0".into(), names));
+    }
+    if takes("array") {
+        let item = example.and_then(|list| list.get(0)).cloned().unwrap_or_else(|| json!("x"));
+        all.push(("a long list", vec![item; 100_000].into(), !idle && !UNBOUNDED.contains(&name)));
+        all.push(("an empty list", json!([]), NEVER_EMPTY.contains(&name)));
+    }
+    all
+}
+
+/// Lists with no limit but that of the body.
+const UNBOUNDED: [&str; 2] = ["tokens", "part_ids"];
+
+/// Lists that mean nothing when they are empty.
+const NEVER_EMPTY: [&str; 4] = ["messages", "prompt", "input", "part_ids"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_and_empty_values_are_refused_by_name() {
+    let mut full = Full::start().await;
+    let mut tried = 0;
+    for (method, path, schema, example) in json_bodies(&full).await {
+        let base = full.ask(&method, &path, Some(Value::Object(example.clone()))).await;
+        // Some examples fit no model or file of this server, which is said after the fields.
+        let usual = if base.status < 400 { Value::Null } else { base.error()["param"].clone() };
+        for (name, field) in schema["properties"].as_object().expect("fields") {
+            for (what, value, must_fail) in extremes(name, field, example.get(name)) {
+                let mut body = example.clone();
+                body.insert(name.clone(), value);
+                let answer = full.ask(&method, &path, Some(Value::Object(body))).await;
+                full.expect(&format!("{path} {name}: {what}"), &answer, |status, error| {
+                    let blamed = blames(error, name);
+                    let as_usual = status == base.status && error["param"] == usual;
+                    // What has an id nobody gave is not found; all texts of a prompt are one length.
+                    let known = status == 404 || error["code"] == "context_length_exceeded";
+                    blamed || !must_fail && (status < 400 || as_usual || known)
+                });
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried} values");
+    full.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_ids_are_not_found() {
     let mut full = Full::start().await;
