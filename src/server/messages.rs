@@ -10,20 +10,25 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::fields;
 
+/// `messages`, at least one.
+pub(super) fn list(messages: Option<Value>) -> Result<Vec<Value>, ApiError> {
+    match messages {
+        None => Err(ApiError::missing("messages")),
+        Some(Value::Array(list)) if list.is_empty() => {
+            let message = "Invalid 'messages': expected at least one message, but got none.";
+            Err(ApiError::invalid("messages", message))
+        }
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => Err(ApiError::wrong_type("messages", "an array", kind(&other))),
+    }
+}
+
 /// Brings messages into template form.
 ///
 /// # Errors
 /// The first message that is malformed or carries what is not supported, by its path.
 pub(super) fn normalise(messages: Option<Value>, lenient: bool) -> Result<Value, ApiError> {
-    let list = match messages {
-        None => return Err(ApiError::missing("messages")),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(ApiError::wrong_type("messages", "an array", kind(&other))),
-    };
-    if list.is_empty() {
-        let message = "Invalid 'messages': expected at least one message, but got none.";
-        return Err(ApiError::invalid("messages", message));
-    }
+    let list = list(messages)?;
     let one = |(i, value)| message(&format!("messages[{i}]"), value, lenient);
     list.into_iter().enumerate().map(one).collect::<Result<Vec<_>, _>>().map(Value::Array)
 }

@@ -256,7 +256,7 @@ async fn huge_and_empty_values_are_refused_by_name() {
                 full.expect(&format!("{path} {name}: {what}"), &answer, |status, error| {
                     let blamed = blames(error, name);
                     let as_usual = status == base.status && error["param"] == usual;
-                    // What has an id nobody gave is not found; all texts of a prompt are one length.
+                    // No such id; or the texts of a prompt are too long together.
                     let known = status == 404 || error["code"] == "context_length_exceeded";
                     blamed || !must_fail && (status < 400 || as_usual || known)
                 });

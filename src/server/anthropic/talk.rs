@@ -12,7 +12,7 @@ use super::request::wrong_word;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
 use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused};
-use crate::server::tools;
+use crate::server::{messages, tools};
 
 const CACHED: &str = "every prefix is cached while there is room";
 
@@ -61,15 +61,7 @@ pub(super) fn read(
     messages: Option<Value>,
     lenient: bool,
 ) -> Result<Value, ApiError> {
-    let list = match messages {
-        None => return Err(ApiError::missing("messages")),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(ApiError::wrong_type("messages", "an array", kind(&other))),
-    };
-    if list.is_empty() {
-        let message = "Invalid 'messages': expected at least one message, but got none.";
-        return Err(ApiError::invalid("messages", message));
-    }
+    let list = messages::list(messages)?;
     let mut talk = Talk { lenient, ..Talk::default() };
     if let Some(system) = system {
         let text = talk.texts("system", system)?;
