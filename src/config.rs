@@ -264,7 +264,7 @@ fn kv_store(
 }
 
 /// `ID=PATH`, or `MODEL:ID=PATH`.
-fn named_lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
+pub(crate) fn named_lora(text: &str) -> Result<(Option<String>, String, PathBuf), ConfigError> {
     let told = || format!("`{text}` is not ID=PATH or MODEL:ID=PATH");
     let Some((name, path)) = text.split_once('=') else { return wrong("--lora", told()) };
     let (base, id) = match name.rsplit_once(':') {

@@ -8,6 +8,7 @@
 pub mod auth;
 pub mod bundle;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod embeddings;
 pub mod engine;

@@ -72,8 +72,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     // Opens models as `serve` would, and copies their files.
     ("bundle", &["registry", "hearth_models"]),
-    // A client of any server: it knows nothing of ours.
-    ("loadtest", &[]),
+    // Of any server: they know nothing of ours.
+    ("client", &[]),
+    ("loadtest", &["client"]),
     // `hearth_models`: the thread of an encoder owns it, as the engine owns its model.
     ("embeddings", &["hearth_models", "text"]),
     ("semantic_cache", &["embeddings", "vector", "store"]),
@@ -113,7 +114,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("llguidance", &["src/text/grammar"]),
     ("minijinja", &["src/text/"]),
     ("minijinja_contrib", &["src/text/"]),
-    ("ureq", &["src/registry/hub", "src/loadtest/client.rs"]),
+    ("ureq", &["src/registry/hub", "src/client.rs"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
     ("rustix", &["src/bundle/"]),

@@ -1,20 +1,63 @@
-//! `hearth lora merge`: a model with adapters in its weights.
+//! `hearth lora`: a model with adapters in its weights, and the adapters of a server that runs.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hearth_kernels::{Pool, pool};
 use hearth_models::weights::Mix;
 use hearth_models::{Adapter, Export};
+use serde_json::{Value, json};
 
 use super::quantize::{self, Writing};
 use super::{Failure, open};
+use crate::client::{Client, Failed};
+use crate::config;
+
+/// The server may have to load the model of an adapter first.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum LoraCommand {
     /// Write a model with adapters merged into its weights as a GGUF file.
     Merge(MergeArgs),
+    /// Let a running server serve an adapter; answers that run keep what they began with.
+    Load(LoadArgs),
+    /// Let a running server forget an adapter; answers that run keep it.
+    Unload {
+        /// Id of the adapter.
+        id: String,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// The adapters of a running server, each with its model.
+    List(ServerArgs),
+}
+
+/// A server that runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ServerArgs {
+    /// Its base URL, as OpenAI clients take it.
+    #[arg(long, default_value = "http://127.0.0.1:8080/v1")]
+    url: String,
+    /// A key, where it asks for keys: an admin key to change anything.
+    #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct LoadArgs {
+    /// `ID=PATH` or `MODEL:ID=PATH`, as for `hearth serve --lora`; the server reads the files.
+    lora: String,
+    /// Take the place of an adapter of the same id.
+    #[arg(long)]
+    replace: bool,
+    /// Keep it in memory.
+    #[arg(long)]
+    pin: bool,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -39,7 +82,53 @@ pub(super) struct MergeArgs {
 }
 
 pub(super) fn run(command: LoraCommand) -> Result<(), Failure> {
-    let LoraCommand::Merge(args) = command;
+    let said = match command {
+        LoraCommand::Merge(args) => return merge(args),
+        LoraCommand::Load(args) => load(&args)?,
+        LoraCommand::Unload { id, server } => {
+            server.ask(|client| client.post("unload_lora_adapter", &json!({"lora_name": id})))?
+        }
+        LoraCommand::List(server) => list(&server.ask(|client| client.get("models"))?)?,
+    };
+    writeln!(io::stdout(), "{}", said.trim_end())?;
+    Ok(())
+}
+
+impl ServerArgs {
+    /// What the server says; a refusal in its words.
+    fn ask<T>(&self, ask: impl Fn(&Client) -> Result<T, Failed>) -> Result<T, Failure> {
+        let client = Client::new(&self.url, self.api_key.as_deref(), PATIENCE);
+        let answer = client.and_then(|client| ask(&client));
+        answer.map_err(|failed| format!("{}: {failed}", self.url).into())
+    }
+}
+
+fn load(args: &LoadArgs) -> Result<String, Failure> {
+    let (base, id, path) = config::named_lora(&args.lora)?;
+    // The server was perhaps started in another folder.
+    let path = std::path::absolute(path)?;
+    let mut body = json!({
+        "lora_name": id, "lora_path": path, "load_inplace": args.replace, "pinned": args.pin,
+    });
+    if let Some(base) = base {
+        body["base_model_name"] = base.into();
+    }
+    args.server.ask(|client| client.post("load_lora_adapter", &body))
+}
+
+/// A line for each model of the list that is an adapter.
+fn list(models: &str) -> Result<String, Failure> {
+    let models: Value = serde_json::from_str(models)?;
+    let models = models["data"].as_array().ok_or("the server's list of models is none")?;
+    let line = |model: &Value| {
+        let (id, parent) = (model["id"].as_str()?, model["parent"].as_str()?);
+        Some(format!("{id}  of {parent}"))
+    };
+    let lines: Vec<String> = models.iter().filter_map(line).collect();
+    Ok(if lines.is_empty() { "no adapters".to_owned() } else { lines.join("\n") })
+}
+
+fn merge(args: MergeArgs) -> Result<(), Failure> {
     let writing = Writing { output: &args.output, force: args.force };
     writing.check()?;
     let file = open::named(&args.source, None)?;

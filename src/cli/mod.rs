@@ -42,7 +42,7 @@ enum Command {
     Models(models::ModelsCommand),
     /// Write a model as a GGUF file with fewer bits.
     Quantize(quantize::QuantizeArgs),
-    /// Work with LoRA adapters.
+    /// Work with LoRA adapters: in a file, and in a server that runs.
     #[command(subcommand)]
     Lora(lora::LoraCommand),
     /// Make or check a folder for a machine without a network.

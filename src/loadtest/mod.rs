@@ -4,15 +4,15 @@
 //! at random moments (a Poisson process) whether or not the server keeps up, which is how strangers
 //! behave. Latencies of the open loop begin when a request was due, so a client that falls behind
 //! cannot hide what the server does. Every client is a thread that blocks; all of this runs until
-//! the last answer is there. Imports no other room.
+//! the last answer is there. Of ours it knows the client alone.
 //!
 //! Deliberately absent: judging the answers, and driving more than one machine.
 
 mod arrivals;
-mod client;
 mod plot;
 mod prompts;
 mod report;
+mod request;
 mod stats;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,11 +20,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use client::{Failed, Record, Server};
 pub use plot::html;
 pub use prompts::{Content, Prompt, Prompts};
 pub use report::{Point, Report, Slo};
+pub use request::{Record, Server};
 pub use stats::{Percentiles, percentile};
+
+use crate::client::Failed;
 
 /// Requests under way at once in the open loop; further ones are counted as not sent.
 const IN_FLIGHT_MAX: usize = 2048;

@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::client::{Failed, Record};
+use super::request::Record;
 use super::stats::Percentiles;
 use super::{Pressure, Server};
+use crate::client::Failed;
 
 /// What a request must reach to count as good.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -88,7 +89,7 @@ impl Report {
     pub fn new(server: &Server, slo: Slo) -> Self {
         Self {
             hearth: env!("CARGO_PKG_VERSION"),
-            url: server.url.clone(),
+            url: server.url().to_owned(),
             model: server.model.clone(),
             endpoint: if server.completions { "completions" } else { "chat/completions" },
             max_tokens: server.max_tokens,

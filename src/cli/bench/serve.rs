@@ -115,14 +115,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
-    let mut server = Server::new(&args.url, args.api_key.clone(), args.timeout)?;
+    let mut server = Server::new(&args.url, args.api_key.as_deref(), args.timeout)?;
     server.ignore_eos = args.ignore_eos;
     server.completions = args.completions;
     server.model = match &args.model {
         Some(model) => model.clone(),
         None => {
             let first = server.models()?.into_iter().next();
-            first.ok_or_else(|| format!("{} lists no model; name one with --model", server.url))?
+            first
+                .ok_or_else(|| format!("{} lists no model; name one with --model", server.url()))?
         }
     };
     let prompts = prompts(&args, &mut server)?;
@@ -215,7 +216,7 @@ fn prompts(args: &ServeArgs, server: &mut Server) -> Result<Prompts, Failure> {
     for (count, words) in counts.iter_mut().zip(SAMPLE_WORDS) {
         let record = server.probe(&Prompts::Synthetic { words, seed }.get(words))?;
         let told = record.prompt_tokens.ok_or_else(|| {
-            format!("{} counts no tokens (usage), so prompts need --prompts", server.url)
+            format!("{} counts no tokens (usage), so prompts need --prompts", server.url())
         })?;
         *count = told as f64;
     }

@@ -1,25 +1,20 @@
 //! One streamed request as a client sees it: when each piece of the answer came, or why none did.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use ureq::http::Response;
-use ureq::{Agent, Body};
 
 use super::LoadTestError;
 use super::prompts::{Content, Prompt};
+use crate::client::{Client, Failed};
 
 /// An event longer than this is nobody's.
 const EVENT_BYTES_MAX: u64 = 8 << 20;
-/// Of an error's body, for people.
-const ERROR_CHARS: usize = 300;
 
 /// A server, and how it is asked.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Base URL as OpenAI clients have it, without a slash at its end.
-    pub url: String,
     /// The id that requests name.
     pub model: String,
     /// Tokens of an answer, unless a prompt says otherwise.
@@ -28,8 +23,7 @@ pub struct Server {
     pub ignore_eos: bool,
     /// `/completions` instead of `/chat/completions`.
     pub completions: bool,
-    key: Option<String>,
-    agent: Agent,
+    client: Client,
 }
 
 /// What became of one request. Times are in seconds since the measurement began.
@@ -47,58 +41,6 @@ pub struct Record {
     pub prompt_tokens: Option<usize>,
     /// Why it is no answer.
     pub failed: Option<Failed>,
-}
-
-/// Why a request failed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Failed {
-    /// `connect`, `timeout`, `status 429`, `broken stream`, ...
-    pub kind: String,
-    /// In the server's words, where it has some.
-    pub message: String,
-    /// How long to wait, as the server asks.
-    pub pause: Option<Duration>,
-}
-
-impl Failed {
-    pub(super) fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        let message: String = message.into();
-        let message = message.chars().take(ERROR_CHARS).collect();
-        Self { kind: kind.into(), message, pause: None }
-    }
-
-    fn of_transport(error: &ureq::Error) -> Self {
-        let kind = match error {
-            ureq::Error::Timeout(_) => "timeout",
-            _ => "connect",
-        };
-        Self::new(kind, error.to_string())
-    }
-
-    fn of_read(error: &std::io::Error) -> Self {
-        let timed_out = error.get_ref().and_then(|e| e.downcast_ref::<ureq::Error>());
-        match timed_out {
-            Some(ureq::Error::Timeout(_)) => Self::new("timeout", error.to_string()),
-            _ if error.kind() == std::io::ErrorKind::TimedOut => {
-                Self::new("timeout", error.to_string())
-            }
-            _ => Self::new("broken stream", error.to_string()),
-        }
-    }
-
-    /// An answer that is none.
-    fn of_status(response: Response<Body>) -> Self {
-        let status = response.status().as_u16();
-        let seconds =
-            response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-        let mut text = String::new();
-        // What cannot be read is not shown.
-        let _ = response.into_body().into_reader().take(1 << 16).read_to_string(&mut text);
-        let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message = json["error"]["message"].as_str().unwrap_or(&text).to_owned();
-        let failed = Self::new(format!("status {status}"), message);
-        Self { pause: seconds.map(Duration::from_secs), ..failed }
-    }
 }
 
 impl Record {
@@ -130,44 +72,23 @@ impl Record {
 
 impl Server {
     /// A server at `url`; a URL without a path gets `/v1`.
-    pub fn new(url: &str, key: Option<String>, timeout: Duration) -> Result<Self, LoadTestError> {
-        let url = url.trim_end_matches('/');
-        let wrong = |why: &str| LoadTestError::Server { url: url.to_owned(), why: why.to_owned() };
-        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        let host = host.ok_or_else(|| wrong("a base URL begins with http:// or https://"))?;
-        let path = if host.contains('/') { "" } else { "/v1" };
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
-            .timeout_global(Some(timeout))
-            .max_idle_connections(super::IN_FLIGHT_MAX)
-            .max_idle_connections_per_host(super::IN_FLIGHT_MAX);
-        Ok(Self {
-            url: format!("{url}{path}"),
-            model: String::new(),
-            max_tokens: 0,
-            ignore_eos: false,
-            completions: false,
-            key,
-            agent: config.build().new_agent(),
-        })
+    pub fn new(url: &str, key: Option<&str>, timeout: Duration) -> Result<Self, LoadTestError> {
+        let client = Client::new(url, key, timeout).map_err(|failed| unusable(url, &failed))?;
+        let (model, max_tokens) = (String::new(), 0);
+        Ok(Self { model, max_tokens, ignore_eos: false, completions: false, client })
+    }
+
+    /// Its base URL.
+    pub fn url(&self) -> &str {
+        self.client.url()
     }
 
     /// Ids of the models that it serves.
     pub fn models(&self) -> Result<Vec<String>, LoadTestError> {
-        let failed = |f: Failed| self.unusable(&f);
-        let mut request = self.agent.get(format!("{}/models", self.url));
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let mut response = request.call().map_err(|e| failed(Failed::of_transport(&e)))?;
-        if !response.status().is_success() {
-            return Err(failed(Failed::of_status(response)));
-        }
-        let text = response.body_mut().read_to_string();
-        let text = text.map_err(|e| failed(Failed::of_transport(&e)))?;
+        let text = self.client.get("models").map_err(|failed| unusable(self.url(), &failed))?;
         let list: Value = serde_json::from_str(&text).map_err(|e| {
-            failed(Failed::new("models", format!("its list of models is not JSON: {e}")))
+            let why = format!("its list of models is not JSON: {e}");
+            unusable(self.url(), &Failed::new("models", why))
         })?;
         let ids = list["data"].as_array().into_iter().flatten();
         Ok(ids.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
@@ -177,14 +98,9 @@ impl Server {
     pub fn probe(&self, prompt: &Prompt) -> Result<Record, LoadTestError> {
         let record = self.stream(prompt, Instant::now(), 0.0);
         match &record.failed {
-            Some(failed) => Err(self.unusable(failed)),
+            Some(failed) => Err(unusable(self.url(), failed)),
             None => Ok(record),
         }
-    }
-
-    fn unusable(&self, failed: &Failed) -> LoadTestError {
-        let why = format!("{}: {}", failed.kind, failed.message);
-        LoadTestError::Server { url: self.url.clone(), why }
     }
 
     /// Asks and reads the answer to its end.
@@ -217,17 +133,7 @@ impl Server {
 
     fn read(&self, prompt: &Prompt, started: Instant, record: &mut Record) -> Result<(), Failed> {
         let route = if self.completions { "completions" } else { "chat/completions" };
-        let mut request = self.agent.post(format!("{}/{route}", self.url));
-        request = request.header("content-type", "application/json");
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let sent = request.send(self.body(prompt).to_string());
-        let response = sent.map_err(|e| Failed::of_transport(&e))?;
-        if !response.status().is_success() {
-            return Err(Failed::of_status(response));
-        }
-        let mut lines = BufReader::new(response.into_body().into_reader());
+        let mut lines = self.client.stream(route, &self.body(prompt))?;
         let (mut line, mut is_done) = (Vec::new(), false);
         loop {
             line.clear();
@@ -255,6 +161,10 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn unusable(url: &str, failed: &Failed) -> LoadTestError {
+    LoadTestError::Server { url: url.to_owned(), why: failed.to_string() }
 }
 
 /// Notes what one event brings.
@@ -287,7 +197,7 @@ fn take_event(event: &[u8], now_s: f64, record: &mut Record) -> Result<(), Faile
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{BufReader, Write};
     use std::net::TcpListener;
 
     /// Answers one request with `parts`, each after a pause in milliseconds.
@@ -369,15 +279,7 @@ mod tests {
         let server = Server::new("http://127.0.0.1:1", None, Duration::from_secs(5)).unwrap();
         assert_eq!(ask(&server).failed.unwrap().kind, "connect");
         let slow = served(OK, &[(1500, "data: [DONE]\n\n")]);
-        let slow = Server::new(&slow.url, None, Duration::from_millis(200)).unwrap();
+        let slow = Server::new(slow.url(), None, Duration::from_millis(200)).unwrap();
         assert_eq!(ask(&slow).failed.unwrap().kind, "timeout");
-    }
-
-    #[test]
-    fn a_base_url_is_one_of_openai_clients() {
-        let url = |text: &str| Server::new(text, None, Duration::ZERO).map(|server| server.url);
-        assert_eq!(url("http://h:1").unwrap(), "http://h:1/v1");
-        assert_eq!(url("https://h/v1/").unwrap(), "https://h/v1");
-        assert!(url("h:1/v1").unwrap_err().to_string().contains("https://"));
     }
 }
