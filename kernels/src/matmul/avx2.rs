@@ -480,13 +480,18 @@ unsafe fn store(job: &Job, tile: usize, rows: Range<usize>, acc: &[MaybeUninit<S
     let first = tile * COLUMNS;
     let columns = COLUMNS.min(job.w.n() - first);
     for (row, acc) in rows.zip(acc) {
-        let mut values = [0.0_f32; COLUMNS];
         // SAFETY: the caller's promise; these columns are within row `row` of y, and ours.
         unsafe {
             let acc = acc.assume_init_ref();
+            let y = job.y.at(row * job.w.n() + first);
+            if columns == COLUMNS {
+                _mm256_storeu_ps(y, acc[0]);
+                _mm256_storeu_ps(y.add(8), acc[1]);
+                continue;
+            }
+            let mut values = [0.0_f32; COLUMNS];
             _mm256_storeu_ps(values.as_mut_ptr(), acc[0]);
             _mm256_storeu_ps(values.as_mut_ptr().add(8), acc[1]);
-            let y = job.y.at(row * job.w.n() + first);
             std::ptr::copy_nonoverlapping(values.as_ptr(), y, columns);
         }
     }
