@@ -42,35 +42,49 @@ type Sums = [__m256; 2];
 pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     debug_assert!(rows.len() <= ROWS_MAX);
     for tile in tiles {
-        let rows = rows.clone();
-        // SAFETY: passed on from the caller; the constants are those of the record.
+        // SAFETY: passed on from the caller.
         unsafe {
-            match &job.w.storage {
-                Storage::F32 => floats::<{ float::F32 }>(job, tile, rows),
-                Storage::F16 => floats::<{ float::F16 }>(job, tile, rows),
-                Storage::BF16 => floats::<{ float::BF16 }>(job, tile, rows),
-                Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale)
-                {
-                    (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE>(job, r, tile, rows),
-                    (8, 0, 128, _) => blocks::<8, 0, 128, HALF>(job, r, tile, rows),
-                    (4, 0, 128, _) => blocks::<4, 0, 128, HALF>(job, r, tile, rows),
-                    (4, 0, 12, _) => blocks::<4, 0, 12, BRAIN>(job, r, tile, rows),
-                    (4, 0, 8, _) => blocks::<4, 0, 8, HALF>(job, r, tile, rows),
-                    (4, 0, 0, _) => blocks::<4, 0, 0, HALF>(job, r, tile, rows),
-                    (4, 1, 16, _) => blocks::<4, 1, 16, HALF>(job, r, tile, rows),
-                    (4, 1, 0, _) => blocks::<4, 1, 0, HALF>(job, r, tile, rows),
-                    _ => super::scalar::run(job, tile..tile + 1, rows),
-                },
-                Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.sub) {
-                    (4, 0, 128, 32) => supers::<4, 0, 128, 32>(job, r, tile, rows),
-                    (4, 0, 0, 32) => supers::<4, 0, 0, 32>(job, r, tile, rows),
-                    (4, 1, 0, 32) => supers::<4, 1, 0, 32>(job, r, tile, rows),
-                    (4, 2, 32, 16) => supers::<4, 2, 32, 16>(job, r, tile, rows),
-                    (2, 1, 4, 16) => supers::<2, 1, 4, 16>(job, r, tile, rows),
-                    (2, 0, 0, 16) => supers::<2, 0, 0, 16>(job, r, tile, rows),
-                    _ => super::scalar::run(job, tile..tile + 1, rows),
-                },
+            match rows.len() {
+                1 => run_tile::<1>(job, tile, rows.clone()),
+                _ => run_tile::<ROWS_MAX>(job, tile, rows.clone()),
             }
+        }
+    }
+}
+
+/// One tile for `ROWS` rows, or for at most [`ROWS_MAX`]. The sums of a single row stay in
+/// registers: in memory every step would wait for the one before it.
+///
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_tile<const ROWS: usize>(job: &Job, tile: usize, rows: Range<usize>) {
+    // SAFETY: passed on from the caller; the constants are those of the record.
+    unsafe {
+        match &job.w.storage {
+            Storage::F32 => floats::<{ float::F32 }>(job, tile, rows),
+            Storage::F16 => floats::<{ float::F16 }>(job, tile, rows),
+            Storage::BF16 => floats::<{ float::BF16 }>(job, tile, rows),
+            Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale) {
+                (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE, ROWS>(job, r, tile, rows),
+                (8, 0, 128, _) => blocks::<8, 0, 128, HALF, ROWS>(job, r, tile, rows),
+                (4, 0, 128, _) => blocks::<4, 0, 128, HALF, ROWS>(job, r, tile, rows),
+                (4, 0, 12, _) => blocks::<4, 0, 12, BRAIN, ROWS>(job, r, tile, rows),
+                (4, 0, 8, _) => blocks::<4, 0, 8, HALF, ROWS>(job, r, tile, rows),
+                (4, 0, 0, _) => blocks::<4, 0, 0, HALF, ROWS>(job, r, tile, rows),
+                (4, 1, 16, _) => blocks::<4, 1, 16, HALF, ROWS>(job, r, tile, rows),
+                (4, 1, 0, _) => blocks::<4, 1, 0, HALF, ROWS>(job, r, tile, rows),
+                _ => super::scalar::run(job, tile..tile + 1, rows),
+            },
+            Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.sub) {
+                (4, 0, 128, 32) => supers::<4, 0, 128, 32, ROWS>(job, r, tile, rows),
+                (4, 0, 0, 32) => supers::<4, 0, 0, 32, ROWS>(job, r, tile, rows),
+                (4, 1, 0, 32) => supers::<4, 1, 0, 32, ROWS>(job, r, tile, rows),
+                (4, 2, 32, 16) => supers::<4, 2, 32, 16, ROWS>(job, r, tile, rows),
+                (2, 1, 4, 16) => supers::<2, 1, 4, 16, ROWS>(job, r, tile, rows),
+                (2, 0, 0, 16) => supers::<2, 0, 0, 16, ROWS>(job, r, tile, rows),
+                _ => super::scalar::run(job, tile..tile + 1, rows),
+            },
         }
     }
 }
@@ -78,17 +92,24 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 /// Blocks of 32; `OFFSET` 0 means that there is a minimum.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`run_tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>(
+unsafe fn blocks<
+    const LO: usize,
+    const HI: usize,
+    const OFFSET: i32,
+    const D: u8,
+    const ROWS: usize,
+>(
     job: &Job,
     record: &Record,
     tile: usize,
     rows: Range<usize>,
 ) {
-    let (acts, count) = (job.acts, rows.len());
+    let count = if ROWS == ROWS_MAX { rows.len() } else { ROWS };
+    let acts = job.acts;
     let tile_start = job.w.tile(tile).as_ptr();
-    let mut acc = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    let mut acc = [const { MaybeUninit::uninit() }; ROWS];
     zero(&mut acc[..count]);
     let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
     debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
@@ -96,12 +117,12 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u
     for block in 0..acts.k / STEP {
         let step = block % steps;
         let at = block * acts.m + rows.start;
-        for half in 0..2 {
-            // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
-            // initialised up to `count`.
-            unsafe {
-                let record = tile_start.add(block / steps * record_bytes);
-                prefetch(record, step, steps, record_bytes);
+        // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
+        // initialised up to `count`.
+        unsafe {
+            let record = tile_start.add(block / steps * record_bytes);
+            prefetch(record, step, steps, record_bytes);
+            for half in 0..2 {
                 let d = scale::<D>(record, step, half);
                 let m = record.add(32 + 16 * half);
                 let m = if OFFSET == 0 { halves(m) } else { _mm256_setzero_ps() };
@@ -110,7 +131,7 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u
                 for (r, acc) in acc[..count].iter_mut().enumerate() {
                     let acc = &mut acc.assume_init_mut()[half];
                     let q = acts.codes.as_ptr().add((at + r) * STEP);
-                    let dot = dot::<LO, HI, OFFSET>(&w, q, 0..8);
+                    let dot = dot::<LO, HI, OFFSET>(&w, q, 0..8, _mm256_set1_epi16(1));
                     let s = _mm256_set1_ps(*acts.scales.as_ptr().add(at + r));
                     let sum = *acts.sums.as_ptr().add(at + r);
                     let shift = if OFFSET == SIGNED { 0 } else { OFFSET * sum };
@@ -132,49 +153,57 @@ unsafe fn blocks<const LO: usize, const HI: usize, const OFFSET: i32, const D: u
 /// Blocks of 256 with `SUB` weights per scale; `OFFSET` 0 means that there is a minimum.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`run_tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>(
+unsafe fn supers<
+    const LO: usize,
+    const HI: usize,
+    const OFFSET: i32,
+    const SUB: usize,
+    const ROWS: usize,
+>(
     job: &Job,
     record: &Record,
     tile: usize,
     rows: Range<usize>,
 ) {
-    let count = rows.len();
+    let count = if ROWS == ROWS_MAX { rows.len() } else { ROWS };
     debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
     let tile_start = job.w.tile(tile).as_ptr();
-    let mut acc = [const { MaybeUninit::uninit() }; ROWS_MAX];
+    let mut acc = [const { MaybeUninit::uninit() }; ROWS];
     zero(&mut acc[..count]);
-    let mut isum = [const { MaybeUninit::<__m256i>::uninit() }; ROWS_MAX];
+    let mut isum = [const { MaybeUninit::<[__m256i; 2]>::uninit() }; ROWS];
     let scale_bytes = scale_bytes(SUB, OFFSET == 0);
     let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
-        for half in 0..2 {
-            for isum in &mut isum[..count] {
-                isum.write(_mm256_setzero_si256());
-            }
-            // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
-            // initialised up to `count`.
-            unsafe {
-                let record = tile_start.add(block * record_bytes);
-                let scales = record.add(HEAD);
-                let codes = record.add(HEAD + scale_bytes);
-                for step in 0..8 {
-                    prefetch(record, step, 8, record_bytes);
+        for isum in &mut isum[..count] {
+            isum.write([_mm256_setzero_si256(); 2]);
+        }
+        // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
+        // initialised up to `count`.
+        unsafe {
+            let record = tile_start.add(block * record_bytes);
+            let scales = record.add(HEAD);
+            let codes = record.add(HEAD + scale_bytes);
+            for step in 0..8 {
+                prefetch(record, step, 8, record_bytes);
+                let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
+                for half in 0..2 {
                     let w = unpack::<LO, HI, OFFSET>(codes.add(step * 64 * (LO + HI) + 32 * half));
                     let pair = scales.add(32 * (step * 16 / SUB) + 16 * half);
                     let scale = step_scales::<OFFSET, SUB>(pair, step);
-                    let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
                     for (r, isum) in isum[..count].iter_mut().enumerate() {
-                        let isum = isum.assume_init_mut();
+                        let isum = &mut isum.assume_init_mut()[half];
                         for (i, &scale) in scale[..32 / SUB].iter().enumerate() {
                             let groups = i * SUB / 4..(i + 1) * SUB / 4;
-                            let dot = dot::<LO, HI, OFFSET>(&w, q.add(256 * r), groups);
-                            *isum = _mm256_add_epi32(*isum, _mm256_mullo_epi32(dot, scale));
+                            let dot = dot::<LO, HI, OFFSET>(&w, q.add(256 * r), groups, scale);
+                            *isum = _mm256_add_epi32(*isum, dot);
                         }
                     }
                 }
+            }
+            for half in 0..2 {
                 let (isum, acc) = (&isum[..count], &mut acc[..count]);
                 add_super::<OFFSET, SUB>(job, scales, half, at, isum, acc);
             }
@@ -184,7 +213,8 @@ unsafe fn supers<const LO: usize, const HI: usize, const OFFSET: i32, const SUB:
     unsafe { store(job, tile, rows, &acc) };
 }
 
-/// The scales of a step as integers: one, or two for the halves of the step.
+/// The scales of a step, each twice in 16 bits, as [`dot`] wants them: one for every column, or
+/// two for the halves of the step.
 ///
 /// # Safety
 /// `pair` points to the 16 scale bytes of 8 columns.
@@ -196,9 +226,21 @@ unsafe fn step_scales<const OFFSET: i32, const SUB: usize>(
 ) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
     let pairs = unsafe { scale_pairs::<OFFSET, SUB>(pair) };
-    let first = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(pairs));
-    let second = _mm256_srai_epi32::<16>(pairs);
-    if SUB == 32 && step % 2 == 1 { [second, second] } else { [first, second] }
+    let twice = |at: i32| {
+        let (low, high) = (at | (at + 1) << 8, (at + 4) | (at + 5) << 8);
+        let (low, high) = (low | low << 16, high | high << 16);
+        let order = _mm256_add_epi8(
+            _mm256_setr_epi32(low, high, low, high, low, high, low, high),
+            _mm256_setr_epi64x(0, 0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808),
+        );
+        _mm256_shuffle_epi8(pairs, order)
+    };
+    if SUB == 32 {
+        let scale = if step % 2 == 1 { twice(2) } else { twice(0) };
+        [scale, scale]
+    } else {
+        [twice(0), twice(2)]
+    }
 }
 
 /// 8 pairs of scales as i16.
@@ -252,7 +294,7 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
     scales: *const u8,
     half: usize,
     at: usize,
-    isum: &[MaybeUninit<__m256i>],
+    isum: &[MaybeUninit<[__m256i; 2]>],
     acc: &mut [MaybeUninit<Sums>],
 ) {
     let acts = job.acts;
@@ -267,7 +309,7 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
         let (d, dmin) = (halves(head), halves(head.add(32)));
         let first_sum = if SUB == 32 { 16 } else { 0 };
         for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
-            let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[half]);
+            let (isum, acc) = (isum.assume_init_ref()[half], &mut acc.assume_init_mut()[half]);
             let s = _mm256_set1_ps(*acts.scales.as_ptr().add(at + r));
             let sums = acts.sub_sums.as_ptr().add((at + r) * SUB_SUMS + first_sum).cast::<i32>();
             let mut msum = _mm256_setzero_si256();
@@ -287,7 +329,8 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
     }
 }
 
-/// Sum over some groups of a step: codes of 8 columns times the codes at `q`.
+/// Sum over some groups of a step: codes of 8 columns times the codes at `q`, times a scale that
+/// stands twice in 16 bits for every column.
 ///
 /// # Safety
 /// `q` points to 32 codes.
@@ -297,6 +340,7 @@ unsafe fn dot<const LO: usize, const HI: usize, const OFFSET: i32>(
     w: &[__m256i; 8],
     q: *const i8,
     groups: Range<usize>,
+    scale: __m256i,
 ) -> __m256i {
     let bits = match book(LO, OFFSET) {
         Some(_) if OFFSET == SIGNED => 8,
@@ -319,7 +363,7 @@ unsafe fn dot<const LO: usize, const HI: usize, const OFFSET: i32>(
             };
             short = _mm256_add_epi16(short, products);
         }
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
+        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(short, scale));
     }
     dot
 }
@@ -436,13 +480,18 @@ unsafe fn store(job: &Job, tile: usize, rows: Range<usize>, acc: &[MaybeUninit<S
     let first = tile * COLUMNS;
     let columns = COLUMNS.min(job.w.n() - first);
     for (row, acc) in rows.zip(acc) {
-        let mut values = [0.0_f32; COLUMNS];
         // SAFETY: the caller's promise; these columns are within row `row` of y, and ours.
         unsafe {
             let acc = acc.assume_init_ref();
+            let y = job.y.at(row * job.w.n() + first);
+            if columns == COLUMNS {
+                _mm256_storeu_ps(y, acc[0]);
+                _mm256_storeu_ps(y.add(8), acc[1]);
+                continue;
+            }
+            let mut values = [0.0_f32; COLUMNS];
             _mm256_storeu_ps(values.as_mut_ptr(), acc[0]);
             _mm256_storeu_ps(values.as_mut_ptr().add(8), acc[1]);
-            let y = job.y.at(row * job.w.n() + first);
             std::ptr::copy_nonoverlapping(values.as_ptr(), y, columns);
         }
     }
