@@ -233,14 +233,11 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
                 simd.prefetch(ahead.wrapping_add(LANES * d).cast());
             }
         }
-        let mut vectors = [simd.splat(0.0); B];
-        for (vector, k) in vectors.iter_mut().zip(&k) {
-            *vector = E::load(simd, &k[d]);
-        }
-        for l in 0..L {
-            let q = simd.splat(q[line + l]);
-            for b in 0..B {
-                acc[l][b] = simd.mul_add(q, vectors[b], acc[l][b]);
+        // One vector at a time: more of them beside the sums are more than AVX2 has registers.
+        for b in 0..B {
+            let vector = E::load(simd, &k[b][d]);
+            for l in 0..L {
+                acc[l][b] = simd.mul_add(simd.splat(q[line + l]), vector, acc[l][b]);
             }
         }
     }
