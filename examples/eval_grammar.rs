@@ -5,11 +5,12 @@
 //! ```
 //!
 //! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl`: schemas with instances that
-//! are valid and some that are not, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k
-//! tokens. For every set it prints how many schemas are accepted, how many instances are judged
-//! right, how many answers of a random model come to an end, and how long a mask takes. With
-//! OUTPUTS the answers are written there, one JSON object a line with its schema, so that any
-//! validator can judge them.
+//! are valid and some that are not, `eval/llguidance/expected_maskbench.json`: what the compiler's
+//! makers say it accepts, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k tokens. For
+//! every set it prints how many schemas are accepted, how many of them that list refuses and how
+//! many it accepts that are refused here, how many instances are judged right, how many answers of a
+//! random model come to an end, and how long a mask takes. With OUTPUTS the answers are written
+//! there, one JSON object a line with its schema, so that any validator can judge them.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -31,6 +32,8 @@ const ANSWER_TOKENS_MAX: usize = 1500;
 struct Tally {
     schemas: usize,
     accepted: usize,
+    /// Otherwise than in the list: accepted here, refused here.
+    other: [usize; 2],
     valid: [usize; 2],
     invalid: [usize; 2],
     ended: usize,
@@ -48,10 +51,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vocabulary = Vocabulary::new(&tokenizer, tokenizer.vocab_len(), &[end])?;
     println!("{} tokens, prepared in {:.2?}", tokenizer.vocab_len(), began.elapsed());
     println!(
-        "{:<14} {:>7} {:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "{:<14} {:>7} {:>8} {:>5} {:>5} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "set",
         "schemas",
         "accepted",
+        "more",
+        "less",
         "valid",
         "invalid",
         "ended",
@@ -66,6 +71,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
         .collect();
     sets.sort();
+    let listed = fs::read_to_string(data.join("eval/llguidance/expected_maskbench.json"))?;
+    let listed: Value = serde_json::from_str(&listed)?;
     let mut rng = Rng::new(7);
     for set in sets {
         let mut tally = Tally::default();
@@ -74,7 +81,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             tally.schemas += 1;
             let began = Instant::now();
             let shape = Shape::Json { schema: case["schema"].clone(), lenient: false };
-            let Ok(grammar) = vocabulary.compile(Rules::of(shape)) else { continue };
+            let compiled = vocabulary.compile(Rules::of(shape));
+            let listed = &listed[case["file"].as_str().unwrap_or_default()];
+            match (listed.as_object().map(|known| known.contains_key("json_error")), &compiled) {
+                (Some(true), Ok(_)) => tally.other[0] += 1,
+                (Some(false), Err(why)) => {
+                    eprintln!("{}: {why}", case["file"]);
+                    tally.other[1] += 1;
+                }
+                _ => {}
+            }
+            let Ok(grammar) = compiled else { continue };
             tally.compiled += began.elapsed();
             tally.accepted += 1;
             let grammar = Arc::new(grammar);
@@ -109,9 +126,11 @@ impl Tally {
         };
         let mean = self.masks.iter().sum::<Duration>() / self.masks.len().max(1) as u32;
         println!(
-            "{name:<14} {:>7} {:>7.1}% {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
+            "{name:<14} {:>7} {:>7.1}% {:>5} {:>5} {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
             self.schemas,
             share([self.accepted, self.schemas]),
+            self.other[0],
+            self.other[1],
             share(self.valid),
             share(self.invalid),
             share([self.ended, self.accepted]),

@@ -1,5 +1,5 @@
-//! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`,
-//! and the models (`tags`, `show`, `ps`, `version`). A neighbour's words for the house's own
+//! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`
+//! (`/api/embeddings` before it), and the models (`tags`, `show`, `ps`, `version`). A neighbour's words for the house's own
 //! request.
 //!
 //! [`request`] reads bodies, [`options`] their options, [`reply`] writes answers as lines of JSON,
@@ -37,15 +37,29 @@ use crate::types::KeepAlive;
 
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Ollama";
+    const MODEL: &str = "hearth-tiny";
     let lines = "application/x-ndjson";
-    let chats = post("/api/chat", GROUP, "Answers a conversation.").json(request::CHAT);
-    let texts = post("/api/generate", GROUP, "Continues a text.").json(request::GENERATE);
-    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.").json(embed::EMBED);
-    let shows = post("/api/show", GROUP, "Tells about a model.").json(models::SHOW);
+    let said = json!([{"role": "user", "content": "Hello"}]);
+    let chats = post("/api/chat", GROUP, "Answers a conversation.")
+        .json(request::CHAT)
+        .example(json!({"model": MODEL, "messages": said, "stream": false}));
+    let texts = post("/api/generate", GROUP, "Continues a text.")
+        .json(request::GENERATE)
+        .example(json!({"model": MODEL, "prompt": "Hello", "stream": false}));
+    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.")
+        .json(embed::EMBED)
+        .example(json!({"model": "all-MiniLM-L6-v2", "input": ["Hello"]}));
+    let one = post("/api/embeddings", GROUP, "Makes a vector of a text.")
+        .json(embed::EMBEDDINGS)
+        .example(json!({"model": "all-MiniLM-L6-v2", "prompt": "Hello"}));
+    let shows = post("/api/show", GROUP, "Tells about a model.")
+        .json(models::SHOW)
+        .example(json!({"model": MODEL}));
     Routes::new()
         .add(chats.content(lines), chat)
         .add(texts.content(lines), generate)
         .add(embeds, embed::embed)
+        .add(one, embed::embed_one)
         .add(get("/api/tags", GROUP, "Lists the models."), models::tags)
         .add(shows, models::show)
         .add(get("/api/ps", GROUP, "Lists the models in memory."), models::ps)
