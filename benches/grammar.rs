@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::StreamExt;
 use hearth::config::{PlanOptions, RawConfig};
 use hearth::pipeline::{Format, Pipeline, Prompt, TextEvent, TextRequest};
 use hearth::registry::{self, Registry};
