@@ -20,7 +20,7 @@ type Failure = Box<dyn Error>;
 /// Counted rounds after one that is not.
 const ROUNDS: usize = 5;
 const ANSWERS: usize = 8;
-const TOKENS: usize = 96;
+const TOKENS: usize = 32;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {

@@ -4,13 +4,14 @@
 //! cargo run --release --example eval_grammar -- [DATA [OUTPUTS]]
 //! ```
 //!
-//! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl`: schemas with instances that
-//! are valid and some that are not, `eval/llguidance/expected_maskbench.json`: what the compiler's
-//! makers say it accepts, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k tokens. For
-//! every set it prints how many schemas are accepted, how many of them that list refuses and how
-//! many it accepts that are refused here, how many instances are judged right, how many answers of a
-//! random model come to an end, and how long a mask takes. With OUTPUTS the answers are written
-//! there, one JSON object a line with its schema, so that any validator can judge them.
+//! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl`: schemas with instances
+//! that are valid and some that are not, `eval/llguidance/expected_maskbench.json`: what the
+//! compiler's makers say it accepts, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k
+//! tokens. For every set it prints how many schemas are accepted, how many of them that list
+//! refuses and how many it accepts that are refused here, how many instances are judged right, how
+//! many answers of a random model come to an end, and how long a mask takes. With OUTPUTS the
+//! answers are written there, one JSON object a line with its schema, so that any validator can
+//! judge them.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -126,7 +127,8 @@ impl Tally {
         };
         let mean = self.masks.iter().sum::<Duration>() / self.masks.len().max(1) as u32;
         println!(
-            "{name:<14} {:>7} {:>7.1}% {:>5} {:>5} {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
+            "{name:<14} {:>7} {:>7.1}% {:>5} {:>5} {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} \
+             {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
             self.schemas,
             share([self.accepted, self.schemas]),
             self.other[0],

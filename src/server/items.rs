@@ -162,8 +162,8 @@ impl Item {
             Some(other) => Err(ApiError::wrong_type(&self.0.at(field), "an array", kind(&other))),
         };
         let (summary, mut content) = (list("summary")?, list("content")?);
-        // Some clients send back what was sealed and nothing else. Of another server it is a thought
-        // that nobody here can read.
+        // Some clients send back what was sealed and nothing else. What another server sealed,
+        // nobody here can read.
         let sealed = self.0.string("encrypted_content")?;
         if content.as_array().is_some_and(Vec::is_empty)
             && let Some(text) = sealed.as_deref().and_then(open)

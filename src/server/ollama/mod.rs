@@ -1,6 +1,6 @@
 //! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`
-//! (`/api/embeddings` before it), and the models (`tags`, `show`, `ps`, `version`). A neighbour's words for the house's own
-//! request.
+//! (`/api/embeddings` before it), and the models (`tags`, `show`, `ps`, `version`). A neighbour's
+//! words for the house's own request.
 //!
 //! [`request`] reads bodies, [`options`] their options, [`reply`] writes answers as lines of JSON,
 //! [`models`] tells what there is. Keys, limits, queue and pipeline are those of every other route.

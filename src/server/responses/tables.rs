@@ -71,8 +71,8 @@ pub(super) const COMPACT: &[Field] = &[
     CACHE_RETENTION,
 ];
 
-/// `POST /v1/responses/input_tokens`. What a chat has no field for does not change the number of its
-/// tokens.
+/// `POST /v1/responses/input_tokens`. What a chat has no field for does not change how many there
+/// are.
 pub(super) const INPUT_TOKENS: &[Field] = &[
     honoured("conversation", fields::TEXT_OR_OBJECT),
     honoured("input", fields::TEXT_OR_LIST),
