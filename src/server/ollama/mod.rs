@@ -24,7 +24,6 @@ use futures_util::stream::StreamExt;
 use serde_json::json;
 
 use self::reply::{Reply, Shape};
-use self::request::Asked;
 use super::error::ApiError;
 use super::extract::Fields;
 use super::observe::Watch;
@@ -72,10 +71,7 @@ async fn chat(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let began = Instant::now();
-    let body = app.body(request).await?;
-    let asked = request::chat(body, app.config.lenient_fields)?;
-    answer(&app, watch, &caller, asked, Shape::Chat, began).await
+    answer(&app, watch, &caller, request, Shape::Chat).await
 }
 
 async fn generate(
@@ -84,10 +80,7 @@ async fn generate(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let began = Instant::now();
-    let body = app.body(request).await?;
-    let asked = request::generate(body, app.config.lenient_fields)?;
-    answer(&app, watch, &caller, asked, Shape::Generate, began).await
+    answer(&app, watch, &caller, request, Shape::Generate).await
 }
 
 /// Answers. Dropping the future, or the body of the answer, cancels everything behind it.
@@ -95,10 +88,15 @@ async fn answer(
     app: &App,
     watch: Arc<Watch>,
     caller: &Caller,
-    asked: Asked,
+    request: Request,
     shape: Shape,
-    began: Instant,
 ) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let body = app.body(request).await?;
+    let asked = match shape {
+        Shape::Chat => request::chat(body, app.config.lenient_fields)?,
+        Shape::Generate => request::generate(body, app.config.lenient_fields)?,
+    };
     let registry = app.pipeline.registry();
     let name = known(registry, &asked.model).to_owned();
     let gone = asked.keep_alive == Some(KeepAlive::For(Duration::ZERO));
