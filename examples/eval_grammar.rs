@@ -26,6 +26,8 @@ use hearth::text::{
 use hearth_models::train::Rng;
 use serde_json::{Value, json};
 
+type Failure = Box<dyn Error>;
+
 /// A random answer that is longer is given up.
 const ANSWER_TOKENS_MAX: usize = 1500;
 
@@ -42,7 +44,7 @@ struct Tally {
     compiled: Duration,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let data = PathBuf::from(arguments.next().unwrap_or_else(|| "../shared/data".to_owned()));
     let mut outputs = arguments.next().map(File::create).transpose()?.map(BufWriter::new);
@@ -115,12 +117,12 @@ struct Case {
 }
 
 /// Every set by its name.
-fn sets(data: &Path) -> Result<Vec<(String, Vec<Case>)>, Box<dyn Error>> {
+fn sets(data: &Path) -> Result<Vec<(String, Vec<Case>)>, Failure> {
     let eval = data.join("eval");
-    let json = |path: PathBuf| -> Result<Value, Box<dyn Error>> {
+    let json = |path: PathBuf| -> Result<Value, Failure> {
         Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
     };
-    let files = |folder: &str, ending: &str| -> Result<Vec<(String, PathBuf)>, Box<dyn Error>> {
+    let files = |folder: &str, ending: &str| -> Result<Vec<(String, PathBuf)>, Failure> {
         let paths = fs::read_dir(eval.join(folder))?.filter_map(|entry| Some(entry.ok()?.path()));
         let mut paths: Vec<_> =
             paths.filter(|path| path.extension().is_some_and(|e| e == ending)).collect();
@@ -196,7 +198,7 @@ fn passes(
     tokenizer: &Tokenizer,
     end: u32,
     text: &str,
-) -> Result<bool, Box<dyn Error>> {
+) -> Result<bool, Failure> {
     let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
     for id in tokenizer.encode(text, Special::NONE)? {
         if !allows(&follower.allowed(), id) {
