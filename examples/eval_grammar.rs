@@ -4,17 +4,19 @@
 //! cargo run --release --example eval_grammar -- [DATA [OUTPUTS]]
 //! ```
 //!
-//! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl`: schemas with instances that
-//! are valid and some that are not, and `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k
-//! tokens. For every set it prints how many schemas are accepted, how many instances are judged
-//! right, how many answers of a random model come to an end, and how long a mask takes. With
-//! OUTPUTS the answers are written there, one JSON object a line with its schema, so that any
-//! validator can judge them.
+//! DATA (`../shared/data`) has `eval/jsonschemabench-maskbench/*.jsonl` and
+//! `eval/json-schema-test-suite/*.json`: schemas with instances that are valid and some that are
+//! not, `eval/llguidance/*.json`: what the compiler's makers say it accepts, and
+//! `tokenizers/llama3/tokenizer.json`, a vocabulary of 128 k tokens. For every set it prints how
+//! many schemas are accepted, how many of them that list refuses and how many it accepts that are
+//! refused here, how many instances are judged right, how many answers of a random model come to an
+//! end, and how long a mask takes. With OUTPUTS the answers are written there, one JSON object a
+//! line with its schema, so that any validator can judge them.
 
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ use hearth::text::{
 use hearth_models::train::Rng;
 use serde_json::{Value, json};
 
+type Failure = Box<dyn Error>;
+
 /// A random answer that is longer is given up.
 const ANSWER_TOKENS_MAX: usize = 1500;
 
@@ -31,6 +35,8 @@ const ANSWER_TOKENS_MAX: usize = 1500;
 struct Tally {
     schemas: usize,
     accepted: usize,
+    /// Otherwise than in the list: accepted here, refused here.
+    other: [usize; 2],
     valid: [usize; 2],
     invalid: [usize; 2],
     ended: usize,
@@ -38,7 +44,7 @@ struct Tally {
     compiled: Duration,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let data = PathBuf::from(arguments.next().unwrap_or_else(|| "../shared/data".to_owned()));
     let mut outputs = arguments.next().map(File::create).transpose()?.map(BufWriter::new);
@@ -48,10 +54,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vocabulary = Vocabulary::new(&tokenizer, tokenizer.vocab_len(), &[end])?;
     println!("{} tokens, prepared in {:.2?}", tokenizer.vocab_len(), began.elapsed());
     println!(
-        "{:<14} {:>7} {:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "{:<14} {:>7} {:>8} {:>5} {:>5} {:>6} {:>7} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "set",
         "schemas",
         "accepted",
+        "more",
+        "less",
         "valid",
         "invalid",
         "ended",
@@ -61,24 +69,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         "p99",
         "max",
     );
-    let mut sets: Vec<PathBuf> = fs::read_dir(data.join("eval/jsonschemabench-maskbench"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
-        .collect();
-    sets.sort();
     let mut rng = Rng::new(7);
-    for set in sets {
+    for (set, cases) in sets(&data)? {
         let mut tally = Tally::default();
-        for line in fs::read_to_string(&set)?.lines() {
-            let case: Value = serde_json::from_str(line)?;
+        for Case { schema, tests, listed } in cases {
             tally.schemas += 1;
             let began = Instant::now();
-            let shape = Shape::Json { schema: case["schema"].clone(), lenient: false };
-            let Ok(grammar) = vocabulary.compile(Rules::of(shape)) else { continue };
+            let shape = Shape::Json { schema: schema.clone(), lenient: false };
+            let compiled = vocabulary.compile(Rules::of(shape));
+            match (listed, &compiled) {
+                (Some(false), Ok(_)) => tally.other[0] += 1,
+                (Some(true), Err(why)) => {
+                    eprintln!("{set}: {why}: {schema}");
+                    tally.other[1] += 1;
+                }
+                _ => {}
+            }
+            let Ok(grammar) = compiled else { continue };
             tally.compiled += began.elapsed();
             tally.accepted += 1;
             let grammar = Arc::new(grammar);
-            for test in case["tests"].as_array().into_iter().flatten() {
+            for test in tests.as_array().into_iter().flatten() {
                 let passed = passes(&grammar, &tokenizer, end, &test["data"].to_string())?;
                 let valid = test["valid"] == true;
                 let counts = if valid { &mut tally.valid } else { &mut tally.invalid };
@@ -88,15 +99,62 @@ fn main() -> Result<(), Box<dyn Error>> {
             if let Some(answer) = answer(&grammar, &tokenizer, end, &mut rng, &mut tally.masks) {
                 tally.ended += 1;
                 if let Some(out) = &mut outputs {
-                    let set = set.file_stem().unwrap_or_default().to_string_lossy();
-                    let line = json!({"set": set, "schema": case["schema"], "text": answer});
-                    writeln!(out, "{line}")?;
+                    writeln!(out, "{}", json!({"set": set, "schema": schema, "text": answer}))?;
                 }
             }
         }
-        tally.print(&set.file_stem().unwrap_or_default().to_string_lossy());
+        tally.print(&set);
     }
     Ok(())
+}
+
+/// A schema with instances that are valid or not.
+struct Case {
+    schema: Value,
+    tests: Value,
+    /// Whether the compiler's makers say that it accepts the schema, where they do.
+    listed: Option<bool>,
+}
+
+/// Every set by its name.
+fn sets(data: &Path) -> Result<Vec<(String, Vec<Case>)>, Failure> {
+    let eval = data.join("eval");
+    let json = |path: PathBuf| -> Result<Value, Failure> {
+        Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
+    };
+    let files = |folder: &str, ending: &str| -> Result<Vec<(String, PathBuf)>, Failure> {
+        let paths = fs::read_dir(eval.join(folder))?.filter_map(|entry| Some(entry.ok()?.path()));
+        let mut paths: Vec<_> =
+            paths.filter(|path| path.extension().is_some_and(|e| e == ending)).collect();
+        paths.sort();
+        let name = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into();
+        Ok(paths.into_iter().map(|path| (name(&path), path)).collect())
+    };
+    let mut sets = Vec::new();
+    let listed = json(eval.join("llguidance/expected_maskbench.json"))?;
+    for (name, path) in files("jsonschemabench-maskbench", "jsonl")? {
+        let mut cases = Vec::new();
+        for line in fs::read_to_string(&path)?.lines() {
+            let mut case: Value = serde_json::from_str(line)?;
+            let known = listed[case["file"].as_str().unwrap_or_default()].as_object();
+            let listed = known.map(|known| !known.contains_key("json_error"));
+            cases.push(Case { schema: case["schema"].take(), tests: case["tests"].take(), listed });
+        }
+        sets.push((name, cases));
+    }
+    let listed = json(eval.join("llguidance/expected_json_schema_test_suite.json"))?;
+    let mut cases = Vec::new();
+    for (name, path) in files("json-schema-test-suite", "json")? {
+        for case in json(path)?.as_array_mut().into_iter().flatten() {
+            let about = case["description"].as_str().unwrap_or_default();
+            let known = listed["draft2020-12"][&name][about].as_object();
+            let refused = |said: &Value| said.as_str().is_some_and(|said| said.contains("compile"));
+            let listed = known.map(|known| !known.values().any(refused));
+            cases.push(Case { schema: case["schema"].take(), tests: case["tests"].take(), listed });
+        }
+    }
+    sets.push(("Test suite".to_owned(), cases));
+    Ok(sets)
 }
 
 impl Tally {
@@ -109,9 +167,12 @@ impl Tally {
         };
         let mean = self.masks.iter().sum::<Duration>() / self.masks.len().max(1) as u32;
         println!(
-            "{name:<14} {:>7} {:>7.1}% {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
+            "{name:<14} {:>7} {:>7.1}% {:>5} {:>5} {:>5.1}% {:>6.1}% {:>5.1}% {:>9.1?} \
+             {mean:>9.1?} {:>9.1?} {:>9.1?} {:>9.1?}",
             self.schemas,
             share([self.accepted, self.schemas]),
+            self.other[0],
+            self.other[1],
             share(self.valid),
             share(self.invalid),
             share([self.ended, self.accepted]),
@@ -137,7 +198,7 @@ fn passes(
     tokenizer: &Tokenizer,
     end: u32,
     text: &str,
-) -> Result<bool, Box<dyn Error>> {
+) -> Result<bool, Failure> {
     let mut follower = Follower::new(Arc::clone(grammar), Arc::new(Opening::default()));
     for id in tokenizer.encode(text, Special::NONE)? {
         if !allows(&follower.allowed(), id) {

@@ -129,7 +129,10 @@ mod killed {
     impl Server {
         fn start(data: &Path) -> Self {
             let mut command = hearth(data, &["serve", "--port", "0"]);
-            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            Self::of(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        }
+
+        fn of(mut child: Child) -> Self {
             let mut stdout = BufReader::new(child.stdout.take().unwrap());
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
@@ -198,6 +201,28 @@ mod killed {
         }
     }
 
+    /// The start says who may ask, and the log by whose name a client calls its request.
+    #[test]
+    fn the_log_says_that_the_door_is_open_and_who_came_in() {
+        let data = tempfile::tempdir().unwrap();
+        let log = data.path().join("log");
+        let mut command = hearth(data.path(), &["serve", "--port", "0"]);
+        command.stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
+        let mut server = Server::of(command.spawn().unwrap());
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        let head = "GET /v1/models HTTP/1.1\r\nhost: hearth\r\nconnection: close\r\n\
+                    x-client-request-id: mine-7\r\n\r\n";
+        socket.write_all(head.as_bytes()).unwrap();
+        socket.read_to_string(&mut String::new()).unwrap();
+        let pid = server.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(server.child.wait().unwrap().success());
+        let log = fs::read_to_string(log).unwrap();
+        for words in ["open to every program on this machine", "mine-7"] {
+            assert!(log.contains(words), "no '{words}' in:\n{log}");
+        }
+    }
+
     #[test]
     fn every_answer_that_was_given_is_kept_through_kill_9() {
         let data = tempfile::tempdir().unwrap();
@@ -239,9 +264,11 @@ mod killed {
         assert_eq!(server.ask("GET", "/v1/models", "sk-other", &Value::Null).0, 401);
     }
 
+    /// `HEARTH_TEST_BATCH_LINES=50000` takes minutes: as many as a file may have.
     #[test]
     fn a_batch_that_is_killed_again_and_again_answers_every_line_once() {
-        const LINES: usize = 300;
+        let lines = std::env::var("HEARTH_TEST_BATCH_LINES");
+        let lines: usize = lines.map_or(300, |count| count.parse().unwrap());
         let data = tempfile::tempdir().unwrap();
         let line = |i: usize| {
             let messages = json!([{"role": "user", "content": format!("What is {i} and 1?")}]);
@@ -250,7 +277,7 @@ mod killed {
             let url = "/v1/chat/completions";
             json!({"custom_id": i.to_string(), "method": "POST", "url": url, "body": body})
         };
-        let text: String = (0..LINES).map(|i| format!("{}\n", line(i))).collect();
+        let text: String = (0..lines).map(|i| format!("{}\n", line(i))).collect();
         let mut server = Server::start(data.path());
         let body = json!({"input_file_id": server.upload(&text), "completion_window": "24h",
                           "endpoint": "/v1/chat/completions"});
@@ -261,13 +288,13 @@ mod killed {
         let mut before = 0;
         for kills in 1..=4 {
             // Somewhere in the middle, the first time as early as that.
-            let until = LINES * kills / 6;
+            let until = lines * kills / 6;
             let mut batch = look(&server);
             while done(&batch) < until {
                 std::thread::sleep(Duration::from_millis(10));
                 batch = look(&server);
             }
-            assert!(done(&batch) >= before && done(&batch) < LINES, "{batch}");
+            assert!(done(&batch) >= before && done(&batch) < lines, "{batch}");
             before = done(&batch);
             server.kill();
             server = Server::start(data.path());
@@ -278,17 +305,17 @@ mod killed {
             std::thread::sleep(Duration::from_millis(20));
             batch = look(&server);
         }
-        let counts = json!({"total": LINES, "completed": LINES, "failed": 0});
+        let counts = json!({"total": lines, "completed": lines, "failed": 0});
         assert_eq!((&batch["status"], &batch["request_counts"]), (&json!("completed"), &counts));
         let path = format!("/v1/files/{}/content", batch["output_file_id"].as_str().unwrap());
         let (_, text) = server.send("GET", &path, "-", "-", "").unwrap();
-        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        let names: Vec<_> = lines.iter().map(|l| l["custom_id"].as_str().unwrap()).collect();
-        let expected: Vec<String> = (0..LINES).map(|i| i.to_string()).collect();
+        let answers: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let names: Vec<_> = answers.iter().map(|l| l["custom_id"].as_str().unwrap()).collect();
+        let expected: Vec<String> = (0..lines).map(|i| i.to_string()).collect();
         assert_eq!(names, expected);
         // A line that was run again says the same as one that was not.
         let live = server.ask("POST", "/v1/chat/completions", "-", &line(150)["body"]).1;
-        assert_eq!(lines[150]["response"]["body"]["choices"], live["choices"]);
+        assert_eq!(answers[150]["response"]["body"]["choices"], live["choices"]);
     }
 
     #[test]

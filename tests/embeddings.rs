@@ -401,4 +401,19 @@ async fn ollamas_route_gives_the_same_vectors_and_cuts_what_is_too_long() {
     let refused = ask(json!({"input": long, "truncate": false})).await;
     assert_eq!(refused.status, 400);
     assert!(refused.json()["error"].as_str().is_some_and(|why| why.contains("40")));
+
+    // As it was called before, for one text.
+    let one = async |prompt: Value| {
+        let fields = json!({"model": ALIAS, "prompt": prompt, "options": {"num_thread": 2}});
+        server.post("/api/embeddings", fields).await
+    };
+    let answer = one(json!("a dog")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let vector: Vec<f32> = serde_json::from_value(answer.json()["embedding"].clone()).expect("row");
+    assert_eq!(vector, want[1]);
+    for prompt in [json!(""), json!(null), json!(["a dog"])] {
+        let refused = one(prompt).await;
+        let why = refused.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert!(refused.status == 400 && why.contains("prompt"), "{}", refused.body);
+    }
 }

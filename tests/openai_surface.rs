@@ -32,6 +32,8 @@ mod robust;
 mod stored;
 #[path = "openai_surface/structured.rs"]
 mod structured;
+#[path = "openai_surface/thought.rs"]
+mod thought;
 #[path = "openai_surface/tokens.rs"]
 mod tokens;
 #[path = "openai_surface/tools.rs"]

@@ -97,7 +97,7 @@ impl House {
     }
 
     fn over(store: Arc<Store>, files: Option<Arc<Files>>) -> Self {
-        let fresh = || Files::open(Arc::clone(&store), Quota { project_bytes_max: 4 << 20 });
+        let fresh = || Files::open(Arc::clone(&store), Quota { project_bytes_max: 64 << 20 });
         let files = files.unwrap_or_else(|| Arc::new(fresh().unwrap()));
         let batches = Arc::new(Batches::open(Arc::clone(&store), Arc::clone(&files)).unwrap());
         Self { store, files, batches }
@@ -130,7 +130,7 @@ impl House {
     }
 
     async fn until(&self, is_so: impl Fn(&Value) -> bool) -> Value {
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             let batch = self.get();
             if is_so(&batch) {
                 return batch;
@@ -268,6 +268,33 @@ async fn a_batch_that_is_cut_off_goes_on_where_it_was() {
     assert_eq!(batch["request_counts"], json!({"total": 20, "completed": 20, "failed": 0}));
     let expected: Vec<String> = (0..20).map(|i| i.to_string()).collect();
     assert_eq!(names(&house.lines(&batch["output_file_id"])), expected);
+}
+
+/// As many as a file may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_thousand_lines_are_answered_once_though_it_is_cut_off() {
+    let mut house = House::new();
+    let expected: Vec<String> = (0..LINES_MAX).map(|i| i.to_string()).collect();
+    house.create(&expected.iter().map(|name| line(name)).collect::<String>());
+    let parts = [LINES_MAX / 3, LINES_MAX / 2];
+    for done in parts {
+        let task = house.run(&Echo::new(LINES_MAX));
+        house
+            .until(|batch| batch["request_counts"]["completed"].as_u64() >= Some(done as u64))
+            .await;
+        task.abort();
+        let _ = task.await;
+        house = house.again();
+    }
+    let before = house.get()["request_counts"]["completed"].as_u64().unwrap() as usize;
+    assert!(before < LINES_MAX, "it was not cut off");
+    let echo = Echo::new(LINES_MAX);
+    house.run(&echo);
+    let batch = house.until(is("completed")).await;
+    let counts = json!({"total": LINES_MAX, "completed": LINES_MAX, "failed": 0});
+    assert_eq!(batch["request_counts"], counts);
+    assert_eq!(names(&house.lines(&batch["output_file_id"])), expected);
+    assert!(echo.begun.lock().unwrap().len() <= LINES_MAX - before, "a line was run again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,8 @@ pub(super) struct Prepared {
 impl TextRequest {
     /// About how much text there is to encode for it.
     pub(super) fn len_bytes(&self) -> usize {
-        self.prompt.len_bytes() + self.prediction.as_ref().map_or(0, String::len)
+        let beside = [&self.prediction, &self.suffix].into_iter().flatten();
+        self.prompt.len_bytes() + beside.map(String::len).sum::<usize>()
     }
 }
 
@@ -51,12 +52,19 @@ impl Prompt {
 pub(super) fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prepared, Error> {
     let (text, mut prompt) = encode(model, request, Special::PROMPT)?;
     if let Some(suffix) = &request.suffix {
+        check_len(model, suffix, "suffix")?;
         let filled = model.tokenizer().fill_in(&prompt, suffix);
         let filled = filled.map_err(|e| Error::invalid("suffix", e.to_string()))?;
-        prompt = filled.ok_or_else(|| {
+        let filled = filled.ok_or_else(|| {
             let message = format!("The model `{}` cannot fill in the middle.", model.id());
             Error::unsupported("suffix", message)
         })?;
+        let max = model.context_len();
+        if filled.len() - prompt.len() > max {
+            let (prompt, param) = (filled.len(), "suffix");
+            return Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param });
+        }
+        prompt = filled;
     }
     let expected = match &request.prediction {
         Some(text) => model.tokenizer().encode(text, Special::NONE),
@@ -79,7 +87,7 @@ pub(super) fn encode(
     match &request.prompt {
         Prompt::Tokens(ids) => Ok((String::new(), ids.clone())),
         Prompt::Text(text) => {
-            check_len(model, request, text)?;
+            check_len(model, text, request.prompt_param())?;
             Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?))
         }
         Prompt::Chat { messages, template_kwargs } => {
@@ -87,7 +95,7 @@ pub(super) fn encode(
             let tools = request.tools.as_ref().and_then(Tools::definitions);
             let text = render(model, &guard.messages, tools, template_kwargs)?;
             let revealed = guard.reveal(&text);
-            check_len(model, request, &revealed)?;
+            check_len(model, &revealed, request.prompt_param())?;
             let ids = guard.encode(&text, tokenizer).map_err(fail)?;
             Ok((revealed, ids))
         }
@@ -95,14 +103,13 @@ pub(super) fn encode(
 }
 
 /// What can never fit is not encoded first: that takes seconds for a few MB.
-fn check_len(model: &ServedModel, request: &TextRequest, text: &str) -> Result<(), Error> {
+fn check_len(model: &ServedModel, text: &str, param: &'static str) -> Result<(), Error> {
     let max = model.context_len();
     if text.len() < LONG_PROMPT_BYTES {
         return Ok(());
     }
     match model.tokenizer().tokens_at_least(text.len()) {
         prompt if prompt > max => {
-            let param = request.prompt_param();
             Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param })
         }
         _ => Ok(()),

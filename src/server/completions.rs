@@ -25,6 +25,10 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let logprobs = body.count("logprobs", 0..=5)?;
     let echo = body.bool("echo")?.unwrap_or(false);
     let suffix = body.string("suffix")?.filter(|text| !text.is_empty());
+    if echo && suffix.is_some() {
+        let message = "Invalid 'echo': with a 'suffix' the answer does not follow the prompt.";
+        return Err(ApiError::invalid("echo", message));
+    }
     let prompts = prompts(body.value("prompt"))?;
     let request = |prompt| TextRequest {
         max_tokens: Some(max_tokens),
@@ -227,6 +231,8 @@ mod tests {
             body[name] = value;
             assert_eq!(read(body).unwrap_err().param.as_deref(), Some(name));
         }
+        let both = json!({"model": "m", "prompt": "a", "suffix": "b", "echo": true});
+        assert_eq!(read(both).unwrap_err().param.as_deref(), Some("echo"));
         assert!(read(json!({"model": "m", "prompt": "a", "n": 2, "best_of": 2})).is_ok());
         let best = read(json!({"model": "m", "prompt": "a", "n": 2, "best_of": 5})).unwrap();
         assert_eq!((best.requests[0].n, best.shown, best.logprobs), (5, 2, false));

@@ -51,7 +51,8 @@ impl ApiError {
         self
     }
 
-    fn param(mut self, param: &str) -> Self {
+    /// The same, blamed on a field.
+    pub(super) fn param(mut self, param: &str) -> Self {
         self.param = Some(param.to_owned());
         self
     }

@@ -1,8 +1,8 @@
 //! Items of responses and conversations: validated, named, and turned into the messages of a chat.
 //!
 //! Afterwards every item has a type, an id and a status, and a message a list of parts. A summary
-//! that took the place of a conversation travels as text that only this server reads; it is no
-//! secret, since whoever holds it was there.
+//! that took the place of a conversation travels as text that only this server reads, and so does a
+//! thought where a client asks for it; it is no secret, since whoever holds it was there.
 //! Deliberately absent: what is in no chat (pictures, sound, files, the calls of hosted tools),
 //! which is refused by its path.
 
@@ -38,8 +38,7 @@ pub(super) fn user_text(text: &str) -> Value {
 }
 
 /// What else the items of an answer carry: a client may send them back as they came.
-const ECHOED: [&str; 6] =
-    ["status", "phase", "created_by", "caller", "namespace", "encrypted_content"];
+const ECHOED: [&str; 5] = ["status", "phase", "created_by", "caller", "namespace"];
 
 fn item(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
     let Value::Object(map) = value else {
@@ -162,8 +161,16 @@ impl Item {
             Some(Value::Array(list)) => Ok(Value::Array(list)),
             Some(other) => Err(ApiError::wrong_type(&self.0.at(field), "an array", kind(&other))),
         };
-        Ok(json!({"id": id, "type": "reasoning", "summary": list("summary")?,
-                  "content": list("content")?}))
+        let (summary, mut content) = (list("summary")?, list("content")?);
+        // Some clients send back what was sealed and nothing else. What another server sealed,
+        // nobody here can read.
+        let sealed = self.0.string("encrypted_content")?;
+        if content.as_array().is_some_and(Vec::is_empty)
+            && let Some(text) = sealed.as_deref().and_then(open)
+        {
+            content = json!([{"type": "reasoning_text", "text": text}]);
+        }
+        Ok(json!({"id": id, "type": "reasoning", "summary": summary, "content": content}))
     }
 }
 
@@ -255,8 +262,12 @@ fn chat_call(item: &Value) -> Value {
 
 /// The item that a summary becomes.
 pub(super) fn compaction(summary: &str) -> Value {
-    let sealed = format!("{SEAL}{}", STANDARD.encode(summary));
-    json!({"id": ids::random("cmp_"), "type": "compaction", "encrypted_content": sealed})
+    json!({"id": ids::random("cmp_"), "type": "compaction", "encrypted_content": seal(summary)})
+}
+
+/// A text that clients hand on unread.
+pub(super) fn seal(text: &str) -> String {
+    format!("{SEAL}{}", STANDARD.encode(text))
 }
 
 /// What sealed text begins with: a change of the form will be a change of this.
@@ -371,6 +382,14 @@ mod tests {
         assert_eq!(items, [item]);
         let said = json!({"role": "assistant", "content": "Été: 4 €."});
         assert_eq!(messages(None, &items), [said]);
+        // A thought comes back too, from clients that keep only what was sealed.
+        let sealed = items[0]["encrypted_content"].clone();
+        let thought = json!({"type": "reasoning", "summary": [], "encrypted_content": sealed});
+        let words = json!([{"type": "reasoning_text", "text": "Été: 4 €."}]);
+        assert_eq!(read("input", vec![thought.clone()], false).unwrap()[0]["content"], words);
+        let mut foreign = thought;
+        foreign["encrypted_content"] = json!("gAAAAABo");
+        assert_eq!(read("input", vec![foreign], false).unwrap()[0]["content"], json!([]));
         for foreign in ["", "gAAAAABo", "hearth-1.%%", "hearth-1./w=="] {
             let item = json!({"type": "compaction", "encrypted_content": foreign});
             let error = read("input", vec![item], false).unwrap_err();

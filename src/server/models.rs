@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`, and the operator's `/v1/admin/models`.
+//! `GET /v1/models`, `GET` and `DELETE /v1/models/{id}`, and the operator's `/v1/admin/models`.
 
 use std::sync::Arc;
 
@@ -26,6 +26,13 @@ pub(super) fn routes() -> Routes {
                 .shown(&["/v1/models/{id}"])
                 .answers("model"),
             get,
+        )
+        .add(
+            reference::delete("/v1/models/{*id}", GROUP, "Serves an adapter no more.")
+                .shown(&["/v1/models/{id}"])
+                .answers("model")
+                .admin(),
+            delete,
         )
         .add(
             reference::get("/v1/admin/models", GROUP, "Where every model is.")
@@ -59,6 +66,23 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     Ok(Json(named(app.pipeline.registry(), &id)?))
+}
+
+/// What was fine-tuned goes, as far as a server can let it go: an adapter is served no more, and
+/// its files stay. A model of its own is the operator's, who names those that are served.
+async fn delete(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    only_operators(&app, &caller)?;
+    let registry = app.pipeline.registry();
+    let Some(adapter) = registry.wanted(&id, &[])?.pop() else {
+        let message = format!("The model `{id}` is no adapter, and only these can be deleted.");
+        return Err(ApiError::forbidden(message));
+    };
+    registry.adapters().remove(&adapter.id)?;
+    Ok(Json(json!({"id": id, "object": "model", "deleted": true})))
 }
 
 /// The model behind an id or another name.

@@ -57,6 +57,11 @@ impl Envelope {
         object
     }
 
+    /// Tokens of a prompt, where they were asked for.
+    fn prompt_ids_of(&self, prompt: usize) -> Value {
+        json!(self.prompt_ids.as_ref().and_then(|all| all.get(prompt)))
+    }
+
     fn logprobs<'a>(&self, tokens: &'a [TokenLogprob]) -> Option<&'a [TokenLogprob]> {
         self.logprobs.then_some(tokens)
     }
@@ -66,6 +71,10 @@ impl Envelope {
         self.logprobs(tokens).map_or(Value::Null, |t| completions::logprobs_object(t, offset))
     }
 }
+
+/// vLLM's names for the tokens of a prompt and their log-probabilities.
+const PROMPT_IDS: &str = "prompt_token_ids";
+const PROMPT_LOGPROBS: &str = "prompt_logprobs";
 
 /// Counts tokens over the choices of an answer: prompts once, completions all.
 #[derive(Debug)]
@@ -132,7 +141,7 @@ pub(super) struct Chunks {
     offsets: Vec<usize>,
     /// By choice: its last call is of a custom tool.
     custom: Vec<bool>,
-    /// By choice: the tokens of its prompt are out.
+    /// By choice: the tokens of its prompt are out. A chat has one prompt and tells it once.
     told: Vec<bool>,
 }
 
@@ -214,7 +223,8 @@ impl Chunks {
         self.write(vec![completions::choice(choice, text, logprobs, None)], Value::Null, out);
     }
 
-    /// Tokens of an answer; with the first of a choice come those of its prompt.
+    /// Tokens of an answer; with the first of them come those of the prompt, which vLLM puts beside
+    /// the choices of a chat and into those of a completion.
     fn tokens(&mut self, choice: usize, ids: &[TokenId], out: &mut Vec<u8>) {
         self.begin(choice, out);
         let mut part = match self.envelope.shape {
@@ -222,11 +232,18 @@ impl Chunks {
             Shape::Completion => completions::choice(choice, "", Value::Null, None),
         };
         part["token_ids"] = json!(ids);
-        if !std::mem::replace(&mut self.told[choice], true) {
-            let prompt = self.envelope.prompt_ids.as_ref();
-            part["prompt_token_ids"] = json!(prompt.and_then(|p| p.get(choice / self.envelope.n)));
+        let is_chat = self.envelope.shape == Shape::Chat;
+        let mut beside = None;
+        if !std::mem::replace(&mut self.told[if is_chat { 0 } else { choice }], true) {
+            let prompt = self.envelope.prompt_ids_of(choice / self.envelope.n);
+            match is_chat {
+                true => beside = Some((PROMPT_IDS.to_owned(), prompt)),
+                false => part[PROMPT_IDS] = prompt,
+            }
         }
-        self.write(vec![part], Value::Null, out);
+        let mut chunk = self.chunk(vec![part], Value::Null);
+        chunk.extend(beside);
+        data(&Value::Object(chunk), out);
     }
 
     /// A part of a chat.
@@ -251,6 +268,10 @@ impl Chunks {
     }
 
     fn write(&self, choices: Vec<Value>, usage: Value, out: &mut Vec<u8>) {
+        data(&Value::Object(self.chunk(choices, usage)), out);
+    }
+
+    fn chunk(&self, choices: Vec<Value>, usage: Value) -> Map<String, Value> {
         let name = match self.envelope.shape {
             Shape::Chat => "chat.completion.chunk",
             Shape::Completion => "text_completion",
@@ -259,7 +280,7 @@ impl Chunks {
         if self.options.include_usage {
             chunk.insert("usage".to_owned(), usage);
         }
-        data(&Value::Object(chunk), out);
+        chunk
     }
 }
 
@@ -355,6 +376,13 @@ impl Whole {
     /// Some choice never finished.
     pub(super) fn end(self) -> Result<Value, ApiError> {
         let envelope = &self.envelope;
+        // What was asked for about a prompt: of a chat beside its choices, as vLLM has it.
+        let about_prompt = |prompt: usize, choice: &Choice| {
+            let ids = envelope.prompt_ids.as_ref().map(|_| envelope.prompt_ids_of(prompt));
+            let scores = choice.prompt.as_deref().map(prompt_logprobs);
+            let told = [(PROMPT_IDS, ids), (PROMPT_LOGPROBS, scores)].into_iter();
+            told.filter_map(|(name, value)| Some((name, value?)))
+        };
         let one = |(i, choice): (usize, &Choice)| {
             let reason = choice.reason.ok_or_else(cut_short)?.as_str();
             let mut object = match envelope.shape {
@@ -368,23 +396,27 @@ impl Whole {
                     completions::choice(i, &choice.text, logprobs, Some(reason))
                 }
             };
-            if let Some(prompts) = &envelope.prompt_ids {
+            if envelope.prompt_ids.is_some() {
                 object["token_ids"] = json!(choice.token_ids);
-                object["prompt_token_ids"] = json!(prompts.get(i / envelope.shown));
             }
-            if let Some(tokens) = &choice.prompt {
-                object["prompt_logprobs"] = prompt_logprobs(tokens);
+            if envelope.shape == Shape::Completion {
+                about_prompt(i / envelope.shown, choice).for_each(|(name, v)| object[name] = v);
             }
             Ok(object)
         };
-        let choices = self.best().into_iter().enumerate();
-        let choices = choices.map(one).collect::<Result<_, ApiError>>()?;
+        let best = self.best();
+        let choices = best.iter().copied().enumerate().map(one);
+        let choices = choices.collect::<Result<_, ApiError>>()?;
         let name = match envelope.shape {
             Shape::Chat => "chat.completion",
             Shape::Completion => "text_completion",
         };
         let mut object = envelope.object(name, choices);
         object.insert("usage".to_owned(), self.tally.usage());
+        if envelope.shape == Shape::Chat {
+            let told = best.first().into_iter().flat_map(|choice| about_prompt(0, choice));
+            object.extend(told.map(|(name, value)| (name.to_owned(), value)));
+        }
         Ok(Value::Object(object))
     }
 }

@@ -10,6 +10,7 @@ mod compact;
 mod fit;
 mod reply;
 mod request;
+mod tables;
 
 pub(super) use background::Backgrounds;
 
@@ -24,7 +25,6 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
-use self::request::own_names;
 pub(super) use self::request::{Draft, read};
 use super::error::ApiError;
 use super::observe::Watch;
@@ -44,21 +44,6 @@ const ONE: &str = "/v1/responses/{id}";
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 
-/// What a chat has no field for does not change the number of its tokens.
-const INPUT_TOKENS: &[fields::Field] = &[
-    fields::honoured("conversation", fields::TEXT_OR_OBJECT),
-    fields::honoured("input", fields::TEXT_OR_LIST),
-    fields::honoured("instructions", fields::Takes::Text),
-    fields::honoured("model", fields::Takes::Text),
-    fields::honoured("parallel_tool_calls", fields::Takes::Bool),
-    fields::honoured("previous_response_id", fields::Takes::Text),
-    fields::honoured("reasoning", fields::Takes::Table(request::REASONING)),
-    fields::honoured("text", fields::Takes::Table(request::TEXT)),
-    fields::honoured("tool_choice", fields::TEXT_OR_OBJECT),
-    fields::honoured("tools", fields::Takes::List),
-    fields::honoured("truncation", fields::Takes::Text),
-];
-
 pub(super) fn routes() -> Routes {
     let hello = || json!({"model": "hearth-tiny", "input": "Hello"});
     let mut stream = hello();
@@ -73,7 +58,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .add(
             post("/v1/responses", GROUP, "Answers, and remembers.")
-                .json(request::RESPONSES)
+                .json(tables::RESPONSES)
                 .example(stream)
                 .answers("response")
                 .streams(),
@@ -81,14 +66,14 @@ pub(super) fn routes() -> Routes {
         )
         .add(
             post("/v1/responses/input_tokens", GROUP, "Counts the tokens of a request.")
-                .json(INPUT_TOKENS)
+                .json(tables::INPUT_TOKENS)
                 .example(hello())
                 .answers("response.input_tokens"),
             input_tokens,
         )
         .add(
             post("/v1/responses/compact", GROUP, "Sums a conversation up.")
-                .json(request::COMPACT)
+                .json(tables::COMPACT)
                 .example(hello())
                 .answers("response.compaction"),
             compact::compact,
@@ -133,7 +118,7 @@ pub(super) async fn answer(
     let model = hold(app, &draft, &said).await?;
     let read = fit::fitting(app, &model, &draft, &said).await?;
     let begun = begin(app, &watch, caller, &model, &draft, read).await?;
-    let reply = Reply::new(shell(&draft, &begun), draft.logprobs);
+    let reply = Reply::new(shell(&draft, &begun), draft.included);
     let Begun { events, place, .. } = begun;
     let waits = draft.background;
     let keep = Keep { history: Arc::clone(&app.rooms.history), project, draft };
@@ -192,8 +177,10 @@ async fn begin(
     let request = call.requests.pop().ok_or_else(objects::cut_short)?;
     let priority = request.priority;
     let begun = answer::begin(app, watch, caller, model, request).await;
-    let begun = begun.map_err(|error| own_names(error.into()))?;
-    let answer::Begun { place, events, .. } = begun;
+    let answer::Begun { place, events, .. } = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Err(fit::blamed(app, model, draft, error).await),
+    };
     Ok(Begun { model: model.clone(), title, priority, place, events })
 }
 
@@ -223,7 +210,12 @@ async fn said(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Va
         said.extend(input.iter().cloned());
         Ok((said, input))
     })
-    .await?;
+    .await
+    .map_err(|error| match error {
+        // The only object that is looked for by the name in a field of its own.
+        Error::NotFound { .. } => ApiError::from(error).param("conversation"),
+        error => error.into(),
+    })?;
     draft.input = input;
     Ok(said)
 }
@@ -370,8 +362,9 @@ async fn input_tokens(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let lenient = app.config.lenient_fields;
-    let body = app.body(request).await?;
-    fields::check(body.map(), INPUT_TOKENS, "", lenient)?;
+    let mut body = app.body(request).await?;
+    fields::check(body.map(), tables::INPUT_TOKENS, "", lenient)?;
+    body.value("personality");
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
     let model = hold(&app, &draft, &said).await?;

@@ -120,6 +120,18 @@ async fn adapters_come_and_go_while_answers_run() {
             (404, "model_not_found".into())
         );
     }
+    // OpenAI's word for it.
+    assert_eq!(load("tuned", "qwen3", json!({})).await.status, 200);
+    let delete =
+        async |id: &str| server.ask("DELETE", &format!("/v1/models/{id}"), None, None).await;
+    let gone = delete("tuned").await;
+    assert_eq!(gone.json(), json!({"id": "tuned", "object": "model", "deleted": true}));
+    for (id, status, code) in
+        [("tuned", 404, "model_not_found"), ("org%2Ftiny%3AF32", 403, "insufficient_permissions")]
+    {
+        let refused = delete(id).await;
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (status, &json!(code)));
+    }
     // It began with an adapter that is gone, and ends with it.
     let ended = running.answer().await.json();
     assert_eq!(ended["usage"]["completion_tokens"], 600);
@@ -247,8 +259,12 @@ async fn loading_is_the_operators() {
     let options = Options { api_keys: vec!["sk-plain".to_owned()], ..Options::default() };
     let server = server(options).await;
     let body = json!({"lora_name": "x", "lora_path": lora("qwen3")});
-    for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
-        let plain = server.ask("POST", path, Some("sk-plain"), Some(body.clone())).await;
+    for (method, path) in [
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("DELETE", "/v1/models/bent"),
+    ] {
+        let plain = server.ask(method, path, Some("sk-plain"), Some(body.clone())).await;
         assert_eq!(plain.status, 403, "{}", plain.body);
     }
 }

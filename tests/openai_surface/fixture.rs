@@ -54,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) running_len: usize,
     pub(crate) queue_len: usize,
     pub(crate) queue_timeout: Option<Duration>,
+    /// The model's chat template.
+    pub(crate) template: &'static str,
 }
 
 impl Default for Options {
@@ -66,6 +68,7 @@ impl Default for Options {
             running_len: 8,
             queue_len: 64,
             queue_timeout: None,
+            template: TEMPLATE,
         }
     }
 }
@@ -217,7 +220,10 @@ pub(crate) fn model(options: &Options) -> ServedModel {
     config["max_position_embeddings"] = json!(CONTEXT_LEN);
     put("config.json", &config);
     put("tokenizer.json", &tokenizer());
-    put("tokenizer_config.json", &json!({"eos_token": "<|263|>", "chat_template": TEMPLATE}));
+    put(
+        "tokenizer_config.json",
+        &json!({"eos_token": "<|263|>", "chat_template": options.template}),
+    );
     let weights = "model.safetensors";
     fs::copy(golden.join(weights), folder.path().join(weights)).expect("the golden's weights");
     let compute = Compute::Fused(Arc::new(Pool::new(1)));

@@ -98,6 +98,14 @@ async fn a_conversation_is_summed_up_and_goes_on() {
     assert!(with > count(&server, json!({"input": without})).await);
     let gone_on = respond(&server, json!({"input": next})).await;
     assert_eq!(gone_on["usage"]["input_tokens"], with);
+    // What is stored need not be sent.
+    let before = json!({"model": MODEL, "previous_response_id": gone_on["id"]});
+    let again = server.post("/v1/responses/compact", before).await.json();
+    let kinds = again["output"].as_array().expect("items").iter().map(|item| &item["type"]);
+    assert_eq!(
+        json!(kinds.collect::<Vec<_>>()),
+        json!(["message", "message", "message", "message", "compaction"])
+    );
     // Nor is a conversation lost that leaves no room for a summary.
     let full = json!({"model": MODEL, "input": "x".repeat(CONTEXT_LEN - 200)});
     let refused = server.post("/v1/responses/compact", full).await;

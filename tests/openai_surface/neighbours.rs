@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::fixture::{ALIAS, CONTEXT_LEN, MODEL, Options, Server, chat_body, start, with_model};
 use crate::greedy;
 use crate::http::{self, Answer};
+use crate::reference::{is_neighbour, kinds, operations};
 
 const MESSAGES: &str = "/v1/messages";
 
@@ -273,6 +274,70 @@ async fn refusals_of_the_other_neighbour_are_ollamas() {
     let answer = server.ask("GET", "/api/tags", None, None).await;
     assert_eq!(answer.status, 401);
     ollama(&answer);
+}
+
+/// Every field of every body with what it is not, and what no body is: the document knows them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_neighbours_are_refused_by_name() {
+    let server = start(Options::default()).await;
+    let told = |path: &str, answer: &Answer| match path.starts_with("/api/") {
+        true => ollama(answer),
+        false => anthropic(answer).1,
+    };
+    let (mut wrong, mut tried) = (Vec::new(), 0);
+    for (path, method, operation) in operations(&server).await {
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        if !is_neighbour(&path) || !schema.is_object() {
+            continue;
+        }
+        let mut base = schema["examples"][0].clone();
+        base["model"] = json!(MODEL);
+        let with = |name: &str, value: Value| {
+            let mut body = base.clone();
+            body[name] = value;
+            body
+        };
+        let mut cases = vec![("no_such_field".to_owned(), with("no_such_field", json!(1)))];
+        for name in schema["required"].as_array().into_iter().flatten() {
+            let mut body = base.clone();
+            let name = name.as_str().expect("a name");
+            body.as_object_mut().expect("an object").remove(name);
+            cases.push((name.to_owned(), body));
+        }
+        for (name, field) in schema["properties"].as_object().expect("fields") {
+            let types = match &field["type"] {
+                Value::String(one) => vec![one.as_str()],
+                Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+                _ => continue,
+            };
+            let fits =
+                |kind| types.contains(&kind) || kind == "integer" && types.contains(&"number");
+            let others = kinds().into_iter().filter(|(kind, _)| !fits(*kind));
+            cases.extend(others.map(|(_, value)| (name.clone(), with(name, value))));
+        }
+        for (name, body) in cases {
+            let answer = server.post(&path, body.clone()).await;
+            let message = told(&path, &answer);
+            if answer.status != 400 || !message.contains(&name) {
+                wrong.push(format!("{path} {body}: {} {message}", answer.status));
+            }
+            tried += 1;
+        }
+        let text = base.to_string();
+        for (kind, body, status) in [
+            ("application/json", "[]", 400),
+            ("application/json", "{", 400),
+            ("text/plain", text.as_str(), 415),
+        ] {
+            let headers = [("Content-Type", kind)];
+            let sent = http::send(server.address, &method, &path, &headers, body.as_bytes()).await;
+            let answer = sent.answer().await;
+            told(&path, &answer);
+            assert_eq!(answer.status, status, "{path} {kind} {body}");
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(tried > 250, "{tried} bodies");
 }
 
 #[tokio::test(flavor = "multi_thread")]

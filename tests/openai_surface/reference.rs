@@ -109,7 +109,7 @@ async fn keys_are_asked_for_where_the_document_says_so() {
 }
 
 /// A value of every kind.
-fn kinds() -> [(&'static str, Value); 6] {
+pub(crate) fn kinds() -> [(&'static str, Value); 6] {
     [
         ("boolean", json!(true)),
         ("integer", json!(1)),
@@ -136,7 +136,9 @@ async fn fields_have_the_types_that_the_document_says() {
     let mut wrong = Vec::new();
     for (path, method, operation) in operations(&server).await {
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-        let Some(example) = schema["examples"].get(0) else { continue };
+        let Some(example) = schema["examples"].get(0).filter(|_| !is_neighbour(&path)) else {
+            continue;
+        };
         let mut base: Map<String, Value> = example.as_object().unwrap().clone();
         base.remove("stream");
         if base.contains_key("model") {

@@ -36,7 +36,7 @@ fn id(object: &Value) -> &str {
 }
 
 /// The events of a stream, whose names and numbers are as they must be.
-fn events(answer: &Answer) -> Vec<Value> {
+pub(crate) fn events(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.header("content-type"), Some("text/event-stream; charset=utf-8"));
     let blocks = answer.body.split_terminator("\n\n").filter(|block| !block.starts_with(':'));
     let parse = |block: &str| {
@@ -172,7 +172,11 @@ async fn errors_have_the_names_of_responses() {
         (json!({"max_output_tokens": 100_000}), 400, json!("max_output_tokens")),
         (json!({"input": "long ".repeat(10_000)}), 400, json!("input")),
         (json!({"input": [{"type": "item_reference", "id": "x"}]}), 400, json!("input[0].id")),
-        (json!({"conversation": "conv_x"}), 404, Value::Null),
+        // Where the instructions alone are too long, the input is not to blame.
+        (json!({"instructions": "long ".repeat(10_000)}), 400, json!("instructions")),
+        (json!({"instructions": "long ".repeat(50_000)}), 400, json!("instructions")),
+        (json!({"instructions": "x", "input": "long ".repeat(10_000)}), 400, json!("input")),
+        (json!({"conversation": "conv_x"}), 404, json!("conversation")),
     ] {
         let answer = server.post(PATH, body(fields)).await;
         assert_eq!((answer.status, &answer.error()["param"]), (status, &param), "{}", answer.body);
@@ -230,10 +234,23 @@ async fn tokens_are_counted_as_a_response_counts_them() {
     let server = start(Options::default()).await;
     let done = respond(&server, json!({"instructions": "Be."})).await;
     let fields = json!({"model": MODEL, "input": "Tell me.", "instructions": "Be."});
-    let count = server.post("/v1/responses/input_tokens", fields).await.json();
-    let expected = json!({"object": "response.input_tokens",
-                          "input_tokens": done["usage"]["input_tokens"]});
-    assert_eq!(count, expected);
+    let count = async |fields: Value| {
+        let count = server.post("/v1/responses/input_tokens", fields).await.json();
+        assert_eq!(count["object"], "response.input_tokens", "{count}");
+        count["input_tokens"].clone()
+    };
+    assert_eq!(count(fields).await, done["usage"]["input_tokens"]);
+    // What was said before counts, where it is read.
+    let talk = json!({"items": [{"role": "user", "content": "Well?"}]});
+    let talk = server.post("/v1/conversations", talk).await.json();
+    for (name, value) in [("previous_response_id", &done["id"]), ("conversation", &talk["id"])] {
+        let counted = count(json!({"model": MODEL, "input": "Go on.", name: value})).await;
+        let answered = respond(&server, json!({"input": "Go on.", name: value})).await;
+        assert_eq!(counted, answered["usage"]["input_tokens"], "{name}");
+    }
+    let nobody = json!({"input": "Tell me."});
+    let refused = server.post("/v1/responses/input_tokens", nobody).await;
+    assert_eq!((refused.status, &refused.error()["param"]), (400, &json!("model")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{MODEL, Options, Server, start};
+use crate::fixture::{CONTEXT_LEN, MODEL, Options, Server, start};
 
 async fn post(server: &Server, path: &str, body: Value) -> Value {
     let answer = server.post(path, body).await;
@@ -103,10 +103,26 @@ async fn answers_tell_their_tokens_and_the_scores_of_their_prompts() {
         mine.flat_map(|c| c["token_ids"].as_array().cloned().unwrap_or_default()).collect();
     assert_eq!(Value::Array(ids), whole["choices"][0]["token_ids"]);
 
-    let chat = json!({"max_tokens": 2, "ignore_eos": true, "return_token_ids": true});
-    let choice = server.chat(chat).await.json()["choices"][0].clone();
-    assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(2));
-    assert_eq!(choice["prompt_token_ids"][0], 257);
+    // A chat has one prompt, which is told once, beside the choices.
+    let mut chat = json!({"max_tokens": 2, "ignore_eos": true, "return_token_ids": true, "n": 2,
+                          "prompt_logprobs": 0, "temperature": 0});
+    let whole = server.chat(chat.clone()).await.json();
+    for choice in whole["choices"].as_array().expect("choices") {
+        assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(2));
+        assert!(
+            choice.get("prompt_token_ids").is_none() && choice.get("prompt_logprobs").is_none()
+        );
+    }
+    let prompt = whole["prompt_token_ids"].as_array().expect("tokens");
+    let scores = whole["prompt_logprobs"].as_array().expect("scores");
+    assert_eq!((&prompt[0], prompt.len()), (&json!(257), scores.len()));
+    assert!(scores[1].get(prompt[1].to_string()).is_some());
+    chat.as_object_mut().expect("an object").remove("prompt_logprobs");
+    chat["stream"] = json!(true);
+    let chunks = server.chat(chat).await.chunks();
+    let told: Vec<_> = chunks.iter().filter_map(|c| c.get("prompt_token_ids")).collect();
+    assert_eq!(told, [&whole["prompt_token_ids"]]);
+    assert!(chunks.iter().all(|c| c["choices"][0].get("prompt_token_ids").is_none()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +131,19 @@ async fn a_gap_is_filled_from_both_sides() {
     let fields = json!({"prompt": "a", "suffix": "z", "max_tokens": 1, "return_token_ids": true});
     let choice = server.complete(fields).await.json()["choices"][0].clone();
     assert_eq!(choice["prompt_token_ids"], json!([259, b'a', 261, b'z', 262]));
+    // What is too long is named: the side that is, by itself.
+    let long = "z".repeat(CONTEXT_LEN);
+    for (prompt, suffix, param) in [
+        ("a", long.as_str(), "suffix"),
+        ("a", &long.repeat(8), "suffix"),
+        (&long, "z", "prompt"),
+        (&long[9..], &long[9..], "prompt"),
+    ] {
+        let refused = server.complete(json!({"prompt": prompt, "suffix": suffix})).await;
+        let error = refused.error();
+        assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{error}");
+        assert_eq!(error["code"], "context_length_exceeded");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,21 +6,23 @@
 #   tests/sdk/run.sh            the official clients (build the binary first: cargo build --release)
 #   tests/sdk/run.sh all        those and the frameworks
 #   tests/sdk/run.sh NAME...    only these: python (OpenAI's newest), python2 and python1 (the last
-#                               of those lines), node, neighbours (Anthropic's and Ollama's);
-#                               frameworks: agents, langchain, litellm,
-#                               instructor, ai (Vercel's)
+#                               of those lines), node, neighbours (Anthropic's and Ollama's, in
+#                               both languages); frameworks: agents, langchain, litellm,
+#                               instructor, ai (Vercel's), node7 (OpenAI's newest, which brings a
+#                               newer Node along), docs (the page /docs in a Chromium)
 #
 #   HEARTH_BIN          the binary            (target/release/hearth)
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
+#   HEARTH_CHROMIUM     a Chromium or Chrome (the one that PATH finds)
 #   CARGO_TARGET_DIR    honoured; the clients are installed under it
 #
-# Prints the seconds of each part, `SDK RAN: ...`, and `SDK SKIPPED: ...` when models or the encoder
-# are not there.
+# Prints the seconds of each part, `SDK RAN: ...`, and `SDK SKIPPED: ...` when models, the encoder
+# or a browser are not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 official="python python2 python1 node neighbours"
-frameworks="agents langchain litellm instructor ai"
+frameworks="agents langchain litellm instructor ai node7 docs"
 clients=${*:-$official}
 [ "$clients" != all ] || clients="$official $frameworks"
 for client in $clients; do
@@ -66,14 +68,15 @@ install_encoder() {
 }
 
 # A JavaScript client: modules are looked up beside the importing file, so tests are copied there.
-install_node() { # name
-  local home=$work/$1 wanted=tests/sdk/$1/package.json
+install_node() { # name [folder of the tests [file with what they need]]
+  local home=$work/$1 tests=tests/sdk/${2:-$1} wanted
+  wanted=$tests/${3:-package.json}
   mkdir -p "$home"
   rm -f "$home"/*.mjs
-  cp "tests/sdk/$1"/*.mjs "$home/"
+  cp "$tests"/*.mjs "$home/"
   cmp -s "$wanted" "$home/package.json" && [ -d "$home/node_modules" ] && return
   rm -rf "$home/node_modules" "$home/package-lock.json"
-  cp "$wanted" "$home/"
+  cp "$wanted" "$home/package.json"
   (cd "$home" && npm install --silent --no-audit --no-fund) || {
     rm -f "$home/package.json"
     return 1
@@ -136,14 +139,27 @@ javascript() { # name; with the Node that it brings along, where it does
   (cd "$work/$1" && PATH=$work/$1/node_modules/.bin:$PATH node --test)
 }
 
+browser=${HEARTH_CHROMIUM:-}
+for name in chromium chromium-browser google-chrome; do
+  [ -n "$browser" ] || browser=$(command -v "$name" || true)
+done
+if wants docs && [ -z "$browser" ]; then
+  echo "SDK SKIPPED: no Chromium is there, which docs needs"
+  clients=$(echo " $clients " | sed 's/ docs / /')
+fi
+export HEARTH_CHROMIUM=$browser
+
 export PYTHONDONTWRITEBYTECODE=1
 for client in $clients; do
   case $client in
-    node | ai) timed "install $client" install_node "$client" ;;
+    node | ai | docs) timed "install $client" install_node "$client" ;;
+    node7) timed "install $client" install_node node7 node package7.json ;;
     python[12])
       timed "install $client" install_python "$client" "tests/sdk/python/requirements-${client#python}.txt" ;;
     *) timed "install $client" install_python "$client" "tests/sdk/$client/requirements.txt" ;;
   esac
+  [ "$client" != neighbours ] ||
+    timed "install neighbours in JavaScript" install_node neighbours-node neighbours
 done
 
 start_server
@@ -153,7 +169,10 @@ done
 for client in neighbours agents langchain litellm instructor; do
   if wants "$client"; then suite "$client" tests "$client" "$client" -rx; fi
 done
-if wants ai; then suite "ai" javascript ai; fi
+if wants neighbours; then suite "neighbours in JavaScript" javascript neighbours-node; fi
+for client in ai docs; do
+  if wants "$client"; then suite "$client" javascript "$client"; fi
+done
 stop_server
 
 if wants python || wants langchain || wants litellm; then
@@ -187,7 +206,11 @@ else
         suite "$client on $kind" tests "$client" python
       fi
     done
-    if [ "$kind" = SafeTensors ] && wants node; then suite "node on $kind" javascript node; fi
+    for client in node node7; do
+      if [ "$kind" = SafeTensors ] && wants "$client"; then
+        suite "$client on $kind" javascript "$client"
+      fi
+    done
     stop_server
   done
 fi

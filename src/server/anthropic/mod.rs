@@ -40,9 +40,13 @@ pub(super) fn routes() -> Routes {
     const GROUP: &str = "Anthropic";
     let messages_of = post("/v1/messages", GROUP, "Answers a conversation.");
     let count = post("/v1/messages/count_tokens", GROUP, "Counts the tokens of a conversation.");
+    let said = json!([{"role": "user", "content": "Hello"}]);
+    let short = json!({"model": "hearth-tiny", "messages": said});
+    let mut whole = short.clone();
+    (whole["max_tokens"], whole["stream"]) = (64.into(), true.into());
     Routes::new()
-        .add(messages_of.json(request::MESSAGES).streams(), messages)
-        .add(count.json(request::COUNT_TOKENS), count_tokens)
+        .add(messages_of.json(request::MESSAGES).example(whole).streams(), messages)
+        .add(count.json(request::COUNT_TOKENS).example(short), count_tokens)
 }
 
 async fn messages(

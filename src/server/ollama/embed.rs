@@ -1,7 +1,7 @@
-//! `POST /api/embed`.
+//! `POST /api/embed`, and `/api/embeddings` as it was before: one text, one vector.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{known, model_name, nanos, options};
-use crate::pipeline::EmbedRequest;
+use crate::pipeline::{EmbedInput, EmbedRequest, Embeddings};
 use crate::server::error::ApiError;
 use crate::server::extract::Fields;
 use crate::server::fields::{self, Field, Takes, honoured, required};
@@ -29,6 +29,14 @@ pub(super) const EMBED: &[Field] = &[
     honoured("options", Takes::Table(options::OPTIONS)),
 ];
 
+/// `POST /api/embeddings`.
+pub(super) const EMBEDDINGS: &[Field] = &[
+    required("model", Takes::Text),
+    required("prompt", Takes::Text),
+    honoured("keep_alive", fields::TEXT_OR_NUMBER),
+    honoured("options", Takes::Table(options::OPTIONS)),
+];
+
 #[derive(Serialize)]
 struct Answer {
     model: String,
@@ -38,6 +46,11 @@ struct Answer {
     prompt_eval_count: usize,
 }
 
+#[derive(Serialize)]
+struct One {
+    embedding: Vec<f32>,
+}
+
 pub(super) async fn embed(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
@@ -45,16 +58,12 @@ pub(super) async fn embed(
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let mut body = app.body(request).await?;
-    let (name, mut request) = read(&mut body, app.config.lenient_fields)?;
-    request.model = known(app.pipeline.registry(), &name).to_owned();
-    let keep_alive = request.keep_alive;
-    let lease = app.pipeline.registry().embedder(&request.model, keep_alive).await?;
-    let load = began.elapsed();
-    let made = app.pipeline.embed_with(&lease, request).await?;
-    drop(lease);
-    watch.generating(&made.model, made.prompt_tokens, 0);
+    let inputs = |body: &mut Fields| embeddings::inputs(body.value("input"));
+    let request = read(&mut body, EMBED, app.config.lenient_fields, inputs)?;
+    let model = request.model.clone();
+    let (made, load) = make(&app, &watch, request).await?;
     let answer = Answer {
-        model: name,
+        model,
         embeddings: made.vectors,
         total_duration: nanos(began.elapsed()),
         load_duration: nanos(load),
@@ -63,18 +72,54 @@ pub(super) async fn embed(
     Ok(Json(answer).into_response())
 }
 
-fn read(body: &mut Fields, lenient: bool) -> Result<(String, EmbedRequest), ApiError> {
-    fields::check(body.map(), EMBED, "", lenient)?;
-    let name = model_name(body)?;
+pub(super) async fn embed_one(
+    State(app): State<Arc<App>>,
+    Extension(watch): Extension<Arc<Watch>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let mut body = app.body(request).await?;
+    let prompt = |body: &mut Fields| match body.string("prompt")? {
+        Some(text) if !text.is_empty() => Ok(vec![EmbedInput::Text(text)]),
+        _ => Err(ApiError::missing("prompt")),
+    };
+    let request = read(&mut body, EMBEDDINGS, app.config.lenient_fields, prompt)?;
+    let (made, _) = make(&app, &watch, request).await?;
+    let embedding = made.vectors.into_iter().next().unwrap_or_default();
+    Ok(Json(One { embedding }).into_response())
+}
+
+/// The vectors, and how long their model took to come.
+async fn make(
+    app: &App,
+    watch: &Watch,
+    mut request: EmbedRequest,
+) -> Result<(Embeddings, Duration), ApiError> {
+    let began = Instant::now();
+    request.model = known(app.pipeline.registry(), &request.model).to_owned();
+    let lease = app.pipeline.registry().embedder(&request.model, request.keep_alive).await?;
+    let load = began.elapsed();
+    let made = app.pipeline.embed_with(&lease, request).await?;
+    watch.generating(&made.model, made.prompt_tokens, 0);
+    Ok((made, load))
+}
+
+/// Reads a body; what is to be embedded stands in a field of its own name.
+fn read(
+    body: &mut Fields,
+    table: &[Field],
+    lenient: bool,
+    inputs: impl FnOnce(&mut Fields) -> Result<Vec<EmbedInput>, ApiError>,
+) -> Result<EmbedRequest, ApiError> {
+    fields::check(body.map(), table, "", lenient)?;
+    let model = model_name(body)?;
     if let Some(options) = body.object("options")? {
         options::check(&options, lenient)?;
     }
-    let request = EmbedRequest {
-        model: name.clone(),
-        inputs: embeddings::inputs(body.value("input"))?,
+    Ok(EmbedRequest {
+        model,
+        inputs: inputs(body)?,
         dimensions: body.count("dimensions", 1..=u32::MAX)?,
         truncate: body.bool("truncate")?.unwrap_or(true),
         keep_alive: call::keep_alive(body)?,
-    };
-    Ok((name, request))
+    })
 }

@@ -1,6 +1,6 @@
-//! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`,
-//! and the models (`tags`, `show`, `ps`, `version`). A neighbour's words for the house's own
-//! request.
+//! Ollama's API, as front ends and editors speak it: `/api/chat`, `/api/generate`, `/api/embed`
+//! (`/api/embeddings` before it), and the models (`tags`, `show`, `ps`, `version`). A neighbour's
+//! words for the house's own request.
 //!
 //! [`request`] reads bodies, [`options`] their options, [`reply`] writes answers as lines of JSON,
 //! [`models`] tells what there is. Keys, limits, queue and pipeline are those of every other route.
@@ -24,7 +24,6 @@ use futures_util::stream::StreamExt;
 use serde_json::json;
 
 use self::reply::{Reply, Shape};
-use self::request::Asked;
 use super::error::ApiError;
 use super::extract::Fields;
 use super::observe::Watch;
@@ -37,15 +36,29 @@ use crate::types::KeepAlive;
 
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Ollama";
+    const MODEL: &str = "hearth-tiny";
     let lines = "application/x-ndjson";
-    let chats = post("/api/chat", GROUP, "Answers a conversation.").json(request::CHAT);
-    let texts = post("/api/generate", GROUP, "Continues a text.").json(request::GENERATE);
-    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.").json(embed::EMBED);
-    let shows = post("/api/show", GROUP, "Tells about a model.").json(models::SHOW);
+    let said = json!([{"role": "user", "content": "Hello"}]);
+    let chats = post("/api/chat", GROUP, "Answers a conversation.")
+        .json(request::CHAT)
+        .example(json!({"model": MODEL, "messages": said, "stream": false}));
+    let texts = post("/api/generate", GROUP, "Continues a text.")
+        .json(request::GENERATE)
+        .example(json!({"model": MODEL, "prompt": "Hello", "stream": false}));
+    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.")
+        .json(embed::EMBED)
+        .example(json!({"model": "all-MiniLM-L6-v2", "input": ["Hello"]}));
+    let one = post("/api/embeddings", GROUP, "Makes a vector of a text.")
+        .json(embed::EMBEDDINGS)
+        .example(json!({"model": "all-MiniLM-L6-v2", "prompt": "Hello"}));
+    let shows = post("/api/show", GROUP, "Tells about a model.")
+        .json(models::SHOW)
+        .example(json!({"model": MODEL}));
     Routes::new()
         .add(chats.content(lines), chat)
         .add(texts.content(lines), generate)
         .add(embeds, embed::embed)
+        .add(one, embed::embed_one)
         .add(get("/api/tags", GROUP, "Lists the models."), models::tags)
         .add(shows, models::show)
         .add(get("/api/ps", GROUP, "Lists the models in memory."), models::ps)
@@ -58,10 +71,7 @@ async fn chat(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let began = Instant::now();
-    let body = app.body(request).await?;
-    let asked = request::chat(body, app.config.lenient_fields)?;
-    answer(&app, watch, &caller, asked, Shape::Chat, began).await
+    answer(&app, watch, &caller, request, Shape::Chat).await
 }
 
 async fn generate(
@@ -70,10 +80,7 @@ async fn generate(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let began = Instant::now();
-    let body = app.body(request).await?;
-    let asked = request::generate(body, app.config.lenient_fields)?;
-    answer(&app, watch, &caller, asked, Shape::Generate, began).await
+    answer(&app, watch, &caller, request, Shape::Generate).await
 }
 
 /// Answers. Dropping the future, or the body of the answer, cancels everything behind it.
@@ -81,10 +88,15 @@ async fn answer(
     app: &App,
     watch: Arc<Watch>,
     caller: &Caller,
-    asked: Asked,
+    request: Request,
     shape: Shape,
-    began: Instant,
 ) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let body = app.body(request).await?;
+    let asked = match shape {
+        Shape::Chat => request::chat(body, app.config.lenient_fields)?,
+        Shape::Generate => request::generate(body, app.config.lenient_fields)?,
+    };
     let registry = app.pipeline.registry();
     let name = known(registry, &asked.model).to_owned();
     let gone = asked.keep_alive == Some(KeepAlive::For(Duration::ZERO));

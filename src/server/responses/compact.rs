@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
 use serde_json::{Value, json};
 
-use super::request::{self, COMPACT, OUTPUT_TOKENS_MIN};
-use super::{App, Begun, answer, begin, fields, fit, hold, ids, objects, reply, said};
+use super::request::{self, OUTPUT_TOKENS_MIN};
+use super::{App, Begun, answer, begin, fields, fit, hold, ids, objects, reply, said, tables};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::TextEvent;
@@ -38,7 +38,7 @@ pub(super) async fn compact(
 ) -> Result<Response, ApiError> {
     let lenient = app.config.lenient_fields;
     let body = app.body(request).await?;
-    fields::check(body.map(), COMPACT, "", lenient)?;
+    fields::check(body.map(), tables::COMPACT, "", lenient)?;
     let mut draft = request::read(body, lenient)?;
     let mut said = said(&app, caller.project, &mut draft).await?;
     let told = |item: &&Value| item["type"] == "message" && item["role"] != "assistant";

@@ -6,9 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::request::Included;
 use crate::pipeline::{TextEvent, TokenLogprob};
-use crate::server::chat;
 use crate::server::error::ApiError;
+use crate::server::{chat, items};
 use crate::types::{FinishReason, Usage, unix_now_s};
 
 /// One event of a stream.
@@ -27,7 +28,7 @@ pub(super) struct Reply {
     shell: Map<String, Value>,
     /// What makes the ids of its items its own.
     key: String,
-    logprobs: bool,
+    included: Included,
     sequence: u64,
     output: Vec<Value>,
     open: Option<Open>,
@@ -45,12 +46,12 @@ enum Open {
 
 impl Reply {
     /// `shell` is the object with everything that is known from the start.
-    pub(super) fn new(shell: Map<String, Value>, logprobs: bool) -> Self {
+    pub(super) fn new(shell: Map<String, Value>, included: Included) -> Self {
         let id = shell.get("id").and_then(Value::as_str).unwrap_or_default();
         Self {
             key: id.trim_start_matches("resp_").to_owned(),
             shell,
-            logprobs,
+            included,
             sequence: 0,
             output: Vec::new(),
             open: None,
@@ -154,7 +155,7 @@ impl Reply {
             self.close("completed");
             self.open(Open::Message { text: String::new(), logprobs: Vec::new() });
         }
-        let new = match self.logprobs {
+        let new = match self.included.logprobs {
             true => chat::logprobs_object(tokens)["content"].take(),
             false => json!([]),
         };
@@ -241,8 +242,9 @@ impl Reply {
             Some(Open::Reasoning { text }) => {
                 let part = json!({"type": "reasoning_text", "text": text});
                 let content = if empty { json!([]) } else { json!([part]) };
+                let sealed = (self.included.sealed && !empty).then(|| items::seal(text));
                 json!({"id": id, "type": "reasoning", "summary": [], "content": content,
-                       "encrypted_content": null, "status": status})
+                       "encrypted_content": sealed, "status": status})
             }
             Some(Open::Call { call_id, name, arguments, custom: true }) => {
                 json!({"id": id, "type": "custom_tool_call", "status": status, "call_id": call_id,
@@ -327,7 +329,8 @@ mod tests {
         let shell = json!({"id": "resp_abc", "object": "response", "status": null, "output": [],
                            "usage": null, "error": null, "completed_at": null,
                            "incomplete_details": null});
-        Reply::new(shell.as_object().unwrap().clone(), false)
+        let included = Included { logprobs: false, sealed: true };
+        Reply::new(shell.as_object().unwrap().clone(), included)
     }
 
     fn text(text: &str) -> TextEvent {
@@ -441,6 +444,7 @@ mod tests {
         let types: Vec<_> =
             object["output"].as_array().unwrap().iter().map(|i| i["type"].clone()).collect();
         assert_eq!(types, ["reasoning", "message", "function_call", "custom_tool_call"]);
+        assert_eq!(object["output"][0]["encrypted_content"], items::seal("hm"));
         assert_eq!(object["output"][2]["arguments"], "{\"a\":1}");
         assert_eq!(object["output"][3]["input"], "xyz");
         assert_eq!(object["status"], "completed");

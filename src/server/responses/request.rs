@@ -5,75 +5,12 @@
 
 use serde_json::{Map, Value, json};
 
+use super::tables::{REASONING, RESPONSES, STREAM_OPTIONS, TEXT};
 use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
-use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused, required};
+use crate::server::fields;
 use crate::server::{chat, items, metadata};
-
-/// `POST /v1/responses`.
-pub(super) const RESPONSES: &[Field] = &[
-    honoured("background", Takes::Bool),
-    honoured("conversation", fields::TEXT_OR_OBJECT),
-    honoured("include", Takes::List),
-    honoured("input", fields::TEXT_OR_LIST),
-    honoured("instructions", Takes::Text),
-    honoured("max_output_tokens", Takes::Integer),
-    honoured("metadata", Takes::Object),
-    required("model", Takes::Text),
-    honoured("parallel_tool_calls", Takes::Bool),
-    honoured("previous_response_id", Takes::Text),
-    honoured("reasoning", Takes::Table(REASONING)),
-    honoured("service_tier", Takes::Text),
-    honoured("store", Takes::Bool),
-    honoured("stream", Takes::Bool),
-    honoured("stream_options", Takes::Table(STREAM_OPTIONS)),
-    honoured("temperature", Takes::Number),
-    honoured("text", Takes::Table(TEXT)),
-    honoured("tool_choice", fields::TEXT_OR_OBJECT),
-    honoured("tools", Takes::List),
-    honoured("top_logprobs", Takes::Integer),
-    honoured("top_p", Takes::Number),
-    honoured("truncation", Takes::Text),
-    no_effect("max_tool_calls", Takes::Integer, "counts calls of hosted tools, and there are none"),
-    CACHE_KEY,
-    CACHE_OPTIONS,
-    CACHE_RETENTION,
-    no_effect("safety_identifier", Takes::Text, "for the abuse monitoring of a hosted service"),
-    no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
-    refused("context_management", |list| list == &json!([]), "nothing is compacted on its own"),
-    refused("moderation", |_| false, "moderation inside a response is not supported"),
-    refused("prompt", |_| false, "there are no stored prompts yet"),
-    // Not OpenAI's: extras that clients of local servers send.
-    honoured("adapters", Takes::List),
-    honoured("chat_template_kwargs", Takes::Object),
-    honoured("frequency_penalty", Takes::Number),
-    honoured("ignore_eos", Takes::Bool),
-    honoured("keep_alive", fields::TEXT_OR_NUMBER),
-    honoured("min_p", Takes::Number),
-    honoured("presence_penalty", Takes::Number),
-    honoured("repetition_penalty", Takes::Number),
-    honoured("seed", Takes::Integer),
-    honoured("top_k", Takes::Integer),
-];
-
-const CACHED: &str = "what is cached is cached without being asked for";
-const CACHE_KEY: Field =
-    no_effect("prompt_cache_key", Takes::Text, "a routing hint for many machines; this is one");
-const CACHE_OPTIONS: Field = no_effect("prompt_cache_options", Takes::Object, CACHED);
-const CACHE_RETENTION: Field = no_effect("prompt_cache_retention", fields::CACHE_RETENTION, CACHED);
-
-/// `POST /v1/responses/compact`.
-pub(super) const COMPACT: &[Field] = &[
-    honoured("input", fields::TEXT_OR_LIST),
-    honoured("instructions", Takes::Text),
-    required("model", Takes::Text),
-    honoured("previous_response_id", Takes::Text),
-    honoured("service_tier", Takes::Text),
-    CACHE_KEY,
-    CACHE_OPTIONS,
-    CACHE_RETENTION,
-];
 
 /// Fields that a chat knows under the same name.
 const SAME: [&str; 15] = [
@@ -94,30 +31,11 @@ const SAME: [&str; 15] = [
     "service_tier",
 ];
 
-pub(super) const TEXT: &[Field] = &[
-    honoured("format", Takes::Object),
-    no_effect("verbosity", fields::VERBOSITY, "a hint that no served model was trained to follow"),
-];
-
-const SUMMARY: Takes = Takes::Word(&["auto", "concise", "detailed"]);
-
-pub(super) const REASONING: &[Field] = &[
-    honoured("effort", Takes::Text),
-    no_effect("summary", SUMMARY, "what is thought is shown as it is"),
-    no_effect("generate_summary", SUMMARY, "what is thought is shown as it is"),
-];
-
-const STREAM_OPTIONS: &[Field] = &[no_effect(
-    "include_obfuscation",
-    Takes::Bool,
-    "padding against an eavesdropper that localhost has not",
-)];
-
 const LOGPROBS: &str = "message.output_text.logprobs";
+const SEALED: &str = "reasoning.encrypted_content";
 
-/// What else may be included: it is always there, or comes from tools that there are not.
-const INCLUDE: [&str; 7] = [
-    "reasoning.encrypted_content",
+/// What else may be included comes from tools that there are not.
+const INCLUDE: [&str; 6] = [
     "file_search_call.results",
     "web_search_call.results",
     "web_search_call.action.sources",
@@ -142,13 +60,22 @@ pub(in crate::server) struct Draft {
     pub store: bool,
     pub background: bool,
     pub stream: bool,
-    /// Tokens come with their log-probabilities.
-    pub logprobs: bool,
+    /// What answers carry because it was asked for.
+    pub(super) included: Included,
     /// What is too long loses its beginning.
     pub truncate: bool,
     /// The fields of the object that repeat the request.
     pub echo: Map<String, Value>,
     lenient: bool,
+}
+
+/// What a client may have included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Included {
+    /// Tokens come with their log-probabilities.
+    pub logprobs: bool,
+    /// What was thought comes sealed besides, for clients that send back nothing else of it.
+    pub sealed: bool,
 }
 
 /// Reads a body.
@@ -169,7 +96,7 @@ pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, 
     if let Some(max) = body.count("max_output_tokens", OUTPUT_TOKENS_MIN..=u32::MAX)? {
         chat.insert("max_completion_tokens".to_owned(), json!(max));
     }
-    let logprobs = logprobs(&mut body, &mut chat)?;
+    let included = included(&mut body, &mut chat)?;
     tools(&mut body, &mut chat)?;
     text(&mut body, &mut chat, lenient)?;
     reasoning(&mut body, &mut chat, lenient)?;
@@ -202,7 +129,7 @@ pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, 
         store,
         background,
         stream,
-        logprobs,
+        included,
         truncate,
         echo,
         lenient,
@@ -380,9 +307,9 @@ fn input(body: &mut Fields, may_be_empty: bool, lenient: bool) -> Result<Vec<Val
 }
 
 /// `include` and `top_logprobs`.
-fn logprobs(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<bool, ApiError> {
+fn included(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<Included, ApiError> {
     let top = body.count("top_logprobs", 0..=20)?;
-    let mut wanted = top.is_some_and(|top| top > 0);
+    let mut wanted = Included { logprobs: top.is_some_and(|top| top > 0), sealed: false };
     let list = match body.value("include") {
         None => Vec::new(),
         Some(Value::Array(list)) => list,
@@ -391,7 +318,8 @@ fn logprobs(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<bool, Ap
     for (i, value) in list.iter().enumerate() {
         let known = |word: &str| INCLUDE.contains(&word);
         match value.as_str() {
-            Some(LOGPROBS) => wanted = true,
+            Some(LOGPROBS) => wanted.logprobs = true,
+            Some(SEALED) => wanted.sealed = true,
             Some(word) if known(word) => {}
             _ => {
                 let path = format!("include[{i}]");
@@ -400,7 +328,7 @@ fn logprobs(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<bool, Ap
             }
         }
     }
-    if wanted {
+    if wanted.logprobs {
         chat.insert("logprobs".to_owned(), json!(true));
         chat.insert("top_logprobs".to_owned(), json!(top.unwrap_or(0)));
     }

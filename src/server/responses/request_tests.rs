@@ -41,7 +41,8 @@ fn every_field_of_the_specification_stands_in_the_table_once() {
 #[test]
 fn a_bare_request_is_a_chat_with_one_message_and_is_stored() {
     let draft = draft(json!({"model": "m", "input": "hi", "instructions": "Be."})).unwrap();
-    assert!(draft.store && !draft.background && !draft.stream && !draft.logprobs);
+    assert!(draft.store && !draft.background && !draft.stream);
+    assert_eq!(draft.included, Included::default());
     let call = draft.call(&draft.input).unwrap();
     let Prompt::Chat { messages, .. } = &call.requests[0].prompt else { panic!("no chat") };
     let expected = json!([{"role": "system", "content": "Be."}, {"role": "user", "content": "hi"}]);
@@ -81,13 +82,14 @@ fn tools_and_formats_arrive_in_the_chat() {
 }
 
 #[test]
-fn log_probabilities_come_by_either_name() {
+fn what_is_included_is_known_by_its_name() {
     let mut body = with("include", json!(["message.output_text.logprobs"]));
     assert_eq!(call(body.clone()).unwrap().requests[0].logprobs, Some(0));
     body["top_logprobs"] = json!(3);
     assert_eq!(call(body).unwrap().requests[0].logprobs, Some(3));
-    assert!(draft(with("top_logprobs", json!(2))).unwrap().logprobs);
-    assert!(!draft(with("include", json!(["reasoning.encrypted_content"]))).unwrap().logprobs);
+    assert!(draft(with("top_logprobs", json!(2))).unwrap().included.logprobs);
+    let sealed = draft(with("include", json!(["reasoning.encrypted_content"]))).unwrap();
+    assert_eq!(sealed.included, Included { logprobs: false, sealed: true });
 }
 
 #[test]
