@@ -46,7 +46,7 @@ pub struct Shelf {
     /// The operator knows that writing fails.
     told: AtomicBool,
     writes: AtomicU64,
-    /// When it was opened, by the clock that nobody sets and as a time of files: that of the system,
+    /// When it was opened, by the clock that nobody sets and as a time of files: that of the wall,
     /// or of the newest file where the clock was set back.
     opened: (Instant, u64),
     /// Held as long as the shelf is used.

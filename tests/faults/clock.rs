@@ -72,7 +72,7 @@ fn ahead_s(answer: &Answer) -> i64 {
 /// forwards two, then back again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clock_on_the_wall_may_jump() {
-    const LINES: usize = 40;
+    const LINES: usize = 500;
     let clock = Clock::new();
     let server = clock.start(folder(), &[]);
     let mut long = long_stream();
@@ -165,14 +165,15 @@ async fn a_panic_in_a_step_ends_its_sequences_and_nothing_else() {
     let mut kinds = [0; 2];
     // Alone the engine asks for the time around the forward pass. With a second thread it also does
     // within, hundreds of times, while it waits for that one.
-    for (threads, looks) in [("1", [1, 2, 3, 4, 5]), ("2", [20, 50, 90, 140, 200])] {
+    for (threads, rounds) in [("1", 5), ("2", 10)] {
         let server = clock.start(folder(), &["--max-running", "3", "--threads", threads]);
         let before = server.greedy(QUESTION).await;
         let mut later = long_stream();
         later["max_tokens"] = json!(100);
         let want = server.text(&later).await;
-        for (count, look) in (1..).zip(looks) {
-            kinds[panic_at(&clock, &server, look, &before).await] += 1;
+        for count in 1..=rounds {
+            let kind = panic_at(&clock, &server, count.into(), &before).await;
+            kinds[kind] += 1;
             server.is_idle().await;
             assert_eq!(server.metric("hearth_failures_total").await, f64::from(count));
             assert_eq!(server.log().matches("panicked at").count(), count as usize);
@@ -209,10 +210,11 @@ async fn panic_at(clock: &Clock, server: &Server, look: i64, before: &str) -> us
     assert_eq!((whole.status, &whole.error()["code"]), (500, &json!("internal_error")));
     assert!(talk.body.contains("event: response.failed"), "{}", talk.body);
     let waiting = waiting.answer().await;
-    if batches() == earlier {
-        assert_eq!(waiting.status, 500, "{}", waiting.body);
-        return 1;
+    let beside = batches() == earlier;
+    match waiting.status {
+        // The engine had heard of it.
+        500 if beside => {}
+        _ => assert_eq!(waiting.json()["choices"][0]["message"]["content"], before),
     }
-    assert_eq!(waiting.json()["choices"][0]["message"]["content"], before);
-    0
+    usize::from(beside)
 }

@@ -18,9 +18,9 @@ async fn noise_is_refused() {
     const CASES: usize = 10_000;
     let server = Arc::new(Server::start(&[]));
     let before = server.greedy(QUESTION).await;
-    let next = Arc::new(AtomicUsize::new(0));
+    let (next, fields) = (Arc::new(AtomicUsize::new(0)), Arc::new(fields(&server).await));
     let work = |_| {
-        let (server, next) = (Arc::clone(&server), Arc::clone(&next));
+        let (server, next, fields) = (Arc::clone(&server), Arc::clone(&next), Arc::clone(&fields));
         tokio::spawn(async move {
             let mut refused = [0; PATHS.len()];
             let mut connection = Connection::new(&server).await;
@@ -29,7 +29,7 @@ async fn noise_is_refused() {
                 if case >= CASES {
                     return refused;
                 }
-                let (at, body) = damaged(case as u64);
+                let (at, body) = damaged(case as u64, &fields);
                 let path = PATHS[at];
                 let (status, text) = connection.ask(&server, path, &body).await;
                 let body = String::from_utf8_lossy(&body);
@@ -55,7 +55,7 @@ async fn noise_is_refused() {
         refused.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
     for (path, refused) in PATHS.iter().zip(refused) {
-        let of = (0..CASES).filter(|case| PATHS[damaged(*case as u64).0] == *path).count();
+        let of = (0..CASES).filter(|case| PATHS[damaged(*case as u64, &fields).0] == *path).count();
         println!("{path}: {refused} of {of} were refused");
         assert!(refused > of / 4 && refused < of, "{path}: the noise is too loud or too low");
     }
@@ -134,12 +134,37 @@ fn right(at: usize, stream: bool) -> Value {
     }
 }
 
-/// Fields of a request, and one that nobody knows.
-const NAMES: &str = "model messages prompt max_tokens temperature top_p n stop seed stream \
-    logprobs top_logprobs logit_bias presence_penalty tools tool_choice response_format \
-    stream_options user echo suffix best_of metadata nobody_knows input max_output_tokens \
-    instructions previous_response_id conversation text reasoning include truncation items \
-    system stop_sequences thinking top_k options format think";
+/// Every field of each path with its types, by the reference; and one that nobody knows.
+async fn fields(server: &Server) -> Vec<Vec<(String, Value)>> {
+    let document = server.get("/openapi.json").await.json();
+    let known = |path: &str| {
+        let body = &document["paths"][path]["post"]["requestBody"]["content"]["application/json"];
+        let known = body["schema"]["properties"].as_object().expect("fields").iter();
+        let mut known: Vec<_> =
+            known.map(|(name, field)| (name.clone(), field["type"].clone())).collect();
+        // Whoever sets this sends the model away, which is no noise.
+        known.retain(|(name, _)| name != "keep_alive");
+        known.push(("nobody_knows".to_owned(), Value::Null));
+        known
+    };
+    PATHS.iter().map(|path| known(path)).collect()
+}
+
+/// A value of a type, of one of several types, or of none.
+fn of_type(types: &Value, pick: usize) -> Value {
+    match types {
+        Value::Array(several) => of_type(&several[pick % several.len()], pick / several.len()),
+        Value::String(one) => match one.as_str() {
+            "integer" => json!([0, 1, 2, -1][pick % 4]),
+            "number" => json!([0.0, 0.5, 1.0, 1e308][pick % 4]),
+            "boolean" => json!(pick % 2 == 0),
+            "string" => json!(["Hi", "auto", "none", ""][pick % 4]),
+            "array" => [json!([]), json!(["Hi"]), json!([1])][pick % 3].clone(),
+            _ => [json!({}), json!({"type": "text"})][pick % 2].clone(),
+        },
+        _ => Value::Null,
+    }
+}
 
 /// A value that most fields do not take.
 fn odd(kind: usize) -> Value {
@@ -165,7 +190,7 @@ fn odd(kind: usize) -> Value {
 
 /// The place of a path, and a body with one to four faults: values of other types, names that
 /// nobody knows, cut ends, bytes that are no text, brackets without end.
-fn damaged(case: u64) -> (usize, Vec<u8>) {
+fn damaged(case: u64, fields: &[Vec<(String, Value)>]) -> (usize, Vec<u8>) {
     let mut state = case.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut below = move |n: usize| {
         state ^= state << 13;
@@ -175,18 +200,15 @@ fn damaged(case: u64) -> (usize, Vec<u8>) {
     };
     let at = below(PATHS.len());
     let mut body = right(at, below(4) == 0);
-    let names: Vec<&str> = NAMES.split(' ').collect();
-    let own: Vec<String> = body.as_object().expect("an object").keys().cloned().collect();
-    for _ in 0..=below(2) {
-        // Half of them in what this path knows for sure.
-        let name = match below(2) {
-            0 => own[below(own.len())].as_str(),
-            _ => names[below(names.len())],
+    for _ in 0..=below(3) {
+        let (name, types) = &fields[at][below(fields[at].len())];
+        body[name] = match below(4) {
+            0 => odd(below(16)),
+            _ => of_type(types, below(64)),
         };
-        body[name] = odd(below(16));
     }
     let mut bytes = body.to_string().into_bytes();
-    match below(10) {
+    match below(20) {
         0 => bytes.truncate(below(bytes.len())),
         1 => {
             let at = below(bytes.len());

@@ -140,7 +140,7 @@ impl Server {
                 return object;
             }
             assert!(start.elapsed() < PATIENCE, "it stays {object}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
