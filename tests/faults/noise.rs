@@ -157,7 +157,7 @@ fn of_type(types: &Value, pick: usize) -> Value {
         Value::String(one) => match one.as_str() {
             "integer" => json!([0, 1, 2, -1][pick % 4]),
             "number" => json!([0.0, 0.5, 1.0, 1e308][pick % 4]),
-            "boolean" => json!(pick % 2 == 0),
+            "boolean" => json!(pick.is_multiple_of(2)),
             "string" => json!(["Hi", "auto", "none", ""][pick % 4]),
             "array" => [json!([]), json!(["Hi"]), json!([1])][pick % 3].clone(),
             _ => [json!({}), json!({"type": "text"})][pick % 2].clone(),
