@@ -150,12 +150,25 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ("models/src/families", &["candle_core", "crate::backend"], "a family is a row of a table"),
 ];
 
-/// Where `unsafe` may stand. Clippy asks for the SAFETY comment.
-const UNSAFE_HOMES: &[&str] = &[
-    "kernels/",
-    "models/src/weights/mmap.rs",
-    // An allocator that counts, to prove that a hostile file allocates nothing.
-    "models/tests/weights_hostile.rs",
+/// Word -> where alone it may stand, and why.
+const WORDS: &[(&str, &[&str], &str)] = &[
+    (
+        "unsafe",
+        &[
+            "kernels/",
+            "models/src/weights/mmap.rs",
+            // An allocator that counts, to prove that a hostile file allocates nothing.
+            "models/tests/weights_hostile.rs",
+        ],
+        // Clippy asks for the SAFETY comment.
+        "unsafe lives in kernels/",
+    ),
+    (
+        "SystemTime",
+        // `unix_now_s`, and the times of files.
+        &["src/types.rs", "src/files/", "src/shelf/", "src/registry/adapters.rs"],
+        "the clock on the wall jumps: a date is `unix_now_s`, a length of time `Instant`",
+    ),
 ];
 
 fn root() -> &'static Path {
@@ -196,8 +209,12 @@ fn some_names_are_never_named() {
 }
 
 #[test]
-fn unsafe_has_an_address() {
-    assert_lawful(unsafe_elsewhere(&house()));
+fn some_words_have_an_address() {
+    assert_lawful(words_elsewhere(&house()));
+}
+
+#[test]
+fn unsafe_is_forbidden_by_the_compiler_too() {
     let has = |path: &str, attribute: &str| {
         let text = std::fs::read_to_string(root().join(path)).unwrap();
         text.lines().any(|line| line == attribute)
@@ -319,11 +336,14 @@ fn forbidden_names(sources: &[Source]) -> Vec<String> {
     found
 }
 
-fn unsafe_elsewhere(sources: &[Source]) -> Vec<String> {
+/// [`WORDS`] that stand elsewhere.
+fn words_elsewhere(sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();
-    for source in sources.iter().filter(|s| !UNSAFE_HOMES.iter().any(|h| s.path.starts_with(h))) {
-        for token in source.tokens.iter().filter(|t| t.text == "unsafe") {
-            found.push(format!("{}:{}: unsafe lives in kernels/", source.path, token.line));
+    for (word, homes, why) in WORDS {
+        for source in sources.iter().filter(|s| !homes.iter().any(|h| s.path.starts_with(h))) {
+            for token in source.tokens.iter().filter(|t| t.text == *word) {
+                found.push(format!("{}:{}: {why}", source.path, token.line));
+            }
         }
     }
     found

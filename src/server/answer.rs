@@ -2,7 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -21,7 +20,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::{Lease, ServedModel};
-use crate::types::Place;
+use crate::types::{Place, unix_now_s};
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
 pub(super) async fn answer(
@@ -136,7 +135,7 @@ fn envelope(app: &App, model: &ServedModel, call: &Call) -> Result<Envelope, Api
     Ok(Envelope {
         shape: call.shape,
         id: ids::random(prefix),
-        created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+        created_s: unix_now_s(),
         model: app.pipeline.registry().title(&call.model)?,
         fingerprint: model.fingerprint().to_owned(),
         tier: first.map_or("default", |request| chat::tier(request.priority)),

@@ -15,6 +15,7 @@ mod tables;
 pub(super) use background::Backgrounds;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -40,6 +41,9 @@ use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
 const GROUP: &str = "Responses";
 const ONE: &str = "/v1/responses/{id}";
+
+/// Where the disk is full, one in the background is kept later: it is tried this often.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
@@ -264,7 +268,17 @@ impl Keep {
             return Ok(());
         }
         let (object, input, conversation) = (object.clone(), input.clone(), conversation.clone());
-        self.write(history::Reply { object, input, conversation, store: *store }).await
+        let reply = history::Reply { object, input, conversation, store: *store };
+        loop {
+            match self.write(reply.clone()).await {
+                // Its client comes back for it, and would find it in progress for ever.
+                Err(error @ Error::StorageFull(_)) if self.draft.background => {
+                    tracing::error!(%error, "a response in the background cannot be kept now");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// One in the background goes on; the conversation hears of it at its end.

@@ -20,7 +20,7 @@ pub(super) struct Index {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     bytes: u64,
-    /// Microseconds of Unix time, see [`super::used_us`].
+    /// Microseconds of Unix time, see [`super::Shelf::used_us`].
     used_us: u64,
 }
 
@@ -40,6 +40,11 @@ impl Index {
         self.order.insert((used_us, name));
         self.bytes += bytes;
         self.counter(name.model).fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// When anything was used last.
+    pub fn newest_us(&self) -> u64 {
+        self.order.last().map_or(0, |&(used_us, _)| used_us)
     }
 
     /// It is used again.

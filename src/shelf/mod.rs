@@ -46,6 +46,9 @@ pub struct Shelf {
     /// The operator knows that writing fails.
     told: AtomicBool,
     writes: AtomicU64,
+    /// When it was opened, by the clock that nobody sets and as a time of files: that of the wall,
+    /// or of the newest file where the clock was set back.
+    opened: (Instant, u64),
     /// Held as long as the shelf is used.
     _lock: File,
 }
@@ -106,8 +109,11 @@ impl Shelf {
             Err(TryLockError::WouldBlock) => return Err(ShelfError::Taken(folder.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(&path, error)),
         }
+        let index = scan(&inner).map_err(|e| io(&inner, e))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let opened_us = index.newest_us().max(now.as_micros() as u64);
         let shelf = Self {
-            index: Mutex::new(scan(&inner).map_err(|e| io(&inner, e))?),
+            index: Mutex::new(index),
             folder: inner,
             bytes_max,
             realm,
@@ -115,6 +121,7 @@ impl Shelf {
             pause: PAUSE,
             told: AtomicBool::new(false),
             writes: AtomicU64::new(0),
+            opened: (Instant::now(), opened_us),
             _lock: lock,
         };
         let gone = shelf.index().make_room(0, bytes_max);
@@ -140,7 +147,7 @@ impl Shelf {
     /// Notes that a block is of use, where it is there.
     pub fn touch(&self, name: &Name, depth: usize) -> bool {
         let mut index = self.index();
-        index.touch(name, used_us(depth));
+        index.touch(name, self.used_us(depth));
         index.contains(name)
     }
 
@@ -156,7 +163,7 @@ impl Shelf {
         }
         let gone = self.index().make_room(bytes, self.bytes_max);
         gone.iter().for_each(|name| self.unlink(name));
-        let used_us = used_us(label.depth);
+        let used_us = self.used_us(label.depth);
         match self.write(&name, label, payload, used_us) {
             Ok(()) => {
                 self.index().insert(name, bytes, used_us);
@@ -185,7 +192,8 @@ impl Shelf {
         let read = opened.map_err(Bad::Io).and_then(|file| {
             let payload = file::read(&file, label, payload_len)?;
             // Its time is its place in the line after a restart; without it, it goes earlier.
-            let _ = file.set_modified(UNIX_EPOCH + Duration::from_micros(used_us(label.depth)));
+            let used = Duration::from_micros(self.used_us(label.depth));
+            let _ = file.set_modified(UNIX_EPOCH + used);
             Ok(payload)
         });
         match read {
@@ -233,6 +241,15 @@ impl Shelf {
         written
     }
 
+    /// Now, and earlier for every block before it: of one text the end goes first. By so much that
+    /// it holds for blocks that are used one after the other, as a text is read.
+    fn used_us(&self, depth: usize) -> u64 {
+        const BLOCK_US: u64 = 10_000;
+        let (opened, opened_us) = self.opened;
+        let now_us = opened_us + opened.elapsed().as_micros() as u64;
+        now_us.saturating_sub(BLOCK_US * depth as u64)
+    }
+
     fn is_paused(&self) -> bool {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         paused.is_some_and(|until| Instant::now() < until)
@@ -252,14 +269,6 @@ impl Shelf {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Now, and earlier for every block before it: of one text the end goes first. By so much that it
-/// holds for blocks that are used one after the other, as a text is read.
-fn used_us(depth: usize) -> u64 {
-    const BLOCK_US: u64 = 10_000;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.as_micros() as u64).saturating_sub(BLOCK_US * depth as u64)
 }
 
 fn on_disk(bytes: u64) -> u64 {

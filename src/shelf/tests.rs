@@ -149,6 +149,23 @@ fn the_size_holds_and_the_end_of_a_text_goes_first() {
     assert_eq!(shelf.put(&label(model(1), 9, &[1]), &[0; 20_000]), Put::Dropped, "too large");
 }
 
+/// What is used now is newer than what a clock that was ahead left behind.
+#[test]
+fn a_clock_that_was_set_back_turns_no_order_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let [old, one, two] = [7, 8, 9].map(|token| [token; 16]);
+    let [old, one, two] = [&old, &one, &two].map(|text| label(model(1), 0, text));
+    let shelf = open(folder.path(), 2 * 8192);
+    shelf.put(&old, &payload(3));
+    let file = File::options().write(true).open(shelf.path(&old.name())).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_secs(86_400)).unwrap();
+    drop(shelf);
+    let shelf = open(folder.path(), 2 * 8192);
+    shelf.put(&one, &payload(3));
+    shelf.put(&two, &payload(3));
+    assert_eq!([&old, &one, &two].map(|block| shelf.has(&block.name())), [false, true, true]);
+}
+
 #[test]
 fn what_is_not_ours_stays_and_what_was_not_finished_goes() {
     let folder = tempfile::tempdir().unwrap();

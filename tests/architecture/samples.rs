@@ -1,7 +1,7 @@
 //! The checker, checked: small sources that must fail, beside sources that must not.
 
 use super::source::{Function, Source};
-use super::{cycles, forbidden_names, strays, tidy, unlawful_imports, unsafe_elsewhere};
+use super::{cycles, forbidden_names, strays, tidy, unlawful_imports, words_elsewhere};
 
 fn source(path: &str, text: &str) -> [Source; 1] {
     [Source::new(path, text)]
@@ -108,10 +108,14 @@ fn forbidden_names_are_found() {
 }
 
 #[test]
-fn unsafe_away_from_home_is_found() {
-    fails_at(unsafe_elsewhere, "models/src/open.rs", "fn f() {\n    unsafe { g() }\n}", 2);
-    passes(unsafe_elsewhere, "kernels/src/pool.rs", "unsafe fn f() {}");
-    passes(unsafe_elsewhere, "src/kv/mod.rs", "#![forbid(unsafe_code)] // unsafe");
+fn words_away_from_home_are_found() {
+    let check = words_elsewhere;
+    fails_at(check, "models/src/open.rs", "fn f() {\n    unsafe { g() }\n}", 2);
+    fails_at(check, "src/jobs/work.rs", "fn f() { std::time::SystemTime::now() }", 1);
+    fails_at(check, "src/auth/limits.rs", "use std::time::{Instant, SystemTime};", 1);
+    passes(check, "kernels/src/pool.rs", "unsafe fn f() {}");
+    passes(check, "src/kv/mod.rs", "#![forbid(unsafe_code)] // unsafe");
+    passes(check, "src/types.rs", "fn f() { SystemTime::now() }");
 }
 
 #[test]

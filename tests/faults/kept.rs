@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::disk::SmallDisk;
 use crate::server::{self, Server};
 
 /// Room for one prompt in memory.
@@ -178,24 +178,6 @@ async fn a_flipped_byte_is_found_and_its_file_removed() {
     server.is_well().await;
 }
 
-/// A disk of 256 KiB.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Option<Self> {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(at);
-        let output = mount.output().ok()?;
-        output.status.success().then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 /// Where nobody may mount, a file stands where the folder of the model should be.
 fn block(store: &Path) {
     let found = files(store, ".kv");
@@ -207,7 +189,7 @@ fn block(store: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_takes_no_more_fails_no_request() {
     let store = tempfile::tempdir().expect("a folder");
-    let disk = SmallDisk::mount(store.path());
+    let disk = SmallDisk::mount(store.path(), 256);
     let with = flags(store.path(), &SMALL);
     let want = alone(3, &SMALL).await;
     let mut server = Server::start(&with);

@@ -1,6 +1,6 @@
 //! The release binary on a port of its own, to be mistreated.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     child: Child,
     folder: TempDir,
+    log: PathBuf,
     _stdout: BufReader<ChildStdout>,
 }
 
@@ -26,14 +27,14 @@ impl Server {
     /// The built-in model with a few flags more.
     pub(crate) fn start(extra: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let log = File::create(folder.path().join("log")).expect("a file");
-        Self::start_with(extra, folder, Stdio::from(log))
+        let (log, data) = (folder.path().join("log"), folder.path().join("data"));
+        Self::spawn(command(&data, extra), folder, &log)
     }
 
-    /// The same with its log somewhere else.
-    pub(crate) fn start_with(extra: &[&str], folder: TempDir, log: Stdio) -> Self {
-        let mut command = command(&folder.path().join("data"), extra);
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the binary");
+    /// A command of one's own, the folder that lives as long as it, and a file for its log.
+    pub(crate) fn spawn(mut command: Command, folder: TempDir, log: &Path) -> Self {
+        let end = OpenOptions::new().append(true).create(true).open(log).expect("a log");
+        let mut child = command.stdout(Stdio::piped()).stderr(end).spawn().expect("the binary");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("a first line");
@@ -41,24 +42,20 @@ impl Server {
         let address = address.and_then(|rest| rest.trim_start_matches('s').strip_prefix("://"));
         let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
         let address = address.parse().expect("an address");
-        Self { address, child, folder, _stdout: stdout }
+        Self { address, child, folder, log: log.to_owned(), _stdout: stdout }
     }
 
     /// Another one on the same data directory; this one has ended.
     pub(crate) fn again(mut self, extra: &[&str]) -> Self {
         self.wait();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
-        let log = OpenOptions::new().append(true).open(folder.path().join("log"));
-        Self::start_with(extra, folder, Stdio::from(log.expect("its log")))
+        let command = command(&folder.path().join("data"), extra);
+        Self::spawn(command, folder, &self.log)
     }
 
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.folder.path().join("log")
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub(crate) async fn send(&self, path: &str, body: &Value) -> Pending {
@@ -79,6 +76,20 @@ impl Server {
         let answer = self.post("/v1/chat/completions", &chat(text, 48, false)).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer.json()["choices"][0]["message"]["content"].as_str().expect("a text").to_owned()
+    }
+
+    /// Waits until it has said so in its log.
+    pub(crate) async fn logs(&self, text: &str) {
+        let start = Instant::now();
+        while !self.log().contains(text) {
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in {}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What a stream of chat says.
+    pub(crate) async fn text(&self, body: &Value) -> String {
+        text(&self.post("/v1/chat/completions", body).await)
     }
 
     /// One number of `/metrics`, all models together.
@@ -109,6 +120,41 @@ impl Server {
             assert!(start.elapsed() < PATIENCE, "still {busy:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until a number of `/metrics` is this one.
+    pub(crate) async fn becomes(&self, name: &str, value: f64) {
+        let start = Instant::now();
+        while self.metric(name).await != value {
+            assert!(start.elapsed() < PATIENCE, "{name} never became {value}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until an object has a status that is none of these.
+    pub(crate) async fn leaves(&self, path: &str, statuses: &[&str]) -> Value {
+        let start = Instant::now();
+        loop {
+            let object = self.get(path).await.json();
+            if !statuses.iter().any(|status| object["status"] == *status) {
+                return object;
+            }
+            assert!(start.elapsed() < PATIENCE, "it stays {object}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The id of a new file of requests: so many, each of a few tokens.
+    pub(crate) async fn upload(&self, lines: usize) -> Answer {
+        let line = |i: usize| {
+            let body = chat(&format!("What is {i} and 1?"), 24, false);
+            let (url, id) = ("/v1/chat/completions", i.to_string());
+            format!("{}\n", json!({"custom_id": id, "method": "POST", "url": url, "body": body}))
+        };
+        let text: String = (0..lines).map(line).collect();
+        let file = ("file", Some("a.jsonl"), text.as_bytes());
+        let form = [("purpose", None, &b"batch"[..]), file];
+        http::send_form(self.address, "/v1/files", None, &form).await.answer().await
     }
 
     /// Resident memory in bytes.
@@ -159,7 +205,10 @@ pub(crate) fn command(data: &Path, extra: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command.args(["serve", "--port", "0", "--threads", "1", "--data-dir"]).arg(data);
+    command.args(["serve", "--port", "0", "--data-dir"]).arg(data);
+    if !extra.contains(&"--threads") {
+        command.args(["--threads", "1"]);
+    }
     command.args(extra).env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }
@@ -180,4 +229,11 @@ pub(crate) fn long_stream() -> Value {
     let mut body = chat("Say it again: bread, tea, honey, mango", 1500, true);
     body["ignore_eos"] = json!(true);
     body
+}
+
+/// What a stream of chat says, which ends as it should.
+pub(crate) fn text(answer: &Answer) -> String {
+    let chunks = answer.chunks();
+    let pieces = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str());
+    pieces.collect()
 }
