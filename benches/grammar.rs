@@ -42,7 +42,9 @@ async fn main() -> Result<(), Failure> {
         let forms = forms();
         let mut steps = vec![Vec::new(); forms.len()];
         for round in 0..=ROUNDS {
-            for (side, (_, shape)) in forms.iter().enumerate() {
+            // Whoever is first in a round is another one each time.
+            for side in (0..forms.len()).map(|turn| (turn + round) % forms.len()) {
+                let (_, shape) = &forms[side];
                 let request = request(&name, shape.clone(), temperature);
                 let ms = step_ms(&pipeline, request).await?;
                 if round > 0 {

@@ -6,14 +6,14 @@
 # PATH holds llama-server, itself or in bin/. Both servers run, so each finds its memory; one at a
 # time is asked, by closed-loop clients that ask again when they have their answer. A round asks
 # both with each number of clients, one right after the other; a figure is the median over the
-# rounds, a ratio the median of the ratios of the rounds (Hearth's divided by the peer's).
+# rounds, a ratio the median of the ratios of the rounds (above 1: Hearth does better).
 #
 #   ROUNDS=3          rounds
 #   THREADS=2         threads of each server
 #   CLIENTS="1 8 30 100"
 #   EACH=2            questions of a client, but at least 8 together
 #   PROMPT=200 N=64   tokens of a prompt and of an answer; no two prompts share a beginning
-#   SLOTS=32          sequences of the peer at once, each with room for a question and its answer
+#   SLOTS=32          sequences of the peer at once, each with room for twice a question and answer
 #   HEARTH=...        the program, default target/release/hearth
 set -euo pipefail
 
@@ -35,10 +35,16 @@ trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$folder"' EXIT
 ours=http://127.0.0.1:18431/v1 theirs=http://127.0.0.1:18432/v1
 "$hearth" serve -m "$model" -t "$threads" --port 18431 --data-dir none \
     >"$folder/ours.log" 2>&1 &
+servers=$!
 "$peer/llama-server" -m "$model" -t "$threads" --port 18432 -np "$slots" \
     -c $((slots * 2 * (prompt + tokens))) >"$folder/theirs.log" 2>&1 &
+servers="$servers $!"
 for url in ${ours%/v1}/health ${theirs%/v1}/health; do
-    for _ in $(seq 300); do curl -fs "$url" >"$folder/health" && continue 2; sleep 0.2; done
+    for _ in $(seq 300); do
+        # One that was here before would answer too, and ours could not have its port.
+        kill -0 $servers && curl -fs "$url" >"$folder/health" && continue 2
+        sleep 0.2
+    done
     echo "$url does not answer: $(tail -3 "$folder"/*.log)" >&2
     exit 1
 done
@@ -46,7 +52,7 @@ done
 load() { # side, url, clients, round
     local requests=$(($3 * each))
     [ "$requests" -ge 8 ] || requests=8
-    "$hearth" bench serve --url "$2" --clients "$3" --requests "$requests" --seed "$4" \
+    "$hearth" bench serve --url "$2" --clients "$3" --requests "$requests" --seed $((1000 * $4 + $3)) \
         --prompt-tokens "$prompt" -n "$tokens" --ignore-eos --completions \
         --json "$folder/$1-$3-$4.json" >"$folder/said" 2>&1 || { cat "$folder/said" >&2; exit 1; }
 }
@@ -64,13 +70,13 @@ from statistics import median
 
 folder, rounds = sys.argv[1], range(1, int(sys.argv[2]) + 1)
 FIGURES = [
-    ("output, tok/s", lambda p: p["output_tokens_per_s"]),
-    ("first token p50, ms", lambda p: p["ttft_ms"]["p50"]),
-    ("p95, ms", lambda p: p["ttft_ms"]["p95"]),
-    ("between tokens p50, ms", lambda p: p["itl_ms"]["p50"]),
-    ("p95, ms", lambda p: p["itl_ms"]["p95"]),
+    ("output, tok/s", 1, lambda p: p["output_tokens_per_s"]),
+    ("first token p50, ms", -1, lambda p: p["ttft_ms"]["p50"]),
+    ("p95, ms", -1, lambda p: p["ttft_ms"]["p95"]),
+    ("between tokens p50, ms", -1, lambda p: p["itl_ms"]["p50"]),
+    ("p95, ms", -1, lambda p: p["itl_ms"]["p95"]),
 ]
-print("| clients | server | answered |", " | ".join(name for name, _ in FIGURES), "|")
+print("| clients | server | answered |", " | ".join(name for name, _, _ in FIGURES), "|")
 print("|---" * (3 + len(FIGURES)) + "|")
 for clients in sys.argv[3:]:
     sides = {}
@@ -78,9 +84,9 @@ for clients in sys.argv[3:]:
         files = [open(f"{folder}/{side}-{clients}-{r}.json") for r in rounds]
         points = sides[side] = [json.load(file)["points"][0] for file in files]
         answered = f"{sum(p['answered'] for p in points)} of {sum(p['requests'] for p in points)}"
-        cells = [f"{median(map(figure, points)):.1f}" for _, figure in FIGURES]
+        cells = [f"{median(map(figure, points)):.1f}" for _, _, figure in FIGURES]
         print(f"| {clients} | {side} | {answered} |", " | ".join(cells), "|")
     pairs = list(zip(sides["ours"], sides["theirs"]))
-    ratios = [f"{median(figure(a) / figure(b) for a, b in pairs):.2f}" for _, figure in FIGURES]
-    print(f"| {clients} | ratio | |", " | ".join(ratios), "|")
+    better = [median((of(a) / of(b)) ** sign for a, b in pairs) for _, sign, of in FIGURES]
+    print(f"| {clients} | ratio | |", " | ".join(f"{ratio:.2f}" for ratio in better), "|")
 PY

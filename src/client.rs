@@ -8,8 +8,8 @@ use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder};
 
-/// Connections that are kept for later: a load test has as many at once.
-const IDLE_CONNECTIONS: usize = 2048;
+/// Connections that are kept for later: as many as a load test has at once.
+pub const IDLE_CONNECTIONS: usize = 2048;
 /// Of an error's body, for people.
 const ERROR_CHARS: usize = 300;
 
@@ -39,7 +39,7 @@ impl Client {
         let url = url.trim_end_matches('/');
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         let host =
-            host.ok_or_else(|| Failed::new("base URL", "it begins with http:// or https://"))?;
+            host.ok_or_else(|| Failed::new("base URL", "it must begin with http:// or https://"))?;
         let path = if host.contains('/') { "" } else { "/v1" };
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -138,7 +138,8 @@ fn accepted(answer: Result<Response<Body>, ureq::Error>) -> Result<Response<Body
 }
 
 fn text(answer: Result<Response<Body>, ureq::Error>) -> Result<String, Failed> {
-    accepted(answer)?.body_mut().read_to_string().map_err(|e| Failed::of_transport(&e))
+    let text = accepted(answer)?.body_mut().read_to_string();
+    text.map_err(|e| Failed::of_read(&io::Error::other(e)))
 }
 
 #[cfg(test)]

@@ -26,10 +26,10 @@ pub use report::{Point, Report, Slo};
 pub use request::{Record, Server};
 pub use stats::{Percentiles, percentile};
 
-use crate::client::Failed;
+use crate::client::{self, Failed};
 
 /// Requests under way at once in the open loop; further ones are counted as not sent.
-const IN_FLIGHT_MAX: usize = 2048;
+const IN_FLIGHT_MAX: usize = client::IDLE_CONNECTIONS;
 /// A client waits this long after an error where the server does not say how long.
 const PAUSE: Duration = Duration::from_millis(200);
 /// TLS and JSON fit; two thousand of them fit into a small machine.

@@ -1,8 +1,8 @@
 //! Items of responses and conversations: validated, named, and turned into the messages of a chat.
 //!
 //! Afterwards every item has a type, an id and a status, and a message a list of parts. A summary
-//! that took the place of a conversation travels as text that only this server reads, and so does a
-//! thought where a client asks for it; it is no secret, since whoever holds it was there.
+//! that took the place of a conversation travels as base64 that clients hand on unread, and so does
+//! a thought where a client asks for it: not encrypted, since whoever holds it was there.
 //! Deliberately absent: what is in no chat (pictures, sound, files, the calls of hosted tools),
 //! which is refused by its path.
 
@@ -147,8 +147,7 @@ impl Item {
         let path = self.0.at("encrypted_content");
         let sealed = self.wanted("encrypted_content")?;
         if open(&sealed).is_none() {
-            let message = format!("Invalid '{path}': it was not made by this server.");
-            return Err(ApiError::invalid(&path, message));
+            return Err(not_ours(&path));
         }
         let id = self.id("cmp_")?;
         Ok(json!({"id": id, "type": "compaction", "encrypted_content": sealed}))
@@ -165,10 +164,11 @@ impl Item {
         // Some clients send back what was sealed and nothing else. What another server sealed,
         // nobody here can read.
         let sealed = self.0.string("encrypted_content")?;
-        if content.as_array().is_some_and(Vec::is_empty)
-            && let Some(text) = sealed.as_deref().and_then(open)
-        {
-            content = json!([{"type": "reasoning_text", "text": text}]);
+        if let Some(sealed) = sealed.filter(|sealed| sealed.starts_with(SEAL)) {
+            let text = open(&sealed).ok_or_else(|| not_ours(&self.0.at("encrypted_content")))?;
+            if content.as_array().is_some_and(Vec::is_empty) {
+                content = json!([{"type": "reasoning_text", "text": text}]);
+            }
         }
         Ok(json!({"id": id, "type": "reasoning", "summary": summary, "content": content}))
     }
@@ -273,7 +273,11 @@ pub(super) fn seal(text: &str) -> String {
 /// What sealed text begins with: a change of the form will be a change of this.
 const SEAL: &str = "hearth-1.";
 
-/// The summary again, if it is one of ours.
+fn not_ours(path: &str) -> ApiError {
+    ApiError::invalid(path, format!("Invalid '{path}': it was not made by this server."))
+}
+
+/// The text again, if it is one of ours.
 fn open(sealed: &str) -> Option<String> {
     let text = STANDARD.decode(sealed.strip_prefix(SEAL)?).ok()?;
     String::from_utf8(text).ok()
@@ -390,6 +394,9 @@ mod tests {
         let mut foreign = thought;
         foreign["encrypted_content"] = json!("gAAAAABo");
         assert_eq!(read("input", vec![foreign], false).unwrap()[0]["content"], json!([]));
+        let damaged = json!({"type": "reasoning", "encrypted_content": "hearth-1.%%"});
+        let error = read("input", vec![damaged], false).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("input[0].encrypted_content"));
         for foreign in ["", "gAAAAABo", "hearth-1.%%", "hearth-1./w=="] {
             let item = json!({"type": "compaction", "encrypted_content": foreign});
             let error = read("input", vec![item], false).unwrap_err();

@@ -69,7 +69,7 @@ pub(super) async fn get(
 }
 
 /// What was fine-tuned goes, as far as a server can let it go: an adapter is served no more, and
-/// its files stay. A model of its own is the operator's, who names those that are served.
+/// its files stay, so that one of the command line is back at the next start. A model of its own is the operator's, who names those that are served.
 async fn delete(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -81,7 +81,8 @@ async fn delete(
         let message = format!("The model `{id}` is no adapter, and only these can be deleted.");
         return Err(ApiError::forbidden(message));
     };
-    registry.adapters().remove(&adapter.id)?;
+    // Somebody else may have been faster.
+    registry.adapters().remove(&adapter.id).map_err(|_| Error::ModelNotFound(id.clone()))?;
     Ok(Json(json!({"id": id, "object": "model", "deleted": true})))
 }
 

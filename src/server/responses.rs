@@ -42,7 +42,7 @@ use crate::types::{Place, Priority, ProjectId, unix_now_s};
 const GROUP: &str = "Responses";
 const ONE: &str = "/v1/responses/{id}";
 
-/// Where the disk is full, one in the background is kept later: it is tried this often.
+/// Where it cannot be written, one in the background is kept later: it is tried this often.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Items of a list: 20 of at most 100, newest first.
@@ -268,26 +268,29 @@ impl Keep {
             return Ok(());
         }
         let (object, input, conversation) = (object.clone(), input.clone(), conversation.clone());
-        let reply = history::Reply { object, input, conversation, store: *store };
-        loop {
-            match self.write(reply.clone()).await {
-                // Its client comes back for it, and would find it in progress for ever.
-                Err(error @ Error::StorageFull(_)) if self.draft.background => {
-                    tracing::error!(%error, "a response in the background cannot be kept now");
-                    tokio::time::sleep(PAUSE).await;
-                }
-                done => return done,
-            }
+        let reply = Arc::new(history::Reply { object, input, conversation, store: *store });
+        let mut done = self.write(Arc::clone(&reply)).await;
+        if let (Err(error), true) = (&done, self.draft.background) {
+            tracing::error!(%error, "a response in the background cannot be kept yet");
         }
+        // Its client comes back for it, and would find it in progress for ever.
+        while matches!(&done, Err(Error::StorageFull(_) | Error::Internal(_)))
+            && self.draft.background
+        {
+            tokio::time::sleep(PAUSE).await;
+            done = self.write(Arc::clone(&reply)).await;
+        }
+        done
     }
 
     /// One in the background goes on; the conversation hears of it at its end.
     async fn began(&self, object: &Value) -> Result<(), Error> {
         let (object, input) = (object.clone(), Vec::new());
-        self.write(history::Reply { object, input, conversation: None, store: true }).await
+        let reply = history::Reply { object, input, conversation: None, store: true };
+        self.write(Arc::new(reply)).await
     }
 
-    async fn write(&self, reply: history::Reply) -> Result<(), Error> {
+    async fn write(&self, reply: Arc<history::Reply>) -> Result<(), Error> {
         let (history, project) = (Arc::clone(&self.history), self.project);
         aside(move || history.keep_response(project, &reply)).await
     }

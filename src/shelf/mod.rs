@@ -246,7 +246,7 @@ impl Shelf {
     fn used_us(&self, depth: usize) -> u64 {
         const BLOCK_US: u64 = 10_000;
         let (opened, opened_us) = self.opened;
-        let now_us = opened_us + opened.elapsed().as_micros() as u64;
+        let now_us = opened_us.saturating_add(opened.elapsed().as_micros() as u64);
         now_us.saturating_sub(BLOCK_US * depth as u64)
     }
 

@@ -21,8 +21,8 @@ fn ask(server: &Server, model: &str, tokens: usize, stream: bool) -> TcpStream {
 }
 
 /// The tokens of an answer of `model`; a refusal has none.
-fn tokens(server: &Server, model: &str) -> Option<Value> {
-    let (status, body) = read_answer(ask(server, model, 16, false));
+fn tokens(server: &Server, model: &str, count: usize) -> Option<Value> {
+    let (status, body) = read_answer(ask(server, model, count, false));
     let answer: Value = serde_json::from_str(&body).unwrap();
     (status == 200).then(|| answer["choices"][0]["token_ids"].clone())
 }
@@ -35,8 +35,9 @@ fn adapters_come_and_go_while_answers_run() {
     let bent = format!("bent={}", golden("lora/llama").display());
     assert_mentions(&said(&["load", &bent, "--pin"]), &["'bent' added"]);
     assert_eq!(said(&["list"]), "bent  of llama\n");
-    let base = tokens(&server, "llama").expect("the base answers");
-    assert_ne!(tokens(&server, "bent").expect("the adapter answers"), base);
+    let base = tokens(&server, "llama", 240).expect("the base answers");
+    let bent = tokens(&server, "bent", 240).expect("the adapter answers");
+    assert_ne!(bent, base);
 
     let mut running = ask(&server, "bent", 240, true);
     running.read_exact(&mut [0; 16]).unwrap();
@@ -44,11 +45,17 @@ fn adapters_come_and_go_while_answers_run() {
     assert_fails(&lora(&server, &["load", &other]), &["loaded already"]);
     assert_mentions(&said(&["load", &other, "--replace"]), &["'bent' added"]);
     assert_mentions(&said(&["unload", "bent"]), &["'bent' removed"]);
-    assert_eq!((said(&["list"]).as_str(), tokens(&server, "bent")), ("no adapters\n", None));
+    assert_eq!((said(&["list"]).as_str(), tokens(&server, "bent", 1)), ("no adapters\n", None));
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("[DONE]"), "{rest}");
-    assert_eq!(tokens(&server, "llama"), Some(base));
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let events = rest.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let told = events.flat_map(|event| {
+        let event: Value = serde_json::from_str(&format!("{{{event}")).unwrap();
+        event["choices"][0]["token_ids"].as_array().cloned().unwrap_or_default()
+    });
+    assert_eq!(Value::from(told.collect::<Vec<_>>()), bent);
+    assert_eq!(tokens(&server, "llama", 240), Some(base));
 }
 
 #[test]
@@ -83,5 +90,5 @@ fn a_relative_path_is_that_of_the_terminal() {
     let mut load = hearth(&lora(&server, &["load", "bent=llama"]));
     let output = load.current_dir(golden("lora")).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(tokens(&server, "bent").is_some());
+    assert!(tokens(&server, "bent", 1).is_some());
 }

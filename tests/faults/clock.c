@@ -19,7 +19,7 @@
 
 static struct control {
     _Atomic int64_t ahead_s;   // of the clock on the wall
-    _Atomic int64_t fails_at;  // so manieth look of the engine's thread at the time; 0 for none
+    _Atomic int64_t fails_at;  // which look of the engine's thread at the time, from 1; 0 for none
 } *control;
 
 __attribute__((constructor)) static void begin(void) {

@@ -51,7 +51,7 @@ impl Clock {
         self.control.write_all_at(&ahead_s.to_ne_bytes(), 0).expect("a file");
     }
 
-    /// So manieth time from now that the engine asks for it, the time is not told.
+    /// The time is not told when the engine asks for it for the `look`th time from now.
     fn fail_at(&self, look: i64) {
         self.control.write_all_at(&look.to_ne_bytes(), 8).expect("a file");
     }

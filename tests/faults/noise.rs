@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::http;
-use crate::server::{Server, chat};
+use crate::server::{PATIENCE, Server, chat};
 use crate::{CHAT, QUESTION};
 
 /// Ten thousand bodies that were right before they were damaged: every answer is a 2xx, or a 4xx
@@ -81,14 +82,18 @@ impl Connection {
         );
         let message = [head.as_bytes(), body].concat();
         let _ = self.0.write_all(&message).await;
-        let mut received = Vec::new();
+        let (mut received, mut again) = (Vec::new(), false);
         loop {
-            let count = self.0.read_buf(&mut received).await.unwrap_or(0);
+            let read = timeout(PATIENCE, self.0.read_buf(&mut received)).await;
+            let count = read.expect("an answer").unwrap_or(0);
             if let Some(answer) = whole(&received) {
                 return answer;
             }
             if count == 0 {
-                assert!(received.is_empty(), "half an answer: {received:?}");
+                let body = String::from_utf8_lossy(body);
+                assert!(received.is_empty(), "half an answer to {body}: {received:?}");
+                assert!(!again, "{path} closes without a word to {body}");
+                again = true;
                 *self = Self::new(server).await;
                 self.0.write_all(&message).await.expect("a new connection");
             }

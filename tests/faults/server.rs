@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::http::{self, Answer, Pending};
 
 /// Nothing here takes this long on an idle machine; tests share two cores.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,

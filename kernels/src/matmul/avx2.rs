@@ -1,4 +1,4 @@
-//! AVX2: a tile is two registers of 8 columns, computed one after the other.
+//! AVX2: a tile is two registers of 8 columns; both go through a step before the next one.
 //!
 //! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes
 //! of six bits or fewer stay below that, even summed over several groups:

@@ -80,7 +80,8 @@ pub(super) async fn embed_one(
     let mut body = app.body(request).await?;
     let prompt = |body: &mut Fields| match body.string("prompt")? {
         Some(text) if !text.is_empty() => Ok(vec![EmbedInput::Text(text)]),
-        _ => Err(ApiError::missing("prompt")),
+        Some(_) => Err(ApiError::invalid("prompt", "Invalid 'prompt': it is empty.")),
+        None => Err(ApiError::missing("prompt")),
     };
     let request = read(&mut body, EMBEDDINGS, app.config.lenient_fields, prompt)?;
     let (made, _) = make(&app, &watch, request).await?;
