@@ -19,13 +19,6 @@ pub(super) const AHEAD: usize = 4;
 /// Bytes that a prefetch brings.
 pub(super) const LINE: usize = 64;
 
-/// Asks for what is read later. The first L lines go through the keys; few do so fast, and what is
-/// under way for them is half of a first cache of 32 KiB.
-#[inline(always)]
-pub(super) fn ask<S: Simd, const L: usize>(simd: S, at: *const u8) {
-    if L <= 4 { simd.prefetch_far(at) } else { simd.prefetch(at) }
-}
-
 /// Memory that a thread uses again.
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -237,7 +230,7 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     for (d, q) in queries.iter().enumerate() {
         if line == 0 && d.is_multiple_of(LINE / (LANES * size_of::<E>())) {
             for ahead in ahead {
-                ask::<S, L>(simd, ahead.wrapping_add(LANES * d).cast());
+                simd.prefetch(ahead.wrapping_add(LANES * d).cast());
             }
         }
         // One vector at a time: more of them beside the sums are more than AVX2 has registers.
@@ -350,7 +343,7 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
         for (key, row) in (first_key..CHUNK).zip(rows) {
             if line == 0 && vector == 0 {
                 for at in (0..vectors * LANES).step_by(LINE / size_of::<E>()) {
-                    ask::<S, L>(simd, ahead.wrapping_add(at).cast());
+                    simd.prefetch(ahead.wrapping_add(at).cast());
                 }
                 ahead = ahead.wrapping_add(vectors * LANES);
             }

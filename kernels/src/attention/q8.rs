@@ -6,9 +6,7 @@
 //! pairs is what processors multiply and add, two products to a lane where floats have one.
 
 use super::CHUNK;
-use super::chunk::{
-    self, AHEAD, Chunk, Form, GROUPS, LINE, Weights, Work, stripes, vectors_of_a_stripe,
-};
+use super::chunk::{AHEAD, Chunk, Form, GROUPS, LINE, Weights, Work, stripes, vectors_of_a_stripe};
 use super::tile::LINES;
 use crate::LANES;
 use crate::kv::q8;
@@ -184,7 +182,7 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     for (pair, q) in queries.iter().enumerate() {
         if line == 0 && pair.is_multiple_of(LINE / (2 * LANES)) {
             for ahead in ahead {
-                chunk::ask::<S, L>(simd, ahead.wrapping_add(2 * LANES * pair).cast());
+                simd.prefetch(ahead.wrapping_add(2 * LANES * pair).cast());
             }
         }
         for (b, k) in k.iter().enumerate() {
@@ -287,7 +285,7 @@ fn value_tile<S: Simd, const L: usize, const D: usize>(
         for (pair, row) in (first..CHUNK / 2).zip(chunk.v_pairs(group).chunks_exact(vectors)) {
             if line == 0 && vector == 0 {
                 for at in (0..2 * vectors * LANES).step_by(LINE) {
-                    chunk::ask::<S, L>(simd, ahead.wrapping_add(at).cast());
+                    simd.prefetch(ahead.wrapping_add(at).cast());
                 }
                 ahead = ahead.wrapping_add(2 * vectors * LANES);
             }

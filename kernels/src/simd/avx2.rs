@@ -179,12 +179,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, line: *const u8) {
-        // SAFETY: SSE is here; a prefetch of any address is allowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_far(self, line: *const u8) {
+        // Into the second cache: what is asked for is more than half of a first one of 32 KiB.
         // SAFETY: SSE is here; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }

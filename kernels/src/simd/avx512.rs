@@ -144,9 +144,4 @@ impl Simd for Avx512 {
         // SAFETY: SSE is here; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
-
-    #[inline(always)]
-    fn prefetch_far(self, line: *const u8) {
-        self.prefetch(line);
-    }
 }

@@ -99,8 +99,6 @@ pub(crate) trait Simd: Copy {
     fn to_floats(self, v: Self::Ints) -> Self::V;
     /// Asks for the cache line at `line`, which need not exist: nothing is read.
     fn prefetch(self, line: *const u8);
-    /// The same from further away: into the second cache where the first one is small.
-    fn prefetch_far(self, line: *const u8);
 
     /// Loads a short slice; the lanes beyond it are `fill`.
     #[inline(always)]

@@ -112,6 +112,4 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
-
-    fn prefetch_far(self, _: *const u8) {}
 }
