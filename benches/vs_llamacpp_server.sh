@@ -75,6 +75,7 @@ FIGURES = [
     ("p95, ms", -1, lambda p: p["ttft_ms"]["p95"]),
     ("between tokens p50, ms", -1, lambda p: p["itl_ms"]["p50"]),
     ("p95, ms", -1, lambda p: p["itl_ms"]["p95"]),
+    ("whole answer p50, ms", -1, lambda p: p["e2e_ms"]["p50"]),
 ]
 print("| clients | server | answered |", " | ".join(name for name, _, _ in FIGURES), "|")
 print("|---" * (3 + len(FIGURES)) + "|")

@@ -108,8 +108,8 @@ fn large_stream() -> Value {
     body
 }
 
-/// Streams that nobody reads stop at a full socket: the engine goes on, memory is bounded by their text, and
-/// the readers' blocks come back when they hang up.
+/// Streams that nobody reads stop at a full socket: the engine goes on, memory is bounded by
+/// their text, and the readers' blocks come back when they hang up.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_cost_nobody_else() {
     let server = Server::start(&[]);

@@ -69,7 +69,8 @@ pub(super) async fn get(
 }
 
 /// What was fine-tuned goes, as far as a server can let it go: an adapter is served no more, and
-/// its files stay, so that one of the command line is back at the next start. A model of its own is the operator's, who names those that are served.
+/// its files stay, so that one of the command line is back at the next start. A model of its own
+/// is the operator's, who names those that are served.
 async fn delete(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
