@@ -139,7 +139,7 @@ fn tools(definitions: &Value) -> Tools {
         }
     };
     let list = definitions.as_array().into_iter().flatten().map(tool).collect();
-    Tools { list, choice: ToolChoice::Auto, parallel: false }
+    Tools { list, ..Tools::of("tools") }
 }
 
 /// `bread [1]` is `bread`.

@@ -135,6 +135,7 @@ fn envelope(app: &App, model: &ServedModel, call: &Call) -> Result<Envelope, Api
     let first = call.requests.first();
     Ok(Envelope {
         shape: call.shape,
+        in_old_words: call.in_old_words,
         id: ids::random(prefix),
         created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         model: app.pipeline.registry().title(&call.model)?,
