@@ -426,20 +426,24 @@ fn lengthened(folder: &TempDir, positions: usize) {
     let len = u64::from_le_bytes(len.try_into().expect("eight bytes")) as usize;
     let (header, data) = rest.split_at(len);
     let mut header: Value = serde_json::from_slice(header).expect("JSON");
-    let table = header["embeddings.position_embeddings.weight"].take();
     let number = |value: &Value| value.as_u64().expect("a number") as usize;
-    let range = number(&table["data_offsets"][0])..number(&table["data_offsets"][1]);
-    let width = number(&table["shape"][1]);
-    let mut data = data.to_vec();
-    let bytes = positions * width * 4;
-    let longer: Vec<u8> = data[range].iter().copied().cycle().take(bytes).collect();
-    header["embeddings.position_embeddings.weight"] = json!({
-        "dtype": "F32", "shape": [positions, width],
-        "data_offsets": [data.len(), data.len() + bytes],
-    });
-    data.extend(longer);
+    // Without holes, as the format wants it.
+    let mut all = Vec::new();
+    for (name, tensor) in header.as_object_mut().expect("an object") {
+        let Some(offsets) = tensor.get("data_offsets") else { continue };
+        let own = &data[number(&offsets[0])..number(&offsets[1])];
+        let begin = all.len();
+        if name == "embeddings.position_embeddings.weight" {
+            let row = own.len() / number(&tensor["shape"][0]);
+            all.extend(own.iter().copied().cycle().take(positions * row));
+            tensor["shape"][0] = json!(positions);
+        } else {
+            all.extend(own);
+        }
+        tensor["data_offsets"] = json!([begin, all.len()]);
+    }
     let header = header.to_string();
-    let parts = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data];
+    let parts = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &all];
     fs::write(path, parts.concat()).expect("a file");
 }
 

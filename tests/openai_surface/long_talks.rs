@@ -132,7 +132,7 @@ async fn what_is_too_long_by_itself_is_to_blame() {
     let cases = [
         (chat, json!({"messages": talk, "tools": tools(all)}), "tools"),
         // So long that it is not even encoded.
-        (chat, json!({"messages": talk, "tools": tools(10 * all)}), "tools"),
+        (chat, json!({"messages": talk, "tools": tools(20 * all)}), "tools"),
         (chat, json!({"messages": half_said, "tools": tools(half)}), "messages"),
         // The model does not read them.
         (
@@ -160,7 +160,7 @@ async fn what_is_too_long_by_itself_is_to_blame() {
         ("/v1/messages", json!({"messages": talk, "max_tokens": 5, "tools": [tool]}), "tools: "),
         (
             "/v1/messages/count_tokens",
-            json!({"messages": talk, "system": "x".repeat(10 * all)}),
+            json!({"messages": talk, "system": "x".repeat(20 * all)}),
             "system: ",
         ),
         ("/api/generate", json!({"prompt": "Hi", "system": long}), "system: "),
