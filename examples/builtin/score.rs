@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest, Tool, ToolChoice, Tools};
+use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest, Tool, Tools};
 use hearth::text::Shape;
 use hearth::types::{FinishReason, SamplingOverrides};
 use hearth_models::train::Rng;
