@@ -1,5 +1,5 @@
-//! `functions` and `function_call`, which came before tools, over a real socket. As with tools every
-//! call is the work of the grammar.
+//! `functions` and `function_call`, which came before tools, over a real socket. As with tools
+//! every call is the work of the grammar.
 
 use serde_json::{Value, json};
 
@@ -58,7 +58,8 @@ async fn a_named_function_is_called_and_told_in_its_own_words() {
 async fn a_streamed_function_call_adds_up_to_the_whole_one() {
     let server = start(Options::default()).await;
     for seed in 0..3 {
-        let fields = |stream: bool| json!({"function_call": {"name": "get_weather"}, "seed": seed, "stream": stream});
+        let named = json!({"name": "get_weather"});
+        let fields = |stream| json!({"function_call": named, "seed": seed, "stream": stream});
         let whole = choice(&server, fields(false)).await;
         let chunks = server.chat(with_functions(fields(true))).await.chunks();
         let (mut call, mut pieces) = (json!({}), 0);
