@@ -85,6 +85,8 @@ pub struct TextRequest {
     pub format: Option<Format>,
     /// What the answer is expected to be, for speed alone.
     pub prediction: Option<String>,
+    /// The field that the first message of a chat came in, where it was not among the others.
+    pub system_param: Option<&'static str>,
     /// What the model may call, in a chat.
     pub tools: Option<Tools>,
     /// Sampling fields that the client set.
@@ -353,12 +355,7 @@ fn generate_request(
     prompt: Vec<TokenId>,
     form: &Form,
 ) -> Result<GenerateRequest, Error> {
-    let max = model.context_len();
-    let room = max.saturating_sub(prompt.len());
-    if prompt.len() > max || (room == 0 && request.max_tokens != Some(0)) {
-        let (prompt, param) = (prompt.len(), request.prompt_param());
-        return Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param });
-    }
+    let room = model.context_len().saturating_sub(prompt.len());
     let vocab_len = model.engine().limits().vocab_len;
     if let Some((id, _)) = request.sampling.logit_bias.iter().find(|b| b.0 as usize >= vocab_len) {
         let message = format!(
@@ -461,6 +458,7 @@ impl TextRequest {
             token_ids: false,
             format: None,
             prediction: None,
+            system_param: None,
             tools: None,
             sampling: SamplingOverrides::default(),
             tenant: Tenant::default(),

@@ -4,6 +4,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use hearth::files::{Files, NewFile, Quota};
+use hearth::store::Store;
+use hearth::types::ProjectId;
 
 fn hearth(data: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
@@ -107,6 +112,37 @@ fn copies_come_back() {
     assert!(list.contains("early") && !list.contains("late"), "{list}");
     assert!(stdout_of(&data, &["data", "gc"]).contains("0 expired"));
     assert!(error_of(&data, &["data", "restore", "/nowhere"]).contains("nowhere"));
+}
+
+#[test]
+fn what_has_expired_is_collected_with_its_contents() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path();
+    let (gone, kept) = ("x".repeat(300_000), "y".repeat(1000));
+    {
+        let store = Arc::new(Store::open(data).unwrap());
+        let files = Files::open(store, Quota { project_bytes_max: 1 << 20 }).unwrap();
+        for (id, text, lifetime_s) in [("file-1", &gone, Some(1)), ("file-2", &kept, None)] {
+            let (filename, purpose) = ("a.jsonl".to_owned(), "batch".to_owned());
+            let new = NewFile { filename, purpose, lifetime_s };
+            let mut writing = files.write(1 << 20).unwrap();
+            writing.push(text.as_bytes()).unwrap();
+            files.keep(ProjectId::DEFAULT, id, &new, writing).unwrap();
+        }
+    }
+    let path = |id: &str| data.join("files").join(id);
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    // Contents that nobody names may still be on their way to a name while they are young.
+    let contents = fs::File::open(path("file-1")).unwrap();
+    contents.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let said = stdout_of(data, &["data", "gc"]);
+    let (documents, bytes) = said.split_once(" expired objects, ").expect(&said);
+    let bytes: u64 = bytes.strip_suffix(" bytes").expect(&said).parse().unwrap();
+    assert_eq!(documents, "1");
+    assert!(bytes >= gone.len() as u64, "{said}");
+    assert!(!path("file-1").exists());
+    assert_eq!(fs::read_to_string(path("file-2")).unwrap(), kept);
+    assert_eq!(stdout_of(data, &["data", "gc"]), "0 expired objects, 0 bytes");
 }
 
 #[cfg(all(unix, feature = "builtin-model"))]

@@ -417,3 +417,54 @@ async fn ollamas_route_gives_the_same_vectors_and_cuts_what_is_too_long() {
         assert!(refused.status == 400 && why.contains("prompt"), "{}", refused.body);
     }
 }
+
+/// The golden's weights with more positions: its own, again and again.
+fn lengthened(folder: &TempDir, positions: usize) {
+    let path = folder.path().join("model.safetensors");
+    let file = fs::read(&path).expect("the weights");
+    let (len, rest) = file.split_at(8);
+    let len = u64::from_le_bytes(len.try_into().expect("eight bytes")) as usize;
+    let (header, data) = rest.split_at(len);
+    let mut header: Value = serde_json::from_slice(header).expect("JSON");
+    let number = |value: &Value| value.as_u64().expect("a number") as usize;
+    // Without holes, as the format wants it.
+    let mut all = Vec::new();
+    for (name, tensor) in header.as_object_mut().expect("an object") {
+        let Some(offsets) = tensor.get("data_offsets") else { continue };
+        let own = &data[number(&offsets[0])..number(&offsets[1])];
+        let begin = all.len();
+        if name == "embeddings.position_embeddings.weight" {
+            let row = own.len() / number(&tensor["shape"][0]);
+            all.extend(own.iter().copied().cycle().take(positions * row));
+            tensor["shape"][0] = json!(positions);
+        } else {
+            all.extend(own);
+        }
+        tensor["data_offsets"] = json!([begin, all.len()]);
+    }
+    let header = header.to_string();
+    let parts = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &all];
+    fs::write(path, parts.concat()).expect("a file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_300_000_tokens_at_most() {
+    let folder = folder();
+    lengthened(&folder, 256);
+    change(&folder, "config.json", |config| config["max_position_embeddings"] = json!(256));
+    put(&folder, "sentence_bert_config.json", r#"{"max_seq_length": 256}"#);
+    let server = serve(&folder).await;
+    // 1,199 texts of 250 tokens with the marks at both ends, and one of the rest.
+    let inputs = |last: usize| {
+        let mut inputs = vec!["a ".repeat(248); 1199];
+        inputs.push("a ".repeat(last - 2));
+        json!({"input": inputs, "encoding_format": "base64"})
+    };
+    let all = embed(&server, inputs(250)).await;
+    assert_eq!(all.status, 200, "{}", all.body);
+    assert_eq!(all.json()["usage"]["total_tokens"], 300_000);
+    let refused = embed(&server, inputs(251)).await;
+    let error = refused.error();
+    assert_eq!((refused.status, &error["param"]), (400, &json!("input")), "{error}");
+    assert!(error["message"].as_str().is_some_and(|why| why.contains("300000")), "{error}");
+}

@@ -14,6 +14,8 @@ mod completions;
 mod files;
 #[path = "openai_surface/fixture.rs"]
 mod fixture;
+#[path = "openai_surface/functions.rs"]
+mod functions;
 #[path = "openai_surface/http.rs"]
 mod http;
 #[path = "openai_surface/keys.rs"]

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest, Tool, ToolChoice, Tools};
+use hearth::pipeline::{Pipeline, Prompt, TextEvent, TextRequest, Tool, Tools};
 use hearth::text::Shape;
 use hearth::types::{FinishReason, SamplingOverrides};
 use hearth_models::train::Rng;
@@ -139,7 +139,7 @@ fn tools(definitions: &Value) -> Tools {
         }
     };
     let list = definitions.as_array().into_iter().flatten().map(tool).collect();
-    Tools { list, choice: ToolChoice::Auto, parallel: false }
+    Tools { list, ..Tools::of("tools") }
 }
 
 /// `bread [1]` is `bread`.

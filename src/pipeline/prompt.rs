@@ -21,23 +21,16 @@ impl TextRequest {
     /// About how much text there is to encode for it.
     pub(super) fn len_bytes(&self) -> usize {
         let beside = [&self.prediction, &self.suffix].into_iter().flatten();
-        self.prompt.len_bytes() + beside.map(String::len).sum::<usize>()
+        let tools = self.tools.iter().flat_map(|tools| &tools.list);
+        self.prompt.len_bytes()
+            + beside.map(String::len).sum::<usize>()
+            + tools.map(|tool| weigh(&tool.definition)).sum::<usize>()
     }
 }
 
 impl Prompt {
     /// About how much text there is to encode: in a chat, every string and a little for each value.
     fn len_bytes(&self) -> usize {
-        fn weigh(value: &Value) -> usize {
-            const MARKUP: usize = 16;
-            MARKUP
-                + match value {
-                    Value::String(text) => text.len(),
-                    Value::Array(list) => list.iter().map(weigh).sum(),
-                    Value::Object(map) => map.values().map(weigh).sum(),
-                    Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-                }
-        }
         match self {
             Self::Chat { messages, template_kwargs } => {
                 weigh(messages) + template_kwargs.values().map(weigh).sum::<usize>()
@@ -46,6 +39,17 @@ impl Prompt {
             Self::Tokens(_) => 0,
         }
     }
+}
+
+fn weigh(value: &Value) -> usize {
+    const MARKUP: usize = 16;
+    MARKUP
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(list) => list.iter().map(weigh).sum(),
+            Value::Object(map) => map.values().map(weigh).sum(),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
 }
 
 /// Renders, encodes and compiles.
@@ -65,6 +69,10 @@ pub(super) fn prepare(model: &ServedModel, request: &TextRequest) -> Result<Prep
             return Err(Error::ContextLengthExceeded { prompt, completion: 0, max, param });
         }
         prompt = filled;
+    }
+    let max = model.context_len();
+    if prompt.len() > max || (prompt.len() == max && request.max_tokens != Some(0)) {
+        return Err(too_long(model, request, prompt.len()));
     }
     let expected = match &request.prediction {
         Some(text) => model.tokenizer().encode(text, Special::NONE),
@@ -95,7 +103,11 @@ pub(super) fn encode(
             let tools = request.tools.as_ref().and_then(Tools::definitions);
             let text = render(model, &guard.messages, tools, template_kwargs)?;
             let revealed = guard.reveal(&text);
-            check_len(model, &revealed, request.prompt_param())?;
+            if let Err(Error::ContextLengthExceeded { prompt, .. }) =
+                check_len(model, &revealed, "messages")
+            {
+                return Err(too_long(model, request, prompt));
+            }
             let ids = guard.encode(&text, tokenizer).map_err(fail)?;
             Ok((revealed, ids))
         }
@@ -114,6 +126,32 @@ fn check_len(model: &ServedModel, text: &str, param: &'static str) -> Result<(),
         }
         _ => Ok(()),
     }
+}
+
+/// A prompt that leaves no room for an answer. What does so alone is to blame, and not the rest.
+fn too_long(model: &ServedModel, request: &TextRequest, prompt: usize) -> Error {
+    let max = model.context_len();
+    let alone = |text: &str| {
+        let long = || model.tokenizer().encode(text, Special::NONE).is_ok_and(|t| t.len() >= max);
+        check_len(model, text, "messages").is_err() || long()
+    };
+    let is_alone = |(text, _): &(String, &'static str)| alone(text);
+    let param = parts(request).find(is_alone).map_or(request.prompt_param(), |(_, param)| param);
+    Error::ContextLengthExceeded { prompt, completion: 0, max, param }
+}
+
+/// What a conversation is made of besides its messages, and the field of each.
+fn parts(request: &TextRequest) -> impl Iterator<Item = (String, &'static str)> {
+    let system = match (&request.prompt, request.system_param) {
+        (Prompt::Chat { messages, .. }, Some(param)) => {
+            messages[0]["content"].as_str().map(|text| (text.to_owned(), param))
+        }
+        _ => None,
+    };
+    let tools = request.tools.as_ref().and_then(|tools| {
+        tools.definitions().map(|definitions| (definitions.to_string(), tools.param))
+    });
+    system.into_iter().chain(tools)
 }
 
 /// A conversation as the model's template has it.

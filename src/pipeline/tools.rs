@@ -13,6 +13,8 @@ pub struct Tools {
     pub choice: ToolChoice,
     /// More than one call in an answer.
     pub parallel: bool,
+    /// The field that they came in, for errors.
+    pub param: &'static str,
 }
 
 /// One tool.
@@ -47,6 +49,11 @@ pub enum ToolChoice {
 const INPUT: &str = "input";
 
 impl Tools {
+    /// None yet, to be called as the model likes, one in an answer.
+    pub fn of(param: &'static str) -> Self {
+        Self { list: Vec::new(), choice: ToolChoice::Auto, parallel: false, param }
+    }
+
     /// What the template is given.
     pub(super) fn definitions(&self) -> Option<Value> {
         let told = self.choice != ToolChoice::None && !self.list.is_empty();

@@ -134,6 +134,7 @@ fn envelope(app: &App, model: &ServedModel, call: &Call) -> Result<Envelope, Api
     let first = call.requests.first();
     Ok(Envelope {
         shape: call.shape,
+        in_old_words: call.in_old_words,
         id: ids::random(prefix),
         created_s: unix_now_s(),
         model: app.pipeline.registry().title(&call.model)?,

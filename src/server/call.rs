@@ -15,6 +15,8 @@ use crate::types::{KeepAlive, SamplingOverrides, TokenId};
 pub(super) struct Call {
     /// Which objects the answer is made of.
     pub shape: Shape,
+    /// Calls are told as the only one of `functions`.
+    pub in_old_words: bool,
     /// Id of the model, as the client named it.
     pub model: String,
     /// One per prompt, never empty, all alike but for the prompt.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{extract, fields, messages, stored, tools};
+use super::{extract, fields, functions, messages, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 use crate::types::Priority;
 
@@ -23,8 +23,15 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let logprobs = logprobs(&mut body)?;
     let priority = priority(&mut body)?;
     let prediction = prediction(&mut body, lenient)?;
-    let tools = tools::read(&mut body, lenient)?;
-    let messages = messages::normalise(body.value("messages"), lenient)?;
+    let functions = functions::read(&mut body, lenient)?;
+    let in_old_words = functions.is_some();
+    let tools = match functions {
+        Some(functions) => Some(functions),
+        None => tools::read(&mut body, lenient)?,
+    };
+    let mut messages = body.value("messages");
+    functions::translate(&mut messages)?;
+    let messages = messages::normalise(messages, lenient)?;
     let prompt = Prompt::Chat { messages, template_kwargs };
     let request = TextRequest {
         max_tokens,
@@ -39,6 +46,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         shape: Shape::Chat,
         model: common.model,
         requests: vec![request],
+        in_old_words,
         shown: common.n,
         logprobs: logprobs.is_some(),
         stream: common.stream,
@@ -388,8 +396,8 @@ mod tests {
     fn refused_and_unknown_fields_stop_a_chat() {
         let error = read(with("tools", json!([{"type": "function"}]))).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("tools[0].function"));
-        let error = read(with("functions", json!([{"name": "f"}]))).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("functions"));
+        let error = read(with("audio", json!({"voice": "alloy"}))).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("audio"));
         let error = read(with("foo", json!(1))).unwrap_err();
         assert_eq!(error.code, Some("unknown_parameter"));
         for accepted in [

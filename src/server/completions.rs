@@ -43,6 +43,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     let requests = prompts.into_iter().map(request).collect();
     Ok(Call {
         shape: Shape::Completion,
+        in_old_words: false,
         model: common.model,
         requests,
         shown: common.n,

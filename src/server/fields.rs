@@ -145,6 +145,9 @@ pub(super) const CHAT: &[Field] = &[
     honoured("parallel_tool_calls", Takes::Bool),
     honoured("tool_choice", TEXT_OR_OBJECT),
     honoured("tools", Takes::List),
+    // What the two before were called first.
+    honoured("function_call", TEXT_OR_OBJECT),
+    honoured("functions", Takes::List),
     // Labels of a stored completion; checked, and of no effect without `store`.
     honoured("metadata", Takes::Object),
     honoured("prediction", Takes::Table(PREDICTION)),
@@ -159,8 +162,6 @@ pub(super) const CHAT: &[Field] = &[
     no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
     no_effect("verbosity", VERBOSITY, "a hint that no served model was trained to follow"),
     refused("audio", never, "audio output is not supported"),
-    refused("function_call", is_word_none_or_auto, "functions are called as 'tools' here"),
-    refused("functions", is_empty_list, "functions are called as 'tools' here"),
     refused("moderation", never, "moderation inside a completion is not supported"),
     refused("modalities", is_text_only, "only the modality 'text' is supported"),
     honoured("store", Takes::Bool),
@@ -447,10 +448,6 @@ pub(super) fn never(_: &Value) -> bool {
 
 pub(super) fn is_empty_list(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
-}
-
-fn is_word_none_or_auto(value: &Value) -> bool {
-    value == "none" || value == "auto"
 }
 
 fn is_text_only(value: &Value) -> bool {

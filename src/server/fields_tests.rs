@@ -53,8 +53,6 @@ fn check_one(table: &[Field], name: &str, value: Value) -> Result<(), ApiError> 
 fn refused_fields_are_refused_by_name_only_when_they_ask_for_something() {
     let chat = [
         ("audio", json!({"voice": "alloy", "format": "mp3"}), vec![json!(null)]),
-        ("function_call", json!({"name": "f"}), vec![json!("none"), json!("auto")]),
-        ("functions", json!([{"name": "f"}]), vec![json!([]), json!(null)]),
         ("modalities", json!(["text", "audio"]), vec![json!(["text"]), json!(null)]),
         ("moderation", json!({"model": "omni"}), vec![json!(null)]),
         ("web_search_options", json!({}), vec![json!(null)]),

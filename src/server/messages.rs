@@ -44,10 +44,6 @@ fn message(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
     let role = match role.as_str() {
         "developer" => "system",
         "system" | "user" | "assistant" | "tool" => role.as_str(),
-        "function" => {
-            let text = "The role 'function' is not supported; send the role 'tool' instead.";
-            return Err(ApiError::unsupported(&message.at("role"), text));
-        }
         other => {
             let text = format!("Invalid value: '{other}'. Supported values are: {ROLES}.");
             return Err(ApiError::invalid(&message.at("role"), text));
@@ -128,12 +124,10 @@ impl Message {
         if let Some(reasoning) = reasoning {
             self.out.insert("reasoning_content".to_owned(), json!(reasoning));
         }
-        for field in ["audio", "function_call"] {
-            if self.fields.value(field).is_some() {
-                let path = self.at(field);
-                let text = format!("Unsupported parameter: '{path}' is not supported.");
-                return Err(ApiError::unsupported(&path, text));
-            }
+        if self.fields.value("audio").is_some() {
+            let path = self.at("audio");
+            let text = format!("Unsupported parameter: '{path}' is not supported.");
+            return Err(ApiError::unsupported(&path, text));
         }
         for (name, value) in self.fields.map() {
             // What a response carries and a client may send back unchanged.
@@ -250,11 +244,6 @@ mod tests {
             (json!([{"content": "x"}]), "messages[0].role", "missing_required_parameter"),
             (json!([{"role": "robot", "content": "x"}]), "messages[0].role", "invalid_value"),
             (json!([{"role": 1, "content": "x"}]), "messages[0].role", "invalid_type"),
-            (
-                json!([{"role": "function", "name": "f", "content": "x"}]),
-                "messages[0].role",
-                "unsupported_parameter",
-            ),
             (user(json!(null)), "messages[0].content", "missing_required_parameter"),
             (user(json!(5)), "messages[0].content", "invalid_type"),
             (user(json!([])), "messages[0].content", "invalid_value"),
@@ -282,8 +271,8 @@ mod tests {
                 "invalid_type",
             ),
             (
-                json!([{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]),
-                "messages[0].function_call",
+                json!([{"role": "assistant", "content": "x", "audio": {"id": "a"}}]),
+                "messages[0].audio",
                 "unsupported_parameter",
             ),
             (

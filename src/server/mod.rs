@@ -22,6 +22,7 @@ mod extract;
 mod fields;
 mod files;
 mod format;
+mod functions;
 mod ids;
 mod items;
 mod listen;

@@ -9,7 +9,7 @@ use super::call::{Shape, StreamOptions};
 use super::chat::{CallParts, Part};
 use super::error::ApiError;
 use super::sse::Writer;
-use super::{chat, completions};
+use super::{chat, completions, functions};
 use crate::error::Error;
 use crate::pipeline::{Prediction, TextEvent, TokenLogprob};
 use crate::types::{FinishReason, TokenId, Usage};
@@ -18,6 +18,8 @@ use crate::types::{FinishReason, TokenId, Usage};
 #[derive(Clone, Debug)]
 pub(super) struct Envelope {
     pub shape: Shape,
+    /// A call is told as the only one of `functions`.
+    pub in_old_words: bool,
     pub id: String,
     /// Unix time in seconds.
     pub created_s: u64,
@@ -43,7 +45,10 @@ impl Envelope {
         self.n * self.prompts
     }
 
-    fn object(&self, name: &str, choices: Vec<Value>) -> Map<String, Value> {
+    fn object(&self, name: &str, mut choices: Vec<Value>) -> Map<String, Value> {
+        if self.in_old_words {
+            choices.iter_mut().for_each(functions::rename);
+        }
         let mut object = Map::new();
         object.insert("id".to_owned(), json!(self.id));
         object.insert("object".to_owned(), json!(name));

@@ -8,6 +8,7 @@ fn envelope(shape: Shape, prompts: usize, n: usize) -> Envelope {
     Envelope {
         tier: "default",
         shape,
+        in_old_words: false,
         id: "id-1".into(),
         created_s: 1700000000,
         model: "m".into(),

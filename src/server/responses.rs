@@ -26,6 +26,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
+use self::request::own_names;
 pub(super) use self::request::{Draft, read};
 use super::error::ApiError;
 use super::observe::Watch;
@@ -183,7 +184,7 @@ async fn begin(
     let begun = answer::begin(app, watch, caller, model, request).await;
     let answer::Begun { place, events, .. } = match begun {
         Ok(begun) => begun,
-        Err(error) => return Err(fit::blamed(app, model, draft, error).await),
+        Err(error) => return Err(own_names(error.into())),
     };
     Ok(Begun { model: model.clone(), title, priority, place, events })
 }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::extract::Fields;
 use super::reference::{Routes, post};
-use super::{App, call, fields, messages, tools};
+use super::{App, call, fields, functions, messages, tools};
 use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::{Kind, Lease, ServedModel};
 use crate::text::Special;
@@ -146,7 +146,9 @@ fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextReq
     let template_kwargs: Map<String, Value> =
         body.object("chat_template_kwargs")?.unwrap_or_default();
     let tools = tools::read(body, lenient)?;
-    let messages = messages::normalise(body.value("messages"), lenient)?;
+    let mut messages = body.value("messages");
+    functions::translate(&mut messages)?;
+    let messages = messages::normalise(messages, lenient)?;
     let prompt = Prompt::Chat { messages, template_kwargs };
     Ok(TextRequest { tools, ..TextRequest::new(model.id(), prompt) })
 }

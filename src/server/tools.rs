@@ -36,7 +36,7 @@ pub(super) fn read(body: &mut Fields, lenient: bool) -> Result<Option<Tools>, Ap
     }
     let one = |(i, value)| tool(&format!("tools[{i}]"), value, lenient);
     let list: Vec<Tool> = list.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
-    let mut tools = Tools { list, choice: ToolChoice::Auto, parallel };
+    let mut tools = Tools { list, parallel, ..Tools::of("tools") };
     match choice {
         None => {}
         Some(Value::String(word)) => tools.choice = word_choice("tool_choice", &word, true)?,

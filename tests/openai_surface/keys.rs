@@ -105,6 +105,7 @@ async fn requests_beyond_the_limit_are_told_when_to_come_back() {
     assert_eq!(refused.header("x-ratelimit-remaining-requests"), Some("0"));
     let wait_s: u64 = refused.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((25..=30).contains(&wait_s), "{wait_s}");
+    assert_eq!(refused.header("x-should-retry"), None);
     // Looking is not asking, and the limit of one key is not that of another.
     assert_eq!(server.ask("GET", "/v1/models", Some(&key), None).await.status, 200);
     let other = chat(&server, &free, json!({"max_tokens": 1})).await;
@@ -122,11 +123,14 @@ async fn tokens_are_counted_as_usage_counts_them() {
     let left: u64 = left.parse().expect("a number");
     // Ten come back in a second.
     assert!(left >= 600 - used && left < 600 - used + 100, "{left} left, {used} used");
-    let fields = json!({"max_tokens": 2000, "ignore_eos": true, "stream": true});
+    let fields = json!({"max_tokens": 3000, "ignore_eos": true, "stream": true});
     chat(&server, &key, fields).await.chunks();
     let refused = chat(&server, &key, json!({"max_tokens": 1})).await;
     assert_eq!((refused.status, &refused.error()["type"]), (429, &json!("tokens")));
-    assert!(refused.header("retry-after").is_some());
+    let wait_s: u64 = refused.header("retry-after").expect("a time").parse().expect("seconds");
+    // Longer than the official clients wait by themselves: they are told not to try.
+    assert!(wait_s > 120, "{wait_s}");
+    assert_eq!(refused.header("x-should-retry"), Some("false"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

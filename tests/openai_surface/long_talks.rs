@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CONTEXT_LEN, MODEL, Options, Server, start};
+use crate::fixture::{CONTEXT_LEN, MODEL, Options, Server, start, with_model};
 use crate::responses::{PATH, body, respond, text};
 
 fn said(role: &str, text: &str) -> Value {
@@ -113,4 +113,65 @@ async fn a_conversation_is_summed_up_and_goes_on() {
     let unknown = json!({"model": MODEL, "input": "x", "tools": []});
     let refused = server.post("/v1/responses/compact", unknown).await;
     assert_eq!((refused.status, &refused.error()["param"]), (400, &json!("tools")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_long_by_itself_is_to_blame() {
+    let server = start(Options::default()).await;
+    let talk = json!([said("user", "Hi")]);
+    let tool = |len: usize| json!({"name": "f", "description": "x".repeat(len)});
+    let tools = |len| json!([{"type": "function", "function": tool(len)}]);
+    let flat = |len| {
+        let mut tool = tool(len);
+        tool["type"] = json!("function");
+        json!([tool])
+    };
+    let (all, half) = (CONTEXT_LEN, CONTEXT_LEN * 2 / 3);
+    let half_said = json!([said("user", &"x".repeat(half))]);
+    let chat = "/v1/chat/completions";
+    let cases = [
+        (chat, json!({"messages": talk, "tools": tools(all)}), "tools"),
+        // So long that it is not even encoded.
+        (chat, json!({"messages": talk, "tools": tools(20 * all)}), "tools"),
+        (chat, json!({"messages": half_said, "tools": tools(half)}), "messages"),
+        // The model does not read them.
+        (
+            chat,
+            json!({"messages": [said("user", &"x".repeat(all))], "tools": tools(all),
+                      "tool_choice": "none"}),
+            "messages",
+        ),
+        (PATH, json!({"input": "Hi", "tools": flat(all)}), "tools"),
+        (PATH, json!({"input": "Hi", "instructions": "x".repeat(all)}), "instructions"),
+        (PATH, json!({"input": "x".repeat(half), "instructions": "x".repeat(half)}), "input"),
+    ];
+    for (path, body, param) in cases {
+        let refused = server.post(path, with_model(body)).await;
+        let error = refused.error();
+        let code = json!("context_length_exceeded");
+        assert_eq!((refused.status, &error["code"]), (400, &code), "{error}");
+        assert_eq!(error["param"], param, "{path}");
+    }
+    // The neighbours have no place for a field but the message.
+    let long = "x".repeat(all);
+    let tool = json!({"name": "f", "description": long, "input_schema": {"type": "object"}});
+    let cases = [
+        ("/v1/messages", json!({"messages": talk, "max_tokens": 5, "system": long}), "system: "),
+        ("/v1/messages", json!({"messages": talk, "max_tokens": 5, "tools": [tool]}), "tools: "),
+        (
+            "/v1/messages/count_tokens",
+            json!({"messages": talk, "system": "x".repeat(20 * all)}),
+            "system: ",
+        ),
+        ("/api/generate", json!({"prompt": "Hi", "system": long}), "system: "),
+        ("/api/chat", json!({"messages": talk, "tools": tools(all)}), "tools: "),
+        ("/api/chat", json!({"messages": [said("user", &long)]}), "messages: "),
+    ];
+    for (path, body, start) in cases {
+        let refused = server.post(path, with_model(body)).await;
+        let error = refused.json()["error"].clone();
+        let message = error["message"].as_str().or(error.as_str()).expect("a message");
+        assert_eq!(refused.status, 400, "{message}");
+        assert!(message.starts_with(start), "{path}: {message}");
+    }
 }

@@ -91,49 +91,107 @@ async fn named_and_allowed_tools_are_the_only_ones_that_are_called() {
     }
 }
 
+/// A template that shows tools and calls as `$call` writes them.
+macro_rules! template {
+    ($call:literal) => {
+        concat!(
+            "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<|im_start|>",
+            "{{ m.role }}\n{% if m.tool_calls %}{% for c in m.tool_calls %}",
+            $call,
+            "{% endfor %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}",
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    };
+}
+
+/// A template of each way to write a call, and what stands in the tokens of one.
+const FORMATS: [(&str, &str); 4] = [
+    (
+        template!(
+            "<tool_call>\n{\"name\": \"{{ c.function.name }}\", \"arguments\": \
+             {{ c.function.arguments | tojson }}}\n</tool_call>"
+        ),
+        "<tool_call>",
+    ),
+    // Llama 3: JSON and nothing else.
+    (
+        template!(
+            "{\"name\": \"{{ c.function.name }}\", \"parameters\": \
+             {{ c.function.arguments | tojson }}}"
+        ),
+        "\", \"parameters\": ",
+    ),
+    // Mistral: a list, and from its Tekken vocabularies on name and arguments.
+    (
+        template!(
+            "[TOOL_CALLS] [{\"name\": \"{{ c.function.name }}\", \"arguments\": \
+             {{ c.function.arguments | tojson }}, \"id\": \"{{ c.id }}\"}]"
+        ),
+        "[{\"name\": ",
+    ),
+    (
+        template!("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"),
+        "[ARGS]",
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
-async fn streamed_calls_add_up_to_the_whole_ones() {
-    let server = start(Options::default()).await;
-    for seed in 0..4 {
-        let fields = |stream: bool| {
-            json!({"tool_choice": "required", "seed": seed, "max_tokens": 300, "stream": stream,
-                   "logprobs": true})
-        };
-        let whole = choice(&server, fields(false)).await;
-        let chunks = server.chat(with_tools(fields(true))).await.chunks();
-        let mut calls: Vec<Value> = Vec::new();
-        let mut tokens = 0;
-        for chunk in &chunks {
-            let choice = &chunk["choices"][0];
-            assert_eq!(choice["delta"]["content"].as_str().unwrap_or_default(), "");
-            tokens += choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
-            for delta in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
-                let index = delta["index"].as_u64().expect("an index") as usize;
-                if index == calls.len() {
-                    let mut first = delta.clone();
-                    first.as_object_mut().expect("an object").remove("index");
-                    calls.push(first);
-                    continue;
-                }
-                for (kind, text) in [("function", "arguments"), ("custom", "input")] {
-                    if let Some(more) = delta[kind][text].as_str() {
-                        assert!(delta.get("id").is_none() && delta[kind].get("name").is_none());
-                        let all = calls[index][kind][text].as_str().expect("a text");
-                        calls[index][kind][text] = json!(format!("{all}{more}"));
-                    }
+async fn streamed_calls_add_up_to_the_whole_ones_in_every_way_to_write_them() {
+    for (template, mark) in FORMATS {
+        let server = start(Options { template, ..Options::default() }).await;
+        for seed in 0..4 {
+            let written = add_up(&server, seed).await;
+            assert!(written.contains(mark), "no {mark} in {written}");
+        }
+    }
+}
+
+/// Holds a stream to the whole answer, and gives what the model wrote.
+async fn add_up(server: &Server, seed: u64) -> String {
+    let fields = |stream: bool| {
+        json!({"tool_choice": "required", "seed": seed, "max_tokens": 300, "stream": stream,
+               "logprobs": true, "return_token_ids": !stream})
+    };
+    let whole = choice(server, fields(false)).await;
+    let chunks = server.chat(with_tools(fields(true))).await.chunks();
+    let mut calls: Vec<Value> = Vec::new();
+    let (mut text, mut tokens) = (String::new(), 0);
+    for chunk in &chunks {
+        let choice = &chunk["choices"][0];
+        text += choice["delta"]["content"].as_str().unwrap_or_default();
+        tokens += choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
+        for delta in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let index = delta["index"].as_u64().expect("an index") as usize;
+            if index == calls.len() {
+                let mut first = delta.clone();
+                first.as_object_mut().expect("an object").remove("index");
+                calls.push(first);
+                continue;
+            }
+            for (kind, text) in [("function", "arguments"), ("custom", "input")] {
+                if let Some(more) = delta[kind][text].as_str() {
+                    assert!(delta.get("id").is_none() && delta[kind].get("name").is_none());
+                    let all = calls[index][kind][text].as_str().expect("a text");
+                    calls[index][kind][text] = json!(format!("{all}{more}"));
                 }
             }
         }
-        let mut expected = whole["message"]["tool_calls"].clone();
-        for (call, expected) in calls.iter_mut().zip(expected.as_array_mut().expect("calls")) {
-            assert_ne!(call["id"], expected["id"]);
-            call["id"] = expected["id"].clone();
-        }
-        assert_eq!(Value::Array(calls), expected);
-        let last = chunks.last().expect("chunks");
-        assert_eq!(last["choices"][0]["finish_reason"], whole["finish_reason"]);
-        assert_eq!(tokens, whole["logprobs"]["content"].as_array().map_or(0, Vec::len));
     }
+    let mut expected = whole["message"]["tool_calls"].clone();
+    for (call, expected) in calls.iter_mut().zip(expected.as_array_mut().expect("calls")) {
+        assert_ne!(call["id"], expected["id"]);
+        call["id"] = expected["id"].clone();
+    }
+    assert_eq!(Value::Array(calls), expected);
+    // What was cut off in the middle of a mark is text.
+    assert_eq!(text, whole["message"]["content"].as_str().unwrap_or_default());
+    let last = chunks.last().expect("chunks");
+    assert_eq!(last["choices"][0]["finish_reason"], whole["finish_reason"]);
+    assert_eq!(tokens, whole["logprobs"]["content"].as_array().map_or(0, Vec::len));
+    // The tokenizer's first ids are the bytes; the others are special.
+    let ids = whole["token_ids"].as_array().expect("tokens").iter();
+    let bytes = ids.filter_map(|id| u8::try_from(id.as_u64()?).ok());
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,7 @@ async fn a_request_that_is_not_begun_in_time_is_told_so() {
     let late = server.chat(greedy(1, json!({}))).await;
     assert_eq!((late.status, &late.error()["code"]), (503, &json!("queue_timeout")));
     assert!(late.header("retry-after").is_some());
+    assert_eq!(late.header("x-should-retry"), None);
     server.wait_for_metric("hearth_expired_total", 1.0).await;
     server.wait_for_metric("hearth_requests_waiting", 0.0).await;
 }
@@ -68,6 +69,8 @@ async fn a_full_queue_says_when_to_come_back_and_a_waiting_stream_hears_a_heartb
     let wait_ms: u64 =
         refused.header("retry-after-ms").and_then(|s| s.parse().ok()).expect("milliseconds");
     assert!(wait_s >= 1 && wait_s == wait_ms.div_ceil(1000));
+    // What clients try again by themselves is left to them, and what is soon over.
+    assert_eq!(refused.header("x-should-retry") == Some("false"), wait_ms > 120_000);
     drop(running);
     waiting.wait_for("\"content\":").await;
     // What could never fit into the queue is not told to come back.

@@ -164,9 +164,11 @@ fn prompt(
     let thinking = thinking(body, max_tokens, &mut template_kwargs, lenient)?;
     let format = output_config(body, &mut template_kwargs, lenient)?;
     let tools = tools(body, lenient)?;
-    let messages = talk::read(body.value("system"), body.value("messages"), lenient)?;
+    let system = body.value("system");
+    let system_param = system.as_ref().map(|_| "system");
+    let messages = talk::read(system, body.value("messages"), lenient)?;
     let prompt = Prompt::Chat { messages, template_kwargs };
-    Ok((TextRequest { format, tools, ..TextRequest::new(&model, prompt) }, thinking))
+    Ok((TextRequest { format, tools, system_param, ..TextRequest::new(&model, prompt) }, thinking))
 }
 
 fn stop_sequences(body: &mut Fields) -> Result<Vec<String>, ApiError> {
@@ -279,7 +281,7 @@ fn tools(body: &mut Fields, lenient: bool) -> Result<Option<Tools>, ApiError> {
     };
     let one = |(i, value)| tool(&format!("tools[{i}]"), value, lenient);
     let list: Vec<Tool> = list.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
-    let mut tools = Tools { list, choice: ToolChoice::Auto, parallel: true };
+    let mut tools = Tools { list, parallel: true, ..Tools::of("tools") };
     if let Some(choice) = choice {
         tool_choice(&mut tools, choice, lenient)?;
     }

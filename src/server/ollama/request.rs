@@ -129,6 +129,7 @@ pub(super) fn generate(mut body: Fields, lenient: bool) -> Result<Asked, ApiErro
         return Err(ApiError::invalid(name, message));
     }
     let asks_nothing = text.is_none() && suffix.is_none();
+    let system_param = system.as_ref().map(|_| "system");
     let text = text.unwrap_or_default();
     let prompt = match plain {
         true => Prompt::Text(text),
@@ -139,7 +140,7 @@ pub(super) fn generate(mut body: Fields, lenient: bool) -> Result<Asked, ApiErro
         }
     };
     let request = generating(&mut body, &asked.model, prompt, lenient)?;
-    asked.request = (!asks_nothing).then_some(TextRequest { suffix, ..request });
+    asked.request = (!asks_nothing).then_some(TextRequest { suffix, system_param, ..request });
     Ok(asked)
 }
 

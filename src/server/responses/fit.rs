@@ -7,8 +7,6 @@ use serde_json::Value;
 
 use super::request::{Draft, own_names};
 use super::{App, objects};
-use crate::error::Error;
-use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::{Lease, ServedModel};
 use crate::server::error::ApiError;
 use crate::text::Special;
@@ -23,29 +21,8 @@ pub(super) async fn count(
     let request = draft.call(said)?.requests.pop().ok_or_else(objects::cut_short)?;
     match app.pipeline.prompt(model, request, Special::PROMPT).await {
         Ok((_, tokens)) => Ok(tokens.len()),
-        Err(error) => Err(blamed(app, model, draft, error).await),
+        Err(error) => Err(own_names(error.into())),
     }
-}
-
-/// An error about the chat that a response is, by the response's own names. Where `instructions`
-/// alone are too long, they are to blame and not the input.
-pub(super) async fn blamed(
-    app: &App,
-    model: &Lease<ServedModel>,
-    draft: &Draft,
-    error: Error,
-) -> ApiError {
-    let mut error = own_names(error.into());
-    let is_input = error.param.as_deref() == Some("input");
-    let Some(instructions) = draft.instructions.as_ref().filter(|_| is_input) else { return error };
-    if error.code == Some("context_length_exceeded") {
-        let alone = TextRequest::new(model.id(), Prompt::Text(instructions.clone()));
-        let alone = app.pipeline.prompt(model, alone, Special::NONE).await;
-        if alone.is_err() || alone.is_ok_and(|(_, tokens)| tokens.len() > model.context_len()) {
-            error.param = Some("instructions".to_owned());
-        }
-    }
-    error
 }
 
 /// What of these items the model reads: all of them unless they do not fit and may be cut. What

@@ -156,7 +156,10 @@ impl Draft {
         let mut body = self.chat.clone();
         let messages = items::messages(self.instructions.as_deref(), said);
         body.insert("messages".to_owned(), Value::Array(messages));
-        chat::parse(Fields::within("", body), self.lenient).map_err(own_names)
+        let mut call = chat::parse(Fields::within("", body), self.lenient).map_err(own_names)?;
+        let system_param = self.instructions.as_ref().map(|_| "instructions");
+        call.requests.iter_mut().for_each(|request| request.system_param = system_param);
+        Ok(call)
     }
 
     /// A note about everything before: short, and without thought.

@@ -102,6 +102,46 @@ def test_required_and_none(client):
     assert none.message.tool_calls is None and none.finish_reason == "stop"
 
 
+FUNCTIONS = [tool["function"] for tool in TOOLS]
+
+
+def test_functions_are_called_and_answered_as_before_there_were_tools(client):
+    [choice] = ask(client, functions=FUNCTIONS).choices
+    assert choice.finish_reason == "function_call" and choice.message.content is None
+    call = choice.message.function_call
+    assert call.name == "get_weather" and choice.message.tool_calls is None
+    assert list(json.loads(call.arguments)) == ["city"]
+    result = {"role": "function", "name": call.name, "content": "sunny"}
+    [choice] = ask(client, functions=FUNCTIONS, messages=[*WEATHER, choice.message, result]).choices
+    assert choice.finish_reason == "stop" and "sunny" in choice.message.content
+
+
+def test_a_streamed_function_call_comes_name_first_then_in_pieces(client):
+    whole = ask(client, functions=FUNCTIONS).choices[0].message.function_call
+    choices = [chunk.choices[0] for chunk in ask(client, functions=FUNCTIONS, stream=True)]
+    calls = [c.delta.function_call for c in choices if c.delta.function_call]
+    assert [call.name for call in calls] == ["get_weather"] + [None] * (len(calls) - 1)
+    assert len(calls) > 2 and "".join(call.arguments for call in calls) == whole.arguments
+    assert choices[-1].finish_reason == "function_call"
+
+
+@pytest.mark.parametrize("name", ["get_weather", "set_timer"])
+def test_a_named_function_is_called_whatever_was_said(client, name):
+    named = {"functions": FUNCTIONS, "function_call": {"name": name}, "messages": MESSAGES}
+    call = ask(client, **named).choices[0].message.function_call
+    [value] = json.loads(call.arguments).values()
+    assert call.name == name
+    assert isinstance(value, {"get_weather": str, "set_timer": int}[name])
+    none = ask(client, functions=FUNCTIONS, function_call="none").choices[0]
+    assert none.message.function_call is None and none.finish_reason == "stop"
+
+
+def test_functions_and_tools_at_once_are_refused(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, functions=FUNCTIONS, tools=TOOLS)
+    assert caught.value.param == "functions"
+
+
 class Person(pydantic.BaseModel):
     """What `parse` asks for."""
 

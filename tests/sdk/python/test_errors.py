@@ -47,7 +47,7 @@ def test_wrong_values_are_refused_by_name(client, model, field, value):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("functions", [TOOL["function"]]),
+    ("audio", {"voice": "alloy", "format": "mp3"}),
     ("modalities", ["text", "audio"]),
 ])
 def test_what_is_not_done_is_refused_by_name(client, model, field, value):
