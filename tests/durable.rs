@@ -134,7 +134,7 @@ fn what_has_expired_is_collected_with_its_contents() {
     std::thread::sleep(std::time::Duration::from_millis(2100));
     // Contents that nobody names may still be on their way to a name while they are young.
     let contents = fs::File::open(path("file-1")).unwrap();
-    contents.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    contents.set_modified(std::time::UNIX_EPOCH).unwrap();
     let said = stdout_of(data, &["data", "gc"]);
     let (documents, bytes) = said.split_once(" expired objects, ").expect(&said);
     let bytes: u64 = bytes.strip_suffix(" bytes").expect(&said).parse().unwrap();
