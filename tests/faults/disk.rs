@@ -91,7 +91,7 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
     let batch = server.post("/v1/batches", &work).await.json();
     let batch = format!("/v1/batches/{}", batch["id"].as_str().expect("an id"));
     let background = json!({"model": "hearth-tiny", "input": "Say mango", "background": true,
-                            "max_output_tokens": 4000, "ignore_eos": true});
+                            "max_output_tokens": 2000, "ignore_eos": true});
     let response = server.post("/v1/responses", &background).await.json();
     let response = format!("/v1/responses/{}", response["id"].as_str().expect("an id"));
     assert_eq!(server.leaves(&batch, &["validating"]).await["status"], "in_progress");
