@@ -272,7 +272,7 @@ impl Keep {
         let reply = Arc::new(history::Reply { object, input, conversation, store: *store });
         let mut done = self.write(Arc::clone(&reply)).await;
         if let (Err(error), true) = (&done, self.draft.background) {
-            tracing::error!(%error, "a response in the background cannot be kept yet");
+            tracing::error!(%error, "a response in the background cannot be kept now");
         }
         // Its client comes back for it, and would find it in progress for ever.
         while matches!(&done, Err(Error::StorageFull(_) | Error::Internal(_)))
