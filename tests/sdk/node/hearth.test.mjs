@@ -152,10 +152,10 @@ describe("completions", () => {
 describe("errors", () => {
   const { BadRequestError, AuthenticationError, NotFoundError } = OpenAI;
   const schema = { name: "s", schema: { type: "array", uniqueItems: true } };
-  const functions = [{ name: "f", parameters: { type: "object" } }];
+  const audio = { voice: "alloy", format: "mp3" };
   const cases = [
     ["temperature", 3, "invalid_value"],
-    ["functions", functions, "unsupported_parameter"],
+    ["audio", audio, "unsupported_parameter"],
     ["tools", [], "invalid_value"],
     ["response_format", { type: "json_schema", json_schema: schema }, "invalid_value"],
     ["tempature", 1, "unknown_parameter"],
