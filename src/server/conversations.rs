@@ -58,7 +58,7 @@ pub(super) fn routes() -> Routes {
                 .json(fields::CONVERSATION_ITEMS)
                 .example(json!({"items": item}))
                 .query(&[include])
-                .lists(&answers::ITEM),
+                .pages(&answers::ITEM),
             add,
         )
         .add(

@@ -177,13 +177,18 @@ impl Operation {
     }
 
     /// A list that is read page by page.
-    pub(super) fn paged(mut self, rule: PageRule, object: &'static answers::Object) -> Self {
-        self.paged = true;
-        self.lists(object).query(&[
+    pub(super) fn paged(self, rule: PageRule, object: &'static answers::Object) -> Self {
+        self.pages(object).query(&[
             ("after", Takes::Text, "The id of the last object of the page before."),
             ("limit", Takes::Count(1, rule.max as i64), "How many objects at most."),
             ("order", Takes::Word(&["asc", "desc"]), "By the time of creation."),
         ])
+    }
+
+    /// One page of a list.
+    pub(super) fn pages(mut self, object: &'static answers::Object) -> Self {
+        self.paged = true;
+        self.lists(object)
     }
 
     /// A list that is whole.
