@@ -200,6 +200,7 @@ async fn begin_upload(
     let bytes = body.integer("bytes", 1..=UPLOAD_BYTES_MAX as i64)?;
     let bytes = bytes.ok_or_else(|| ApiError::missing("bytes"))?.unsigned_abs();
     let mime_type = body.string("mime_type")?.ok_or_else(|| ApiError::missing("mime_type"))?;
+    let mime_type = checked_name("mime_type", mime_type)?;
     let lifetime_s = lifetime(&mut body, "expires_after")?;
     let file = NewFile { filename, purpose, lifetime_s };
     let new = NewUpload { file, bytes, mime_type };

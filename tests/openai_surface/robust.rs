@@ -227,7 +227,8 @@ fn extremes(
         all.push(("-2^63", json!(i64::MIN), bounded && name != "seed"));
     }
     if takes("string") {
-        let names = field.get("enum").is_some() || name.ends_with("_id") || name == "model";
+        let names = field.get("enum").is_some() || name.ends_with("_id");
+        let names = names || ["model", "mime_type"].contains(&name);
         all.push(("a long text", "x".repeat(100_000).into(), names));
         all.push(("a NUL", "\0".into(), names));
     }

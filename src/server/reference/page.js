@@ -17,7 +17,8 @@ function table(caption, names, rows) {
 function typeOf(schema) {
   if (schema.anyOf) return schema.anyOf.map(typeOf).join(" or ");
   const type = [].concat(resolved(schema).type || "any").join(" or ");
-  if (schema.items) return `${type} of ${typeOf(schema.items)}`;
+  const item = schema.items ? typeOf(schema.items) : "any";
+  if (item !== "any") return `${type} of ${item}`;
   if ("minimum" in schema) return `${type}: ${schema.minimum} to ${schema.maximum}`;
   return schema.enum ? `${type}: ${schema.enum.join(", ")}` : type;
 }

@@ -49,18 +49,26 @@ pub(super) fn of(takes: Takes, extra: Extra) -> RefOr<Schema> {
         Takes::OneOf(list) if list.iter().any(is_deep) => {
             list.iter().fold(AnyOfBuilder::new(), |any, takes| any.item(of(*takes, extra))).into()
         }
+        // Of whatever: what makes clients wants to read something about the items.
+        _ if takes.types().contains(&"array") => {
+            let items = ObjectBuilder::new().schema_type(SchemaType::AnyValue);
+            ArrayBuilder::new().schema_type(types(takes)).items(items).into()
+        }
         _ => simple(takes, extra).into(),
     }
 }
 
-fn simple(takes: Takes, extra: Extra) -> ObjectBuilder {
+fn types(takes: Takes) -> SchemaType {
     let types: Vec<Type> = takes.types().into_iter().map(type_of).collect();
-    let types = match types[..] {
+    match types[..] {
         [] => SchemaType::AnyValue,
         [ref one] => SchemaType::Type(one.clone()),
         _ => SchemaType::Array(types),
-    };
-    let schema = ObjectBuilder::new().schema_type(types);
+    }
+}
+
+fn simple(takes: Takes, extra: Extra) -> ObjectBuilder {
+    let schema = ObjectBuilder::new().schema_type(types(takes));
     match takes {
         Takes::Table(table) => object(table, extra),
         Takes::Word(words) => schema.enum_values(Some(words.iter().copied())),
