@@ -49,17 +49,21 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 
+const INCLUDED: (&str, fields::Takes, &str) =
+    ("include", INCLUDE, "Taken, and of no effect: everything is there.");
+
+/// The query of a response that is asked for again.
+const AGAIN: [(&str, fields::Takes, &str); 4] = [
+    ("stream", fields::Takes::Bool, "The events of one in the background, as they come."),
+    ("starting_after", fields::Takes::Integer, "Only events after this number."),
+    ("include_obfuscation", fields::Takes::Bool, "Taken, and of no effect."),
+    INCLUDED,
+];
+
 pub(super) fn routes() -> Routes {
     let hello = || json!({"model": "hearth-tiny", "input": "Hello"});
     let mut stream = hello();
     (stream["stream"], stream["max_output_tokens"]) = (true.into(), 64.into());
-    let include = ("include", INCLUDE, "Taken, and of no effect: everything is there.");
-    let again = [
-        ("stream", fields::Takes::Bool, "The events of one in the background, as they come."),
-        ("starting_after", fields::Takes::Integer, "Only events after this number."),
-        ("include_obfuscation", fields::Takes::Bool, "Taken, and of no effect."),
-        include,
-    ];
     Routes::new()
         .add(
             post("/v1/responses", "createResponse", GROUP, "Answers, and remembers.")
@@ -90,7 +94,7 @@ pub(super) fn routes() -> Routes {
         )
         .add(
             get(ONE, "getResponse", GROUP, "A response.")
-                .query(&again)
+                .query(&AGAIN)
                 .answers(&answers::RESPONSE)
                 .streams(),
             show,
@@ -118,7 +122,7 @@ pub(super) fn routes() -> Routes {
                 "Lists what a response read.",
             )
             .paged(PAGE, &answers::ITEM)
-            .query(&[include]),
+            .query(&[INCLUDED]),
             input_items,
         )
 }

@@ -182,7 +182,7 @@ async fn fields_have_the_types_that_the_document_says() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// Past the end of a range, and with a word that nobody knows: refused in the words of the document.
+/// Past the end of a range, and with a word that nobody knows: refused as the document says.
 #[tokio::test(flavor = "multi_thread")]
 async fn fields_have_the_ranges_and_words_that_the_document_says() {
     let full = Full::start().await;
