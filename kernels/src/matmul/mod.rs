@@ -16,7 +16,11 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod float;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod scalar;
 
@@ -133,7 +137,26 @@ fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::run(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => unsafe { run_neon(isa, job, tiles, rows) },
         _ => scalar::run(job, tiles, rows),
+    }
+}
+
+/// # Safety
+/// As `neon::run`, with the products of the instruction set.
+#[cfg(target_arch = "aarch64")]
+unsafe fn run_neon(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    use neon::{DOT, MATRIX, PLAIN, run};
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (job.w.activation_kind(), isa) {
+            (ActivationKind::Float, _) => float::run(isa, job, tiles, rows),
+            (_, Isa::NeonI8mm) => run::<DOT, MATRIX>(job, tiles, rows),
+            (_, Isa::NeonDot) => run::<DOT, DOT>(job, tiles, rows),
+            _ => run::<PLAIN, PLAIN>(job, tiles, rows),
+        }
     }
 }
 
