@@ -127,10 +127,12 @@ unsafe fn blocks<
                     let next = (r + 1).min(count - 1);
                     let (q, next) = (q.add(r * STEP), q.add(next * STEP));
                     let dots = dots::<WITH>(&w, q, next, 0..2);
-                    for (r, dot) in (r..count).zip(&dots[..dots::rows(WITH)]) {
-                        let (s, sum) = (*acts.scales.as_ptr().add(at + r), acts.sums.as_ptr());
-                        let acc = &mut acc[r].assume_init_mut()[half];
-                        add_block::<OFFSET>(d, m, s, *sum.add(at + r), dot, acc);
+                    for (r, dot) in (r..r + dots::rows(WITH)).zip(&dots) {
+                        if r < count {
+                            let (s, sum) = (acts.scales.as_ptr().add(at + r), acts.sums.as_ptr());
+                            let acc = &mut acc[r].assume_init_mut()[half];
+                            add_block::<OFFSET>(d, m, *s, *sum.add(at + r), dot, acc);
+                        }
                     }
                 }
             }
@@ -240,11 +242,12 @@ unsafe fn add_step<const SUB: usize, const WITH: u8>(
             let parts = i * SUB / 16..(i + 1) * SUB / 16;
             // SAFETY: the caller's promise.
             let dots = unsafe { dots::<WITH>(w, q.add(256 * r), q.add(256 * next), parts) };
-            for (isum, dot) in isum[r..].iter_mut().zip(&dots[..dots::rows(WITH)]) {
-                // SAFETY: the caller's promise.
-                let isum = unsafe { &mut isum.assume_init_mut()[half] };
-                for c in 0..2 {
-                    isum[c] = vmlaq_s32(isum[c], dot[c], scale[c]);
+            for (r, dot) in (r..r + dots::rows(WITH)).zip(&dots) {
+                if r < count {
+                    // SAFETY: the caller's promise.
+                    let isum = unsafe { &mut isum[r].assume_init_mut()[half] };
+                    isum[0] = vmlaq_s32(isum[0], dot[0], scale[0]);
+                    isum[1] = vmlaq_s32(isum[1], dot[1], scale[1]);
                 }
             }
         }
@@ -262,9 +265,9 @@ unsafe fn step_scales<const OFFSET: i32, const SUB: usize>(
     step: usize,
 ) -> [Half; 2] {
     // SAFETY: the caller's promise.
-    let scales = unsafe { scale_pairs::<OFFSET, SUB>(pair) };
-    let [first, second] =
-        scales.map(|scales| [vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)]);
+    let [a, b] = unsafe { scale_pairs::<OFFSET, SUB>(pair) };
+    let first = [vmovl_s16(vget_low_s16(a)), vmovl_high_s16(a)];
+    let second = [vmovl_s16(vget_low_s16(b)), vmovl_high_s16(b)];
     if SUB == 32 && step % 2 == 1 { [second, second] } else { [first, second] }
 }
 
@@ -427,11 +430,15 @@ unsafe fn scale<const D: u8>(head: *const u8, step: usize, half: usize) -> [floa
     // SAFETY: the caller's promise.
     unsafe {
         match D {
-            WIDE => [0, 16].map(|at| vld1q_f32(head.add(32 * half + at).cast())),
+            WIDE => {
+                let d = head.add(32 * half).cast();
+                [vld1q_f32(d), vld1q_f32(d.add(4))]
+            }
             BRAIN => {
                 let bits = vld1q_u16(head.add(32 * step + 16 * half).cast());
-                let wide = [vmovl_u16(vget_low_u16(bits)), vmovl_high_u16(bits)];
-                wide.map(|bits| vreinterpretq_f32_u32(vshlq_n_u32::<16>(bits)))
+                let (low, high) = (vmovl_u16(vget_low_u16(bits)), vmovl_high_u16(bits));
+                let (low, high) = (vshlq_n_u32::<16>(low), vshlq_n_u32::<16>(high));
+                [vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high)]
             }
             _ => halves(head.add(32 * step + 16 * half)),
         }

@@ -36,17 +36,22 @@ pub(super) const fn rows(with: u8) -> usize {
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn arranged<const WITH: u8>(codes: Codes) -> Codes {
-    if WITH != MATRIX {
-        return codes;
+    let mut codes = codes;
+    if WITH == MATRIX {
+        for w in codes.as_flattened_mut() {
+            let (first, second) = (zip_fours(w[0], w[1]), zip_fours(w[2], w[3]));
+            *w = [first[0], first[1], second[0], second[1]];
+        }
     }
-    codes.map(|part| {
-        part.map(|w| {
-            let w = w.map(|w| vreinterpretq_s32_s8(w));
-            let first = [vzip1q_s32(w[0], w[1]), vzip2q_s32(w[0], w[1])];
-            let second = [vzip1q_s32(w[2], w[3]), vzip2q_s32(w[2], w[3])];
-            [first[0], first[1], second[0], second[1]].map(|w| vreinterpretq_s8_s32(w))
-        })
-    })
+    codes
+}
+
+/// Four bytes of one, four of the other, and so on.
+#[inline]
+#[target_feature(enable = "neon")]
+fn zip_fours(a: int8x16_t, b: int8x16_t) -> [int8x16_t; 2] {
+    let (a, b) = (vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b));
+    [vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))]
 }
 
 /// Sums over some parts (0, 1) of sixteen weights of a step: codes of 8 columns times the
@@ -79,11 +84,12 @@ pub(super) unsafe fn dots<const WITH: u8>(
         }
     }
     if WITH == MATRIX {
-        sums = sums.map(|sums| {
-            let sums = sums.map(|sums| vreinterpretq_s64_s32(sums));
-            [vzip1q_s64(sums[0], sums[1]), vzip2q_s64(sums[0], sums[1])]
-                .map(|sums| vreinterpretq_s32_s64(sums))
-        });
+        for sums in &mut sums {
+            let a = vreinterpretq_s64_s32(sums[0]);
+            let b = vreinterpretq_s64_s32(sums[1]);
+            sums[0] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+            sums[1] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+        }
     }
     [[sums[0][0], sums[1][0]], [sums[0][1], sums[1][1]]]
 }
@@ -137,7 +143,7 @@ unsafe fn dot(sums: int32x4_t, w: &[int8x16_t; 4], q: int8x16_t) -> int32x4_t {
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn matrix(sums: [int32x4_t; 2], w: &[int8x16_t; 4], q: [int8x16_t; 2]) -> [int32x4_t; 2] {
-    let q = q.map(|q| vreinterpretq_s64_s8(q));
+    let q = [vreinterpretq_s64_s8(q[0]), vreinterpretq_s64_s8(q[1])];
     let first = vreinterpretq_s8_s64(vzip1q_s64(q[0], q[1]));
     let second = vreinterpretq_s8_s64(vzip2q_s64(q[0], q[1]));
     // SAFETY: the caller's promise.
