@@ -1,4 +1,5 @@
-//! Float weights: register tiles of up to 6 rows and 16 columns, weights widened on load.
+//! Float weights: register tiles of up to 6 rows and 16 columns, weights widened on load. AVX-512
+//! has wider ones of its own.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -12,7 +13,7 @@ use crate::kv::Number;
 use crate::simd::{self, Kernel, Simd};
 use crate::{Isa, LANES};
 
-/// Rows of a register tile: their sums are 24 of the 32 registers of NEON.
+/// Rows of a register tile: their sums are 12 of the 16 registers of AVX2, 24 of the 32 of NEON.
 const ROWS: usize = 6;
 
 /// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
