@@ -1,8 +1,8 @@
 //! NEON: a tile is four registers of 4 columns, two at a time ("half") go through a step.
 //!
-//! Codes become signed bytes as they are unpacked: those of eight bits and the levels of a book lose
-//! their offset of 128, the others are below 128. So one signed product (`dots.rs`, which has three)
-//! serves every format. The codes of a step for 8 columns are 16 registers, and stay in them while
+//! Codes become signed bytes as they are unpacked: those of eight bits and the levels of a book
+//! lose their offset of 128, the others are below 128. So one signed product (`dots.rs`, which has
+//! three) serves every format. The codes of a step for 8 columns are 16 registers, and stay in them while
 //! the rows pass; a single row keeps its sums in registers as well.
 //!
 //! There are no prefetches, since nothing was measured: this has run under an emulator only.
