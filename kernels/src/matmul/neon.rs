@@ -2,8 +2,8 @@
 //!
 //! Codes become signed bytes as they are unpacked: those of eight bits and the levels of a book
 //! lose their offset of 128, the others are below 128. So one signed product (`dots.rs`, which has
-//! three) serves every format. The codes of a step for 8 columns are 16 registers, and stay in them while
-//! the rows pass; a single row keeps its sums in registers as well.
+//! three) serves every format. The codes of a step for 8 columns are 16 registers, and stay in them
+//! while the rows pass; a single row keeps its sums in registers as well.
 //!
 //! There are no prefetches, since nothing was measured: this has run under an emulator only.
 

@@ -3,7 +3,8 @@
 //! An op that is made of vector arithmetic is one [`Kernel`]: its text exists once, and [`run`]
 //! compiles it for every instruction set. All versions do the same roundings in the same order
 //! (a multiplication is fused with an addition only where the text says `mul_add`), so scalar,
-//! AVX2, AVX-512 and NEON agree bit by bit, NaN payloads apart. `scalar.rs` is the truth of this trait.
+//! AVX2, AVX-512 and NEON agree bit by bit, NaN payloads apart. `scalar.rs` is the truth of this
+//! trait.
 //!
 //! A value that implements [`Simd`] is a proof that the processor has the instructions: it is
 //! created in [`run`] only, after the check. So the methods are safe.
