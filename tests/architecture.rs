@@ -109,6 +109,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tower", &["src/server/"]),
     ("tokio_rustls", &["src/server/tls.rs"]),
     ("bytes", &["src/server/"]),
+    ("utoipa", &["src/server/reference/"]),
     ("prometheus_client", &["src/server/metrics.rs"]),
     ("tokenizers", &["src/text/"]),
     ("llguidance", &["src/text/grammar"]),

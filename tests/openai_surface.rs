@@ -6,6 +6,8 @@
 
 #[path = "openai_surface/adapters.rs"]
 mod adapters;
+#[path = "openai_surface/answers.rs"]
+mod answers;
 #[path = "openai_surface/batches.rs"]
 mod batches;
 #[path = "openai_surface/completions.rs"]

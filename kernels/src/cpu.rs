@@ -4,7 +4,8 @@
 
 use std::sync::OnceLock;
 
-/// An instruction set for which kernels exist. Ordered: a later one includes the earlier ones.
+/// An instruction set for which kernels exist. Ordered: on one architecture, a later one includes
+/// the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Portable Rust.
@@ -13,20 +14,23 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and all of [`Isa::Avx2`].
     Avx512,
+    /// Arm, 64 bits: NEON, which every such processor has.
+    Neon,
+    /// [`Isa::Neon`] with the dot products of bytes (`dotprod`).
+    NeonDot,
+    /// [`Isa::NeonDot`] with the products of matrices of bytes (`i8mm`).
+    NeonI8mm,
 }
 
 impl Isa {
     /// The instruction set to use: the best that the processor has, or a lower one when the
-    /// environment variable `HEARTH_ISA` (`scalar`, `avx2`, `avx512`) names it.
+    /// environment variable `HEARTH_ISA` names it (`scalar`; on x86-64 `avx2`, `avx512`; on Arm
+    /// `neon`, `neon_dot`, `neon_i8mm`).
     /// A name that is unknown or beyond the processor changes nothing.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let detected = *Isa::available().last().unwrap_or(&Isa::Scalar);
-            match std::env::var("HEARTH_ISA") {
-                Ok(name) => lowered(detected, &name),
-                Err(_) => detected,
-            }
+            chosen(Isa::available(), &std::env::var("HEARTH_ISA").unwrap_or_default())
         })
     }
 
@@ -38,7 +42,13 @@ impl Isa {
                 let found = features();
                 names.iter().all(|name| found.iter().any(|(known, yes)| known == name && *yes))
             };
-            if !has(&["avx2", "fma", "f16c"]) {
+            if has(&["neon", "dotprod", "i8mm"]) {
+                &[Isa::Scalar, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm]
+            } else if has(&["neon", "dotprod"]) {
+                &[Isa::Scalar, Isa::Neon, Isa::NeonDot]
+            } else if has(&["neon"]) {
+                &[Isa::Scalar, Isa::Neon]
+            } else if !has(&["avx2", "fma", "f16c"]) {
                 &[Isa::Scalar]
             } else if !has(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"]) {
                 &[Isa::Scalar, Isa::Avx2]
@@ -54,6 +64,9 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neon_dot",
+            Isa::NeonI8mm => "neon_i8mm",
         }
     }
 }
@@ -81,16 +94,26 @@ pub fn features() -> Vec<(&'static str, bool)> {
 }
 
 /// The processor features that some kernel uses or may use one day, and whether they are here.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+pub fn features() -> Vec<(&'static str, bool)> {
+    macro_rules! detect {
+        ($($name:tt),* $(,)?) => {
+            vec![$(($name, std::arch::is_aarch64_feature_detected!($name))),*]
+        };
+    }
+    detect!["neon", "dotprod", "i8mm", "fp16", "bf16", "sve", "sve2"]
+}
+
+/// The processor features that some kernel uses or may use one day, and whether they are here.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn features() -> Vec<(&'static str, bool)> {
     Vec::new()
 }
 
-fn lowered(detected: Isa, name: &str) -> Isa {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
-        .find(|isa| isa.name() == name.trim())
-        .map_or(detected, |wanted| wanted.min(detected))
+/// The one of that name, else the best.
+fn chosen(available: &[Isa], name: &str) -> Isa {
+    let named = available.iter().find(|isa| isa.name() == name.trim());
+    *named.or(available.last()).unwrap_or(&Isa::Scalar)
 }
 
 #[cfg(test)]
@@ -99,6 +122,7 @@ mod tests {
 
     #[test]
     fn best_is_available_and_scalar_always_is() {
+        println!("{:?} of {:?}", Isa::best(), Isa::available());
         assert_eq!(Isa::available()[0], Isa::Scalar);
         assert!(Isa::available().contains(&Isa::best()));
         assert!(Isa::available().is_sorted());
@@ -106,9 +130,13 @@ mod tests {
 
     #[test]
     fn environment_lowers_and_never_raises() {
-        assert_eq!(lowered(Isa::Avx512, "avx2"), Isa::Avx2);
-        assert_eq!(lowered(Isa::Avx2, "avx512"), Isa::Avx2);
-        assert_eq!(lowered(Isa::Avx512, " scalar "), Isa::Scalar);
-        assert_eq!(lowered(Isa::Avx2, "sse9"), Isa::Avx2);
+        let (x86, arm) = ([Isa::Scalar, Isa::Avx2, Isa::Avx512], [Isa::Scalar, Isa::Neon]);
+        assert_eq!(chosen(&x86, "avx2"), Isa::Avx2);
+        assert_eq!(chosen(&x86[..2], "avx512"), Isa::Avx2);
+        assert_eq!(chosen(&x86, " scalar "), Isa::Scalar);
+        assert_eq!(chosen(&x86, "sse9"), Isa::Avx512);
+        assert_eq!(chosen(&x86, ""), Isa::Avx512);
+        assert_eq!(chosen(&arm, "avx2"), Isa::Neon);
+        assert_eq!(chosen(&arm, "neon_dot"), Isa::Neon);
     }
 }

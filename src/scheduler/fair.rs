@@ -1,9 +1,12 @@
 //! Who is next: the waiting room, and weighted fair queueing over tenants.
 //!
 //! Every tenant has a virtual time, which moves by the tokens computed for it, prompts and answers
-//! alike, divided by its weight. The tenant whose time is least is served next; within a tenant
-//! priority decides, then order of arrival. So a tenant with two hundred requests and one with a
-//! single request wait for each other's turns, not for each other's queues. Who was away comes
+//! alike, divided by its weight. A prompt is due at the time that its tenant will have when it is
+//! computed, and what is due first is served first, to its end: thirty prompts of thirty tenants
+//! come one after the other, each no later than if all went on at once (Demers, Keshav, Shenker
+//! 1989). Within a tenant priority decides, then order of arrival. So a tenant with two hundred
+//! requests and one with a single request wait for each other's turns, not for each other's
+//! queues. Who was away comes
 //! back at the time of those who were not, less a credit: asking seldom is asking cheaply, but
 //! nobody saves for ever. Tenants in the background are behind all others, whatever their time,
 //! make way for them, and share among themselves what is left. Deliberately absent: rows, blocks,
@@ -27,6 +30,23 @@ pub(super) struct Tenants {
 
 /// Who is before whom: those in the background come last, then time decides.
 pub(super) type Turn = (bool, u64);
+
+/// Tokens of prompts that run and are not computed yet, of each tenant.
+#[derive(Default)]
+pub(super) struct Begun(BTreeMap<u64, usize>);
+
+impl Begun {
+    fn of(&self, tenant: u64) -> usize {
+        self.0.get(&tenant).copied().unwrap_or(0)
+    }
+
+    /// One more prompt of this tenant. Returns all of it up to the end of this one.
+    pub fn add(&mut self, tenant: u64, tokens: usize) -> usize {
+        let all = self.0.entry(tenant).or_default();
+        *all += tokens;
+        *all
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Account {
@@ -55,6 +75,12 @@ impl Account {
 
     fn turn(&self) -> Turn {
         (self.tenant.background, self.time)
+    }
+
+    /// When it has so many tokens more.
+    fn due(&self, tokens: usize) -> Turn {
+        let (background, time) = self.turn();
+        (background, time + tokens as u64 * TOKEN / self.weight())
     }
 
     /// It would not be missed by anybody who waits.
@@ -86,11 +112,14 @@ impl Tenants {
         account.waiting.insert(place, seq);
     }
 
-    /// The tenant whose turn it is to let a sequence in.
-    pub fn next(&self) -> Option<u64> {
+    /// The tenant whose turn it is to let a sequence in, and when that one is due.
+    pub fn next(&self, begun: &Begun) -> Option<(Turn, u64)> {
         let ready = self.accounts.iter().filter(|(_, a)| a.is_open());
-        let heads = ready.filter_map(|(id, a)| Some((a.turn(), a.waiting.front()?.id, *id)));
-        heads.min().map(|(_, _, id)| id)
+        let heads = ready.filter_map(|(id, a)| {
+            let front = a.waiting.front()?;
+            Some((a.due(begun.of(*id) + front.todo()), front.id, *id))
+        });
+        heads.min().map(|(due, _, id)| (due, id))
     }
 
     /// The sequence that it would be.
@@ -144,6 +173,12 @@ impl Tenants {
         self.accounts.get(&tenant).map_or((false, self.clocks[0]), Account::turn)
     }
 
+    /// When a prompt is due with so many tokens of its tenant before its end.
+    pub fn due(&self, tenant: u64, tokens: usize) -> Turn {
+        let unknown = || (false, self.clocks[0]);
+        self.accounts.get(&tenant).map_or_else(unknown, |a| a.due(tokens))
+    }
+
     /// How many more of it may run.
     pub fn room(&self, tenant: u64) -> usize {
         let account = self.accounts.get(&tenant);
@@ -158,11 +193,21 @@ impl Tenants {
 
     /// Several of it run, and more than its weight would have of all that run.
     pub fn is_over_share(&self, tenant: u64) -> bool {
+        self.accounts.get(&tenant).is_some_and(self.over_share())
+    }
+
+    /// How many wait in the foreground, less those of tenants that have more than their share.
+    pub fn waiting_in_share(&self) -> usize {
+        let over_share = self.over_share();
+        let in_share = |a: &&Account| !a.tenant.background && !over_share(a);
+        self.accounts.values().filter(in_share).map(|a| a.waiting.len()).sum()
+    }
+
+    fn over_share(&self) -> impl Fn(&Account) -> bool + use<> {
         let active = || self.accounts.values().filter(|a| a.is_active());
         let running: u64 = active().map(|a| a.running as u64).sum();
         let weights: u64 = active().map(Account::weight).sum();
-        let own = self.accounts.get(&tenant);
-        own.is_some_and(|a| a.running > 1 && a.running as u64 * weights > running * a.weight())
+        move |a| a.running > 1 && a.running as u64 * weights > running * a.weight()
     }
 
     /// The tenant that has to give a sequence back when blocks run out: one in the background, or
@@ -172,15 +217,15 @@ impl Tenants {
         several.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
     }
 
-    /// The tenant that has to make way for a sequence of another: one in the background, or one
-    /// that is ahead of it, and has more for its weight even after that.
-    pub fn must_yield_to(&self, tenant: u64) -> Option<u64> {
+    /// The tenant that has to make way for a sequence of another that is due then: one in the
+    /// background, or one that is beyond that already, and has more for its weight even after it.
+    pub fn must_yield_to(&self, tenant: u64, due: Turn) -> Option<u64> {
         let own = self.accounts.get(&tenant)?;
         let several = self.accounts.iter().filter(|(id, a)| **id != tenant && a.can_yield());
         let over = several.filter(|(_, a)| {
             let (theirs, ours) = (a.running as u64, own.running as u64 + 1);
             let more = theirs * own.weight() > ours * a.weight();
-            a.turn() > own.turn() && (more || a.tenant.background != own.tenant.background)
+            a.turn() > due && (more || a.tenant.background != own.tenant.background)
         });
         over.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
     }

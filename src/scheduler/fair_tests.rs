@@ -117,6 +117,60 @@ fn two_hundred_requests_of_one_tenant_hardly_move_the_first_token_of_another() {
 }
 
 #[test]
+fn a_classroom_that_asks_at_once_has_its_first_tokens_before_quick_ones() {
+    let mut room = Room::new();
+    (0..30).for_each(|student| room.ask(tenant(student), 200, 64));
+    let mut longest_ms = 0.0f64;
+    while !room.scheduler.is_empty() {
+        let (before_ms, answers) = (room.now_ms, room.scheduler.answers().len());
+        room.step();
+        if answers > 0 {
+            longest_ms = longest_ms.max(room.now_ms - before_ms);
+        }
+    }
+    let mut waits: Vec<f64> =
+        room.asked.iter().map(|a| a.first_ms.unwrap() - a.arrived_ms).collect();
+    waits.sort_by(f64::total_cmp);
+    println!("first tokens p50 {:.0} ms, steps up to {longest_ms:.0} ms", waits[15]);
+    assert!(waits[15] < 10_000.0, "{}", waits[15]);
+    assert!(longest_ms < 230.0, "{longest_ms}");
+}
+
+#[test]
+fn a_long_prompt_is_not_overtaken_for_ever_by_short_ones() {
+    let mut room = Room::new();
+    room.ask(tenant(1), 3000, 5);
+    // Nine others always have something short; each may pass by until it has had as much.
+    while room.asked[0].first_ms.is_none() && room.now_ms < 200_000.0 {
+        for other in 2..11 {
+            let has = room.scheduler.running.iter().any(|s| s.tenant.id == other)
+                || room.scheduler.tenants.waiting().any(|s| s.tenant.id == other);
+            if !has {
+                room.ask(tenant(other), 200, 5);
+            }
+        }
+        room.step();
+    }
+    let first_ms = room.asked[0].first_ms.expect("it is never computed");
+    let all_at_once_ms = 10.0 * 3000.0 * 2.4;
+    assert!(first_ms < 1.3 * all_at_once_ms, "{first_ms}");
+    assert!(first_ms > 0.2 * all_at_once_ms, "the short ones are first at least once: {first_ms}");
+}
+
+#[test]
+fn the_queue_of_one_tenant_makes_no_step_of_another_longer() {
+    let mut room = Room::new();
+    (0..200).for_each(|_| room.ask(tenant(1), 300, 400));
+    (0..100).for_each(|_| room.step());
+    room.ask(tenant(2), 20, 200);
+    (0..5).for_each(|_| room.step());
+    let before_ms = room.now_ms;
+    (0..100).for_each(|_| room.step());
+    let step_ms = (room.now_ms - before_ms) / 100.0;
+    assert!(step_ms < 140.0, "{step_ms}");
+}
+
+#[test]
 fn work_in_the_background_hardly_moves_the_first_token_of_anybody() {
     let alone = Room::new().regular(tenant(2));
     let mut room = Room::new();

@@ -18,6 +18,7 @@ mod fair;
 #[cfg(test)]
 mod fair_tests;
 mod load;
+mod order;
 mod pace;
 mod sequence;
 #[cfg(test)]
@@ -25,7 +26,6 @@ mod tests;
 #[cfg(test)]
 mod trace_tests;
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
@@ -33,6 +33,7 @@ pub use load::Load;
 pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
+use self::order::Next;
 use self::pace::Pace;
 use crate::kv::{Before, BlockPool, Kept};
 use crate::types::{BlockId, SeqId, TokenId};
@@ -76,9 +77,9 @@ pub struct Scheduler {
     loads: u64,
 }
 
-/// While a tenant with less waits for its prompt, each answer of one with more than its share
-/// moves in every eighth step, which is when it would not be noticed by anybody else.
-const SLOW_STRIDE: usize = 8;
+/// Known blocks, and the place after each.
+type Found = Vec<(BlockId, Before)>;
+
 /// Rows of prompts in the background in a step, while somebody in the foreground is here.
 const BACKGROUND_ROWS: usize = 16;
 
@@ -125,7 +126,7 @@ impl Scheduler {
         self.give_to_answers(&answers, &mut batch);
         batch.answers = batch.row_count();
         let rows = match self.tenants.in_foreground() {
-            true => self.pace.prompt_rows(batch.answers),
+            true => self.pace.prompt_rows(batch.answers, self.prompts_waiting()),
             false => self.pace.background_rows(batch.answers),
         };
         let rows = batch.answers.saturating_add(rows);
@@ -256,42 +257,14 @@ impl Scheduler {
         }
     }
 
-    /// Answers that stand still in this step, because a tenant that is behind theirs has a prompt
-    /// to compute, theirs has more than its share, and all answers together are a heavy load; or
-    /// because they are in the background, and somebody is not.
-    fn slow_answers(&self) -> Vec<SeqId> {
-        let prompts =
-            self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer() && !s.is_waiting());
-        let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
-        let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
-        let answers = self.running.iter().filter(|s| s.is_answer()).count();
-        let least = least.filter(|_| self.pace.are_heavy(answers));
-        let foreground = self.tenants.in_foreground();
-        let is_slow = |s: &&Sequence| {
-            let tenant = s.tenant.id;
-            let greedy = least.is_some_and(|least| {
-                self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
-            });
-            s.is_answer() && (greedy || s.tenant.background && foreground)
-        };
-        let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
-        slow.sort_by_key(|s| (s.moved, s.id));
-        let moving = slow.len().div_ceil(SLOW_STRIDE);
-        slow[moving..].iter().map(|s| s.id).collect()
-    }
-
-    /// Rows for all that are no answers, by whose turn it is.
+    /// Rows for all that are no answers, by when they are due.
     fn give_to_prompts(&mut self, answers: &[SeqId], kept: &dyn Kept, batch: &mut Batch) {
-        let is_prompt = |s: &&Sequence| answers.binary_search(&s.id).is_err() && !s.is_waiting();
-        let prompts = self.running.iter().filter(is_prompt);
-        let rank = |s: &Sequence| (self.tenants.turn(s.tenant.id), Reverse(s.priority), s.id);
-        let mut order: Vec<_> = prompts.map(rank).collect();
-        order.sort_unstable();
+        let (order, _) = self.prompts(|s| answers.binary_search(&s.id).is_err());
         let mut background = match self.tenants.in_foreground() {
             true => BACKGROUND_ROWS,
             false => usize::MAX,
         };
-        for ((in_background, _), _, id) in order {
+        for ((in_background, _), id) in order {
             let place = self.place(id).expect("it runs, and nobody stops it; this is a bug");
             let seq = &mut self.running[place];
             // Somebody may have computed meanwhile what comes next in it.
@@ -376,8 +349,8 @@ impl Scheduler {
 
     /// Lets sequences in from the waiting room until something says no.
     fn admit(&mut self, batch: &Batch) -> Admit {
-        while let Some(tenant) = self.tenants.next() {
-            let found = match self.room_for(self.tenants.front(tenant), batch) {
+        while let Some(Next { tenant, room, .. }) = self.next(batch) {
+            let found = match room {
                 Ok(found) => found,
                 Err(why) => return Admit::Later(why),
             };
@@ -394,17 +367,9 @@ impl Scheduler {
     }
 
     /// The known blocks with which a sequence may come in, or why it may not.
-    fn room_for(&self, next: &Sequence, batch: &Batch) -> Result<Vec<(BlockId, Before)>, Later> {
+    fn room_for(&self, next: &Sequence) -> Result<Found, Later> {
         if self.running.len() == self.config.running_len {
             return Err(Later::RunningFull);
-        }
-        // Rows that others will have before it; whoever gets none in this step may as well wait.
-        let turn = self.tenants.turn(next.tenant.id);
-        let needs_rows = |s: &Sequence| !s.is_answer() && !s.is_waiting();
-        let before = |s: &&Sequence| needs_rows(s) && self.tenants.turn(s.tenant.id) <= turn;
-        let taken = self.running.iter().filter(before).map(|s| self.row_limit(s, batch));
-        if taken.sum::<usize>() + batch.row_count() >= batch.row_limit {
-            return Err(Later::BatchFull);
         }
         let found = next.found(&self.pool, self.config.block_len);
         // A known block that nobody holds is one of the free ones.
@@ -447,10 +412,9 @@ impl Scheduler {
 
     /// Where the next one cannot come in, a tenant with more makes way.
     fn make_way(&mut self, batch: &mut Batch) {
-        while let Some(tenant) = self.tenants.next()
-            && let Err(Later::RunningFull | Later::NoBlocks) =
-                self.room_for(self.tenants.front(tenant), batch)
-            && let Some(other) = self.tenants.must_yield_to(tenant)
+        while let Some(Next { tenant, due, room }) = self.next(batch)
+            && let Err(Later::RunningFull | Later::NoBlocks) = room
+            && let Some(other) = self.tenants.must_yield_to(tenant, due)
         {
             self.preempt_youngest(Some(other), batch);
         }

@@ -32,6 +32,9 @@ const ROWS_MIN: usize = 16;
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
+/// Where more prompts wait than answers run, a step may take so many times its target: then a first
+/// token is missed more than a quick one.
+const STRETCH: f64 = 2.0;
 /// The part of the target that a step may take while nobody waits for any of it.
 const BACKGROUND: f64 = 0.5;
 /// From this part of the target on answers are a heavy load.
@@ -58,14 +61,17 @@ impl Pace {
         Self { target_ms, answers_ms: 0.0, answers: 0.0, row_ms: None, proposed_ms: None }
     }
 
-    /// Rows of prompts for a step that also carries `answers` rows of answers.
-    pub fn prompt_rows(&self, answers: usize) -> usize {
+    /// Rows of prompts for a step that also carries `answers` rows of answers, while so many
+    /// prompts wait.
+    pub fn prompt_rows(&self, answers: usize, waiting: usize) -> usize {
         let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
         let left_ms = match answers {
             0 => self.target_ms * ALONE,
             _ => {
+                let stretch = (waiting as f64 / answers as f64).clamp(1.0, STRETCH);
+                let target_ms = self.target_ms * stretch;
                 let answers_ms = self.expected_ms(answers);
-                (self.target_ms - answers_ms).max(answers_ms * SHARE)
+                (target_ms - answers_ms).max(answers_ms * SHARE)
             }
         };
         // A float beyond the integers becomes the largest one, which is what is meant.
@@ -162,7 +168,7 @@ mod tests {
         }
         let (mut position, mut steps) = (0, Vec::new());
         while position < 4000 {
-            let rows = pace.prompt_rows(4);
+            let rows = pace.prompt_rows(4, 1);
             let took_ms = machine(4, rows, position);
             pace.learn(4, 0, rows, took_ms);
             position += rows;
@@ -177,7 +183,7 @@ mod tests {
         let mut pace = Pace::new(100.0);
         let mut took_ms = 0.0;
         for _ in 0..40 {
-            let rows = pace.prompt_rows(8);
+            let rows = pace.prompt_rows(8, 1);
             took_ms = machine(8, rows, 500);
             pace.learn(8, 0, rows, took_ms);
         }
@@ -189,10 +195,10 @@ mod tests {
         let mut pace = Pace::new(100.0);
         for _ in 0..60 {
             pace.learn(40, 0, 0, machine(40, 0, 0)); // 112 ms
-            let rows = pace.prompt_rows(40);
+            let rows = pace.prompt_rows(40, 1);
             pace.learn(40, 0, rows, machine(40, rows, 0));
         }
-        let took_ms = machine(40, pace.prompt_rows(40), 0);
+        let took_ms = machine(40, pace.prompt_rows(40, 1), 0);
         assert!((150.0..180.0).contains(&took_ms), "{took_ms}");
     }
 
@@ -203,19 +209,29 @@ mod tests {
             pace.learn(4, 0, 0, machine(4, 0, 0));
             pace.learn(4, 0, 30, machine(4, 30, 0));
         }
-        let before = pace.prompt_rows(4);
+        let before = pace.prompt_rows(4, 1);
         pace.learn(4, 0, before, 60_000.0);
-        assert!(pace.prompt_rows(4) >= before / 2, "{} after {before}", pace.prompt_rows(4));
+        assert!(pace.prompt_rows(4, 1) >= before / 2, "{} after {before}", pace.prompt_rows(4, 1));
         pace.learn(4, 0, 30, f64::MAX);
-        assert!(pace.prompt_rows(4) >= ROWS_MIN);
+        assert!(pace.prompt_rows(4, 1) >= ROWS_MIN);
     }
 
     #[test]
     fn where_nobody_waits_steps_are_longer() {
         let mut pace = Pace::new(100.0);
-        assert_eq!(pace.prompt_rows(0), FIRST_ROWS);
+        assert_eq!(pace.prompt_rows(0, 1), FIRST_ROWS);
         pace.learn(0, 0, 64, 64.0 * 2.0);
-        assert_eq!((pace.prompt_rows(0), pace.prompt_rows(1)), (200, 49));
+        assert_eq!((pace.prompt_rows(0, 1), pace.prompt_rows(1, 1)), (200, 49));
+    }
+
+    #[test]
+    fn the_more_prompts_wait_beside_few_answers_the_longer_a_step_but_no_more_than_twice() {
+        let mut pace = Pace::new(100.0);
+        (0..20).for_each(|_| pace.learn(4, 0, 0, 20.0));
+        pace.learn(4, 0, 40, 100.0); // 2 ms a row
+        let rows = |waiting| pace.prompt_rows(4, waiting);
+        assert_eq!([1, 4, 6, 8, 100].map(rows), [40, 40, 65, 90, 90]);
+        assert_eq!(pace.prompt_rows(0, 100), pace.prompt_rows(0, 1), "nobody waits for this step");
     }
 
     #[test]
@@ -257,13 +273,13 @@ mod tests {
             pace.learn(1, 8, 0, 19.0);
             pace.learn(1, 4, 20, 15.0 + 2.0 + 40.0);
         }
-        assert!((40..=43).contains(&pace.prompt_rows(1)), "{}", pace.prompt_rows(1));
+        assert!((40..=43).contains(&pace.prompt_rows(1, 1)), "{}", pace.prompt_rows(1, 1));
     }
 
     #[test]
     fn a_clock_that_stands_still_means_no_bound() {
         let mut pace = Pace::new(100.0);
         pace.learn(1, 0, 64, 0.0);
-        assert!(pace.prompt_rows(1) > 1 << 40);
+        assert!(pace.prompt_rows(1, 1) > 1 << 40);
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn routes() -> Routes {
     const GROUP: &str = "Adapters";
     Routes::new()
         .add(
-            post("/v1/load_lora_adapter", GROUP, "Serves a LoRA adapter.")
+            post("/v1/load_lora_adapter", "loadAdapter", GROUP, "Serves a LoRA adapter.")
                 .json(fields::LOAD_ADAPTER)
                 .example(json!({"lora_name": "mine", "lora_path": "/adapters/mine"}))
                 .content("text/plain")
@@ -29,7 +29,7 @@ pub(super) fn routes() -> Routes {
             load,
         )
         .add(
-            post("/v1/unload_lora_adapter", GROUP, "Serves it no more.")
+            post("/v1/unload_lora_adapter", "unloadAdapter", GROUP, "Serves it no more.")
                 .json(fields::UNLOAD_ADAPTER)
                 .example(json!({"lora_name": "mine"}))
                 .content("text/plain")

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::extract::Fields;
-use super::reference::{Routes, delete, get, post};
+use super::reference::{Routes, answers, delete, get, post};
 use super::{App, aside, fields};
 use crate::auth::admin;
 use crate::auth::limits::Limiter;
@@ -23,18 +23,22 @@ use crate::auth::{Caller, Denied, KeyRow, Keyring, NewKey};
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Keys";
     Routes::new()
-        .add(get("/v1/admin/keys", GROUP, "Lists keys.").answers("list").admin(), list)
         .add(
-            post("/v1/admin/keys", GROUP, "Makes a key, and shows it once.")
+            get("/v1/admin/keys", "listKeys", GROUP, "Lists keys.").lists(&answers::KEY).admin(),
+            list,
+        )
+        .add(
+            post("/v1/admin/keys", "createKey", GROUP, "Makes a key, and shows it once.")
                 .json(fields::ADMIN_KEY)
                 .example(json!({"name": "laptop"}))
-                .answers("api_key")
+                .answers(&answers::NEW_KEY)
+                .created()
                 .admin(),
             create,
         )
         .add(
-            delete("/v1/admin/keys/{id}", GROUP, "Revokes a key.")
-                .answers("api_key.deleted")
+            delete("/v1/admin/keys/{key_id}", "revokeKey", GROUP, "Revokes a key.")
+                .deletes("api_key.deleted")
                 .admin(),
             revoke,
         )

@@ -13,7 +13,7 @@ pub(super) use self::lines::Lines;
 use super::error::ApiError;
 use super::extract::Fields;
 use super::paging::{self, PageRule, Query};
-use super::reference::{Routes, get, post};
+use super::reference::{Routes, answers, get, post};
 use super::{App, aside, fields, files, ids, metadata};
 use crate::auth::Caller;
 use crate::jobs::{NewBatch, WINDOW};
@@ -23,7 +23,7 @@ use crate::types::Tenant;
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 
 /// What lines may ask.
-const ENDPOINTS: [&str; 4] =
+pub(super) const ENDPOINTS: [&str; 4] =
     ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"];
 /// What they may ask at OpenAI and not here.
 const NOT_HERE: [&str; 4] =
@@ -38,15 +38,31 @@ pub(super) fn routes() -> Routes {
         "completion_window": "24h"});
     Routes::new()
         .add(
-            post("/v1/batches", GROUP, "Runs the lines of a file in the background.")
-                .json(fields::BATCH)
-                .example(example)
-                .answers("batch"),
+            post(
+                "/v1/batches",
+                "createBatch",
+                GROUP,
+                "Runs the lines of a file in the background.",
+            )
+            .json(fields::BATCH)
+            .example(example)
+            .answers(&answers::BATCH),
             create,
         )
-        .add(get("/v1/batches", GROUP, "Lists batches.").paged(), list)
-        .add(get("/v1/batches/{id}", GROUP, "A batch.").answers("batch"), one)
-        .add(post("/v1/batches/{id}/cancel", GROUP, "Stops a batch.").answers("batch"), cancel)
+        .add(
+            get("/v1/batches", "listBatches", GROUP, "Lists batches.").paged(PAGE, &answers::BATCH),
+            list,
+        )
+        .add(
+            get("/v1/batches/{batch_id}", "retrieveBatch", GROUP, "A batch.")
+                .answers(&answers::BATCH),
+            one,
+        )
+        .add(
+            post("/v1/batches/{batch_id}/cancel", "cancelBatch", GROUP, "Stops a batch.")
+                .answers(&answers::BATCH),
+            cancel,
+        )
 }
 
 async fn create(

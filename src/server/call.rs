@@ -194,10 +194,7 @@ fn stream(body: &mut Fields, lenient: bool) -> Result<Option<StreamOptions>, Api
     if !stream {
         return match options {
             None => Ok(None),
-            Some(_) => Err(ApiError::invalid(
-                "stream_options",
-                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            )),
+            Some(_) => Err(options_without_stream()),
         };
     }
     let Some(mut options) = options else { return Ok(Some(StreamOptions::default())) };
@@ -211,6 +208,11 @@ fn stream(body: &mut Fields, lenient: bool) -> Result<Option<StreamOptions>, Api
         }
     };
     Ok(Some(StreamOptions { include_usage }))
+}
+
+pub(super) fn options_without_stream() -> ApiError {
+    let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
+    ApiError::invalid("stream_options", message)
 }
 
 /// At most this many stop strings, as at OpenAI.

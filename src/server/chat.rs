@@ -258,7 +258,7 @@ fn prediction(body: &mut Fields, lenient: bool) -> Result<Option<String>, ApiErr
     }
 }
 
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(super) const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Variables of a template that its caller may not replace.
 const RESERVED: [&str; 3] = ["messages", "tools", "documents"];

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
-use super::reference::{Routes, delete, get, post};
+use super::reference::{INCLUDE, Routes, answers, delete, get, post};
 use super::{App, aside, fields, ids, items, metadata};
 use crate::auth::Caller;
 
@@ -20,46 +20,64 @@ const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 const ITEMS_MAX: usize = 20;
 
 const GROUP: &str = "Conversations";
-const ITEM: &str = "/v1/conversations/{id}/items/{item}";
+const ITEM: &str = "/v1/conversations/{conversation_id}/items/{item_id}";
 
 type Answer = Result<Json<Value>, ApiError>;
 
 pub(super) fn routes() -> Routes {
     let item = json!([{"role": "user", "content": "Hello"}]);
-    let include = ("include", "array", "Taken, and of no effect: everything is there.");
-    let one = "/v1/conversations/{id}";
-    let items = "/v1/conversations/{id}/items";
+    let include = ("include", INCLUDE, "Taken, and of no effect: everything is there.");
+    let one = "/v1/conversations/{conversation_id}";
+    let items = "/v1/conversations/{conversation_id}/items";
     Routes::new()
         .add(
-            post("/v1/conversations", GROUP, "Begins a conversation.")
+            post("/v1/conversations", "createConversation", GROUP, "Begins a conversation.")
                 .json(fields::CONVERSATION)
                 .example(json!({"items": item.clone()}))
-                .answers("conversation"),
+                .answers(&answers::CONVERSATION),
             create,
         )
-        .add(get(one, GROUP, "A conversation.").answers("conversation"), show)
         .add(
-            post(one, GROUP, "Sets the labels of a conversation.")
+            get(one, "getConversation", GROUP, "A conversation.").answers(&answers::CONVERSATION),
+            show,
+        )
+        .add(
+            post(one, "updateConversation", GROUP, "Sets the labels of a conversation.")
                 .json(fields::METADATA)
                 .example(json!({"metadata": {"topic": "tea"}}))
-                .answers("conversation"),
+                .answers(&answers::CONVERSATION),
             update,
         )
         .add(
-            delete(one, GROUP, "Deletes a conversation.").answers("conversation.deleted"),
+            delete(one, "deleteConversation", GROUP, "Deletes a conversation.")
+                .deletes("conversation.deleted"),
             delete_one,
         )
         .add(
-            post(items, GROUP, "Adds items.")
+            post(items, "createConversationItems", GROUP, "Adds items.")
                 .json(fields::CONVERSATION_ITEMS)
                 .example(json!({"items": item}))
                 .query(&[include])
-                .answers("list"),
+                .pages(&answers::ITEM),
             add,
         )
-        .add(get(items, GROUP, "Lists items.").paged().query(&[include]), list)
-        .add(get(ITEM, GROUP, "An item.").query(&[include]), self::item)
-        .add(delete(ITEM, GROUP, "Deletes an item.").answers("conversation"), remove)
+        .add(
+            get(items, "listConversationItems", GROUP, "Lists items.")
+                .paged(PAGE, &answers::ITEM)
+                .query(&[include]),
+            list,
+        )
+        .add(
+            get(ITEM, "getConversationItem", GROUP, "An item.")
+                .answers(&answers::ITEM)
+                .query(&[include]),
+            self::item,
+        )
+        .add(
+            delete(ITEM, "deleteConversationItem", GROUP, "Deletes an item.")
+                .answers(&answers::CONVERSATION),
+            remove,
+        )
 }
 
 async fn create(

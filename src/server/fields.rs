@@ -27,8 +27,14 @@ pub(super) enum Takes {
     Any,
     Bool,
     Integer,
+    /// An integer from one to another.
+    Count(i64, i64),
     Number,
+    /// A number from one to another.
+    Between(f64, f64),
     List,
+    /// A list of these.
+    Each(&'static Takes),
     Object,
     Text,
     /// One of these texts.
@@ -36,6 +42,8 @@ pub(super) enum Takes {
     OneOf(&'static [Takes]),
     /// An object with a table of its own.
     Table(&'static [Field]),
+    /// `null`, of answers: in a body it is the same as absent.
+    Null,
 }
 
 impl Takes {
@@ -44,11 +52,12 @@ impl Takes {
         match self {
             Self::Any => Vec::new(),
             Self::Bool => vec!["boolean"],
-            Self::Integer => vec!["integer"],
-            Self::Number => vec!["number"],
-            Self::List => vec!["array"],
+            Self::Integer | Self::Count(..) => vec!["integer"],
+            Self::Number | Self::Between(..) => vec!["number"],
+            Self::List | Self::Each(_) => vec!["array"],
             Self::Object | Self::Table(_) => vec!["object"],
             Self::Text | Self::Word(_) => vec!["string"],
+            Self::Null => vec!["null"],
             Self::OneOf(list) => list.iter().flat_map(|takes| takes.types()).collect(),
         }
     }
@@ -91,6 +100,27 @@ pub(super) const VERBOSITY: Takes = Takes::Word(&["low", "medium", "high"]);
 /// The last spelling is that of older clients.
 pub(super) const CACHE_RETENTION: Takes = Takes::Word(&["in_memory", "24h", "in-memory"]);
 
+/// The words of `service_tier`; the answer says what was had.
+pub(super) const TIER: Takes =
+    Takes::Word(&["auto", "default", "flex", "scale", "priority", "fast"]);
+pub(super) const EFFORT: Takes = Takes::Word(&super::chat::EFFORTS);
+
+/// A count may be this large.
+const MOST: i64 = u32::MAX as i64;
+const COUNT: Takes = Takes::Count(0, MOST);
+/// A count that may not be nothing.
+pub(super) const SOME: Takes = Takes::Count(1, MOST);
+pub(super) const SHARE: Takes = Takes::Between(0.0, 1.0);
+pub(super) const PENALTY: Takes = Takes::Between(-2.0, 2.0);
+pub(super) const REPETITION: Takes = Takes::Between(0.01, 10.0);
+pub(super) const TEMPERATURE: Takes = Takes::Between(0.0, 2.0);
+/// -1 is all, as 0 is.
+pub(super) const TOP_K: Takes = Takes::Count(-1, MOST);
+pub(super) const TOP_LOGPROBS: Takes = Takes::Count(0, 20);
+pub(super) const TEXTS: Takes = Takes::Each(&Takes::Text);
+const TOKENS: Takes = Takes::Each(&COUNT);
+const OBJECTS: Takes = Takes::Each(&Takes::Object);
+
 pub(super) struct Field {
     pub name: &'static str,
     pub takes: Takes,
@@ -122,32 +152,32 @@ pub(super) const fn refused(
 
 /// `POST /v1/chat/completions`.
 pub(super) const CHAT: &[Field] = &[
-    required("messages", Takes::List),
+    required("messages", OBJECTS),
     required("model", Takes::Text),
-    honoured("max_completion_tokens", Takes::Integer),
-    honoured("max_tokens", Takes::Integer),
-    honoured("n", Takes::Integer),
+    honoured("max_completion_tokens", SOME),
+    honoured("max_tokens", SOME),
+    honoured("n", Takes::Count(1, 128)),
     honoured("stop", TEXT_OR_LIST),
     honoured("stream", Takes::Bool),
     honoured("stream_options", Takes::Table(STREAM_OPTIONS)),
     honoured("logprobs", Takes::Bool),
-    honoured("top_logprobs", Takes::Integer),
-    honoured("temperature", Takes::Number),
-    honoured("top_p", Takes::Number),
-    honoured("frequency_penalty", Takes::Number),
-    honoured("presence_penalty", Takes::Number),
+    honoured("top_logprobs", TOP_LOGPROBS),
+    honoured("temperature", TEMPERATURE),
+    honoured("top_p", SHARE),
+    honoured("frequency_penalty", PENALTY),
+    honoured("presence_penalty", PENALTY),
     honoured("logit_bias", Takes::Object),
     honoured("seed", Takes::Integer),
-    honoured("service_tier", Takes::Text),
+    honoured("service_tier", TIER),
     // A variable for the chat template, where models that know it read it.
-    honoured("reasoning_effort", Takes::Text),
+    honoured("reasoning_effort", EFFORT),
     honoured("response_format", Takes::Object),
     honoured("parallel_tool_calls", Takes::Bool),
     honoured("tool_choice", TEXT_OR_OBJECT),
-    honoured("tools", Takes::List),
+    honoured("tools", OBJECTS),
     // What the two before were called first.
     honoured("function_call", TEXT_OR_OBJECT),
-    honoured("functions", Takes::List),
+    honoured("functions", OBJECTS),
     // Labels of a stored completion; checked, and of no effect without `store`.
     honoured("metadata", Takes::Object),
     honoured("prediction", Takes::Table(PREDICTION)),
@@ -167,7 +197,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("store", Takes::Bool),
     refused("web_search_options", never, "web search is not supported"),
     // Not OpenAI's: extras that clients of local servers send.
-    honoured("adapters", Takes::List),
+    honoured("adapters", Takes::Each(&Takes::Table(ADAPTER))),
     honoured("chat_template_kwargs", Takes::Object),
     honoured("guided_choice", Takes::List),
     honoured("guided_grammar", Takes::Text),
@@ -175,58 +205,58 @@ pub(super) const CHAT: &[Field] = &[
     honoured("guided_regex", Takes::Text),
     honoured("ignore_eos", Takes::Bool),
     honoured("keep_alive", TEXT_OR_NUMBER),
-    honoured("min_p", Takes::Number),
-    honoured("min_tokens", Takes::Integer),
-    honoured("prompt_logprobs", Takes::Integer),
-    honoured("repetition_penalty", Takes::Number),
+    honoured("min_p", SHARE),
+    honoured("min_tokens", COUNT),
+    honoured("prompt_logprobs", TOP_LOGPROBS),
+    honoured("repetition_penalty", REPETITION),
     honoured("return_token_ids", Takes::Bool),
-    honoured("stop_token_ids", Takes::List),
+    honoured("stop_token_ids", TOKENS),
     honoured("structured_outputs", Takes::Table(STRUCTURED_OUTPUTS)),
-    honoured("top_k", Takes::Integer),
+    honoured("top_k", TOP_K),
 ];
 
 /// `POST /v1/completions`.
 pub(super) const COMPLETIONS: &[Field] = &[
     required("model", Takes::Text),
     required("prompt", TEXT_OR_LIST),
-    honoured("best_of", Takes::Integer),
+    honoured("best_of", TOP_LOGPROBS),
     honoured("echo", Takes::Bool),
-    honoured("frequency_penalty", Takes::Number),
+    honoured("frequency_penalty", PENALTY),
     honoured("logit_bias", Takes::Object),
-    honoured("logprobs", Takes::Integer),
-    honoured("max_tokens", Takes::Integer),
-    honoured("n", Takes::Integer),
-    honoured("presence_penalty", Takes::Number),
+    honoured("logprobs", Takes::Count(0, 5)),
+    honoured("max_tokens", COUNT),
+    honoured("n", Takes::Count(1, 128)),
+    honoured("presence_penalty", PENALTY),
     honoured("seed", Takes::Integer),
     honoured("stop", TEXT_OR_LIST),
     honoured("stream", Takes::Bool),
     honoured("stream_options", Takes::Table(STREAM_OPTIONS)),
-    honoured("temperature", Takes::Number),
-    honoured("top_p", Takes::Number),
+    honoured("temperature", TEMPERATURE),
+    honoured("top_p", SHARE),
     no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
     // Honoured by models that learned to fill in the middle; the others refuse it.
     honoured("suffix", Takes::Text),
     // Not OpenAI's: extras that clients of local servers send.
-    honoured("adapters", Takes::List),
+    honoured("adapters", Takes::Each(&Takes::Table(ADAPTER))),
     honoured("guided_choice", Takes::List),
     honoured("guided_grammar", Takes::Text),
     honoured("guided_json", SCHEMA),
     honoured("guided_regex", Takes::Text),
     honoured("ignore_eos", Takes::Bool),
     honoured("keep_alive", TEXT_OR_NUMBER),
-    honoured("min_p", Takes::Number),
-    honoured("min_tokens", Takes::Integer),
-    honoured("prompt_logprobs", Takes::Integer),
-    honoured("repetition_penalty", Takes::Number),
+    honoured("min_p", SHARE),
+    honoured("min_tokens", COUNT),
+    honoured("prompt_logprobs", TOP_LOGPROBS),
+    honoured("repetition_penalty", REPETITION),
     honoured("return_token_ids", Takes::Bool),
-    honoured("stop_token_ids", Takes::List),
+    honoured("stop_token_ids", TOKENS),
     honoured("structured_outputs", Takes::Table(STRUCTURED_OUTPUTS)),
-    honoured("top_k", Takes::Integer),
+    honoured("top_k", TOP_K),
 ];
 
 /// One of `adapters`.
 pub(super) const ADAPTER: &[Field] =
-    &[required("id", Takes::Text), honoured("weight", Takes::Number)];
+    &[required("id", Takes::Text), honoured("weight", Takes::Between(-16.0, 16.0))];
 
 /// `POST /v1/load_lora_adapter`, as vLLM has it; the last two are ours.
 pub(super) const LOAD_ADAPTER: &[Field] = &[
@@ -248,8 +278,8 @@ pub(super) const EMBEDDINGS: &[Field] = &[
     required("input", TEXT_OR_LIST),
     required("model", Takes::Text),
     // Honoured where the model was trained for it.
-    honoured("dimensions", Takes::Integer),
-    honoured("encoding_format", Takes::Text),
+    honoured("dimensions", SOME),
+    honoured("encoding_format", Takes::Word(&["float", "base64"])),
     no_effect("user", Takes::Text, "for the abuse monitoring of a hosted service"),
     // Not OpenAI's.
     honoured("keep_alive", TEXT_OR_NUMBER),
@@ -260,8 +290,8 @@ pub(super) const TOKENIZE: &[Field] = &[
     honoured("model", Takes::Text),
     honoured("prompt", Takes::Text),
     honoured("content", Takes::Text),
-    honoured("messages", Takes::List),
-    honoured("tools", Takes::List),
+    honoured("messages", OBJECTS),
+    honoured("tools", OBJECTS),
     honoured("tool_choice", TEXT_OR_OBJECT),
     honoured("parallel_tool_calls", Takes::Bool),
     honoured("chat_template_kwargs", Takes::Object),
@@ -274,13 +304,13 @@ pub(super) const TOKENIZE: &[Field] = &[
 
 /// `POST /detokenize`.
 pub(super) const DETOKENIZE: &[Field] =
-    &[honoured("model", Takes::Text), required("tokens", Takes::List)];
+    &[honoured("model", Takes::Text), required("tokens", TOKENS)];
 
 /// `POST /apply-template`.
 pub(super) const APPLY_TEMPLATE: &[Field] = &[
     honoured("model", Takes::Text),
-    required("messages", Takes::List),
-    honoured("tools", Takes::List),
+    required("messages", OBJECTS),
+    honoured("tools", OBJECTS),
     honoured("tool_choice", TEXT_OR_OBJECT),
     honoured("parallel_tool_calls", Takes::Bool),
     honoured("chat_template_kwargs", Takes::Object),
@@ -331,11 +361,11 @@ pub(super) const ADMIN_KEY: &[Field] = &[
     required("name", Takes::Text),
     honoured("project", Takes::Text),
     honoured("admin", Takes::Bool),
-    honoured("weight", Takes::Integer),
-    honoured("max_running", Takes::Integer),
-    honoured("requests_per_min", Takes::Integer),
-    honoured("tokens_per_min", Takes::Integer),
-    honoured("expires_at", Takes::Integer),
+    honoured("weight", SOME),
+    honoured("max_running", SOME),
+    honoured("requests_per_min", SOME),
+    honoured("tokens_per_min", SOME),
+    honoured("expires_at", Takes::Count(0, i64::MAX)),
 ];
 
 /// The bodies that set the labels of an object and nothing else.
@@ -343,20 +373,22 @@ pub(super) const METADATA: &[Field] = &[honoured("metadata", Takes::Object)];
 
 /// `POST /v1/conversations`.
 pub(super) const CONVERSATION: &[Field] =
-    &[honoured("items", Takes::List), honoured("metadata", Takes::Object)];
+    &[honoured("items", OBJECTS), honoured("metadata", Takes::Object)];
 
 /// `POST /v1/conversations/{id}/items`.
-pub(super) const CONVERSATION_ITEMS: &[Field] = &[required("items", Takes::List)];
+pub(super) const CONVERSATION_ITEMS: &[Field] = &[required("items", OBJECTS)];
+
+const PURPOSE: Takes = Takes::Word(&crate::files::PURPOSES);
 
 /// `POST /v1/files`, beside the file itself.
 pub(super) const FILE: &[Field] =
-    &[required("purpose", Takes::Text), honoured("expires_after", Takes::Table(EXPIRES_AFTER))];
+    &[required("purpose", PURPOSE), honoured("expires_after", Takes::Table(EXPIRES_AFTER))];
 
 /// `POST /v1/uploads`.
 pub(super) const UPLOAD: &[Field] = &[
     required("filename", Takes::Text),
-    required("purpose", Takes::Text),
-    required("bytes", Takes::Integer),
+    required("purpose", PURPOSE),
+    required("bytes", Takes::Count(1, crate::files::UPLOAD_BYTES_MAX as i64)),
     required("mime_type", Takes::Text),
     honoured("expires_after", Takes::Table(EXPIRES_AFTER)),
 ];
@@ -366,17 +398,20 @@ pub(super) const UPLOAD_PART: &[Field] = &[];
 
 /// `POST /v1/uploads/{id}/complete`.
 pub(super) const UPLOAD_COMPLETE: &[Field] =
-    &[required("part_ids", Takes::List), honoured("md5", Takes::Text)];
+    &[required("part_ids", TEXTS), honoured("md5", Takes::Text)];
+
+const LIFETIME: Takes =
+    Takes::Count(*super::files::LIFETIME_S.start(), *super::files::LIFETIME_S.end());
 
 /// `expires_after` of files and uploads, `output_expires_after` of batches.
 pub(super) const EXPIRES_AFTER: &[Field] =
-    &[required("anchor", Takes::Text), required("seconds", Takes::Integer)];
+    &[required("anchor", Takes::Word(&["created_at"])), required("seconds", LIFETIME)];
 
 /// `POST /v1/batches`.
 pub(super) const BATCH: &[Field] = &[
     required("input_file_id", Takes::Text),
-    required("endpoint", Takes::Text),
-    required("completion_window", Takes::Text),
+    required("endpoint", Takes::Word(&super::batches::ENDPOINTS)),
+    required("completion_window", Takes::Word(&[crate::jobs::WINDOW])),
     honoured("metadata", Takes::Object),
     honoured("output_expires_after", Takes::Table(EXPIRES_AFTER)),
 ];

@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
-use super::reference::{Routes, delete, get, post};
+use super::reference::{Routes, answers, delete, get, post};
 use super::{App, aside, fields, ids};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -30,7 +30,7 @@ const NAME_CHARS_MAX: usize = 512;
 /// Bytes of a field of a form that is no file.
 const WORD_BYTES_MAX: usize = 4096;
 /// Seconds that a file may live, when it does not live for ever: an hour to thirty days.
-const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
+pub(super) const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 /// Fields of a form.
 const FIELDS_MAX: usize = 64;
 /// 10,000, newest first.
@@ -45,45 +45,59 @@ type Answer = Result<Json<Value>, ApiError>;
 pub(super) fn routes() -> Routes {
     // Contents go to the disk as they come, and have limits of their own.
     let unbounded = DefaultBodyLimit::disable;
-    let list = get("/v1/files", GROUP, "Lists files.").paged();
-    let by = [("purpose", "string", "Only files of this purpose.")];
+    let list = get("/v1/files", "listFiles", GROUP, "Lists files.").paged(PAGE, &answers::FILE);
+    let by = [("purpose", fields::Takes::Word(&PURPOSES), "Only files of this purpose.")];
     let begin = json!({"filename": "a.jsonl", "purpose": "batch", "bytes": 2,
         "mime_type": "application/jsonl"});
     Routes::new()
         .add(
-            post("/v1/files", GROUP, "Uploads a file.").form("file", fields::FILE).answers("file"),
+            post("/v1/files", "createFile", GROUP, "Uploads a file.")
+                .form("file", fields::FILE)
+                .answers(&answers::FILE),
             create.layer(unbounded()),
         )
         .add(list.query(&by), self::list)
-        .add(get("/v1/files/{id}", GROUP, "A file.").answers("file"), one)
-        .add(delete("/v1/files/{id}", GROUP, "Deletes a file.").answers("file"), remove)
         .add(
-            get("/v1/files/{id}/content", GROUP, "What is in a file.")
+            get("/v1/files/{file_id}", "retrieveFile", GROUP, "A file.").answers(&answers::FILE),
+            one,
+        )
+        .add(
+            delete("/v1/files/{file_id}", "deleteFile", GROUP, "Deletes a file.").deletes("file"),
+            remove,
+        )
+        .add(
+            get("/v1/files/{file_id}/content", "downloadFile", GROUP, "What is in a file.")
                 .content("application/octet-stream"),
             content,
         )
         .add(
-            post("/v1/uploads", GROUP, "Begins an upload in parts.")
+            post("/v1/uploads", "createUpload", GROUP, "Begins an upload in parts.")
                 .json(fields::UPLOAD)
                 .example(begin)
-                .answers("upload"),
+                .answers(&answers::UPLOAD),
             begin_upload,
         )
         .add(
-            post("/v1/uploads/{id}/parts", GROUP, "Adds a part.")
+            post("/v1/uploads/{upload_id}/parts", "addUploadPart", GROUP, "Adds a part.")
                 .form("data", fields::UPLOAD_PART)
-                .answers("upload.part"),
+                .answers(&answers::PART),
             add_part.layer(unbounded()),
         )
         .add(
-            post("/v1/uploads/{id}/complete", GROUP, "Makes a file of the parts.")
-                .json(fields::UPLOAD_COMPLETE)
-                .example(json!({"part_ids": []}))
-                .answers("upload"),
+            post(
+                "/v1/uploads/{upload_id}/complete",
+                "completeUpload",
+                GROUP,
+                "Makes a file of the parts.",
+            )
+            .json(fields::UPLOAD_COMPLETE)
+            .example(json!({"part_ids": []}))
+            .answers(&answers::UPLOAD),
             complete_upload,
         )
         .add(
-            post("/v1/uploads/{id}/cancel", GROUP, "Gives an upload up.").answers("upload"),
+            post("/v1/uploads/{upload_id}/cancel", "cancelUpload", GROUP, "Gives an upload up.")
+                .answers(&answers::UPLOAD),
             cancel_upload,
         )
 }
@@ -186,6 +200,7 @@ async fn begin_upload(
     let bytes = body.integer("bytes", 1..=UPLOAD_BYTES_MAX as i64)?;
     let bytes = bytes.ok_or_else(|| ApiError::missing("bytes"))?.unsigned_abs();
     let mime_type = body.string("mime_type")?.ok_or_else(|| ApiError::missing("mime_type"))?;
+    let mime_type = checked_name("mime_type", mime_type)?;
     let lifetime_s = lifetime(&mut body, "expires_after")?;
     let file = NewFile { filename, purpose, lifetime_s };
     let new = NewUpload { file, bytes, mime_type };
@@ -194,7 +209,7 @@ async fn begin_upload(
     Ok(Json(aside(move || files.begin_upload(caller.project, &id, &new)).await?))
 }
 
-/// `POST /v1/uploads/{id}/parts`.
+/// `POST /v1/uploads/{upload_id}/parts`.
 async fn add_part(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -210,7 +225,7 @@ async fn add_part(
     Ok(Json(aside(move || files.add_part(project, &upload, &id, content)).await?))
 }
 
-/// `POST /v1/uploads/{id}/complete`.
+/// `POST /v1/uploads/{upload_id}/complete`.
 async fn complete_upload(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -236,7 +251,7 @@ async fn complete_upload(
     Ok(Json(done.await?))
 }
 
-/// `POST /v1/uploads/{id}/cancel`.
+/// `POST /v1/uploads/{upload_id}/cancel`.
 async fn cancel_upload(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

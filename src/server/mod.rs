@@ -60,7 +60,7 @@ use self::extract::Fields;
 use self::listen::Door;
 use self::metrics::Metrics;
 use self::observe::Watch;
-use self::reference::{Routes, get, post};
+use self::reference::{Routes, answers, get, post};
 use self::responses::Backgrounds;
 pub use self::tls::Tls;
 use crate::auth::{Caller, Keyring};
@@ -242,27 +242,27 @@ fn routes() -> Routes {
     let text = json!({"model": "hearth-tiny", "prompt": "Once", "max_tokens": 32});
     Routes::new()
         .add(
-            post("/v1/chat/completions", TEXT, "Answers a conversation.")
+            post("/v1/chat/completions", "createChatCompletion", TEXT, "Answers a conversation.")
                 .json(fields::CHAT)
                 .example(chat)
-                .answers("chat.completion")
+                .answers(&answers::CHAT)
                 .streams(),
             chat_completions,
         )
         .merge(stored::routes())
         .add(
-            post("/v1/completions", TEXT, "Continues a text.")
+            post("/v1/completions", "createCompletion", TEXT, "Continues a text.")
                 .json(fields::COMPLETIONS)
                 .example(text)
-                .answers("text_completion")
+                .answers(&answers::COMPLETION)
                 .streams(),
             text_completions,
         )
         .add(
-            post("/v1/embeddings", TEXT, "Makes vectors of texts.")
+            post("/v1/embeddings", "createEmbedding", TEXT, "Makes vectors of texts.")
                 .json(fields::EMBEDDINGS)
                 .example(json!({"model": "all-MiniLM-L6-v2", "input": "Hello"}))
-                .answers("list"),
+                .answers(&answers::EMBEDDINGS),
             text_embeddings,
         )
         .merge(tokens::routes())
@@ -275,10 +275,18 @@ fn routes() -> Routes {
         .merge(auth::routes())
         .merge(anthropic::routes())
         .merge(ollama::routes())
-        .add(get("/health", SERVER, "The process lives."), health)
-        .add(get("/ready", SERVER, "Requests are welcome."), ready)
         .add(
-            get("/metrics", SERVER, "Counters for Prometheus.")
+            get("/health", "health", SERVER, "The process lives.").answers(&answers::STATUS),
+            health,
+        )
+        .add(
+            get("/ready", "ready", SERVER, "Requests are welcome.")
+                .answers(&answers::STATUS)
+                .or(503, &answers::STATUS),
+            ready,
+        )
+        .add(
+            get("/metrics", "metrics", SERVER, "Counters for Prometheus.")
                 .content("application/openmetrics-text"),
             scrape,
         )

@@ -1,4 +1,4 @@
-//! `GET /v1/models`, `GET` and `DELETE /v1/models/{id}`, and the operator's `/v1/admin/models`.
+//! `GET /v1/models`, `GET` and `DELETE /v1/models/{model}`, and the operator's `/v1/admin/models`.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, header};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::reference::{self, Routes, post};
+use super::reference::{self, Routes, answers, post};
 use super::{App, auth, says_json};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -18,33 +18,52 @@ pub(super) fn routes() -> Routes {
     const GROUP: &str = "Models";
     Routes::new()
         .add(
-            reference::get("/v1/models", GROUP, "Lists models and adapters.").answers("list"),
+            reference::get("/v1/models", "listModels", GROUP, "Lists models and adapters.")
+                .lists(&answers::MODEL),
             list,
         )
         .add(
-            reference::get("/v1/models/{*id}", GROUP, "A model; its id may have slashes.")
-                .shown(&["/v1/models/{id}"])
-                .answers("model"),
+            reference::get(
+                "/v1/models/{*model}",
+                "retrieveModel",
+                GROUP,
+                "A model; its id may have slashes.",
+            )
+            .shown(&[("/v1/models/{model}", "retrieveModel")])
+            .answers(&answers::MODEL),
             get,
         )
         .add(
-            reference::delete("/v1/models/{*id}", GROUP, "Serves an adapter no more.")
-                .shown(&["/v1/models/{id}"])
-                .answers("model")
-                .admin(),
+            reference::delete(
+                "/v1/models/{*model}",
+                "deleteModel",
+                GROUP,
+                "Serves an adapter no more.",
+            )
+            .shown(&[("/v1/models/{model}", "deleteModel")])
+            .deletes("model")
+            .admin(),
             delete,
         )
         .add(
-            reference::get("/v1/admin/models", GROUP, "Where every model is.")
-                .answers("list")
+            reference::get("/v1/admin/models", "listStandings", GROUP, "Where every model is.")
+                .lists(&answers::STANDING)
                 .admin(),
             standings,
         )
         .add(
-            post("/v1/admin/models/{*path}", GROUP, "Brings a model into memory, or out of it.")
-                .shown(&["/v1/admin/models/{id}/load", "/v1/admin/models/{id}/unload"])
-                .answers("model.standing")
-                .admin(),
+            post(
+                "/v1/admin/models/{*path}",
+                "changeStanding",
+                GROUP,
+                "Brings a model into memory, or out of it.",
+            )
+            .shown(&[
+                ("/v1/admin/models/{model}/load", "loadModel"),
+                ("/v1/admin/models/{model}/unload", "unloadModel"),
+            ])
+            .answers(&answers::STANDING)
+            .admin(),
             change,
         )
 }

@@ -31,7 +31,7 @@ pub(super) use self::request::{Draft, read};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
-use super::reference::{self, Routes, get, post};
+use super::reference::{self, INCLUDE, Routes, answers, get, post};
 use super::{App, answer, aside, chat, fields, ids, objects, sse};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -41,7 +41,7 @@ use crate::registry::{Lease, ServedModel};
 use crate::types::{Place, Priority, ProjectId, unix_now_s};
 
 const GROUP: &str = "Responses";
-const ONE: &str = "/v1/responses/{id}";
+const ONE: &str = "/v1/responses/{response_id}";
 
 /// Where it cannot be written, one in the background is kept later: it is tried this often.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -49,54 +49,80 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Items of a list: 20 of at most 100, newest first.
 const PAGE: PageRule = PageRule { limit: 20, max: 100, descending: true };
 
+const INCLUDED: (&str, fields::Takes, &str) =
+    ("include", INCLUDE, "Taken, and of no effect: everything is there.");
+
+/// The query of a response that is asked for again.
+const AGAIN: [(&str, fields::Takes, &str); 4] = [
+    ("stream", fields::Takes::Bool, "The events of one in the background, as they come."),
+    ("starting_after", fields::Takes::Integer, "Only events after this number."),
+    ("include_obfuscation", fields::Takes::Bool, "Taken, and of no effect."),
+    INCLUDED,
+];
+
 pub(super) fn routes() -> Routes {
     let hello = || json!({"model": "hearth-tiny", "input": "Hello"});
     let mut stream = hello();
     (stream["stream"], stream["max_output_tokens"]) = (true.into(), 64.into());
-    let include = ("include", "array", "Taken, and of no effect: everything is there.");
-    let again = [
-        ("stream", "boolean", "The events of one in the background, as they come."),
-        ("starting_after", "integer", "Only events after this number."),
-        ("include_obfuscation", "boolean", "Taken, and of no effect."),
-        include,
-    ];
     Routes::new()
         .add(
-            post("/v1/responses", GROUP, "Answers, and remembers.")
+            post("/v1/responses", "createResponse", GROUP, "Answers, and remembers.")
                 .json(tables::RESPONSES)
                 .example(stream)
-                .answers("response")
+                .answers(&answers::RESPONSE)
                 .streams(),
             create,
         )
         .add(
-            post("/v1/responses/input_tokens", GROUP, "Counts the tokens of a request.")
-                .json(tables::INPUT_TOKENS)
-                .example(hello())
-                .answers("response.input_tokens"),
+            post(
+                "/v1/responses/input_tokens",
+                "Getinputtokencounts",
+                GROUP,
+                "Counts the tokens of a request.",
+            )
+            .json(tables::INPUT_TOKENS)
+            .example(hello())
+            .answers(&answers::INPUT_TOKENS),
             input_tokens,
         )
         .add(
-            post("/v1/responses/compact", GROUP, "Sums a conversation up.")
+            post("/v1/responses/compact", "Compactconversation", GROUP, "Sums a conversation up.")
                 .json(tables::COMPACT)
                 .example(hello())
-                .answers("response.compaction"),
+                .answers(&answers::COMPACTION),
             compact::compact,
         )
-        .add(get(ONE, GROUP, "A response.").query(&again).answers("response").streams(), show)
         .add(
-            reference::delete(ONE, GROUP, "Deletes a response.").answers("response.deleted"),
+            get(ONE, "getResponse", GROUP, "A response.")
+                .query(&AGAIN)
+                .answers(&answers::RESPONSE)
+                .streams(),
+            show,
+        )
+        .add(
+            reference::delete(ONE, "deleteResponse", GROUP, "Deletes a response.")
+                .deletes("response.deleted"),
             delete,
         )
         .add(
-            post("/v1/responses/{id}/cancel", GROUP, "Stops one in the background.")
-                .answers("response"),
+            post(
+                "/v1/responses/{response_id}/cancel",
+                "cancelResponse",
+                GROUP,
+                "Stops one in the background.",
+            )
+            .answers(&answers::RESPONSE),
             cancel,
         )
         .add(
-            get("/v1/responses/{id}/input_items", GROUP, "Lists what a response read.")
-                .paged()
-                .query(&[include]),
+            get(
+                "/v1/responses/{response_id}/input_items",
+                "listInputItems",
+                GROUP,
+                "Lists what a response read.",
+            )
+            .paged(PAGE, &answers::ITEM)
+            .query(&[INCLUDED]),
             input_items,
         )
 }

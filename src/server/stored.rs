@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::extract::Fields;
 use super::objects::Whole;
 use super::paging::{self, PageRule, Query};
-use super::reference::{self, Routes, post};
+use super::reference::{self, Routes, answers, post};
 use super::{App, aside, fields, metadata};
 use crate::auth::Caller;
 use crate::error::Error;
@@ -42,36 +42,51 @@ const ECHO: [&str; 9] = [
     "reasoning_effort",
 ];
 
-const ONE: &str = "/v1/chat/completions/{id}";
+const ONE: &str = "/v1/chat/completions/{completion_id}";
 
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Stored chat completions";
     let some = [
-        ("model", "string", "Only those of this model."),
-        ("metadata", "object", "Only those with these labels: `metadata[key]=value`."),
+        ("model", fields::Takes::Text, "Only those of this model."),
+        ("metadata", fields::Takes::Object, "Only those with these labels: `metadata[key]=value`."),
     ];
     Routes::new()
         .add(
-            reference::get("/v1/chat/completions", GROUP, "Lists what was stored.")
-                .paged()
-                .query(&some),
+            reference::get(
+                "/v1/chat/completions",
+                "listChatCompletions",
+                GROUP,
+                "Lists what was stored.",
+            )
+            .paged(PageRule::ASCENDING, &answers::STORED)
+            .query(&some),
             list,
         )
-        .add(reference::get(ONE, GROUP, "A stored completion.").answers("chat.completion"), get)
         .add(
-            post(ONE, GROUP, "Sets its labels.")
+            reference::get(ONE, "getChatCompletion", GROUP, "A stored completion.")
+                .answers(&answers::STORED),
+            get,
+        )
+        .add(
+            post(ONE, "updateChatCompletion", GROUP, "Sets its labels.")
                 .json(fields::METADATA)
                 .example(json!({"metadata": {"topic": "tea"}}))
-                .answers("chat.completion"),
+                .answers(&answers::STORED),
             update,
         )
         .add(
-            reference::delete(ONE, GROUP, "Deletes it.").answers("chat.completion.deleted"),
+            reference::delete(ONE, "deleteChatCompletion", GROUP, "Deletes it.")
+                .deletes("chat.completion.deleted"),
             delete,
         )
         .add(
-            reference::get("/v1/chat/completions/{id}/messages", GROUP, "Lists its messages.")
-                .paged(),
+            reference::get(
+                "/v1/chat/completions/{completion_id}/messages",
+                "getChatCompletionMessages",
+                GROUP,
+                "Lists its messages.",
+            )
+            .paged(PageRule::ASCENDING, &answers::MESSAGE),
             messages,
         )
 }

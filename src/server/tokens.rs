@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::Fields;
-use super::reference::{Routes, post};
+use super::reference::{Routes, answers, post};
 use super::{App, call, fields, functions, messages, tools};
 use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::{Kind, Lease, ServedModel};
@@ -23,19 +23,22 @@ pub(super) fn routes() -> Routes {
     let example = json!({"messages": [{"role": "user", "content": "Hello"}]});
     Routes::new()
         .add(
-            post(PATHS[0], GROUP, "The tokens of a text or a conversation.")
+            post(PATHS[0], "tokenize", GROUP, "The tokens of a text or a conversation.")
+                .answers(&answers::TOKENS)
                 .json(fields::TOKENIZE)
                 .example(json!({"prompt": "Hello"})),
             tokenize,
         )
         .add(
-            post(PATHS[1], GROUP, "The text of tokens.")
+            post(PATHS[1], "detokenize", GROUP, "The text of tokens.")
+                .answers(&answers::TEXT)
                 .json(fields::DETOKENIZE)
                 .example(json!({"tokens": [72, 105]})),
             detokenize,
         )
         .add(
-            post(PATHS[2], GROUP, "A conversation as the model reads it.")
+            post(PATHS[2], "applyTemplate", GROUP, "A conversation as the model reads it.")
+                .answers(&answers::PROMPT)
                 .json(fields::APPLY_TEMPLATE)
                 .example(example),
             apply_template,

@@ -1,5 +1,6 @@
 //! `/openapi.json` and `/docs`: that they say what the server does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::fixture::{MODEL, Options, Server, start};
 use crate::http;
 use crate::keys::{new, start_with};
+use crate::robust::{Full, example};
 
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 
@@ -178,6 +180,106 @@ async fn fields_have_the_types_that_the_document_says() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Past the end of a range, and with a word that nobody knows: refused as the document says.
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_have_the_ranges_and_words_that_the_document_says() {
+    let full = Full::start().await;
+    let (mut wrong, mut tried) = (Vec::new(), 0);
+    for (path, method, operation) in operations(&full.server).await {
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        let Some(base) = example(schema).filter(|_| !is_neighbour(&path)) else { continue };
+        for (name, field) in schema["properties"].as_object().unwrap() {
+            let mut cases = Vec::new();
+            if let (Some(low), Some(high)) = (field.get("minimum"), field.get("maximum")) {
+                let bounds = format!("between {} and {}", plain(low), plain(high));
+                let next = |bound: &Value, step: i8| match bound.as_i64() {
+                    Some(i64::MAX) => json!(i64::MAX as u64 + 1),
+                    Some(whole) => json!(whole + i64::from(step)),
+                    None => json!(bound.as_f64().unwrap() + f64::from(step)),
+                };
+                let (below, above) = (next(low, -1), next(high, 1));
+                cases.extend([(below, bounds.clone(), true), (above, bounds, true)]);
+            }
+            let words = field["enum"].as_array().into_iter().flatten();
+            cases.extend(words.clone().map(|word| (word.clone(), "Invalid".to_owned(), false)));
+            if words.count() > 0 {
+                cases.push((json!("such-a-word"), String::new(), true));
+            }
+            for (value, said, is_refused) in cases {
+                tried += 1;
+                let mut body = base.clone();
+                body.insert(name.clone(), value.clone());
+                let answer = full.ask(&method, &full.real(&path), Some(Value::Object(body))).await;
+                let error = if answer.status < 400 { Value::Null } else { answer.error() };
+                let message = error["message"].as_str().unwrap_or_default();
+                let about = error["param"] == name.as_str() && message.contains(&said);
+                let refused = about && error["code"] == "invalid_value";
+                if refused != is_refused {
+                    wrong.push(format!("{path}: {name} = {value}: {} {error}", answer.status));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(tried > 100, "{tried}");
+}
+
+/// A bound as errors write it.
+fn plain(bound: &Value) -> String {
+    bound.as_i64().map_or_else(|| bound.as_f64().unwrap().to_string(), |n| n.to_string())
+}
+
+/// `operationId` by path in OpenAI's specification 2.3.0 of 2026-08-21.
+const OPENAI_NAMES: &str = "
+    post /batches createBatch | get /batches listBatches
+    get /batches/{batch_id} retrieveBatch | post /batches/{batch_id}/cancel cancelBatch
+    get /chat/completions listChatCompletions | post /chat/completions createChatCompletion
+    get /chat/completions/{completion_id} getChatCompletion
+    post /chat/completions/{completion_id} updateChatCompletion
+    delete /chat/completions/{completion_id} deleteChatCompletion
+    get /chat/completions/{completion_id}/messages getChatCompletionMessages
+    post /completions createCompletion | post /embeddings createEmbedding
+    post /conversations createConversation
+    get /conversations/{conversation_id} getConversation
+    post /conversations/{conversation_id} updateConversation
+    delete /conversations/{conversation_id} deleteConversation
+    post /conversations/{conversation_id}/items createConversationItems
+    get /conversations/{conversation_id}/items listConversationItems
+    get /conversations/{conversation_id}/items/{item_id} getConversationItem
+    delete /conversations/{conversation_id}/items/{item_id} deleteConversationItem
+    get /files listFiles | post /files createFile
+    get /files/{file_id} retrieveFile | delete /files/{file_id} deleteFile
+    get /files/{file_id}/content downloadFile
+    get /models listModels
+    get /models/{model} retrieveModel | delete /models/{model} deleteModel
+    post /responses createResponse | get /responses/{response_id} getResponse
+    delete /responses/{response_id} deleteResponse
+    post /responses/{response_id}/cancel cancelResponse
+    get /responses/{response_id}/input_items listInputItems
+    post /responses/input_tokens Getinputtokencounts
+    post /responses/compact Compactconversation
+    post /uploads createUpload | post /uploads/{upload_id}/cancel cancelUpload
+    post /uploads/{upload_id}/complete completeUpload
+    post /uploads/{upload_id}/parts addUploadPart";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_have_the_names_that_openai_gave_them() {
+    let server = start(Options::default()).await;
+    let mut names = BTreeMap::new();
+    for (path, method, operation) in operations(&server).await {
+        let name = operation["operationId"].as_str().expect("a name").to_owned();
+        let route = format!("{} {path}", method.to_lowercase());
+        assert_eq!(names.insert(name, route), None, "a name stands twice");
+    }
+    let known = OPENAI_NAMES.split(['|', '\n']).map(str::trim).filter(|line| !line.is_empty());
+    for line in known {
+        let [method, path, name] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
+        assert_eq!(names.get(name), Some(&format!("{method} /v1{path}")), "{name}");
+    }
 }
 
 /// The page needs nothing but the server it comes from, and says so to the browser.

@@ -9,7 +9,8 @@
 #                               of those lines), node, neighbours (Anthropic's and Ollama's, in
 #                               both languages); frameworks: agents, langchain, litellm,
 #                               instructor, ai (Vercel's), node7 (OpenAI's newest, which brings a
-#                               newer Node along), docs (the page /docs in a Chromium)
+#                               newer Node along), docs (the page /docs in a Chromium), generated (a
+#                               client that is made of /openapi.json)
 #
 #   HEARTH_BIN          the binary            (target/release/hearth)
 #   HEARTH_TEST_MODELS  folder of the models  (../shared/data/models)
@@ -22,7 +23,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 official="python python2 python1 node neighbours"
-frameworks="agents langchain litellm instructor ai node7 docs"
+frameworks="agents langchain litellm instructor ai node7 docs generated"
 clients=${*:-$official}
 [ "$clients" != all ] || clients="$official $frameworks"
 for client in $clients; do
@@ -166,7 +167,7 @@ start_server
 for client in python python2 python1; do
   if wants "$client"; then suite "$client on the built-in model" tests "$client" builtin; fi
 done
-for client in neighbours agents langchain litellm instructor; do
+for client in neighbours agents langchain litellm instructor generated; do
   if wants "$client"; then suite "$client" tests "$client" "$client" -rx; fi
 done
 if wants neighbours; then suite "neighbours in JavaScript" javascript neighbours-node; fi

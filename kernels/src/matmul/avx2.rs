@@ -13,8 +13,6 @@
 //! 4, looked up in a book: those of its levels, 5 (MXFP4) or 8 bits (IQ4)
 //! ```
 
-mod float;
-
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -22,7 +20,6 @@ use std::ops::Range;
 use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, book, scale_bytes};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
-use float::floats;
 
 /// The offset that makes a signed byte of a code.
 const SIGNED: i32 = 128;
@@ -37,7 +34,7 @@ type Sums = [__m256; 2];
 ///
 /// # Safety
 /// The processor has the features; `tiles` and `rows` lie within the job, and nobody else touches
-/// these columns of these rows of y.
+/// these columns of these rows of y. The weights are quantised.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     debug_assert!(rows.len() <= ROWS_MAX);
@@ -62,9 +59,6 @@ unsafe fn run_tile<const ROWS: usize>(job: &Job, tile: usize, rows: Range<usize>
     // SAFETY: passed on from the caller; the constants are those of the record.
     unsafe {
         match &job.w.storage {
-            Storage::F32 => floats::<{ float::F32 }>(job, tile, rows),
-            Storage::F16 => floats::<{ float::F16 }>(job, tile, rows),
-            Storage::BF16 => floats::<{ float::BF16 }>(job, tile, rows),
             Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale) {
                 (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE, ROWS>(job, r, tile, rows),
                 (8, 0, 128, _) => blocks::<8, 0, 128, HALF, ROWS>(job, r, tile, rows),
@@ -85,6 +79,7 @@ unsafe fn run_tile<const ROWS: usize>(job: &Job, tile: usize, rows: Range<usize>
                 (2, 0, 0, 16) => supers::<2, 0, 0, 16, ROWS>(job, r, tile, rows),
                 _ => super::scalar::run(job, tile..tile + 1, rows),
             },
+            _ => super::scalar::run(job, tile..tile + 1, rows),
         }
     }
 }

@@ -16,7 +16,11 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod float;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod scalar;
 
@@ -27,6 +31,8 @@ pub use packed::{Packed, Rows};
 
 use crate::{Isa, Pool};
 use layout::{COLUMNS, Storage};
+#[cfg(target_arch = "aarch64")]
+use neon::{DOT, MATRIX, PLAIN};
 
 /// Rows of x that are computed together: their sums stay in the first cache.
 const ROWS_MAX: usize = 64;
@@ -125,15 +131,28 @@ struct Job<'a> {
 }
 
 fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
-    match isa {
+    match (isa, job.w.activation_kind()) {
+        (Isa::Scalar, _) => scalar::run(job, tiles, rows),
         // SAFETY: the instruction set was checked, tiles and rows come from the job's own cut, in
         // which no two tasks share a column of a row.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::run(job, tiles, rows) },
+        (Isa::Avx512, _) => unsafe { avx512::run(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        (_, ActivationKind::Float) => unsafe { float::run(isa, job, tiles, rows) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::run(job, tiles, rows) },
-        _ => scalar::run(job, tiles, rows),
+        (Isa::Avx2, _) => unsafe { avx2::run(job, tiles, rows) },
+        // SAFETY: as above; the products are those of the instruction set.
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonI8mm, _) => unsafe { neon::run::<DOT, MATRIX>(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonDot, _) => unsafe { neon::run::<DOT, DOT>(job, tiles, rows) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, _) => unsafe { neon::run::<PLAIN, PLAIN>(job, tiles, rows) },
+        _ => unreachable!("not on this architecture; this is a bug"),
     }
 }
 

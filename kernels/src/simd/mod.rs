@@ -2,8 +2,9 @@
 //!
 //! An op that is made of vector arithmetic is one [`Kernel`]: its text exists once, and [`run`]
 //! compiles it for every instruction set. All versions do the same roundings in the same order
-//! (a multiplication is fused with an addition only where the text says `mul_add`), so scalar, AVX2
-//! and AVX-512 agree bit by bit, NaN payloads apart. `scalar.rs` is the truth of this trait.
+//! (a multiplication is fused with an addition only where the text says `mul_add`), so scalar,
+//! AVX2, AVX-512 and NEON agree bit by bit, NaN payloads apart. `scalar.rs` is the truth of this
+//! trait.
 //!
 //! A value that implements [`Simd`] is a proof that the processor has the instructions: it is
 //! created in [`run`] only, after the check. So the methods are safe.
@@ -24,8 +25,12 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub(crate) use math::{exp, round, sigmoid, sum};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::widen;
 
 use crate::{Isa, LANES};
 use half::{bf16, f16};
@@ -54,8 +59,11 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::run(kernel) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("not on this architecture; this is a bug"),
+        // SAFETY: the assertion above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => unsafe { neon::run(kernel) },
+        #[allow(unreachable_patterns)] // where every instruction set has its arm
+        _ => unreachable!("not on this architecture; this is a bug"),
     }
 }
 
@@ -67,7 +75,7 @@ pub(crate) trait Simd: Copy {
     type Ints: Copy;
     /// Sixteen lanes of two i16 each.
     type Pairs: Copy;
-    /// True where there are registers for 16 accumulators of sixteen lanes; false: for 4.
+    /// True where there are registers for 16 accumulators of sixteen lanes; false: for 6.
     const WIDE: bool;
 
     fn splat(self, x: f32) -> Self::V;

@@ -100,6 +100,38 @@ fn nan_stays_nan() {
     }
 }
 
+/// max, min and `if_less` of a and b, one after the other.
+struct Chosen<'a>(&'a [f32; LANES], &'a [f32; LANES]);
+
+impl Kernel for Chosen<'_> {
+    type Out = [[u32; LANES]; 3];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [[u32; LANES]; 3] {
+        let (a, b) = (simd.load(self.0), simd.load(self.1));
+        let mut out = [[0.0; LANES]; 3];
+        simd.store(simd.max(a, b), &mut out[0]);
+        simd.store(simd.min(a, b), &mut out[1]);
+        simd.store(simd.if_less(a, b, simd.splat(1.0), simd.splat(-1.0)), &mut out[2]);
+        out.map(|lanes| lanes.map(f32::to_bits))
+    }
+}
+
+#[test]
+fn what_has_no_order_gives_the_second() {
+    let specials = [f32::NAN, 1.0, -0.0, 0.0];
+    let a: [f32; LANES] = std::array::from_fn(|i| specials[i / 4]);
+    let b: [f32; LANES] = std::array::from_fn(|i| specials[i % 4]);
+    let pick = |first: fn(&f32, &f32) -> bool| {
+        std::array::from_fn(|i| if first(&a[i], &b[i]) { a[i] } else { b[i] }.to_bits())
+    };
+    let less = std::array::from_fn(|i| if a[i] < b[i] { 1.0_f32 } else { -1.0 }.to_bits());
+    for isa in Isa::available() {
+        let truth = [pick(|a, b| a > b), pick(|a, b| a < b), less];
+        assert_eq!(run(*isa, Chosen(&a, &b)), truth, "{}", isa.name());
+    }
+}
+
 struct Dots<'a> {
     pairs: &'a [[[i8; 2]; LANES]],
     with: &'a [[i16; 2]],

@@ -25,7 +25,7 @@ use self::reply::Reply;
 use self::request::Thinking;
 use super::error::ApiError;
 use super::observe::Watch;
-use super::reference::{Routes, post};
+use super::reference::{Routes, answers, post};
 use super::sse::Writer;
 use super::{App, answer, objects, sse};
 use crate::auth::Caller;
@@ -38,15 +38,30 @@ const VERSIONS: [&str; 2] = ["2023-06-01", "2026-10-21"];
 
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Anthropic";
-    let messages_of = post("/v1/messages", GROUP, "Answers a conversation.");
-    let count = post("/v1/messages/count_tokens", GROUP, "Counts the tokens of a conversation.");
+    let messages_of = post("/v1/messages", "createMessage", GROUP, "Answers a conversation.");
+    let count = post(
+        "/v1/messages/count_tokens",
+        "countMessageTokens",
+        GROUP,
+        "Counts the tokens of a conversation.",
+    );
     let said = json!([{"role": "user", "content": "Hello"}]);
     let short = json!({"model": "hearth-tiny", "messages": said});
     let mut whole = short.clone();
     (whole["max_tokens"], whole["stream"]) = (64.into(), true.into());
     Routes::new()
-        .add(messages_of.json(request::MESSAGES).example(whole).streams(), messages)
-        .add(count.json(request::COUNT_TOKENS).example(short), count_tokens)
+        .add(
+            messages_of
+                .json(request::MESSAGES)
+                .example(whole)
+                .answers(&answers::ANTHROPIC_MESSAGE)
+                .streams(),
+            messages,
+        )
+        .add(
+            count.json(request::COUNT_TOKENS).example(short).answers(&answers::ANTHROPIC_COUNT),
+            count_tokens,
+        )
 }
 
 async fn messages(

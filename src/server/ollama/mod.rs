@@ -27,7 +27,7 @@ use self::reply::{Reply, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
 use super::observe::Watch;
-use super::reference::{Routes, get, post};
+use super::reference::{Routes, answers, get, post};
 use super::sse::Writer;
 use super::{App, answer, objects, sse};
 use crate::auth::Caller;
@@ -37,32 +37,43 @@ use crate::types::KeepAlive;
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Ollama";
     const MODEL: &str = "hearth-tiny";
-    let lines = "application/x-ndjson";
     let said = json!([{"role": "user", "content": "Hello"}]);
-    let chats = post("/api/chat", GROUP, "Answers a conversation.")
+    let chats = post("/api/chat", "ollamaChat", GROUP, "Answers a conversation.")
         .json(request::CHAT)
         .example(json!({"model": MODEL, "messages": said, "stream": false}));
-    let texts = post("/api/generate", GROUP, "Continues a text.")
+    let texts = post("/api/generate", "ollamaGenerate", GROUP, "Continues a text.")
         .json(request::GENERATE)
         .example(json!({"model": MODEL, "prompt": "Hello", "stream": false}));
-    let embeds = post("/api/embed", GROUP, "Makes vectors of texts.")
+    let embeds = post("/api/embed", "ollamaEmbed", GROUP, "Makes vectors of texts.")
         .json(embed::EMBED)
         .example(json!({"model": "all-MiniLM-L6-v2", "input": ["Hello"]}));
-    let one = post("/api/embeddings", GROUP, "Makes a vector of a text.")
+    let one = post("/api/embeddings", "ollamaEmbeddings", GROUP, "Makes a vector of a text.")
         .json(embed::EMBEDDINGS)
         .example(json!({"model": "all-MiniLM-L6-v2", "prompt": "Hello"}));
-    let shows = post("/api/show", GROUP, "Tells about a model.")
+    let shows = post("/api/show", "ollamaShow", GROUP, "Tells about a model.")
         .json(models::SHOW)
         .example(json!({"model": MODEL}));
     Routes::new()
-        .add(chats.content(lines), chat)
-        .add(texts.content(lines), generate)
-        .add(embeds, embed::embed)
-        .add(one, embed::embed_one)
-        .add(get("/api/tags", GROUP, "Lists the models."), models::tags)
-        .add(shows, models::show)
-        .add(get("/api/ps", GROUP, "Lists the models in memory."), models::ps)
-        .add(get("/api/version", GROUP, "Tells the version."), models::version)
+        .add(chats.answers(&answers::OLLAMA_CHAT).lines(), chat)
+        .add(texts.answers(&answers::OLLAMA_TEXT).lines(), generate)
+        .add(embeds.answers(&answers::OLLAMA_VECTORS), embed::embed)
+        .add(one.answers(&answers::OLLAMA_VECTOR), embed::embed_one)
+        .add(
+            get("/api/tags", "ollamaTags", GROUP, "Lists the models.")
+                .answers(&answers::OLLAMA_MODELS),
+            models::tags,
+        )
+        .add(shows.answers(&answers::OLLAMA_SHOWN), models::show)
+        .add(
+            get("/api/ps", "ollamaPs", GROUP, "Lists the models in memory.")
+                .answers(&answers::OLLAMA_MODELS),
+            models::ps,
+        )
+        .add(
+            get("/api/version", "ollamaVersion", GROUP, "Tells the version.")
+                .answers(&answers::OLLAMA_VERSION),
+            models::version,
+        )
 }
 
 async fn chat(

@@ -3,8 +3,10 @@
 //!
 //! Both are served without a key: they say what this program can do, and nothing of who uses it.
 
+pub(super) mod answers;
 mod document;
 mod page;
+mod schema;
 
 use std::sync::{Arc, LazyLock};
 
@@ -17,7 +19,10 @@ use axum::routing::{MethodFilter, on};
 use serde_json::Value;
 
 use super::App;
-use super::fields::Field;
+use super::error::ApiError;
+use super::fields::{Field, Takes};
+use super::paging::PageRule;
+use crate::error::Error;
 
 /// Routes, and what is said of them.
 pub(super) struct Routes {
@@ -61,20 +66,33 @@ impl Routes {
 pub(super) struct Operation {
     method: Method,
     path: &'static str,
-    /// The paths as clients know them, where one pattern serves several or runs over slashes.
-    shown: &'static [&'static str],
+    /// What generated clients call it: OpenAI's own name where the route is OpenAI's.
+    name: &'static str,
+    /// The paths as clients know them with their names, where one pattern serves several or runs
+    /// over slashes.
+    shown: &'static [(&'static str, &'static str)],
     group: &'static str,
     summary: &'static str,
     query: Vec<Parameter>,
     body: Body,
     example: Option<Value>,
     answer: Answer,
-    streams: bool,
+    /// A list comes in pages.
+    paged: bool,
+    /// A 201 where it goes well.
+    creates: bool,
+    /// Another status that it answers with, and how.
+    other: Option<(u16, &'static answers::Object)>,
+    /// The type of what it answers piece by piece, where it is asked to.
+    streams: Option<&'static str>,
     admin: bool,
 }
 
 /// A parameter of a URL: name, type, what it says.
-type Parameter = (&'static str, &'static str, &'static str);
+type Parameter = (&'static str, Takes, &'static str);
+
+/// The type of `include`.
+pub(super) const INCLUDE: Takes = Takes::Each(&Takes::Text);
 
 enum Body {
     None,
@@ -85,10 +103,11 @@ enum Body {
 
 #[derive(Clone, Copy)]
 enum Answer {
-    /// JSON whose `object` is this.
-    Object(&'static str),
-    /// JSON without such a word.
-    Json,
+    Object(&'static answers::Object),
+    /// A list of these.
+    List(&'static answers::Object),
+    /// That something is gone, by the word for it.
+    Deleted(&'static str),
     /// Content of this type.
     Content(&'static str),
 }
@@ -96,38 +115,58 @@ enum Answer {
 fn operation(
     method: Method,
     path: &'static str,
+    name: &'static str,
     group: &'static str,
     summary: &'static str,
 ) -> Operation {
     Operation {
         method,
         path,
+        name,
         shown: &[],
         group,
         summary,
         query: Vec::new(),
         body: Body::None,
         example: None,
-        answer: Answer::Json,
-        streams: false,
+        answer: Answer::Content("application/json"),
+        paged: false,
+        creates: false,
+        other: None,
+        streams: None,
         admin: false,
     }
 }
 
-pub(super) fn get(path: &'static str, group: &'static str, summary: &'static str) -> Operation {
-    operation(Method::GET, path, group, summary)
+pub(super) fn get(
+    path: &'static str,
+    name: &'static str,
+    group: &'static str,
+    summary: &'static str,
+) -> Operation {
+    operation(Method::GET, path, name, group, summary)
 }
 
-pub(super) fn post(path: &'static str, group: &'static str, summary: &'static str) -> Operation {
-    operation(Method::POST, path, group, summary)
+pub(super) fn post(
+    path: &'static str,
+    name: &'static str,
+    group: &'static str,
+    summary: &'static str,
+) -> Operation {
+    operation(Method::POST, path, name, group, summary)
 }
 
-pub(super) fn delete(path: &'static str, group: &'static str, summary: &'static str) -> Operation {
-    operation(Method::DELETE, path, group, summary)
+pub(super) fn delete(
+    path: &'static str,
+    name: &'static str,
+    group: &'static str,
+    summary: &'static str,
+) -> Operation {
+    operation(Method::DELETE, path, name, group, summary)
 }
 
 impl Operation {
-    pub(super) fn shown(mut self, paths: &'static [&'static str]) -> Self {
+    pub(super) fn shown(mut self, paths: &'static [(&'static str, &'static str)]) -> Self {
         self.shown = paths;
         self
     }
@@ -138,12 +177,30 @@ impl Operation {
     }
 
     /// A list that is read page by page.
-    pub(super) fn paged(self) -> Self {
-        self.answers("list").query(&[
-            ("after", "string", "The id of the last object of the page before."),
-            ("limit", "integer", "How many objects at most."),
-            ("order", "string", "`asc` or `desc`, by the time of creation."),
+    pub(super) fn paged(self, rule: PageRule, object: &'static answers::Object) -> Self {
+        self.pages(object).query(&[
+            ("after", Takes::Text, "The id of the last object of the page before."),
+            ("limit", Takes::Count(1, rule.max as i64), "How many objects at most."),
+            ("order", Takes::Word(&["asc", "desc"]), "By the time of creation."),
         ])
+    }
+
+    /// One page of a list.
+    pub(super) fn pages(mut self, object: &'static answers::Object) -> Self {
+        self.paged = true;
+        self.lists(object)
+    }
+
+    /// A list that is whole.
+    pub(super) fn lists(mut self, object: &'static answers::Object) -> Self {
+        self.answer = Answer::List(object);
+        self
+    }
+
+    /// It says that something is gone, in this word.
+    pub(super) fn deletes(mut self, word: &'static str) -> Self {
+        self.answer = Answer::Deleted(word);
+        self
     }
 
     /// Its body is JSON with these fields.
@@ -163,7 +220,7 @@ impl Operation {
         self
     }
 
-    pub(super) fn answers(mut self, object: &'static str) -> Self {
+    pub(super) fn answers(mut self, object: &'static answers::Object) -> Self {
         self.answer = Answer::Object(object);
         self
     }
@@ -175,7 +232,25 @@ impl Operation {
 
     /// With `stream` it answers in server-sent events.
     pub(super) fn streams(mut self) -> Self {
-        self.streams = true;
+        self.streams = Some("text/event-stream");
+        self
+    }
+
+    /// Unless `stream` is false it answers in lines of JSON.
+    pub(super) fn lines(mut self) -> Self {
+        self.streams = Some("application/x-ndjson");
+        self
+    }
+
+    /// It answers with a 201.
+    pub(super) fn created(mut self) -> Self {
+        self.creates = true;
+        self
+    }
+
+    /// Or, for reasons of its own, with this.
+    pub(super) fn or(mut self, status: u16, object: &'static answers::Object) -> Self {
+        self.other = Some((status, object));
         self
     }
 
@@ -188,13 +263,17 @@ impl Operation {
 
 pub(super) fn routes() -> Routes {
     const GROUP: &str = "Server";
-    let document = get("/openapi.json", GROUP, "This document.").content("application/json");
-    let page = get("/docs", GROUP, "A page that shows this document and tries requests.");
+    let document =
+        get("/openapi.json", "openapi", GROUP, "This document.").content("application/json");
+    let page = get("/docs", "docs", GROUP, "A page that shows this document and tries requests.");
     Routes::new().add(document, openapi).add(page.content("text/html"), page::show)
 }
 
-async fn openapi() -> Response {
-    static DOCUMENT: LazyLock<Bytes> =
-        LazyLock::new(|| Bytes::from(document::of(&super::routes().operations).to_string()));
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.clone()).into_response()
+async fn openapi() -> Result<Response, ApiError> {
+    static DOCUMENT: LazyLock<Result<Bytes, String>> = LazyLock::new(|| {
+        let document = document::of(&super::routes().operations).to_json();
+        document.map(Bytes::from).map_err(|error| error.to_string())
+    });
+    let document = DOCUMENT.clone().map_err(Error::Internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
 }

@@ -15,18 +15,27 @@ function table(caption, names, rows) {
 }
 
 function typeOf(schema) {
-  const type = [].concat(schema.type || "any").join(" or ");
+  if (schema.anyOf) return schema.anyOf.map(typeOf).join(" or ");
+  const type = [].concat(resolved(schema).type || "any").join(" or ");
+  const item = schema.items ? typeOf(schema.items) : "any";
+  if (item !== "any") return `${type} of ${item}`;
+  if ("minimum" in schema) return `${type}: ${schema.minimum} to ${schema.maximum}`;
   return schema.enum ? `${type}: ${schema.enum.join(", ")}` : type;
 }
 
-// The fields of a body, those inside its objects too.
-function fieldRows(schema, prefix = "") {
+// What stands behind a reference.
+let schemas = {};
+const resolved = (schema = {}) => schemas[(schema.$ref || "").split("/").pop()] || schema;
+
+// The fields of an object, those inside its objects too.
+function fieldRows(schema, word, prefix = "") {
   return Object.entries(schema.properties || {}).flatMap(([name, field]) => {
     const required = (schema.required || []).includes(name);
     const treatment = field["x-hearth-treatment"];
-    const status = treatment ? `${treatment}: ${field.description}` : required ? "required" : "";
+    const status = treatment ? `${treatment}: ${field.description}` : required ? word : "";
     const row = [element("code", {}, prefix + name), typeOf(field), status];
-    return [row, ...fieldRows(field, `${prefix}${name}.`)];
+    const inner = resolved(field.items || (field.anyOf || [field])[0]);
+    return [row, ...fieldRows(inner, word, `${prefix}${name}${field.items ? "[]" : ""}.`)];
   });
 }
 
@@ -159,15 +168,18 @@ function route(method, path, operation) {
     const inside = element("div", {});
     if (operation.description) inside.append(element("p", {}, operation.description));
     const parameters = (operation.parameters || []).map((parameter) =>
-      [element("code", {}, parameter.name), parameter.in, parameter.schema.type, parameter.description || ""]);
+      [element("code", {}, parameter.name), parameter.in, typeOf(parameter.schema), parameter.description || ""]);
     if (parameters.length) {
       inside.append(table("Parameters", ["Name", "In", "Type", ""], parameters));
     }
-    const rows = fieldRows(schema);
+    const rows = fieldRows(schema, "required");
     if (rows.length) inside.append(table(`Body (${kind})`, ["Field", "Type", "Status"], rows));
-    const answers = Object.entries(operation.responses["200"] || operation.responses["201"])
-      .filter(([name]) => name === "content").flatMap(([, kinds]) => Object.keys(kinds));
-    inside.append(element("p", { className: "mute" }, `Answers with ${answers.join(" or ")}.`));
+    const { content: answers } = operation.responses["200"] || operation.responses["201"];
+    inside.append(element("p", { className: "mute" },
+      `Answers with ${Object.keys(answers).join(" or ")}.`));
+    const answer = resolved((answers["application/json"] || {}).schema);
+    const members = fieldRows(answer, "always");
+    if (members.length) inside.append(table("Answer", ["Member", "Type", ""], members));
     inside.append(element("h3", {}, "Try it"), tryForm(method, path, operation, kind, schema));
     details.append(inside);
   });
@@ -177,6 +189,7 @@ function route(method, path, operation) {
 async function start() {
   const main = byId("routes");
   const reference = await (await fetch("/openapi.json")).json();
+  ({ schemas } = reference.components);
   byId("version").textContent = reference.info.version;
   byId("about").textContent = reference.info.description;
   main.replaceChildren();

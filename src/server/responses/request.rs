@@ -10,7 +10,7 @@ use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
 use crate::server::fields;
-use crate::server::{chat, items, metadata};
+use crate::server::{call, chat, items, metadata};
 
 /// Fields that a chat knows under the same name.
 const SAME: [&str; 15] = [
@@ -103,6 +103,9 @@ pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, 
     let stream = body.bool("stream")?.unwrap_or(false);
     if let Some(options) = body.object("stream_options")? {
         fields::check(&options, STREAM_OPTIONS, "stream_options.", lenient)?;
+        if !stream {
+            return Err(call::options_without_stream());
+        }
     }
     let (previous, conversation) = before(&mut body)?;
     let store = body.bool("store")?.unwrap_or(true);
@@ -279,7 +282,8 @@ fn before(body: &mut Fields) -> Result<(Option<String>, Option<String>), ApiErro
         Some(Value::String(id)) => Some(id),
         Some(Value::Object(object)) => match object.get("id") {
             Some(Value::String(id)) => Some(id.clone()),
-            _ => return Err(ApiError::missing("conversation.id")),
+            None | Some(Value::Null) => return Err(ApiError::missing("conversation.id")),
+            Some(id) => return Err(ApiError::wrong_type("conversation.id", "a string", kind(id))),
         },
         Some(other) => {
             let expected = "a string or an object";

@@ -115,6 +115,8 @@ fn wrong_fields_are_refused_by_the_names_that_the_client_wrote() {
         ("stream_options", json!({"include_usage": true}), "stream_options.include_usage"),
         ("conversation", json!(3), "conversation"),
         ("conversation", json!({}), "conversation.id"),
+        ("conversation", json!({"id": 5}), "conversation.id"),
+        ("stream_options", json!({}), "stream_options"),
         ("truncation", json!("some"), "truncation"),
         ("service_tier", json!("slow"), "service_tier"),
         ("max_tool_calls", json!("two"), "max_tool_calls"),

@@ -1,31 +1,34 @@
 //! Every field of a response's bodies, and what this server does with it.
 
+use super::request::OUTPUT_TOKENS_MIN;
 use crate::server::fields::{self, Field, Takes, honoured, no_effect, refused, required};
+
+const ROOM: Takes = Takes::Count(OUTPUT_TOKENS_MIN as i64, u32::MAX as i64);
 
 /// `POST /v1/responses`.
 pub(super) const RESPONSES: &[Field] = &[
     honoured("background", Takes::Bool),
     honoured("conversation", fields::TEXT_OR_OBJECT),
-    honoured("include", Takes::List),
+    honoured("include", fields::TEXTS),
     honoured("input", fields::TEXT_OR_LIST),
     honoured("instructions", Takes::Text),
-    honoured("max_output_tokens", Takes::Integer),
+    honoured("max_output_tokens", ROOM),
     honoured("metadata", Takes::Object),
     required("model", Takes::Text),
     honoured("parallel_tool_calls", Takes::Bool),
     honoured("previous_response_id", Takes::Text),
     honoured("reasoning", Takes::Table(REASONING)),
-    honoured("service_tier", Takes::Text),
+    honoured("service_tier", fields::TIER),
     honoured("store", Takes::Bool),
     honoured("stream", Takes::Bool),
     honoured("stream_options", Takes::Table(STREAM_OPTIONS)),
-    honoured("temperature", Takes::Number),
+    honoured("temperature", fields::TEMPERATURE),
     honoured("text", Takes::Table(TEXT)),
     honoured("tool_choice", fields::TEXT_OR_OBJECT),
     honoured("tools", Takes::List),
-    honoured("top_logprobs", Takes::Integer),
-    honoured("top_p", Takes::Number),
-    honoured("truncation", Takes::Text),
+    honoured("top_logprobs", fields::TOP_LOGPROBS),
+    honoured("top_p", fields::SHARE),
+    honoured("truncation", Takes::Word(&["auto", "disabled"])),
     no_effect("access_programs", Takes::Object, "who may ask is a matter of keys alone"),
     no_effect("background_options", Takes::Object, "what waits runs as soon as there is room"),
     IMAGE,
@@ -41,14 +44,14 @@ pub(super) const RESPONSES: &[Field] = &[
     // Not OpenAI's: extras that clients of local servers send.
     honoured("adapters", Takes::List),
     honoured("chat_template_kwargs", Takes::Object),
-    honoured("frequency_penalty", Takes::Number),
+    honoured("frequency_penalty", fields::PENALTY),
     honoured("ignore_eos", Takes::Bool),
     honoured("keep_alive", fields::TEXT_OR_NUMBER),
-    honoured("min_p", Takes::Number),
-    honoured("presence_penalty", Takes::Number),
-    honoured("repetition_penalty", Takes::Number),
+    honoured("min_p", fields::SHARE),
+    honoured("presence_penalty", fields::PENALTY),
+    honoured("repetition_penalty", fields::REPETITION),
     honoured("seed", Takes::Integer),
-    honoured("top_k", Takes::Integer),
+    honoured("top_k", fields::TOP_K),
 ];
 
 const IMAGE: Field = no_effect("image", Takes::Object, "no picture is read");
@@ -65,7 +68,7 @@ pub(super) const COMPACT: &[Field] = &[
     honoured("instructions", Takes::Text),
     required("model", Takes::Text),
     honoured("previous_response_id", Takes::Text),
-    honoured("service_tier", Takes::Text),
+    honoured("service_tier", fields::TIER),
     CACHE_KEY,
     CACHE_OPTIONS,
     CACHE_RETENTION,
@@ -85,7 +88,7 @@ pub(super) const INPUT_TOKENS: &[Field] = &[
     honoured("text", Takes::Table(TEXT)),
     honoured("tool_choice", fields::TEXT_OR_OBJECT),
     honoured("tools", Takes::List),
-    honoured("truncation", Takes::Text),
+    honoured("truncation", Takes::Word(&["auto", "disabled"])),
 ];
 
 /// `text`.
@@ -98,7 +101,7 @@ const SUMMARY: Takes = Takes::Word(&["auto", "concise", "detailed"]);
 
 /// `reasoning`.
 pub(super) const REASONING: &[Field] = &[
-    honoured("effort", Takes::Text),
+    honoured("effort", fields::EFFORT),
     no_effect("summary", SUMMARY, "what is thought is shown as it is"),
     no_effect("generate_summary", SUMMARY, "what is thought is shown as it is"),
 ];

@@ -84,7 +84,9 @@ describe("/docs", () => {
     assert.equal(list.data[0].id, process.env.HEARTH_MODEL);
 
     const chat = await opened("post", "/v1/chat/completions");
-    assert.match(await chat.locator("table").textContent(), /temperature/);
+    const shown = (name) => chat.getByRole("table", { name }).textContent();
+    assert.match(await shown("Body (application/json)"), /temperature *number: 0 to 2/);
+    assert.match(await shown("Answer"), /choices\[\]\.message\.content/);
     const body = JSON.parse(await chat.locator("textarea").inputValue());
     assert.equal(body.stream, true);
     await chat.locator("textarea").fill(JSON.stringify({ ...body, temperature: 0 }));
