@@ -50,16 +50,14 @@ pub(super) fn plan(
     let mut tiles = Vec::new();
     for seq in 0..batch.context_len.len() {
         let lines = (batch.cu_q[seq + 1] - batch.cu_q[seq]) as usize * group;
-        for first in (0..lines).step_by(LINES) {
-            let lines = first..lines.min(first + LINES);
-            let start = visible(batch, params, seq, lines.start / group).start;
-            let end = visible(batch, params, seq, (lines.end - 1) / group).end;
-            tiles.extend((0..n_kv_heads).map(|kv_head| Tile {
-                seq,
-                kv_head,
-                lines: lines.clone(),
-                keys: start..end,
-            }));
+        // Tiles of one KV head stand together: its keys stay in the second cache meanwhile.
+        for kv_head in 0..n_kv_heads {
+            for first in (0..lines).step_by(LINES) {
+                let lines = first..lines.min(first + LINES);
+                let start = visible(batch, params, seq, lines.start / group).start;
+                let end = visible(batch, params, seq, (lines.end - 1) / group).end;
+                tiles.push(Tile { seq, kv_head, lines, keys: start..end });
+            }
         }
     }
     tiles
