@@ -94,7 +94,11 @@ fn model(
         let (running, waiting) = (limits.running_len, limits.queue_len);
         writeln!(out, "requests    {running} at once, {waiting} waiting{limit}")?;
         let target_ms = config.plan.target_itl.as_millis();
-        writeln!(out, "next token  within {target_ms} ms while prompts are computed")?;
+        writeln!(
+            out,
+            "next token  near {target_ms} ms while prompts are computed, near twice that at most \
+             where more of them wait than answers run"
+        )?;
     }
     Ok(())
 }

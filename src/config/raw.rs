@@ -95,8 +95,8 @@ pub struct CapacityArgs {
     /// Requests that may wait before clients are told to come back (default: 256).
     #[arg(long, env = "HEARTH_MAX_QUEUE")]
     pub max_queue: Option<usize>,
-    /// Milliseconds that a running answer may wait for its next token while prompts are computed
-    /// (default: 100).
+    /// Milliseconds that a running answer may wait for its next token while prompts are computed,
+    /// and up to twice as long where more of them wait than answers run (default: 100).
     #[arg(long, env = "HEARTH_TARGET_ITL_MS")]
     pub target_itl_ms: Option<usize>,
     /// Seconds that a request may wait before it is begun; then it is given up (default: for ever).

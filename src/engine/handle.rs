@@ -193,7 +193,8 @@ pub struct Limits {
     pub kv_blocks: usize,
     /// Tokens of one block.
     pub block_len: usize,
-    /// How long a step with running answers should take at most.
+    /// How long a step with running answers should take, or up to twice as long where more prompts
+    /// wait than answers run.
     pub target_itl: Duration,
     /// A request that waited this long and was not begun is given up.
     pub queue_timeout: Option<Duration>,

@@ -2,7 +2,7 @@
 //!
 //! Shared by the threads that submit and the engine's, so it counts and never schedules: whose turn
 //! it really is, the scheduler says. What is said here of a place in the queue is what its rules
-//! amount to for somebody who has just come in.
+//! amount to for somebody who has just come in with a prompt of usual length.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -3,14 +3,13 @@
 //! Every tenant has a virtual time, which moves by the tokens computed for it, prompts and answers
 //! alike, divided by its weight. A prompt is due at the time that its tenant will have when it is
 //! computed, and what is due first is served first, to its end: thirty prompts of thirty tenants
-//! come one after the other, each no later than if all went on at once (Demers, Keshav, Shenker
-//! 1989). Within a tenant priority decides, then order of arrival. So a tenant with two hundred
-//! requests and one with a single request wait for each other's turns, not for each other's
-//! queues. Who was away comes
-//! back at the time of those who were not, less a credit: asking seldom is asking cheaply, but
-//! nobody saves for ever. Tenants in the background are behind all others, whatever their time,
-//! make way for them, and share among themselves what is left. Deliberately absent: rows, blocks,
-//! and what a turn is.
+//! that come together are done one after the other, about as soon as if all went on at once, or
+//! sooner (Demers, Keshav, Shenker 1989). Within a tenant priority decides, then order of arrival.
+//! So a tenant with two hundred requests and one with a single request wait for each other's turns,
+//! not for each other's queues. Who was away comes back at the time of a tenant that would have had
+//! its share throughout, less a credit: asking seldom is asking cheaply, but nobody saves for ever.
+//! Tenants in the background are behind all others, whatever their time, make way for them, and
+//! share among themselves what is left. Deliberately absent: rows, blocks, and what a turn is.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,30 +22,15 @@ use crate::types::{SeqId, Tenant};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tenants {
     accounts: BTreeMap<u64, Account>,
-    /// The least time of all that have something here, and of those in the background. Never go
+    /// The time of a tenant that has its share throughout, and of one in the background. Never go
     /// back.
     clocks: [u64; 2],
+    /// Tokens that were computed since the clocks were set, in virtual time at weight 1.
+    served: [u64; 2],
 }
 
 /// Who is before whom: those in the background come last, then time decides.
 pub(super) type Turn = (bool, u64);
-
-/// Tokens of prompts that run and are not computed yet, of each tenant.
-#[derive(Default)]
-pub(super) struct Begun(BTreeMap<u64, usize>);
-
-impl Begun {
-    fn of(&self, tenant: u64) -> usize {
-        self.0.get(&tenant).copied().unwrap_or(0)
-    }
-
-    /// One more prompt of this tenant. Returns all of it up to the end of this one.
-    pub fn add(&mut self, tenant: u64, tokens: usize) -> usize {
-        let all = self.0.entry(tenant).or_default();
-        *all += tokens;
-        *all
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Account {
@@ -112,12 +96,13 @@ impl Tenants {
         account.waiting.insert(place, seq);
     }
 
-    /// The tenant whose turn it is to let a sequence in, and when that one is due.
-    pub fn next(&self, begun: &Begun) -> Option<(Turn, u64)> {
+    /// The tenant whose turn it is to let a sequence in, and when that one is due: so many tokens
+    /// are `left` up to its end.
+    pub fn next(&self, left: impl Fn(&Sequence) -> usize) -> Option<(Turn, u64)> {
         let ready = self.accounts.iter().filter(|(_, a)| a.is_open());
         let heads = ready.filter_map(|(id, a)| {
             let front = a.waiting.front()?;
-            Some((a.due(begun.of(*id) + front.todo()), front.id, *id))
+            Some((a.due(left(front)), front.id, *id))
         });
         heads.min().map(|(due, _, id)| (due, id))
     }
@@ -148,20 +133,27 @@ impl Tenants {
     /// Rows were computed for it.
     pub fn charge(&mut self, tenant: u64, rows: usize) {
         let account = self.account(tenant);
-        account.time += rows as u64 * TOKEN / account.weight();
+        let tokens = rows as u64 * TOKEN;
+        account.time += tokens / account.weight();
+        let class = usize::from(account.tenant.background);
+        self.served[class] += tokens;
     }
 
     /// The clocks go on; who owes nothing and is owed nothing is forgotten.
     pub fn settle(&mut self) {
         for background in [false, true] {
-            let clock = &mut self.clocks[usize::from(background)];
-            let active = self.accounts.values().filter(|a| a.is_active());
-            let times = active.filter(|a| a.tenant.background == background).map(|a| a.time);
-            let Some(least) = times.min() else {
+            let class = usize::from(background);
+            let (clock, served) =
+                (&mut self.clocks[class], std::mem::take(&mut self.served[class]));
+            let of_class = |a: &&Account| a.is_active() && a.tenant.background == background;
+            let active = || self.accounts.values().filter(of_class);
+            let Some(least) = active().map(|a| a.time).min() else {
                 self.accounts.retain(|_, a| a.tenant.background != background);
                 continue;
             };
-            *clock = (*clock).max(least);
+            // Not the least time alone: who waits for long would hold it, and newcomers before it.
+            let weights: u64 = active().map(Account::weight).sum();
+            *clock = (*clock + served / weights).max(least);
             let settled = |a: &Account| a.time + CREDIT * TOKEN / a.weight() <= *clock;
             let of_others = |a: &Account| a.tenant.background != background;
             self.accounts.retain(|_, a| of_others(a) || a.is_active() || !settled(a));
@@ -196,11 +188,15 @@ impl Tenants {
         self.accounts.get(&tenant).is_some_and(self.over_share())
     }
 
-    /// How many wait in the foreground, less those of tenants that have more than their share.
-    pub fn waiting_in_share(&self) -> usize {
+    /// How many may come in soon, less those in the background and of tenants that have more than
+    /// their share; with the prompts that run.
+    pub fn waiting_in_share<'a>(&self, begun: impl Iterator<Item = &'a Sequence>) -> usize {
         let over_share = self.over_share();
         let in_share = |a: &&Account| !a.tenant.background && !over_share(a);
-        self.accounts.values().filter(in_share).map(|a| a.waiting.len()).sum()
+        let open = self.accounts.values().filter(|a| a.is_open());
+        let waiting: usize = open.filter(in_share).map(|a| a.waiting.len()).sum();
+        let begun = begun.filter_map(|s| self.accounts.get(&s.tenant.id)).filter(in_share);
+        waiting + begun.count()
     }
 
     fn over_share(&self) -> impl Fn(&Account) -> bool + use<> {
@@ -252,12 +248,6 @@ impl Tenants {
             });
         }
         expired
-    }
-
-    /// The first of each tenant that may come in, and where its tenant stands.
-    pub fn heads(&self) -> impl Iterator<Item = (Turn, &Sequence)> {
-        let open = self.accounts.values().filter(|a| a.is_open());
-        open.filter_map(|a| Some((a.turn(), a.waiting.front()?)))
     }
 
     /// Everybody who waits.

@@ -53,7 +53,8 @@ pub struct SchedulerConfig {
     pub score_chunk: usize,
     /// Rows of proposed tokens in one batch: each costs a vocabulary of floats.
     pub proposed_rows: usize,
-    /// How long a step with answers should take at most; prompts are cut accordingly.
+    /// How long a step with answers should take, or up to twice as long where more prompts wait
+    /// than answers run; prompts are cut accordingly.
     pub target_ms: f64,
     /// What a proposed row costs, see [`Scheduler::price`]; `None`: as it is measured.
     pub price: Option<f64>,
@@ -259,7 +260,7 @@ impl Scheduler {
 
     /// Rows for all that are no answers, by when they are due.
     fn give_to_prompts(&mut self, answers: &[SeqId], kept: &dyn Kept, batch: &mut Batch) {
-        let (order, _) = self.prompts(|s| answers.binary_search(&s.id).is_err());
+        let order = self.prompts(|s| answers.binary_search(&s.id).is_err());
         let mut background = match self.tenants.in_foreground() {
             true => BACKGROUND_ROWS,
             false => usize::MAX,

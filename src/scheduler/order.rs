@@ -1,10 +1,11 @@
 //! In which order: the prompts that run, who comes in next, and whose answers stand still for them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use super::fair::{Begun, Turn};
+use super::fair::Turn;
 use super::{Batch, Found, Later, Scheduler, Sequence};
-use crate::types::SeqId;
+use crate::types::{Priority, SeqId};
 
 /// While a tenant with less waits for its prompt, each answer of one with more than its share
 /// moves in every eighth step, which is when it would not be noticed by anybody else.
@@ -19,14 +20,13 @@ pub(super) struct Next {
 }
 
 impl Scheduler {
-    /// Answers that stand still in this step, because a tenant that is behind theirs has a prompt
-    /// to compute, theirs has more than its share, and all answers together are a heavy load; or
-    /// because they are in the background, and somebody is not.
+    /// Answers that stand still in this step, because they are beyond the time at which a prompt
+    /// of another tenant is due, theirs has more than its share, and all answers together are a
+    /// heavy load; or because they are in the background, and somebody is not.
     pub(super) fn slow_answers(&self) -> Vec<SeqId> {
-        let prompts =
-            self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer() && !s.is_waiting());
-        let begun = prompts.map(|s| self.tenants.turn(s.tenant.id));
-        let least = begun.chain(self.tenants.heads().map(|(turn, _)| turn)).min();
+        let begun = self.prompts(|s| s.todo() > 0 && !s.is_answer());
+        let begun = begun.first().map(|(due, _)| *due);
+        let least = begun.into_iter().chain(self.first().map(|(due, _)| due)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         let least = least.filter(|_| self.pace.are_heavy(answers));
         let foreground = self.tenants.in_foreground();
@@ -43,47 +43,62 @@ impl Scheduler {
         slow[moving..].iter().map(|s| s.id).collect()
     }
 
-    /// Some sequences of those that nothing is fetched for, in the order in which they are due, and
-    /// how much is left of them.
-    pub(super) fn prompts(
-        &self,
-        is_prompt: impl Fn(&Sequence) -> bool,
-    ) -> (Vec<(Turn, SeqId)>, Begun) {
-        let mut prompts: Vec<_> =
-            self.running.iter().filter(|s| !s.is_waiting() && is_prompt(s)).collect();
-        prompts.sort_by_key(|s| (Reverse(s.priority), s.id));
-        let mut begun = Begun::default();
+    /// Some sequences of those that nothing is fetched for, in the order in which they are due.
+    pub(super) fn prompts(&self, is_prompt: impl Fn(&Sequence) -> bool) -> Vec<(Turn, SeqId)> {
+        let prompts = self.running.iter().filter(|s| !s.is_waiting() && is_prompt(s));
+        let mut prompts: Vec<&Sequence> = prompts.collect();
+        prompts.sort_by_key(|s| rank(s));
+        let mut ahead: BTreeMap<u64, usize> = BTreeMap::new(); // of each tenant
         let due = prompts.into_iter().map(|s| {
-            let tokens = begun.add(s.tenant.id, s.todo());
-            (self.tenants.due(s.tenant.id, tokens), s.id)
+            let tokens = ahead.entry(s.tenant.id).or_default();
+            *tokens += s.todo();
+            (self.tenants.due(s.tenant.id, *tokens), s.id)
         });
         let mut order: Vec<_> = due.collect();
         order.sort_unstable();
-        (order, begun)
+        order
     }
 
-    /// Prompts that wait for their first token, of tenants that have no more than their share.
+    /// Prompts that wait for their first token and may have it soon, of tenants that have no more
+    /// than their share.
     pub(super) fn prompts_waiting(&self) -> usize {
-        let begun = self.running.iter().filter(|s| {
-            let tenant = s.tenant;
-            let is_prompt = !s.is_answer() && !s.is_waiting();
-            is_prompt && !tenant.background && !self.tenants.is_over_share(tenant.id)
-        });
-        begun.count() + self.tenants.waiting_in_share()
+        let begun = self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting());
+        self.tenants.waiting_in_share(begun)
+    }
+
+    /// The tenant whose turn it is, and when its first sequence is due: what is known of its text
+    /// need not be computed, and prompts of its own that run are before it, if they rank so.
+    fn first(&self) -> Option<(Turn, u64)> {
+        let begun = self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting());
+        let begun: Vec<&Sequence> = begun.collect();
+        let block_len = self.config.block_len;
+        self.tenants.next(|head| {
+            let found = head.found(&self.pool, block_len).len() * block_len;
+            let own = begun.iter().filter(|s| s.tenant.id == head.tenant.id);
+            let ahead = own.filter(|s| rank(s) < rank(head)).map(|s| s.todo());
+            head.todo() - found + ahead.sum::<usize>()
+        })
     }
 
     /// Who comes in next, and with what, or why not yet.
     pub(super) fn next(&self, batch: &Batch) -> Option<Next> {
-        let (prompts, begun) = self.prompts(|s| !s.is_answer());
-        let (due, tenant) = self.tenants.next(&begun)?;
+        let (due, tenant) = self.first()?;
+        let head = self.tenants.front(tenant);
         // Rows that others will have before it; whoever gets none in this step may as well wait.
+        let prompts = self.prompts(|s| !s.is_answer());
         let before = prompts.iter().filter(|(turn, _)| *turn <= due);
         let before = before.filter_map(|(_, id)| self.running(*id));
+        let before = before.filter(|s| s.tenant.id != tenant || rank(s) < rank(head));
         let taken: usize = before.map(|s| self.row_limit(s, batch)).sum();
         let room = match taken + batch.row_count() >= batch.row_limit {
             true if self.running.len() < self.config.running_len => Err(Later::BatchFull),
-            _ => self.room_for(self.tenants.front(tenant)),
+            _ => self.room_for(head),
         };
         Some(Next { tenant, due, room })
     }
+}
+
+/// Who comes first within a tenant.
+fn rank(seq: &Sequence) -> (Reverse<Priority>, SeqId) {
+    (Reverse(seq.priority), seq.id)
 }
