@@ -126,6 +126,9 @@ mod tests {
         assert_eq!(Isa::available()[0], Isa::Scalar);
         assert!(Isa::available().contains(&Isa::best()));
         assert!(Isa::available().is_sorted());
+        if let Ok(name) = std::env::var("EXPECTED_ISA") {
+            assert_eq!(Isa::available().last().map(|isa| isa.name()), Some(name.as_str()));
+        }
     }
 
     #[test]

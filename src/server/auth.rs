@@ -130,7 +130,7 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(key)).into_response())
 }
 
-/// `DELETE /v1/admin/keys/{id}`.
+/// `DELETE /v1/admin/keys/{key_id}`.
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

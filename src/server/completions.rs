@@ -99,7 +99,7 @@ fn finite(logprob: f32) -> f32 {
 
 /// How many choices are made, of which the best `n` are shown.
 fn best_of(body: &mut Fields, common: &Common) -> Result<usize, ApiError> {
-    match body.count("best_of", 0..=20)? {
+    match body.count("best_of", 1..=20)? {
         Some(best_of) if best_of > common.n && common.stream.is_some() => Err(ApiError::invalid(
             "best_of",
             "Invalid 'best_of': the best are known at the end, so they cannot be streamed.",

@@ -219,7 +219,7 @@ pub(super) const CHAT: &[Field] = &[
 pub(super) const COMPLETIONS: &[Field] = &[
     required("model", Takes::Text),
     required("prompt", TEXT_OR_LIST),
-    honoured("best_of", TOP_LOGPROBS),
+    honoured("best_of", Takes::Count(1, 20)),
     honoured("echo", Takes::Bool),
     honoured("frequency_penalty", PENALTY),
     honoured("logit_bias", Takes::Object),
@@ -375,7 +375,7 @@ pub(super) const METADATA: &[Field] = &[honoured("metadata", Takes::Object)];
 pub(super) const CONVERSATION: &[Field] =
     &[honoured("items", OBJECTS), honoured("metadata", Takes::Object)];
 
-/// `POST /v1/conversations/{id}/items`.
+/// `POST /v1/conversations/{conversation_id}/items`.
 pub(super) const CONVERSATION_ITEMS: &[Field] = &[required("items", OBJECTS)];
 
 const PURPOSE: Takes = Takes::Word(&crate::files::PURPOSES);
@@ -393,10 +393,10 @@ pub(super) const UPLOAD: &[Field] = &[
     honoured("expires_after", Takes::Table(EXPIRES_AFTER)),
 ];
 
-/// `POST /v1/uploads/{id}/parts`, beside the part itself.
+/// `POST /v1/uploads/{upload_id}/parts`, beside the part itself.
 pub(super) const UPLOAD_PART: &[Field] = &[];
 
-/// `POST /v1/uploads/{id}/complete`.
+/// `POST /v1/uploads/{upload_id}/complete`.
 pub(super) const UPLOAD_COMPLETE: &[Field] =
     &[required("part_ids", TEXTS), honoured("md5", Takes::Text)];
 

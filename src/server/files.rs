@@ -134,7 +134,7 @@ async fn list(
     paging::answer(&app, query, PAGE, list).await
 }
 
-/// `GET /v1/files/{id}`.
+/// `GET /v1/files/{file_id}`.
 async fn one(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -144,7 +144,7 @@ async fn one(
     Ok(Json(aside(move || files.get(caller.project, &id)).await?))
 }
 
-/// `DELETE /v1/files/{id}`.
+/// `DELETE /v1/files/{file_id}`.
 async fn remove(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -156,7 +156,7 @@ async fn remove(
     Ok(Json(deleted))
 }
 
-/// `GET /v1/files/{id}/content`.
+/// `GET /v1/files/{file_id}/content`.
 async fn content(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

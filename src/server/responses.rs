@@ -417,7 +417,7 @@ async fn input_tokens(
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": input_tokens})))
 }
 
-/// `GET /v1/responses/{id}`, as an object or as the stream of one in the background.
+/// `GET /v1/responses/{response_id}`, as an object or as the stream of one in the background.
 async fn show(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -447,7 +447,7 @@ async fn show(
     Ok(sse::pieces(log.follow(after), app.config.heartbeat))
 }
 
-/// `DELETE /v1/responses/{id}`.
+/// `DELETE /v1/responses/{response_id}`.
 async fn delete(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -460,7 +460,7 @@ async fn delete(
     Ok(Json(json!({"id": id, "object": "response.deleted", "deleted": true})))
 }
 
-/// `POST /v1/responses/{id}/cancel`.
+/// `POST /v1/responses/{response_id}/cancel`.
 async fn cancel(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -474,7 +474,7 @@ async fn cancel(
     Ok(Json(object))
 }
 
-/// `GET /v1/responses/{id}/input_items`.
+/// `GET /v1/responses/{response_id}/input_items`.
 async fn input_items(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

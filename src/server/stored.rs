@@ -182,7 +182,7 @@ pub(super) async fn list(
     paging::answer(&app, query, PageRule::ASCENDING, list).await
 }
 
-/// `GET /v1/chat/completions/{id}`.
+/// `GET /v1/chat/completions/{completion_id}`.
 pub(super) async fn get(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -192,7 +192,7 @@ pub(super) async fn get(
     Ok(Json(aside(move || history.completion(caller.project, &id)).await?))
 }
 
-/// `POST /v1/chat/completions/{id}`.
+/// `POST /v1/chat/completions/{completion_id}`.
 pub(super) async fn update(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -210,7 +210,7 @@ pub(super) async fn update(
     Ok(Json(aside(move || history.label_completion(caller.project, &id, labels)).await?))
 }
 
-/// `DELETE /v1/chat/completions/{id}`.
+/// `DELETE /v1/chat/completions/{completion_id}`.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -222,7 +222,7 @@ pub(super) async fn delete(
     Ok(Json(deleted))
 }
 
-/// `GET /v1/chat/completions/{id}/messages`.
+/// `GET /v1/chat/completions/{completion_id}/messages`.
 pub(super) async fn messages(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

@@ -135,8 +135,8 @@ async fn answers_are_as_the_document_says() {
     assert_eq!(refused, REFUSED);
 }
 
-/// Those that need an encoder, a form, a file, an adapter, something unfinished, or a model that is
-/// not pinned.
+/// Those that need an encoder, a form, a file, an adapter, something unfinished, something that did
+/// not go with what it was in, or a model that is not pinned.
 const REFUSED: [&str; 14] = [
     "POST /v1/embeddings",
     "POST /v1/files",

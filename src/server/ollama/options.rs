@@ -16,15 +16,15 @@ const MIROSTAT: &str = "it does nothing without mirostat, which is refused";
 /// Every option that Ollama has or had.
 pub(super) const OPTIONS: &[Field] = &[
     honoured("num_predict", Takes::Integer),
-    honoured("temperature", Takes::Number),
+    honoured("temperature", Takes::Between(0.0, 100.0)),
     honoured("top_k", Takes::Integer),
-    honoured("top_p", Takes::Number),
-    honoured("min_p", Takes::Number),
+    honoured("top_p", fields::SHARE),
+    honoured("min_p", fields::SHARE),
     honoured("seed", Takes::Integer),
     honoured("stop", fields::TEXT_OR_LIST),
-    honoured("repeat_penalty", Takes::Number),
-    honoured("presence_penalty", Takes::Number),
-    honoured("frequency_penalty", Takes::Number),
+    honoured("repeat_penalty", fields::REPETITION),
+    honoured("presence_penalty", fields::PENALTY),
+    honoured("frequency_penalty", fields::PENALTY),
     // All of the text (-1) or none (0); another window would change the answer.
     honoured("repeat_last_n", Takes::Integer),
     no_effect(

@@ -27,7 +27,7 @@ pub(super) const CHAT: &[Field] = &[
     honoured("stream", Takes::Bool),
     honoured("keep_alive", fields::TEXT_OR_NUMBER),
     honoured("logprobs", Takes::Bool),
-    honoured("top_logprobs", Takes::Integer),
+    honoured("top_logprobs", fields::TOP_LOGPROBS),
     no_effect("shift", Takes::Bool, FITS),
     no_effect("truncate", Takes::Bool, FITS),
 ];
@@ -46,7 +46,7 @@ pub(super) const GENERATE: &[Field] = &[
     honoured("stream", Takes::Bool),
     honoured("keep_alive", fields::TEXT_OR_NUMBER),
     honoured("logprobs", Takes::Bool),
-    honoured("top_logprobs", Takes::Integer),
+    honoured("top_logprobs", fields::TOP_LOGPROBS),
     no_effect("shift", Takes::Bool, FITS),
     no_effect("truncate", Takes::Bool, FITS),
     refused("template", is_empty_text, "a model is asked in its own template, or 'raw'"),

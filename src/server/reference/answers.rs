@@ -1,6 +1,6 @@
 //! What routes answer with: the members of each object, in the words of the tables of fields. A
-//! `required` one is always there, an `honoured` one sometimes. A test holds real answers of every
-//! route against them.
+//! `required` one is always there, an `honoured` one sometimes. A test holds the real answers
+//! of all routes against them that need nothing but the built-in model.
 
 mod others;
 

@@ -42,7 +42,7 @@ pub(super) const RESPONSES: &[Field] = &[
     refused("moderation", fields::never, "moderation inside a response is not supported"),
     refused("prompt", fields::never, "there are no stored prompts yet"),
     // Not OpenAI's: extras that clients of local servers send.
-    honoured("adapters", Takes::List),
+    honoured("adapters", Takes::Each(&Takes::Table(fields::ADAPTER))),
     honoured("chat_template_kwargs", Takes::Object),
     honoured("frequency_penalty", fields::PENALTY),
     honoured("ignore_eos", Takes::Bool),
