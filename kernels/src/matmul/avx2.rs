@@ -172,9 +172,6 @@ unsafe fn supers<
     let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
-        for isum in &mut isum[..count] {
-            isum.write([_mm256_setzero_si256(); 2]);
-        }
         // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
         // initialised up to `count`.
         unsafe {
@@ -189,12 +186,15 @@ unsafe fn supers<
                     let pair = scales.add(32 * (step * 16 / SUB) + 16 * half);
                     let scale = step_scales::<OFFSET, SUB>(pair, step);
                     for (r, isum) in isum[..count].iter_mut().enumerate() {
-                        let isum = &mut isum.assume_init_mut()[half];
+                        let isum = isum.as_mut_ptr().cast::<__m256i>().add(half);
+                        let mut sum =
+                            if step == 0 { _mm256_setzero_si256() } else { isum.read() };
                         for (i, &scale) in scale[..32 / SUB].iter().enumerate() {
                             let groups = i * SUB / 4..(i + 1) * SUB / 4;
                             let dot = dot::<LO, HI, OFFSET>(&w, q.add(256 * r), groups, scale);
-                            *isum = _mm256_add_epi32(*isum, dot);
+                            sum = _mm256_add_epi32(sum, dot);
                         }
+                        isum.write(sum);
                     }
                 }
             }
