@@ -172,8 +172,8 @@ unsafe fn supers<
     let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
-        // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
-        // initialised up to `count`.
+        // SAFETY: block and rows lie within the tile and the activations; `acc` is initialised up
+        // to `count`, and `isum` by the first step.
         unsafe {
             let record = tile_start.add(block * record_bytes);
             let scales = record.add(HEAD);
