@@ -3,9 +3,9 @@
 //! A step is taken to cost what its answers cost, and something more for every row of a prompt.
 //! Both are learned from the steps themselves, which come in as numbers: no clock here. Where the
 //! two guesses are off, a step that was too long makes the next one shorter all the same: the only
-//! number of rows that stays is the one that meets the target, which is stretched where more prompts
-//! wait than answers run. Deliberately absent: what a row
-//! costs by its position. A long context makes rows dearer slowly, and the guess follows.
+//! number of rows that stays is the one that meets the target, which is stretched where more
+//! prompts wait than answers run. Deliberately absent: what a row costs by its position. A long
+//! context makes rows dearer slowly, and the guess follows.
 //!
 //! What a row of a proposed token costs is learned apart: it reads the weights that an answer reads
 //! anyway, so it is far cheaper than a row of a prompt where memory is the limit, and no cheaper

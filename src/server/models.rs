@@ -149,8 +149,8 @@ pub(super) async fn standings(
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-/// `POST /v1/admin/models/{model}/load` and `.../unload`. The first answers when the model is there;
-/// the second when it has begun to leave, and not where a request keeps it.
+/// `POST /v1/admin/models/{model}/load` and `.../unload`. The first answers when the model is
+/// there; the second when it has begun to leave, and not where a request keeps it.
 pub(super) async fn change(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

@@ -187,8 +187,7 @@ unsafe fn supers<
                     let scale = step_scales::<OFFSET, SUB>(pair, step);
                     for (r, isum) in isum[..count].iter_mut().enumerate() {
                         let isum = isum.as_mut_ptr().cast::<__m256i>().add(half);
-                        let mut sum =
-                            if step == 0 { _mm256_setzero_si256() } else { isum.read() };
+                        let mut sum = if step == 0 { _mm256_setzero_si256() } else { isum.read() };
                         for (i, &scale) in scale[..32 / SUB].iter().enumerate() {
                             let groups = i * SUB / 4..(i + 1) * SUB / 4;
                             let dot = dot::<LO, HI, OFFSET>(&w, q.add(256 * r), groups, scale);
