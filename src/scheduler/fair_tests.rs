@@ -386,6 +386,30 @@ fn a_deadline_counts_until_the_first_row() {
 }
 
 #[test]
+fn priority_passes_a_prompt_of_its_own_tenant_that_is_being_computed() {
+    let mut room = Room::new();
+    room.ask(tenant(1), 20, 2000); // an answer, so that steps are short
+    (0..5).for_each(|_| room.step());
+    room.ask(tenant(1), 5000, 5);
+    (0..3).for_each(|_| room.step());
+    room.scheduler.add(NewSequence {
+        id: SeqId(9),
+        prompt: vec![7; 10],
+        samples: true,
+        score: false,
+        scope: CacheScope::default(),
+        tenant: tenant(1),
+        priority: Priority::Priority,
+        deadline: None,
+        forks: Vec::new(),
+    });
+    let batch = room.scheduler.schedule(Duration::ZERO, &[], &());
+    let rows = |id: u64| batch.entries.iter().find(|e| e.id == SeqId(id)).map_or(0, |e| e.rows);
+    assert_eq!(rows(9), 10, "it comes in and is computed in the very next step");
+    assert!(rows(1) > 0, "what it leaves goes to the long one");
+}
+
+#[test]
 fn priority_orders_what_one_tenant_asks() {
     let mut room = Room::new();
     let mut ask = |id: u64, priority| {

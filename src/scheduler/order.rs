@@ -24,11 +24,13 @@ impl Scheduler {
     /// of another tenant is due, theirs has more than its share, and all answers together are a
     /// heavy load; or because they are in the background, and somebody is not.
     pub(super) fn slow_answers(&self) -> Vec<SeqId> {
-        let begun = self.prompts(|s| s.todo() > 0 && !s.is_answer());
-        let begun = begun.first().map(|(due, _)| *due);
-        let least = begun.into_iter().chain(self.first().map(|(due, _)| due)).min();
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
-        let least = least.filter(|_| self.pace.are_heavy(answers));
+        let first_due = || {
+            let begun = self.prompts(|s| s.todo() > 0 && !s.is_answer());
+            let begun = begun.first().map(|(due, _)| *due);
+            begun.into_iter().chain(self.first().map(|(due, _)| due)).min()
+        };
+        let least = if self.pace.are_heavy(answers) { first_due() } else { None };
         let foreground = self.tenants.in_foreground();
         let is_slow = |s: &&Sequence| {
             let tenant = s.tenant.id;
@@ -62,15 +64,18 @@ impl Scheduler {
     /// Prompts that wait for their first token and may have it soon, of tenants that have no more
     /// than their share.
     pub(super) fn prompts_waiting(&self) -> usize {
-        let begun = self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting());
-        self.tenants.waiting_in_share(begun)
+        self.tenants.waiting_in_share(self.begun())
+    }
+
+    /// Prompts that run, but for those that something is fetched for.
+    fn begun(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting())
     }
 
     /// The tenant whose turn it is, and when its first sequence is due: what is known of its text
     /// need not be computed, and prompts of its own that run are before it, if they rank so.
     fn first(&self) -> Option<(Turn, u64)> {
-        let begun = self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting());
-        let begun: Vec<&Sequence> = begun.collect();
+        let begun: Vec<&Sequence> = self.begun().collect();
         let block_len = self.config.block_len;
         self.tenants.next(|head| {
             let found = head.found(&self.pool, block_len).len() * block_len;
