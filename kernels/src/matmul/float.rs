@@ -16,6 +16,9 @@ use crate::{Isa, LANES};
 /// Rows of a register tile: their sums are 12 of the 16 registers of AVX2, 24 of the 32 of NEON.
 const ROWS: usize = 6;
 
+/// Distance of prefetches, in bytes.
+const AHEAD: usize = 4096;
+
 /// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
 ///
 /// # Safety
@@ -104,6 +107,10 @@ unsafe fn part<S: Simd, E: Number, const R: usize>(
 ) {
     let mut part = [simd.splat(0.0); R];
     for i in chunk {
+        if R == 1 {
+            // A single row waits for nothing but its weights; a tile is followed by the next one.
+            simd.prefetch(w.wrapping_add(i).cast::<u8>().wrapping_add(AHEAD));
+        }
         // SAFETY: the caller's promise.
         let (w, x) = unsafe { (E::load(simd, &*w.add(i)), x.add(i)) };
         for (r, part) in part.iter_mut().enumerate() {
