@@ -97,6 +97,15 @@ impl BlockPool {
         self.index.find(before, text)
     }
 
+    /// The block in this place whose text begins most like this one, and how many tokens it shares.
+    /// It counts as used.
+    pub fn nearest(&mut self, before: Before, text: &[TokenId]) -> Option<(BlockId, usize)> {
+        let (block, alike) = self.index.nearest(before, text).filter(|(_, alike)| *alike > 0)?;
+        self.retain(block);
+        self.release(block);
+        Some((block, alike))
+    }
+
     /// Makes a held block known by its text, so that others may hold it too. Where another one
     /// is known already, the holder gets that one instead. A known block is never written again.
     pub fn publish(
@@ -268,6 +277,29 @@ mod tests {
             assert_eq!(pool.find(Before::Start(other), &[1, 2]), None, "another scope");
         }
         pool.check([[a, b].as_slice()].into_iter()).unwrap();
+    }
+
+    #[test]
+    fn the_nearest_text_is_the_one_that_begins_most_alike() {
+        let mut pool = BlockPool::new(5);
+        let texts = [[5, 6, 7, 8], [5, 6, 9, 0], [5, 1, 1, 1], [4, 6, 7, 8]];
+        let blocks = texts.map(|text| {
+            let block = pool.allocate().unwrap();
+            pool.publish(block, START, &text);
+            block
+        });
+        let nearest = |pool: &mut BlockPool, text: &[TokenId]| pool.nearest(START, text);
+        assert_eq!(nearest(&mut pool, &[5, 6, 7, 0]), Some((blocks[0], 3)));
+        assert_eq!(nearest(&mut pool, &[5, 6, 9]), Some((blocks[1], 3)), "less than a block");
+        assert_eq!(nearest(&mut pool, &[5, 0]).unwrap().1, 1);
+        assert_eq!(nearest(&mut pool, &[4, 6, 7, 8]), Some((blocks[3], 4)));
+        assert_eq!(nearest(&mut pool, &[6, 6, 7, 8]), None);
+        let elsewhere = Before::Start(CacheScope { adapter: 1, tenant: 0 });
+        assert_eq!(pool.nearest(elsewhere, &[5, 6, 7, 8]), None, "another scope");
+        blocks.iter().for_each(|&b| pool.release(b));
+        pool.nearest(START, &[5, 6, 7, 0]);
+        let order: Vec<_> = (0..5).map(|_| pool.allocate().unwrap()).collect();
+        assert_eq!(order[1..], [blocks[1], blocks[2], blocks[3], blocks[0]], "used last");
     }
 
     #[test]

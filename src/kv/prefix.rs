@@ -6,7 +6,8 @@
 //! found again under its successor. Deliberately absent: who holds a block, and which one is to
 //! be forgotten next: that is the pool's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::chain::{Chain, Forgotten};
 use crate::types::{BlockId, CacheScope, TokenId};
@@ -23,7 +24,8 @@ pub enum Before {
 /// All blocks whose text is known.
 #[derive(Clone, Debug)]
 pub(super) struct PrefixIndex {
-    children: HashMap<Before, HashMap<Box<[TokenId]>, Node>>,
+    /// What hangs where, in the order of its text.
+    children: HashMap<Before, BTreeMap<Box<[TokenId]>, Node>>,
     /// Where each indexed block hangs, by id.
     places: Vec<Option<Place>>,
     next_name: u64,
@@ -57,6 +59,19 @@ impl PrefixIndex {
     pub fn find(&self, before: Before, text: &[TokenId]) -> Option<(BlockId, Before)> {
         let node = self.children.get(&before)?.get(text)?;
         Some((node.block, Before::Block(node.name, node.block)))
+    }
+
+    /// The block in this place whose text begins most like this one, and how many tokens it shares.
+    pub fn nearest(&self, before: Before, text: &[TokenId]) -> Option<(BlockId, usize)> {
+        let siblings = self.children.get(&before)?;
+        // In the order of texts, the one that shares most stands beside this one.
+        let below = siblings.range::<[TokenId], _>((Unbounded, Included(text))).next_back();
+        let above = siblings.range::<[TokenId], _>((Excluded(text), Unbounded)).next();
+        let shared = |(other, node): (&Box<[TokenId]>, &Node)| {
+            let alike = other.iter().zip(text).take_while(|(a, b)| a == b).count();
+            (node.block, alike)
+        };
+        below.into_iter().chain(above).map(shared).max_by_key(|(_, alike)| *alike)
     }
 
     /// Takes up a block in a place that is empty.
@@ -118,9 +133,9 @@ impl PrefixIndex {
 
     /// Both sides name the same blocks.
     pub fn check(&self) -> Result<(), String> {
-        let hanging = self.children.values().map(HashMap::len).sum::<usize>();
+        let hanging = self.children.values().map(BTreeMap::len).sum::<usize>();
         let placed = self.places.iter().flatten().count();
-        if hanging != placed || self.children.values().any(HashMap::is_empty) {
+        if hanging != placed || self.children.values().any(BTreeMap::is_empty) {
             return Err(format!("{hanging} blocks hang in the index, {placed} have a place"));
         }
         for (id, place) in self.places.iter().enumerate() {

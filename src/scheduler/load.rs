@@ -123,7 +123,8 @@ impl Scheduler {
 impl Sequence {
     /// The names of the text that comes next, block by block.
     fn chains(&self, before: Chain, block_len: usize) -> impl Iterator<Item = Chain> + Clone {
-        let texts = self.ahead(block_len).into_iter().flat_map(|(_, texts)| texts);
+        let ahead = self.ahead(block_len).into_iter();
+        let texts = ahead.flat_map(move |(_, ahead)| ahead.chunks_exact(block_len));
         texts.scan(before, |chain, text| {
             *chain = chain.then(text);
             Some(*chain)

@@ -274,15 +274,18 @@ impl Scheduler {
             if self.waits_for_kept(place, kept, batch) {
                 continue;
             }
+            let bound = if in_background { background } else { usize::MAX };
+            if self.row_limit(&self.running[place], batch).min(bound) == 0 {
+                continue;
+            }
+            let seq = &mut self.running[place];
+            batch.copies.extend(seq.begin_alike(&mut self.pool, self.config.block_len));
             let seq = &self.running[place];
-            let mut rows = self.row_limit(seq, batch);
+            let rows = self.row_limit(seq, batch).min(bound);
             if in_background {
-                rows = rows.min(background);
                 background -= rows;
             }
-            if rows > 0 {
-                batch.push(seq, rows, self.fork_room(seq, batch));
-            }
+            batch.push(seq, rows, self.fork_room(seq, batch));
         }
     }
 

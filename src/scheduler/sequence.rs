@@ -1,11 +1,13 @@
 //! One sequence: its tokens, and how far their keys and values have come.
 
-use std::slice::ChunksExact;
 use std::time::Duration;
 
 use super::load::Coming;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, CacheScope, Priority, SeqId, Tenant, TokenId};
+
+/// A block is copied for this part of it: a few tokens cost more than a copy, on any device.
+const ALIKE: usize = 4;
 
 /// A sequence as it arrives.
 #[derive(Clone, Debug)]
@@ -153,19 +155,19 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// The text that comes next, in whole blocks, and its place; `None` in the middle of a block.
-    /// The last token is always left to compute, because its logits are wanted.
-    pub(super) fn ahead(&self, block_len: usize) -> Option<(Before, ChunksExact<'_, TokenId>)> {
+    /// The text that comes next, and its place; `None` in the middle of a block. The last token is
+    /// always left to compute, because its logits are wanted.
+    pub(super) fn ahead(&self, block_len: usize) -> Option<(Before, &[TokenId])> {
         let place = self.place.filter(|_| self.computed == self.known * block_len)?;
         let (_, ahead) = self.tokens[self.computed..].split_last()?;
-        Some((place, ahead.chunks_exact(block_len)))
+        Some((place, ahead))
     }
 
     /// Known blocks for the text that comes next, and the place after each.
     pub(super) fn found(&self, pool: &BlockPool, block_len: usize) -> Vec<(BlockId, Before)> {
         let mut found = Vec::new();
-        let Some((mut place, texts)) = self.ahead(block_len) else { return found };
-        for text in texts {
+        let Some((mut place, ahead)) = self.ahead(block_len) else { return found };
+        for text in ahead.chunks_exact(block_len) {
             let Some((block, next)) = pool.find(place, text) else { break };
             place = next;
             found.push((block, next));
@@ -190,6 +192,20 @@ impl Sequence {
             self.place = Some(next);
             self.take_computed(block_len);
         }
+    }
+
+    /// Begins its next block with as much as a known one has of the same text, if that is worth a
+    /// copy: from, to.
+    pub(super) fn begin_alike(
+        &mut self,
+        pool: &mut BlockPool,
+        block_len: usize,
+    ) -> Option<(BlockId, BlockId)> {
+        let (place, ahead) = self.ahead(block_len)?;
+        let (block, alike) = pool.nearest(place, &ahead[..ahead.len().min(block_len)])?;
+        let own = *self.blocks.get(self.known).filter(|_| alike >= block_len.div_ceil(ALIKE))?;
+        self.take_computed(alike);
+        Some((block, own))
     }
 
     /// The next so many tokens are computed, and not for it.

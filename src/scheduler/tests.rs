@@ -214,8 +214,36 @@ fn a_text_that_was_computed_is_not_computed_again() {
     assert_eq!((s.used_blocks(), s.pool().idle_count()), (0, 2));
     // The whole prompt is known, and the last token is computed all the same.
     s.add(text(2, shared[..8].to_vec()));
-    assert_eq!(step(&mut s), "2:4+4!");
-    assert_eq!(s.running(SeqId(2)).unwrap().cached(), 4);
+    assert_eq!(step(&mut s), "2:7+1!");
+    assert_eq!(s.running(SeqId(2)).unwrap().cached(), 7);
+}
+
+#[test]
+fn a_block_that_begins_alike_is_copied_and_written_from_where_it_differs() {
+    let mut s = scheduler(8, 32, 4);
+    let student =
+        |id: u64| text(id, [&(0..10).collect::<Vec<_>>()[..], &[50 + id as u32; 4]].concat());
+    s.add(student(0));
+    assert_eq!(step(&mut s), "0:0+14!");
+    let theirs = s.running(SeqId(0)).unwrap().blocks()[2];
+    s.add(student(1));
+    let batch = s.schedule(Duration::ZERO, &[], &());
+    s.check().unwrap();
+    assert_eq!(show(&batch), "0:14+1! 1:10+4!", "two blocks held, half of the third copied");
+    let own = s.running(SeqId(1)).unwrap().blocks()[2];
+    assert_eq!(batch.copies, [(theirs, own)]);
+    assert_eq!(s.running(SeqId(1)).unwrap().cached(), 10);
+    s.update(&batch, &[(SeqId(1), 9)], 0.0);
+    s.check().unwrap();
+    // Idle, it serves as well; of another beginning nothing does.
+    (0..2).for_each(|id| s.finish(SeqId(id)));
+    s.add(student(2));
+    let batch = s.schedule(Duration::ZERO, &[], &());
+    assert_eq!((show(&batch), batch.copies.len()), ("2:10+4!".into(), 1));
+    s.finish(SeqId(2));
+    s.add(text(3, (70..84).collect()));
+    let batch = s.schedule(Duration::ZERO, &[], &());
+    assert_eq!((show(&batch), batch.copies.len()), ("3:0+14!".into(), 0));
 }
 
 #[test]
