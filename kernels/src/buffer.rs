@@ -18,16 +18,21 @@ use bytemuck::Pod;
 const ALIGN: usize = 64;
 /// Size of a huge page.
 const HUGE: usize = 2 << 20;
+/// Steps in which buffers are staggered: units of keys and values do not straddle more pages so.
+const PAGE: usize = 4 << 10;
 /// Smaller buffers come from the allocator, which may keep what is given back; others are mappings
 /// of their own, so a model that leaves gives all its memory back.
 const MAPPED: usize = 256 << 10;
 
-/// A fixed number of elements, zero at first, aligned to 64 bytes (2 MiB from 256 KiB on).
+/// A fixed number of elements, zero at first, aligned to 64 bytes (2 MiB from 256 KiB on, but for a
+/// staggered one).
 ///
 /// Memory is not touched before its first use, so the threads that fill it also fault it in.
 pub struct HugeBuf<T: Pod> {
     start: NonNull<T>,
     len: usize,
+    /// Bytes of the mapping before the first element.
+    lead: usize,
     owned: PhantomData<T>,
 }
 
@@ -39,19 +44,32 @@ unsafe impl<T: Pod + Sync> Sync for HugeBuf<T> {}
 impl<T: Pod> HugeBuf<T> {
     /// `len` zeros. Running out of memory ends the process, as it does for a `Vec`.
     pub fn zeroed(len: usize) -> HugeBuf<T> {
+        HugeBuf::staggered(len, 0, 1)
+    }
+
+    /// The same for one of `of` buffers that are filled side by side, a little of each at a time:
+    /// they begin in different places of their first huge pages, so that they do not all need their
+    /// next one, 2 MiB of zeroes, at the same moment. Buffers smaller than a huge page begin at
+    /// their beginning.
+    pub fn staggered(len: usize, index: usize, of: usize) -> HugeBuf<T> {
         assert!(align_of::<T>() <= ALIGN && size_of::<T>() > 0, "an element of this shape");
+        assert!(index < of, "one of them");
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer larger than memory");
+        let mapped = cfg!(target_os = "linux") && bytes >= MAPPED;
+        let lead = if mapped && bytes >= HUGE { HUGE * index / of / PAGE * PAGE } else { 0 };
         let start = if bytes == 0 {
             NonNull::<Aligned>::dangling().cast()
-        } else if cfg!(target_os = "linux") && bytes >= MAPPED {
-            map(bytes).cast()
+        } else if mapped {
+            let all = bytes.checked_add(lead).expect("a buffer larger than memory");
+            // SAFETY: the mapping has `lead` bytes and more.
+            unsafe { map(all).byte_add(lead).cast() }
         } else {
             let layout = layout(bytes);
             // SAFETY: the layout is not empty.
             let start = unsafe { alloc_zeroed(layout) };
             NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)).cast()
         };
-        HugeBuf { start, len, owned: PhantomData }
+        HugeBuf { start, len, lead, owned: PhantomData }
     }
 }
 
@@ -60,7 +78,8 @@ impl<T: Pod> Drop for HugeBuf<T> {
         let bytes = self.len * size_of::<T>();
         if bytes == 0 {
         } else if cfg!(target_os = "linux") && bytes >= MAPPED {
-            unmap(self.start.cast(), bytes);
+            // SAFETY: `zeroed` mapped so many bytes before the first element.
+            unmap(unsafe { self.start.byte_sub(self.lead).cast() }, bytes + self.lead);
         } else {
             // SAFETY: `zeroed` allocated this address with this layout.
             unsafe { dealloc(self.start.as_ptr().cast(), layout(bytes)) };
@@ -147,6 +166,22 @@ fn unmap(_start: NonNull<u8>, _bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn staggered_buffers_begin_apart_and_are_as_others() {
+        let begins = |len: usize, of: usize| -> Vec<usize> {
+            let offset = |b: HugeBuf<u8>| b.as_ptr().addr() % HUGE;
+            (0..of).map(|i| offset(HugeBuf::staggered(len, i, of))).collect()
+        };
+        if cfg!(target_os = "linux") {
+            assert_eq!(begins(HUGE, 4), [0, HUGE / 4, HUGE / 2, 3 * HUGE / 4]);
+            assert_eq!(begins(MAPPED, 3), [0, 0, 0], "too small");
+        }
+        let mut buffer = HugeBuf::<u32>::staggered(HUGE, 2, 3);
+        assert!(buffer.len() == HUGE && buffer.iter().all(|&x| x == 0));
+        buffer.fill(7);
+        assert_eq!(buffer.as_ptr().align_offset(ALIGN), 0);
+    }
 
     #[test]
     fn buffers_are_zero_aligned_and_writable_to_the_end() {

@@ -201,8 +201,9 @@ impl Backend for Fused {
     }
 
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore> {
-        let slab = |_| KvSlab::new(geometry.slab_shape(), geometry.dtype);
-        Ok(KvStore::Slabs((0..geometry.layer_count).map(slab).collect()))
+        let (shape, of) = (geometry.slab_shape(), geometry.layer_count);
+        let slab = |layer| KvSlab::layer(shape, geometry.dtype, layer, of);
+        Ok(KvStore::Slabs((0..of).map(slab).collect()))
     }
 
     fn embed(&self, table: &Packed, ids: &[u32]) -> Result<Rows> {

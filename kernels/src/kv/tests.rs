@@ -1,0 +1,93 @@
+//! Storage against its promises: every type, shapes, blocks, pages.
+
+use super::*;
+use crate::cases;
+
+/// Rows of heads as they are stored.
+fn rounded(kv_type: KvType, row: &[f32], head_dim: usize) -> Vec<f32> {
+    let to_grid = |head: &[f32]| {
+        let largest = head.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+        // A byte has one zero.
+        let stored = |x: &f32| (x * inverse).round_ties_even() * scale + 0.0;
+        head.iter().map(stored).collect::<Vec<f32>>()
+    };
+    match kv_type {
+        KvType::F32 => row.to_vec(),
+        KvType::F16 => row.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+        KvType::BF16 => row.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+        KvType::Q8_0 => row.chunks(head_dim).flat_map(to_grid).collect(),
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    for (kv_type, &head_dim) in
+        KvType::ALL.iter().flat_map(|t| [1, 5].iter().chain(cases::HEAD_DIMS).map(move |d| (*t, d)))
+    {
+        let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim };
+        let mut slab = KvSlab::new(shape, kv_type);
+        let slots: Vec<u32> = vec![95, 0, 31, 32, 17, 50];
+        let row = 2 * head_dim;
+        let (k, v) = (cases::randoms(6 * row, 1), cases::randoms(6 * row, 2));
+        slab.write(&Pool::new(1), &k, &v, &slots);
+        for (i, slot) in [(0, 95), (1, 0), (2, 31), (3, 32), (4, 17), (5, 50)] {
+            let (mut got_k, mut got_v) = (vec![0.0; row], vec![0.0; row]);
+            slab.read(slot, &mut got_k, &mut got_v);
+            let stored = |x: &[f32]| rounded(kv_type, &x[i * row..][..row], head_dim);
+            cases::assert_same_bits(&stored(&k), &got_k, "k");
+            cases::assert_same_bits(&stored(&v), &got_v, "v");
+        }
+    }
+}
+
+#[test]
+fn huge_numbers_saturate_and_nan_stays() {
+    let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: 8 };
+    let mut slab = KvSlab::new(shape, KvType::F16);
+    let row = [1e9, -1e9, f32::NAN, f32::INFINITY, 65504.0, 0.0, -0.0, 1e-9];
+    slab.write(&Pool::new(1), &row, &row, &[3]);
+    let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
+    slab.read(3, &mut k, &mut v);
+    assert_eq!((k[0], k[1], k[3], k[4]), (65504.0, -65504.0, f32::INFINITY, 65504.0));
+    assert!(v[2].is_nan());
+    let mut slab = KvSlab::new(shape, KvType::BF16);
+    slab.write(&Pool::new(1), &[f32::MAX; 8], &[f32::MIN; 8], &[0]);
+    slab.read(0, &mut k, &mut v);
+    assert_eq!((k[0], v[0]), (bf16::MAX.to_f32(), bf16::MIN.to_f32()));
+}
+
+#[test]
+fn every_isa_and_thread_writes_the_same_bytes() {
+    for (kv_type, &head_dim) in
+        KvType::ALL.iter().flat_map(|t| [1, 5].iter().chain(cases::HEAD_DIMS).map(move |d| (*t, d)))
+    {
+        let shape = KvShape { n_blocks: 9, block_len: 16, n_kv_heads: 3, head_dim };
+        // Many rows, out of order; the last one takes the place of the first.
+        let slots: Vec<u32> = (0..144).map(|i| i * 7 % 144).chain([0]).collect();
+        let len = slots.len() * 3 * head_dim;
+        let mut k: Vec<f32> = cases::randoms(len, 1).iter().map(|x| x * 1e5).collect();
+        let v: Vec<f32> = cases::randoms(len, 2).iter().map(|x| x.powi(9)).collect();
+        (k[5], k[6], k[7]) = (f32::INFINITY, f32::NEG_INFINITY, f32::MAX);
+        let written = |isa, threads| {
+            let mut slab = KvSlab::new(shape, kv_type);
+            slab.write_with(isa, &Pool::new(threads), &k, &v, &slots);
+            slab.memory.to_vec()
+        };
+        let truth = written(Isa::Scalar, 1);
+        for isa in Isa::available() {
+            assert!(truth == written(*isa, 3), "{kv_type:?} {head_dim} {}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn bytes_are_counted() {
+    let shape = KvShape { n_blocks: 5, block_len: 16, n_kv_heads: 2, head_dim: 64 };
+    assert_eq!(shape.bytes(KvType::F16), 5 * 16 * 2 * 64 * 2 * 2);
+    assert_eq!(KvSlab::new(shape, KvType::F32).bytes(), 5 * 16 * 2 * 64 * 2 * 4);
+    let tokens = 5 * 16 * 2;
+    assert_eq!(shape.bytes(KvType::Q8_0), tokens * (64 * 2 + 2 * 4), "numbers and scales");
+    let none = KvShape { n_blocks: 0, ..shape };
+    assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);
+}
