@@ -157,6 +157,23 @@ fn an_open_loop_comes_at_its_rate() {
 }
 
 #[test]
+fn clients_that_think_ask_as_often_as_people() {
+    let server = Server::start(&[]);
+    let args = ["--clients", "8", "--think", "0.5", "--duration", "5", "-n", "2"];
+    let (text, figures) = server.measure(&[&args[..], &["--prompt-tokens", "40"]].concat());
+    assert!(text.contains("clients think 0.5 s"), "{text}");
+    assert_eq!(number(&figures["think_s"]), 0.5);
+    let point = &figures["points"][0];
+    assert_sound(point);
+    assert_eq!(point["answered"], point["requests"], "{point}");
+    // 80 thoughts of half a second fit into 8 times 5 seconds on average, fewer on a busy machine;
+    // without thought there are thousands, and no thought is cut short but by the end.
+    let asked = number(&point["requests"]);
+    assert!((20.0..=110.0).contains(&asked), "{point}");
+    assert!((5.0..30.0).contains(&number(&point["wall_s"])), "{point}");
+}
+
+#[test]
 fn a_file_of_prompts_is_asked_line_by_line() {
     let server = Server::start(&[]);
     let folder = tempfile::tempdir().unwrap();
@@ -197,6 +214,9 @@ fn what_cannot_be_measured_is_an_error_at_once() {
     server.refuses(&["--clients", "0"], &["--clients"]);
     server.refuses(&["--rate", "0"], &["--rate", "above 0"]);
     server.refuses(&["--rate", "1", "--clients", "1"], &["cannot be used with"]);
+    server.refuses(&["--rate", "1", "--think", "1"], &["--think", "cannot be used with"]);
+    server.refuses(&["--requests", "1", "--think", "1"], &["--think", "cannot be used with"]);
+    server.refuses(&["--think", "0"], &["--think", "above 0"]);
     server.refuses(&["--prompts", "none.jsonl", "--api-key", "sk-test"], &["none.jsonl"]);
     let mut command = hearth(&["bench", "serve", "--url", &server.url]);
     let with_key = command.env("OPENAI_API_KEY", "sk-test").args(["--requests", "2", "-n", "2"]);

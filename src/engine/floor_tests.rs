@@ -113,6 +113,35 @@ fn kept_equals_not() {
     }
 }
 
+/// Twelve at once, of whom four have the blocks to come to an end: those who lost theirs find in
+/// files what others took from them. No two texts begin alike, and each is asked once, so what comes
+/// back is of a sequence that was here before.
+fn swapped_equals_not(dtype: KvDType) {
+    STORED.set(dtype);
+    let folder = tempfile::tempdir().unwrap();
+    let asked = |i: u32| GenerateRequest { logprobs: Some(2), ..greedy(&text(i, 40), 60) };
+    let roomy = engine(limits()).0;
+    let alone: Vec<Answer> = (0..12).map(|i| ask(&roomy, asked(i))).collect();
+    let few = keeping(folder.path(), Limits { kv_blocks: 28, context_len: 128, ..limits() });
+    let running: Vec<_> = (0..12).map(|i| few.0.submit(asked(i)).unwrap()).collect();
+    for (got, want) in running.into_iter().map(collect).zip(&alone) {
+        assert_eq!((got.tokens.len(), &got.tokens), (60, &want.tokens));
+        assert_eq!(got.logprobs, want.logprobs);
+    }
+    let stats = end(few);
+    let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+    let (preemptions, reloaded) = (count(&stats.preemptions), count(&stats.kv_reloaded));
+    println!("{preemptions} preemptions, {reloaded} blocks came back");
+    assert!(preemptions > 0, "blocks never ran out");
+    assert!(reloaded > 0, "nothing came back after {preemptions} preemptions: {stats:?}");
+}
+
+#[test]
+fn what_lost_its_blocks_and_found_them_in_files_says_the_same() {
+    swapped_equals_not(KvDType::F16);
+    swapped_equals_not(KvDType::Q8_0);
+}
+
 /// The number of a list is of one process; its content is of all.
 #[test]
 fn adapters_find_their_own_blocks_under_another_number() {

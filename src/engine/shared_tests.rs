@@ -58,6 +58,7 @@ fn every_equality_holds_with_keys_and_values_in_bytes() {
     batch_equals_single();
     chunked_equals_whole();
     preempted_equals_not();
+    any_arrival_order_equals_alone();
     a_cached_prefix_changes_nothing_but_the_usage();
     a_long_conversation_and_its_cached_turns_are_bitwise_the_same();
     forks_are_bitwise_what_they_are_alone_and_their_prompt_is_computed_once();

@@ -106,7 +106,8 @@ pub(super) fn request(i: u32) -> GenerateRequest {
         _ => SamplingParams { repetition_penalty: 1.2, min_p: 0.01, ..SamplingParams::default() },
     };
     let max_tokens = 20 + i as usize % 7;
-    GenerateRequest { prompt, sampling, max_tokens, seed: u64::from(i), ..Default::default() }
+    let (seed, logprobs) = (u64::from(i), Some(2));
+    GenerateRequest { prompt, sampling, max_tokens, seed, logprobs, ..Default::default() }
 }
 
 pub(super) fn greedy(prompt: &[TokenId], max_tokens: usize) -> GenerateRequest {
@@ -148,16 +149,24 @@ pub(super) fn ask(handle: &EngineHandle, request: GenerateRequest) -> Answer {
     collect(handle.submit(request).unwrap())
 }
 
-/// Tokens of requests `0..12`, each alone in a roomy engine.
-pub(super) fn alone() -> Vec<Vec<TokenId>> {
+/// Tokens with their log-probabilities, which no two sums in another order have the same.
+pub(super) type Said = (Vec<TokenId>, Vec<Logprobs>);
+
+fn said(answer: Answer) -> Said {
+    assert_eq!(answer.tokens.len(), answer.logprobs.len());
+    (answer.tokens, answer.logprobs)
+}
+
+/// What requests `0..12` say, each alone in a roomy engine.
+pub(super) fn alone() -> Vec<Said> {
     let (handle, _thread) = engine(limits());
-    (0..12).map(|i| ask(&handle, request(i)).tokens).collect()
+    (0..12).map(|i| said(ask(&handle, request(i)))).collect()
 }
 
 /// The same, all submitted at once.
-fn together(handle: &EngineHandle) -> Vec<Vec<TokenId>> {
+fn together(handle: &EngineHandle) -> Vec<Said> {
     let running: Vec<_> = (0..12).map(|i| handle.submit(request(i)).unwrap()).collect();
-    running.into_iter().map(|g| collect(g).tokens).collect()
+    running.into_iter().map(|g| said(collect(g))).collect()
 }
 
 #[test]
@@ -165,7 +174,7 @@ pub(super) fn batch_equals_single() {
     let (handle, _thread) = engine(limits());
     let got = together(&handle);
     assert_eq!(got, alone());
-    assert!(got.iter().any(|tokens| tokens != &got[0]));
+    assert!(got.iter().any(|said| said.0 != got[0].0));
     let steps = handle.stats().steps.load(Ordering::Relaxed);
     assert!(steps < 12 * 20, "{steps} steps: nothing was batched");
 }
@@ -181,6 +190,40 @@ pub(super) fn preempted_equals_not() {
     let (handle, _thread) = engine(Limits { kv_blocks: 16, ..limits() });
     assert_eq!(together(&handle), alone());
     assert!(handle.stats().preemptions.load(Ordering::Relaxed) > 0, "blocks never ran out");
+}
+
+#[test]
+pub(super) fn any_arrival_order_equals_alone() {
+    let alone = alone();
+    let mut preemptions = 0;
+    // Forwards, backwards, and in between: each comes some steps after the one before it.
+    for (stride, first) in [(1, 0), (11, 11), (5, 3), (7, 8), (5, 10), (7, 1)] {
+        let few = Limits { kv_blocks: 16, batch_tokens: 24, running_len: 7, ..limits() };
+        let (handle, _thread) = engine(few);
+        let order: Vec<usize> = (0..12).map(|i| (first + stride * i) % 12).collect();
+        let mut running = Vec::new();
+        for &i in &order {
+            running.push(handle.submit(request(i as u32)).unwrap());
+            let_steps_pass(&handle, (i * stride) as u64 % 5);
+        }
+        for (i, generation) in order.iter().zip(running) {
+            assert_eq!(said(collect(generation)), alone[*i], "request {i} in {order:?}");
+        }
+        preemptions += handle.stats().preemptions.load(Ordering::Relaxed);
+    }
+    assert!(preemptions > 0, "blocks never ran out");
+}
+
+/// So many steps, or until there is nothing to do.
+fn let_steps_pass(handle: &EngineHandle, steps: u64) {
+    let stats = handle.stats();
+    let done = || stats.steps.load(Ordering::Relaxed);
+    let until = done() + steps;
+    while done() < until
+        && stats.running.load(Ordering::Relaxed) + stats.waiting.load(Ordering::Relaxed) > 0
+    {
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -38,6 +38,16 @@ pub(super) fn poisson(rate: f64, seed: u64) -> impl Iterator<Item = Duration> {
     })
 }
 
+/// How long client number `client` thinks each time, `mean` on average and exponentially
+/// distributed: people are not in step, and clients that thought equally long would come together
+/// for ever when they came together once.
+pub(super) fn thinking(mean: Duration, seed: u64, client: u64) -> impl Iterator<Item = Duration> {
+    let mut dice = Dice::new(seed.wrapping_mul(0x1_0000_0001) ^ client);
+    // Two neighbouring clients would else begin alike.
+    dice.number();
+    std::iter::repeat_with(move || mean.mul_f64(-dice.share().ln()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +63,19 @@ mod tests {
         assert!((mean * 50.0 - 1.0).abs() < 0.03, "{mean}");
         assert!((variance.sqrt() / mean - 1.0).abs() < 0.04, "{variance}");
         assert!((longer - (-1.0f64).exp()).abs() < 0.015, "{longer}");
+    }
+
+    #[test]
+    fn clients_think_as_long_as_asked_and_not_in_step() {
+        let mean = Duration::from_secs(3);
+        let of = |client| thinking(mean, 1, client).map(|t| t.as_secs_f64());
+        let of_one = of(0).take(20_000).sum::<f64>() / 20_000.0;
+        let of_first = (0..20_000).filter_map(|client| of(client).next()).collect::<Vec<_>>();
+        let longer = of_first.iter().filter(|s| **s > 3.0).count() as f64 / 20_000.0;
+        assert!((of_one - 3.0).abs() < 0.1, "{of_one}");
+        assert!((of_first.iter().sum::<f64>() / 20_000.0 - 3.0).abs() < 0.1);
+        assert!((longer - (-1.0f64).exp()).abs() < 0.015, "{longer}");
+        assert_eq!(thinking(Duration::ZERO, 1, 0).next(), Some(Duration::ZERO));
     }
 
     #[test]

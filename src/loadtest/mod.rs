@@ -1,10 +1,10 @@
 //! Load on any server that speaks the OpenAI API, ours or a peer's, and what it felt like.
 //!
-//! Closed loop: so many clients, each asks again when it has its answer. Open loop: requests come
-//! at random moments (a Poisson process) whether or not the server keeps up, which is how strangers
-//! behave. Latencies of the open loop begin when a request was due, so a client that falls behind
-//! cannot hide what the server does. Every client is a thread that blocks; all of this runs until
-//! the last answer is there. Of ours it knows the client alone.
+//! Closed loop: so many clients, each asks again when it has its answer, at once or after a moment
+//! of thought. Open loop: requests come at random moments (a Poisson process) whether or not the
+//! server keeps up, which is how strangers behave. Latencies of the open loop begin when a request
+//! was due, so a client that falls behind cannot hide what the server does. Every client is a thread
+//! that blocks; all of this runs until the last answer is there. Of ours it knows the client alone.
 //!
 //! Deliberately absent: judging the answers, and driving more than one machine.
 
@@ -100,7 +100,9 @@ pub struct Measurement<'a> {
     pub pressure: Pressure,
     /// How long.
     pub extent: Extent,
-    /// Random moments of the open loop.
+    /// In the closed loop: how long a client thinks before each question, on average.
+    pub think: Duration,
+    /// Random moments of the open loop, and lengths of thought.
     pub seed: u64,
     /// Told after every request.
     pub progress: &'a (dyn Fn(Progress) + Sync),
@@ -121,8 +123,10 @@ impl Measurement<'_> {
     }
 
     fn closed(&self, clients: usize, ledger: &Ledger<'_>) -> Result<(), std::io::Error> {
-        let client = || {
-            while let Some(index) = ledger.next() {
+        let client = |number| {
+            for thought in arrivals::thinking(self.think, self.seed, number) {
+                thread::sleep(thought.min(ledger.left()));
+                let Some(index) = ledger.next() else { break };
                 let due = ledger.started.elapsed();
                 let record = self.ask(index, due, ledger);
                 let pause = record.failed.as_ref().map(|failed| failed.pause.unwrap_or(PAUSE));
@@ -133,9 +137,11 @@ impl Measurement<'_> {
             }
         };
         thread::scope(|scope| {
-            let spawn =
-                |_| thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, client);
-            let spawned: Result<Vec<_>, _> = (0..clients).map(spawn).collect();
+            let spawn = |number| {
+                let thread = thread::Builder::new().stack_size(STACK_BYTES);
+                thread.spawn_scoped(scope, move || client(number))
+            };
+            let spawned: Result<Vec<_>, _> = (0..clients as u64).map(spawn).collect();
             // Those that run already need not go on.
             ledger.closed.store(spawned.is_err(), Ordering::Relaxed);
             spawned.map(drop)

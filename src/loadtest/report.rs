@@ -32,6 +32,9 @@ pub struct Report {
     pub endpoint: &'static str,
     /// Tokens of an answer at most.
     pub max_tokens: usize,
+    /// Seconds that a client of a closed loop thinks before a question, on average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub think_s: Option<f64>,
     /// What was to be reached.
     pub slo: Slo,
     /// In the order in which they were measured.
@@ -93,6 +96,7 @@ impl Report {
             model: server.model.clone(),
             endpoint: if server.completions { "completions" } else { "chat/completions" },
             max_tokens: server.max_tokens,
+            think_s: None,
             slo,
             points: Vec::new(),
         }

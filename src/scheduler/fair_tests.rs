@@ -137,6 +137,62 @@ fn a_classroom_that_asks_at_once_has_its_first_tokens_before_quick_ones() {
 }
 
 #[test]
+fn a_long_prompt_makes_the_tokens_of_others_slower_but_no_less_even() {
+    let mut room = Room::new();
+    (0..4).for_each(|id| room.ask(tenant(id), 20, 2000));
+    (0..50).for_each(|_| room.step());
+    room.ask(tenant(9), 4000, 5);
+    let mut steps_ms = Vec::new();
+    while room.asked[4].first_ms.is_none() {
+        let before_ms = room.now_ms;
+        room.step();
+        steps_ms.push(room.now_ms - before_ms);
+    }
+    assert!(steps_ms.len() > 40, "{} steps", steps_ms.len());
+    let (p50, p95) = median_and_p95(steps_ms);
+    println!("steps beside a long prompt: p50 {p50:.0} ms, p95 {p95:.0} ms");
+    assert!(p95 <= 2.0 * p50, "{p50} {p95}");
+}
+
+/// Thirty who ask again when they have their answer, each under a key of its own or all under one.
+#[test]
+fn a_classroom_that_goes_on_asking_has_even_steps() {
+    for keys in [1, 30] {
+        let mut room = Room::new();
+        let mut under_way: Vec<usize> = Vec::new();
+        for student in 0..30 {
+            under_way.push(room.asked.len());
+            room.ask(tenant(student % keys), 200, 64);
+        }
+        let mut gaps_ms = Vec::new();
+        for step in 0..3000 {
+            let (before_ms, answers) = (room.now_ms, room.scheduler.answers().len());
+            room.step();
+            // The first seconds are those of a classroom that begins.
+            if answers > 0 && step >= 300 {
+                gaps_ms.extend(std::iter::repeat_n(room.now_ms - before_ms, answers));
+            }
+            for (student, mine) in (0..30).zip(&mut under_way) {
+                if room.scheduler.running(room.asked[*mine].id).is_none()
+                    && room.asked[*mine].first_ms.is_some()
+                {
+                    *mine = room.asked.len();
+                    room.ask(tenant(student % keys), 200, 64);
+                }
+            }
+        }
+        let (p50, p95) = median_and_p95(gaps_ms);
+        println!("between tokens, {keys} keys: p50 {p50:.0} ms, p95 {p95:.0} ms");
+        assert!(p95 <= 2.0 * p50, "{p50} {p95}");
+    }
+}
+
+fn median_and_p95(mut values: Vec<f64>) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[values.len() * 95 / 100])
+}
+
+#[test]
 fn a_long_prompt_is_not_overtaken_for_ever_by_short_ones() {
     let mut room = Room::new();
     room.ask(tenant(1), 3000, 5);

@@ -12,7 +12,7 @@ use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
 /// Steps of all traces together; `HEARTH_TRACE_STEPS` asks for more.
-const STEPS: usize = 200_000;
+const STEPS: usize = 1_000_000;
 const STEPS_OF_ONE: usize = 500;
 
 #[test]
@@ -332,11 +332,12 @@ impl Trace {
             self.judge(&batch);
             let sampled = self.compute(&batch);
             self.scheduler.update(&batch, &sampled, 1.0);
+            self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
             self.finish(&sampled);
         }
         assert!(self.live.is_empty(), "seed {}: some are never served", self.seed);
         assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);
-        self.scheduler.check().unwrap();
+        self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
         (self.right, self.came)
     }
 }

@@ -34,6 +34,11 @@ pub(super) struct ServeArgs {
     /// commas are measured one after the other (default: 8).
     #[arg(long, value_delimiter = ',', value_parser = clients)]
     clients: Vec<usize>,
+    /// Closed loop: seconds that a client thinks before each question, its first too; on average,
+    /// exponentially distributed (default: it asks again at once).
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["rate", "requests"],
+        value_parser = seconds)]
+    think: Option<Duration>,
     /// Open loop: requests a second at random moments (Poisson), whether or not the server keeps
     /// up; several between commas are measured one after the other.
     #[arg(long, value_delimiter = ',', conflicts_with = "clients", value_parser = rate)]
@@ -129,8 +134,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let prompts = prompts(&args, &mut server)?;
     let slo = Slo { ttft_ms: args.slo_ttft, itl_ms: args.slo_itl };
     let mut report = Report::new(&server, slo);
+    report.think_s = args.think.map(|think| think.as_secs_f64());
+    let thought = report.think_s.map(|s| format!(", clients think {s} s")).unwrap_or_default();
     let out = &mut io::stdout().lock();
-    writeln!(out, "{} at {}", report.model, report.url)?;
+    writeln!(out, "{} at {}{thought}", report.model, report.url)?;
     let mut first_prompt = 0;
     for (index, pressure) in args.pressures().into_iter().enumerate() {
         let bar = bar(pressure);
@@ -144,6 +151,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             first_prompt,
             pressure,
             extent: args.extent(),
+            think: args.think.unwrap_or_default(),
             seed: args.seed.wrapping_add(index as u64),
             progress: &show,
         }

@@ -104,7 +104,7 @@ fn neither_company_nor_preemption_nor_patience_changes_a_token() {
         assert_eq!(together, single);
         assert!(!preempts || handle.stats().preemptions.load(Ordering::Relaxed) > 0);
     }
-    for (i, tokens) in alone().into_iter().enumerate().filter(|(i, _)| i % 2 == 1) {
+    for (i, (tokens, _)) in alone().into_iter().enumerate().filter(|(i, _)| i % 2 == 1) {
         assert_eq!(single[i], tokens, "request {i} has no grammar");
     }
 }
