@@ -61,6 +61,8 @@ pub struct Config {
     pub memory: MemoryOptions,
     /// Largest request body.
     pub body_limit_bytes: usize,
+    /// A connection that takes nothing of its answer for so long is closed.
+    pub send_timeout: Duration,
     /// Bytes of the files of one project together.
     pub files_quota_bytes: u64,
     /// Unknown request fields are warned about.
@@ -203,6 +205,7 @@ impl RawConfig {
             plan: plan(&engine, &capacity, kv_dtype)?,
             memory: memory_options(memory)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
+            send_timeout: seconds("--send-timeout-s", server.send_timeout_s, 60)?,
             files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
@@ -314,6 +317,10 @@ fn in_range(
         Some(n) if n == 0 || n > max => wrong(option, format!("{n} is not between 1 and {max}")),
         other => Ok(other.unwrap_or(default)),
     }
+}
+
+fn seconds(option: &str, value: Option<usize>, default: usize) -> Result<Duration, ConfigError> {
+    in_range(option, value, default, 1 << 20).map(|s| Duration::from_secs(s as u64))
 }
 
 /// The folder that is named, or the default one; `None` for `none`, or without a home to put it in.
@@ -431,6 +438,7 @@ impl Config {
                 },
             ),
             ("kv-store", self.describe_kv_store()),
+            ("send-timeout-s", self.send_timeout.as_secs().to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             (
                 "api-key",

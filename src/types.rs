@@ -189,8 +189,9 @@ pub struct SamplingOverrides {
 pub struct Place {
     /// Sequences whose turn comes before.
     pub position: usize,
-    /// How long that takes, as fast as it went lately.
-    pub wait: Duration,
+    /// How long that takes, as fast as it went lately; `None` where it has to wait and nobody has
+    /// finished yet.
+    pub wait: Option<Duration>,
 }
 
 /// Tokens that a request used. All counts are tokens.

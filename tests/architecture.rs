@@ -107,6 +107,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["src/server/"]),
     ("hyper_util", &["src/server/"]),
     ("tower", &["src/server/"]),
+    ("tokio_io_timeout", &["src/server/listen.rs"]),
+    ("socket2", &["src/server/listen.rs"]),
     ("tokio_rustls", &["src/server/tls.rs"]),
     ("bytes", &["src/server/"]),
     ("utoipa", &["src/server/reference/"]),

@@ -1,8 +1,9 @@
-//! What happens when things go wrong, with the real binary: clients that vanish at every stage,
-//! clients that do not read, connections that never ask, bodies made of noise, a step that panics,
-//! no blocks left, kill -9, SIGTERM, clocks that jump, a full disk under everything that is kept,
-//! blocks of keys and values on a disk that lies. After each: no block is held, no sequence is
-//! stuck, nothing has panicked, and what other clients are told has not changed.
+//! What happens when things go wrong, with the real binary: clients that leave at every stage, that
+//! vanish without a word, that do not read, connections that never ask, bodies made of noise, a
+//! step that panics, no blocks left, kill -9, SIGTERM, clocks that jump, a full disk under
+//! everything that is kept, blocks of keys and values on a disk that lies. After each: no block is
+//! held, no sequence is stuck, nothing has panicked, and what other clients are told has not
+//! changed.
 #![cfg(all(target_os = "linux", feature = "builtin-model"))]
 
 #[cfg(target_env = "gnu")]
@@ -17,6 +18,8 @@ mod http;
 mod kept;
 #[path = "faults/noise.rs"]
 mod noise;
+#[path = "faults/readers.rs"]
+mod readers;
 #[path = "faults/server.rs"]
 mod server;
 #[path = "faults/tls.rs"]
@@ -27,7 +30,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use server::{Server, chat, command, long_stream};
+use readers::large_stream;
+use server::{Server, Witness, chat, command, long_stream};
 
 const CHAT: &str = "/v1/chat/completions";
 const QUESTION: &str =
@@ -73,6 +77,7 @@ async fn clients_may_leave_at_every_stage() {
     );
     let whole = head.clone() + &body;
     for round in 0..6 {
+        let witness = Witness::before(&server).await;
         for cut in [0, 10, head.len(), head.len() + 20, whole.len() - 1, whole.len()] {
             drop(http::send_raw(server.address, &whole.as_bytes()[..cut]).await);
         }
@@ -92,58 +97,11 @@ async fn clients_may_leave_at_every_stage() {
         }
         drop(all);
         assert_eq!(server.greedy(QUESTION).await, before, "round {round}");
+        witness.saw_nothing().await;
         server.is_idle().await;
     }
     // At least the one of each round that had begun; of two roads it may have been over.
     assert!(server.metric("hearth_cancelled_total").await >= 6.0);
-    server.is_well().await;
-}
-
-/// A stream of 15 MB: what sockets hold is full before it ends.
-fn large_stream() -> Value {
-    let mut body = long_stream();
-    body["n"] = json!(8);
-    body["logprobs"] = json!(true);
-    body["top_logprobs"] = json!(20);
-    body
-}
-
-/// Streams that nobody reads stop at a full socket: the engine goes on, memory is bounded by
-/// their text, and the readers' blocks come back when they hang up.
-#[tokio::test(flavor = "multi_thread")]
-async fn slow_readers_cost_nobody_else() {
-    let server = Server::start(&[]);
-    let before = server.greedy(QUESTION).await;
-    let three = async || {
-        let mut three = Vec::new();
-        for _ in 0..3 {
-            three.push(server.send(CHAT, &large_stream()).await);
-        }
-        three
-    };
-    // Once with readers: blocks take memory when they are written first.
-    for read in three().await {
-        read.answer().await.chunks();
-    }
-    let mut resident = vec![server.resident() >> 20];
-    for _ in 0..3 {
-        let mut slow = three().await;
-        for _ in 0..10 {
-            assert_eq!(server.greedy(QUESTION).await, before);
-        }
-        // Nobody reads, and their answers are computed all the same.
-        server.is_idle().await;
-        resident.push(server.resident() >> 20);
-        // Who begins to read after all finds everything.
-        let answer = slow.pop().expect("one of them").answer().await;
-        assert!(answer.body.len() > 12 << 20, "{} bytes fit into sockets", answer.body.len());
-        answer.chunks();
-    }
-    println!("{resident:?} MiB");
-    // No more than the text that waits, 45 MB at most; and it does not add up.
-    assert!(resident[1] < resident[0] + 64, "{resident:?} MiB");
-    assert!(resident[2..].iter().all(|later| *later < resident[1] + 16), "{resident:?} MiB");
-    server.is_idle().await;
     server.is_well().await;
 }
 
@@ -240,15 +198,23 @@ async fn kill_9_is_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains() {
     let mut server = Server::start(&[]);
-    let mut stream = server.send(CHAT, &long_stream()).await;
+    let mut body = long_stream();
+    (body["temperature"], body["seed"]) = (json!(1), json!(7));
+    let want = server.text(&body).await;
+    server.is_idle().await;
+    server.is_well().await;
+    let mut stream = server.send(CHAT, &body).await;
     stream.wait_for("\"content\"").await;
     let told = Instant::now();
     server.signal("-TERM");
-    let chunks = stream.answer().await.chunks();
+    let answer = stream.answer().await;
+    let chunks = answer.chunks();
     assert_eq!(chunks.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    assert_eq!(server::text(&answer), want);
     assert_eq!(server.wait().code(), Some(0));
     println!("drained in {:?}", told.elapsed());
     assert!(TcpStream::connect(server.address).await.is_err());
+    assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
 /// Answers that nobody takes are waited for as long as it says, and whoever asks twice not at all.

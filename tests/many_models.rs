@@ -363,3 +363,32 @@ async fn models_that_embed_take_part_in_the_same_way() {
     assert_eq!((wrong.status, &wrong.error()["param"]), (400, &json!("model")));
     server.is_well().await;
 }
+
+/// Whoever scrapes while a request waits for a load sees that one waits, and for what.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_and_who_waits_for_it_are_in_the_metrics() {
+    let folder = models(&["a"]);
+    let server = start(&folder, &[]);
+    let wanted = [
+        "hearth_model_requests_waiting{model=\"a\"} 1",
+        "hearth_model_state{model=\"a\",state=\"loading\"} 1",
+        "hearth_model_state{model=\"a\",state=\"ready\"} 0",
+    ];
+    // A load takes some hundredths of a second, and each is looked at as often as can be.
+    for _ in 0..50 {
+        let pending = server.send("/v1/chat/completions", &question("a", &json!({}))).await;
+        while state(&server, "a").await != "ready" {
+            let metrics = server.get("/metrics").await.body;
+            if wanted.iter().all(|line| metrics.lines().any(|known| known == *line)) {
+                assert_eq!(pending.answer().await.status, 200);
+                let metrics = server.get("/metrics").await.body;
+                assert!(metrics.contains("hearth_model_requests_waiting{model=\"a\"} 0"));
+                return;
+            }
+        }
+        assert_eq!(pending.answer().await.status, 200);
+        assert_eq!(admin(&server, "a/unload").await.status, 200);
+        wait_for(&server, "a", "state", json!("unloaded")).await;
+    }
+    panic!("nobody was seen to wait for a load");
+}

@@ -94,6 +94,7 @@ async fn listen(
         tls,
         cors_origins: config.cors_origins,
         body_limit_bytes: config.body_limit_bytes,
+        send_timeout: config.send_timeout,
         lenient_fields: config.lenient_fields,
         heartbeat: HEARTBEAT,
         drain_timeout: config.drain_timeout,

@@ -210,6 +210,10 @@ pub struct ServerArgs {
     /// Largest request body in MB (default: 4).
     #[arg(long, env = "HEARTH_BODY_LIMIT_MB")]
     pub body_limit_mb: Option<usize>,
+    /// Seconds after which a connection is closed that takes nothing of its answer, or whose other
+    /// end has vanished (default: 60).
+    #[arg(long, env = "HEARTH_SEND_TIMEOUT_S")]
+    pub send_timeout_s: Option<usize>,
     /// GB of uploaded files that one project may have (default: 20).
     #[arg(long, env = "HEARTH_FILES_QUOTA_GB")]
     pub files_quota_gb: Option<usize>,
@@ -288,6 +292,7 @@ impl RawConfig {
                 insecure: server.insecure.or(file.server.insecure),
                 cors_origin: list(server.cors_origin, file.server.cors_origin),
                 body_limit_mb: server.body_limit_mb.or(file.server.body_limit_mb),
+                send_timeout_s: server.send_timeout_s.or(file.server.send_timeout_s),
                 files_quota_gb: server.files_quota_gb.or(file.server.files_quota_gb),
                 lenient_fields: server.lenient_fields.or(file.server.lenient_fields),
                 log_format: server.log_format.or(file.server.log_format),
@@ -393,7 +398,7 @@ mod tests {
             port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\n\
             data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
-            lenient-fields = true\nlog-format = \"json\"\n\
+            send-timeout-s = 9\nlenient-fields = true\nlog-format = \"json\"\n\
             kv-store = \"k\"\nkv-store-size = \"1G\"\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
         assert_eq!(all.lines().count(), flags().len());

@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
 use hearth_models::{Adapter, LoraSlot, Model};
-use tokio::sync::mpsc;
 
+use super::events::{self, Inbox, Outbox};
+pub use super::events::{Event, Logprobs};
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
 use super::queue::{self, WaitingRoom};
 use crate::shelf::{Digest, Shelf};
-use crate::types::{
-    CacheScope, FinishReason, Place, Priority, SeqId, Tenant, Timings, TokenId, Usage,
-};
+use crate::types::{CacheScope, Place, Priority, SeqId, Tenant, TokenId};
 
 /// Rows of one step whose logits are read for the scoring of prompts.
 pub const SCORE_CHUNK: usize = 64;
@@ -95,53 +94,6 @@ impl GenerateRequest {
             |r: &Self| (r.max_tokens == 0, r.prompt_logprobs, r.scope(), r.tenant, r.priority);
         wants(self) == wants(other) && self.prompt == other.prompt
     }
-}
-
-/// Log-probability of a token under the raw distribution, and of the best alternatives.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logprobs {
-    /// Natural logarithm.
-    pub logprob: f32,
-    /// Best first.
-    pub top: Vec<(TokenId, f32)>,
-}
-
-/// What a running sequence tells its client, in this order: one `Prompt`, any number of `Token`,
-/// one `Finished`; or `Failed` or `Expired` instead of what is left of that.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The prompt is computed.
-    Prompt {
-        /// Tokens of it that were found in the prefix cache.
-        cached: usize,
-        /// Log-probabilities of its tokens `1..`, (the first has none); empty unless asked for.
-        logprobs: Vec<Logprobs>,
-    },
-    /// A generated token. The stop token itself is reported, so that text can decide to hide it.
-    Token {
-        /// The token.
-        id: TokenId,
-        /// Present when asked for.
-        logprobs: Option<Logprobs>,
-        /// It was expected there.
-        expected: bool,
-    },
-    /// The end.
-    Finished {
-        /// Why.
-        reason: FinishReason,
-        /// Tokens used.
-        usage: Usage,
-        /// Where the time went.
-        timings: Timings,
-    },
-    /// The step that computed this sequence failed; nothing more will come.
-    Failed(String),
-    /// It waited too long and was not begun; nothing will come.
-    Expired {
-        /// How long it waited.
-        waited: Duration,
-    },
 }
 
 /// Why a request was not taken.
@@ -233,6 +185,8 @@ pub struct Stats {
     pub waiting: AtomicUsize,
     /// Admitted and not finished.
     pub running: AtomicUsize,
+    /// Those of them that stand aside, because their clients do not read.
+    pub aside: AtomicUsize,
     /// KV blocks held by sequences.
     pub kv_blocks_used: AtomicUsize,
     /// KV blocks that nobody holds and that the prefix cache remembers.
@@ -278,8 +232,8 @@ pub struct Stats {
     pub expired: AtomicU64,
     /// Batches that failed.
     pub failures: AtomicU64,
-    /// Mean milliseconds between finished requests, for `Retry-After`.
-    pub finish_interval_ms: AtomicU64,
+    /// Mean microseconds between finished requests; 0 until one has finished.
+    pub finish_interval_us: AtomicU64,
 }
 
 /// A request on its way to the engine thread.
@@ -287,7 +241,7 @@ pub struct Stats {
 pub(super) struct Submission {
     pub id: SeqId,
     pub request: GenerateRequest,
-    pub events: mpsc::UnboundedSender<Event>,
+    pub events: Outbox,
     /// Set by [`Generation::stop`].
     pub stopped: Arc<AtomicBool>,
     pub arrived: Instant,
@@ -310,7 +264,7 @@ pub struct Generation {
     pub id: SeqId,
     /// Where it came in.
     pub place: Place,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: Inbox,
     stopped: Arc<AtomicBool>,
 }
 
@@ -322,17 +276,17 @@ impl Generation {
 
     /// The next event; `None` only after `Finished` or `Failed`, or when the engine is gone.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        self.events.next().await
     }
 
     /// The same, for a thread that is not async.
     pub fn blocking_next(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
+        self.events.blocking_next()
     }
 
     /// The same, polled.
     pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Event>> {
-        self.events.poll_recv(cx)
+        self.events.poll_next(cx)
     }
 }
 
@@ -402,10 +356,11 @@ impl EngineHandle {
         let place = self.enter_queue(first.tenant, requests.len())?;
         self.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let first_id = self.next_id.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        let unread = Arc::default();
         let mut generations = Vec::with_capacity(requests.len());
         let mut groups: Vec<Vec<Submission>> = Vec::new();
         for (id, request) in (first_id..).map(SeqId).zip(requests) {
-            let (submission, generation) = self.submission(id, request, place);
+            let (submission, generation) = self.submission(id, request, place, &unread);
             generations.push(generation);
             match groups.last_mut() {
                 Some(group) if group[0].request.shares_prompt_with(&submission.request) => {
@@ -425,8 +380,9 @@ impl EngineHandle {
         id: SeqId,
         request: GenerateRequest,
         place: Place,
+        unread: &Arc<AtomicUsize>,
     ) -> (Submission, Generation) {
-        let (events, receiver) = mpsc::unbounded_channel();
+        let (events, receiver) = events::channel(unread);
         let stopped = Arc::new(AtomicBool::new(false));
         let arrived = Instant::now();
         let deadline = self.limits.queue_timeout.and_then(|t| arrived.checked_add(t));
@@ -434,8 +390,9 @@ impl EngineHandle {
         (Submission { id, request, events, stopped, arrived, deadline }, generation)
     }
 
-    /// How long somebody would wait who came in now, behind everybody else.
-    pub fn estimated_wait(&self) -> Duration {
+    /// How long somebody would wait who came in now, behind everybody else; `None` while nothing
+    /// is known of that.
+    pub fn estimated_wait(&self) -> Option<Duration> {
         let waiting = self.stats.waiting.load(Ordering::Acquire);
         queue::wait(waiting, self.free(), self.interval())
     }
@@ -481,7 +438,7 @@ impl EngineHandle {
     /// Takes places in the waiting room.
     fn enter_queue(&self, tenant: Tenant, count: usize) -> Result<Place, SubmitError> {
         let position = self.door.enter(tenant, count).map_err(|waiting| {
-            let retry_after = queue::retry_after(waiting, self.interval());
+            let retry_after = queue::retry_after(waiting, self.interval().unwrap_or_default());
             SubmitError::QueueFull { waiting, retry_after }
         })?;
         Ok(Place { position, wait: queue::wait(position, self.free(), self.interval()) })
@@ -489,11 +446,14 @@ impl EngineHandle {
 
     /// How many more may run.
     fn free(&self) -> usize {
-        self.limits.running_len.saturating_sub(self.stats.running.load(Ordering::Acquire))
+        let [running, aside] =
+            [&self.stats.running, &self.stats.aside].map(|count| count.load(Ordering::Acquire));
+        self.limits.running_len.saturating_sub(running.saturating_sub(aside))
     }
 
     /// Between two finished requests, lately.
-    fn interval(&self) -> Duration {
-        Duration::from_millis(self.stats.finish_interval_ms.load(Ordering::Relaxed))
+    fn interval(&self) -> Option<Duration> {
+        let mean_us = self.stats.finish_interval_us.load(Ordering::Relaxed);
+        (mean_us > 0).then(|| Duration::from_micros(mean_us))
     }
 }

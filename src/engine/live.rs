@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hearth_models::{Pick, RowOutput};
-use tokio::sync::mpsc::UnboundedSender;
 
+use super::events::{Event, Logprobs, Outbox, UNREAD_MAX};
 use super::grammar::{Allowed, Guide, Masks};
-use super::handle::{Event, GenerateRequest, Logprobs, Submission};
+use super::handle::{GenerateRequest, Submission};
 use super::lookup::Lookup;
 use super::sampler::{History, Sampler};
 use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
@@ -16,7 +16,9 @@ use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
 /// A sequence that waits or runs.
 pub(super) struct Live {
     request: GenerateRequest,
-    events: UnboundedSender<Event>,
+    events: Outbox,
+    /// It has no place and no blocks until its client reads.
+    aside: bool,
     stopped: Arc<AtomicBool>,
     history: History,
     guide: Option<Guide>,
@@ -73,6 +75,7 @@ impl Live {
         Self {
             request,
             events,
+            aside: false,
             stopped,
             history,
             guide,
@@ -98,6 +101,24 @@ impl Live {
         self.events.is_closed()
     }
 
+    /// Its client has left so much unread that it is to stand aside; where it does, until half of
+    /// that is read. The first token comes before: until then others may wait for its prompt.
+    pub fn is_behind(&self) -> bool {
+        let bound = if self.aside { UNREAD_MAX / 2 } else { UNREAD_MAX };
+        self.generated > 0 && self.events.unread() > bound
+    }
+
+    /// It has no place and no blocks until its client reads.
+    pub fn is_aside(&self) -> bool {
+        self.aside
+    }
+
+    /// Stands aside, as after a preemption, or goes on.
+    pub fn stand_aside(&mut self, aside: bool) {
+        self.aside = aside;
+        self.preempted();
+    }
+
     /// Notes the first step; true when this is it.
     pub fn begin(&mut self, now: Instant) -> bool {
         let first = self.begun.is_none();
@@ -119,7 +140,7 @@ impl Live {
 
     /// It will not be begun any more.
     pub fn expire(&self) {
-        self.send(Event::Expired { waited: self.arrived.elapsed() });
+        self.events.send(Event::Expired { waited: self.arrived.elapsed() });
     }
 
     pub fn wants_no_token(&self) -> bool {
@@ -143,7 +164,7 @@ impl Live {
     pub fn prompt_done(&mut self, cached: usize, logprobs: Vec<Logprobs>) -> bool {
         let first = self.cached.replace(cached).is_none();
         if first {
-            self.send(Event::Prompt { cached, logprobs });
+            self.events.send(Event::Prompt { cached, logprobs });
         }
         first
     }
@@ -275,7 +296,7 @@ impl Live {
     pub fn emit(&mut self, token: Sampled, now: Instant) {
         self.answered.get_or_insert(now);
         let Sampled { id, logprobs, expected, end: _ } = token;
-        self.send(Event::Token { id, logprobs, expected });
+        self.events.send(Event::Token { id, logprobs, expected });
     }
 
     pub fn finish(&self, reason: FinishReason) {
@@ -290,15 +311,10 @@ impl Live {
             prefill_ms: ms(begun, answered),
             decode_ms: ms(answered, now),
         };
-        self.send(Event::Finished { reason, usage, timings });
+        self.events.send(Event::Finished { reason, usage, timings });
     }
 
     pub fn fail(&self, message: &str) {
-        self.send(Event::Failed(message.to_owned()));
-    }
-
-    /// A closed channel is seen as cancellation before the next step.
-    fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.events.send(Event::Failed(message.to_owned()));
     }
 }

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod adapter_tests;
 mod draft;
+mod events;
 mod exchange;
 mod floor;
 #[cfg(test)]
@@ -16,6 +17,9 @@ pub mod handle;
 mod live;
 mod lookup;
 mod queue;
+mod readers;
+#[cfg(test)]
+mod readers_tests;
 mod runner;
 mod sampler;
 #[cfg(test)]
@@ -160,6 +164,7 @@ impl Engine {
     /// One step of every sequence that has rows.
     fn step(&mut self) {
         self.drop_closed();
+        self.mind_readers();
         self.take_loaded();
         let started = Instant::now();
         let proposals = self.propose();
@@ -189,6 +194,10 @@ impl Engine {
                     let woken = self.commands.recv().map_err(|_| true);
                     self.last_finish = Instant::now(); // the pace of work has no idle time in it
                     woken
+                }
+                false if self.all_stand_aside() => {
+                    self.last_finish = Instant::now();
+                    self.rest()
                 }
                 false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
             };
@@ -446,12 +455,12 @@ impl Engine {
     /// A running mean of the time between two finished requests.
     fn note_finish(&mut self) {
         let now = Instant::now();
-        let interval_ms = now.duration_since(self.last_finish).as_millis() as u64;
+        let interval_us = now.duration_since(self.last_finish).as_micros() as u64;
         self.last_finish = now;
-        let mean = &self.stats.finish_interval_ms;
+        let mean = &self.stats.finish_interval_us;
         let old = mean.load(Ordering::Relaxed);
-        let new = if old == 0 { interval_ms } else { (7 * old + interval_ms) / 8 };
-        mean.store(new, Ordering::Relaxed);
+        let new = if old == 0 { interval_us } else { (7 * old + interval_us) / 8 };
+        mean.store(new.max(1), Ordering::Relaxed);
     }
 
     fn publish(&self, batch: &Batch) {

@@ -91,10 +91,12 @@ impl WaitingRoom {
 }
 
 /// How long it takes until one more is admitted, when there are `before` others and one is
-/// admitted every `interval`.
-pub(super) fn wait(before: usize, free: usize, interval: Duration) -> Duration {
-    let turns = (before + 1).saturating_sub(free);
-    interval.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+/// admitted every `interval`; `None` where that is not known and not zero.
+pub(super) fn wait(before: usize, free: usize, interval: Option<Duration>) -> Option<Duration> {
+    match (before + 1).saturating_sub(free) {
+        0 => Some(Duration::ZERO),
+        turns => Some(interval?.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))),
+    }
 }
 
 /// When it is worth asking again after a refusal: half of those who wait are gone by then.
@@ -156,9 +158,10 @@ mod tests {
     #[test]
     fn waits_follow_the_measured_rate() {
         let second = Duration::from_secs(1);
-        assert_eq!(wait(0, 1, second), Duration::ZERO);
-        assert_eq!(wait(0, 0, second), second);
-        assert_eq!(wait(9, 2, second), 8 * second);
+        assert_eq!(wait(0, 1, Some(second)), Some(Duration::ZERO));
+        assert_eq!(wait(0, 0, Some(second)), Some(second));
+        assert_eq!(wait(9, 2, Some(second)), Some(8 * second));
+        assert_eq!([wait(0, 1, None), wait(1, 1, None)], [Some(Duration::ZERO), None]);
         assert_eq!(retry_after(10, second), 5 * second);
         assert_eq!(retry_after(10, Duration::ZERO), second);
         assert_eq!(retry_after(usize::MAX, second), 60 * second);

@@ -28,6 +28,10 @@ pub struct Prediction {
     pub rejected: usize,
 }
 
+/// Tokens without text are told beside the next text, or when there are so many of them: they
+/// take a hundred times what their ids do.
+const HELD_MAX: usize = 32;
+
 pub(super) struct Choice {
     index: usize,
     /// `None` once the choice has ended.
@@ -204,6 +208,10 @@ impl Choice {
         self.decoded += text.len();
         let text = self.stop.push(&text);
         self.send(text);
+        if self.held.len() >= HELD_MAX && self.decoded == self.sent {
+            self.told.extend(self.held.drain(..).map(|(_, token)| token));
+            self.delta(String::new());
+        }
         self.reasoning += usize::from(self.parser.is_thinking());
         if self.stop.hit().is_some() {
             self.stopped();

@@ -11,8 +11,10 @@
 //! there is room in all of that, rows of tokens that were proposed. Whose turn it is among new
 //! ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
 //! tenant with the most gives its own back and waits again at its old place; and so it does for
-//! a tenant that has less, and whose turn it is.
+//! a tenant that has less, and whose turn it is. Who is set aside by the engine is not here until
+//! it is brought back (`aside`).
 
+mod aside;
 mod batch;
 mod fair;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod tests;
 #[cfg(test)]
 mod trace_tests;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
@@ -72,6 +75,8 @@ pub struct Scheduler {
     tenants: Tenants,
     /// Sequences with blocks, in order of id.
     running: Vec<Sequence>,
+    /// Sequences that hold nothing and wait for nothing but to be brought back.
+    aside: BTreeMap<SeqId, Sequence>,
     /// Steps so far.
     steps: u64,
     /// The last ticket of a load.
@@ -89,8 +94,8 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
         let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
-        let (tenants, running) = (Tenants::default(), Vec::new());
-        Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
+        let (tenants, running, aside) = (Tenants::default(), Vec::new(), BTreeMap::new());
+        Self { config, pool, pace, tenants, running, aside, steps: 0, loads: 0 }
     }
 
     /// The same bounds, with nothing in it.
@@ -179,7 +184,7 @@ impl Scheduler {
         everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
         let gone = match self.place(id) {
             Some(place) => Some(self.stop(place)),
-            None => self.tenants.remove(id),
+            None => self.aside.remove(&id).or_else(|| self.tenants.remove(id)),
         };
         if let Some(heir) = gone.and_then(|mut seq| seq.heir()) {
             self.tenants.enter(heir);
@@ -214,9 +219,9 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Nothing to do.
+    /// Nothing to do, now or later.
     pub fn is_empty(&self) -> bool {
-        self.waiting_count() == 0 && self.running.is_empty()
+        self.waiting_count() == 0 && self.running.is_empty() && self.aside.is_empty()
     }
 
     /// Recomputes everything that is kept twice.
@@ -235,7 +240,8 @@ impl Scheduler {
                 return Err(format!("{} keeps its forks waiting", s.id));
             }
         }
-        match self.tenants.waiting().find(|s| s.computed > 0 || !s.blocks.is_empty()) {
+        let mut idle = self.tenants.waiting().chain(self.aside.values());
+        match idle.find(|s| s.computed > 0 || !s.blocks.is_empty()) {
             Some(s) => Err(format!("{} waits and holds something", s.id)),
             None => Ok(()),
         }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::types::{CacheScope, Priority, Tenant};
 
-fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
+pub(super) fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
     let config = SchedulerConfig {
         block_count,
         block_len: 4,
@@ -18,7 +18,7 @@ fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Sch
     Scheduler::new(config)
 }
 
-fn sequence(id: u64, prompt: usize) -> NewSequence {
+pub(super) fn sequence(id: u64, prompt: usize) -> NewSequence {
     let prompt = (0..prompt as u32).map(|i| 100 * id as u32 + i).collect();
     text(id, prompt)
 }
@@ -46,7 +46,7 @@ fn show(batch: &Batch) -> String {
 }
 
 /// One step in which every sampling row yields the token 9.
-fn step(scheduler: &mut Scheduler) -> String {
+pub(super) fn step(scheduler: &mut Scheduler) -> String {
     let batch = scheduler.schedule(Duration::ZERO, &[], &());
     scheduler.check().unwrap();
     let sampled: Vec<_> = batch.entries.iter().filter(|e| e.samples).map(|e| (e.id, 9)).collect();

@@ -104,11 +104,13 @@ pub(super) async fn begin_in_room(
     }
 }
 
-/// Tells where the request came into the queue.
+/// Tells where the request came into the queue, and how long that takes if it is known.
 pub(super) fn placed(mut response: Response, place: Place) -> Response {
     let headers = response.headers_mut();
     headers.insert("x-hearth-queue-position", place.position.into());
-    headers.insert("x-hearth-estimated-wait-ms", (place.wait.as_millis() as u64).into());
+    if let Some(wait) = place.wait {
+        headers.insert("x-hearth-estimated-wait-ms", (wait.as_millis() as u64).into());
+    }
     response
 }
 

@@ -1,10 +1,18 @@
-//! Connections: accepted until the server stops, each with a deadline for the head of a request.
+//! Connections: accepted until the server stops, each with a deadline for the head of a request,
+//! and one for its other end to take something of the answer.
 //!
-//! `axum::serve` sets no such deadline, so a client that never finishes asking would hold its
-//! connection, and a file descriptor, for ever. What a connection says first, TLS or not, is heard
-//! in its own task: the loop below waits for nobody.
+//! `axum::serve` sets no such deadlines, so a client that never finishes asking, or never reads,
+//! would hold its connection, and what is computed for it, for ever. What a connection says first,
+//! TLS or not, is heard in its own task: the loop below waits for nobody.
+//!
+//! A client that closes its side, even if it only says that it sends no more, has left: what is
+//! computed for it ends at once, streamed or not. TCP does not tell the two apart until something
+//! is written, which before a whole answer is minutes too late; clients that close their side and
+//! then wait are rare, and HTTP asks of no server to serve them. So hyper's `half_close` stays off.
 
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,8 +20,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_io_timeout::TimeoutStream;
 
 use super::error::ApiError;
 use super::tls::{Greeting, Tls};
@@ -27,6 +37,18 @@ pub(super) struct Door {
     pub tls: Option<Tls>,
     /// For the greeting of TLS, and again for the head of each request.
     pub head_timeout: Duration,
+    /// For the other end to take something.
+    pub send_timeout: Duration,
+}
+
+/// A connection that fails once nothing of it was taken for too long.
+pub(super) type Socket = Pin<Box<TimeoutStream<TcpStream>>>;
+
+/// Sets that time.
+pub(super) fn impatient(socket: TcpStream, send_timeout: Duration) -> Socket {
+    let mut socket = TimeoutStream::new(socket);
+    socket.set_write_timeout(Some(send_timeout));
+    Box::pin(socket)
 }
 
 /// Serves connections until `stop`. Then no connection is taken, and each open one ends after the
@@ -53,16 +75,30 @@ pub(super) async fn until<S: Future<Output = ()>>(
                 continue;
             }
         };
-        // Text leaves when it is there, not when a packet is full.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
+        if let Err(error) = set_up(&socket, door.send_timeout) {
+            tracing::debug!(%error, "a connection without its options");
         }
-        let line = Line { http: http.clone(), router: router.clone(), watcher: open.watcher() };
+        let send_timeout = door.send_timeout;
+        let (http, router) = (http.clone(), router.clone());
+        let line = Line { http, router, watcher: open.watcher(), send_timeout };
         match door.tls.clone() {
-            None => drop(tokio::spawn(line.serve(socket))),
+            None => drop(tokio::spawn(line.serve(impatient(socket, send_timeout)))),
             Some(tls) => drop(tokio::spawn(line.greet(tls, socket, door.head_timeout))),
         }
     }
+}
+
+/// Text leaves when it is there, not when a packet is full; and an end that vanished without a
+/// word, or takes nothing, is found by the system too: while nothing is written, and where what
+/// was written waits in its buffers.
+fn set_up(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let look = (send_timeout / 4).max(Duration::from_secs(1));
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(look).with_interval(look))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(send_timeout))?;
+    Ok(())
 }
 
 /// What serves one connection.
@@ -70,6 +106,7 @@ struct Line {
     http: http1::Builder,
     router: Router,
     watcher: Watcher,
+    send_timeout: Duration,
 }
 
 impl Line {
@@ -87,11 +124,12 @@ impl Line {
 
     /// The same, once TLS is agreed on.
     async fn greet(mut self, tls: Tls, socket: TcpStream, limit: Duration) {
-        match tokio::time::timeout(limit, tls.greet(socket)).await {
+        let send_timeout = self.send_timeout;
+        match tokio::time::timeout(limit, tls.greet(socket, send_timeout)).await {
             Ok(Ok(Greeting::Secret(stream))) => self.serve(stream).await,
             Ok(Ok(Greeting::Plain(socket))) => {
                 self.router = Router::new().fallback(async || ApiError::wants_https());
-                self.serve(socket).await;
+                self.serve(impatient(socket, send_timeout)).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
             Err(_) => tracing::debug!("no TLS connection in time"),

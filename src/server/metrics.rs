@@ -131,11 +131,13 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
+    gauge(
+        "requests_aside",
+        "Sequences of these that stand still, their clients not reading",
+        |m| m.engine().stats().aside.load(Ordering::Relaxed) as u64,
+    ),
     gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
         m.engine().stats().waiting.load(Ordering::Relaxed) as u64
-    }),
-    gauge("estimated_wait_ms", "How long a request would wait that came behind all others", |m| {
-        m.engine().estimated_wait().as_millis() as u64
     }),
     gauge("kv_blocks_used", "KV blocks held by sequences", |m| {
         m.engine().stats().kv_blocks_used.load(Ordering::Relaxed) as u64
@@ -207,6 +209,13 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
     }),
 ];
 
+/// Of models of which it is known.
+const ESTIMATES: [ModelMetric<ServedModel>; 1] = [gauge(
+    "estimated_wait_ms",
+    "How long a request would wait that came behind all others",
+    |m| m.engine().estimated_wait().unwrap_or_default().as_millis() as u64,
+)];
+
 const EMBEDDING_METRICS: [ModelMetric<EmbeddingModel>; 6] = [
     gauge("embedding_requests_waiting", "Requests submitted and not yet answered", |m| {
         m.queue().stats().waiting.load(Ordering::Relaxed) as u64
@@ -277,6 +286,8 @@ impl Collector for Engines {
         states(&mut encoder, &standings)?;
         read_all(&mut encoder, &STANDING_METRICS, &standings, |standing| &standing.id)?;
         read_all(&mut encoder, &ENGINE_METRICS, &models, ServedModel::id)?;
+        models.retain(|model| model.engine().estimated_wait().is_some());
+        read_all(&mut encoder, &ESTIMATES, &models, ServedModel::id)?;
         read_all(&mut encoder, &EMBEDDING_METRICS, &embedders, EmbeddingModel::id)
     }
 }

@@ -83,6 +83,9 @@ pub struct ServerConfig {
     pub head_timeout: Duration,
     /// A body that is not there after this time is refused with a 408.
     pub body_timeout: Duration,
+    /// A connection that takes nothing of its answer for so long is closed, and so is one whose
+    /// other end has vanished. At least a second.
+    pub send_timeout: Duration,
     /// Pass over fields that nobody knows, with a warning, instead of refusing them.
     pub lenient_fields: bool,
     /// Streams are never silent for twice as long as this.
@@ -99,6 +102,7 @@ impl Default for ServerConfig {
             body_limit_bytes: 4 << 20,
             head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
+            send_timeout: Duration::from_secs(60),
             lenient_fields: false,
             heartbeat: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
@@ -129,8 +133,8 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) {
-    let (drain_timeout, head_timeout) = (config.drain_timeout, config.head_timeout);
-    let door = Door { listener, tls: config.tls.clone(), head_timeout };
+    let ServerConfig { drain_timeout, head_timeout, send_timeout, .. } = config;
+    let door = Door { listener, tls: config.tls.clone(), head_timeout, send_timeout };
     let app = Arc::new(App::new(config, pipeline, rooms));
     let lines = Arc::new(batches::Lines::new(Arc::clone(&app)));
     let batches = tokio::spawn(Arc::clone(&app.rooms.batches).run(lines));

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -15,6 +16,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+use super::listen::{Socket, impatient};
 use crate::config::ConfigError;
 
 /// What a port that speaks https shows and knows.
@@ -29,7 +31,7 @@ impl fmt::Debug for Tls {
 
 /// How a client begins.
 pub(super) enum Greeting {
-    Secret(Box<TlsStream<TcpStream>>),
+    Secret(Box<TlsStream<Socket>>),
     /// In plain HTTP, to a port that does not speak it. Nothing is read yet.
     Plain(TcpStream),
 }
@@ -69,13 +71,17 @@ impl Tls {
     }
 
     /// Agrees with a client on its secrets. It may take for ever.
-    pub(super) async fn greet(self, socket: TcpStream) -> io::Result<Greeting> {
+    pub(super) async fn greet(
+        self,
+        socket: TcpStream,
+        send_timeout: Duration,
+    ) -> io::Result<Greeting> {
         let mut first = [0];
         // The first byte of TLS is 22; that of HTTP is the letter of a method.
         if socket.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
             return Ok(Greeting::Plain(socket));
         }
-        let stream = TlsAcceptor::from(self.0).accept(socket).await?;
+        let stream = TlsAcceptor::from(self.0).accept(impatient(socket, send_timeout)).await?;
         Ok(Greeting::Secret(Box::new(stream)))
     }
 }

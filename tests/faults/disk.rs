@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::http::Answer;
-use crate::server::{self, Server, chat, long_stream};
+use crate::server::{self, Server, Witness, chat, long_stream};
 use crate::{CHAT, QUESTION};
 
 /// A disk of a few KiB.
@@ -97,6 +97,7 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
     assert_eq!(server.leaves(&batch, &["validating"]).await["status"], "in_progress");
     assert_eq!(server.leaves(&response, &["queued"]).await["status"], "in_progress");
 
+    let witness = Witness::before(&server).await;
     disk.fill();
     for (path, body) in bodies() {
         is_full(&server.post(path, &body).await);
@@ -129,6 +130,7 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
         assert_eq!(server.post(path, &body).await.status, 200, "{path}");
     }
     assert_eq!(server.upload(1).await.status, 200);
+    witness.saw_nothing().await;
     server.is_idle().await;
     server.is_well().await;
     let left = fs::read_dir(place.path().join("files")).expect("a folder").flatten();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::disk::SmallDisk;
-use crate::server::{self, Server};
+use crate::server::{self, Server, Witness};
 
 /// Room for one prompt in memory.
 const SMALL: [&str; 2] = ["--max-running", "1"];
@@ -202,11 +202,13 @@ async fn a_disk_that_takes_no_more_fails_no_request() {
     }
     let way = if disk.is_some() { "a tmpfs of 256 KiB" } else { "a file in the way" };
     println!("ran with {way}");
+    let witness = Witness::before(&server).await;
     for _ in 0..2 {
         for (seed, want) in want.iter().enumerate() {
             same(&server, seed, want).await;
         }
     }
+    witness.saw_nothing().await;
     assert!(server.metric("hearth_kv_store_failures_total").await > 0.0);
     server.is_idle().await;
     server.is_well().await;

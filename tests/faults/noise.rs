@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::http;
-use crate::server::{PATIENCE, Server, chat};
+use crate::server::{PATIENCE, Server, Witness, chat};
 use crate::{CHAT, QUESTION};
 
 /// Ten thousand bodies that were right before they were damaged: every answer is a 2xx, or a 4xx
@@ -19,6 +19,7 @@ async fn noise_is_refused() {
     const CASES: usize = 10_000;
     let server = Arc::new(Server::start(&[]));
     let before = server.greedy(QUESTION).await;
+    let witness = Witness::before(&server).await;
     let (next, fields) = (Arc::new(AtomicUsize::new(0)), Arc::new(fields(&server).await));
     let work = |_| {
         let (server, next, fields) = (Arc::clone(&server), Arc::clone(&next), Arc::clone(&fields));
@@ -55,6 +56,7 @@ async fn noise_is_refused() {
         let more = task.await.expect("no case fails");
         refused.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
+    witness.saw_nothing().await;
     for (path, refused) in PATHS.iter().zip(refused) {
         let of = (0..CASES).filter(|case| PATHS[damaged(*case as u64, &fields).0] == *path).count();
         println!("{path}: {refused} of {of} were refused");

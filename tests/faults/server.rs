@@ -5,10 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use crate::http::{self, Answer, Pending};
 
@@ -166,6 +169,37 @@ impl Server {
         kib * 1024
     }
 
+    /// Processor time so far.
+    pub(crate) fn cpu_ms(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("it runs");
+        let fields = stat.rsplit(") ").next().expect("fields").split(' ');
+        // User and system, in hundredths of a second.
+        let ticks = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
+        ticks.sum::<u64>() * 10
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sockets that it has open.
+    pub(crate) fn sockets(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs");
+        let links = open.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    /// Waits until it has no more open than so many.
+    pub(crate) async fn has_sockets(&self, count: usize) {
+        let start = Instant::now();
+        while self.sockets() > count {
+            assert!(start.elapsed() < PATIENCE, "{} sockets are open", self.sockets());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill").success());
@@ -211,6 +245,63 @@ pub(crate) fn command(data: &Path, extra: &[&str]) -> Command {
     }
     command.args(extra).env_remove("RUST_LOG").stdin(Stdio::null());
     command
+}
+
+/// The same command in a network of its own.
+pub(crate) fn apart(command: &Command) -> Command {
+    let mut apart = Command::new("unshare");
+    apart.arg("-n").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => apart.env(name, value),
+            None => apart.env_remove(name),
+        };
+    }
+    apart.stdin(Stdio::null());
+    apart
+}
+
+/// A client beside a fault: the same seeded stream again and again, the first of them begun before
+/// it, each compared with what it says alone.
+pub(crate) struct Witness {
+    over: Arc<AtomicBool>,
+    streams: JoinHandle<usize>,
+}
+
+impl Witness {
+    /// It has its first words when this returns.
+    pub(crate) async fn before(server: &Server) -> Self {
+        let mut body = chat("Say it again: bread, tea, honey, mango", 600, true);
+        (body["ignore_eos"], body["temperature"], body["seed"]) = (json!(true), json!(1), json!(7));
+        let (address, want) = (server.address, server.text(&body).await);
+        let body = body.to_string();
+        let ask = async move || {
+            let headers = [("content-type", "application/json")];
+            http::send(address, "POST", "/v1/chat/completions", &headers, body.as_bytes()).await
+        };
+        let mut stream = ask().await;
+        stream.wait_for("\"content\"").await;
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let streams = tokio::spawn(async move {
+            for count in 1.. {
+                assert_eq!(text(&stream.answer().await), want, "stream {count}");
+                if is_over.load(Ordering::Relaxed) {
+                    return count;
+                }
+                stream = ask().await;
+            }
+            0
+        });
+        Self { over, streams }
+    }
+
+    /// After the fault: nothing in any of them was another.
+    pub(crate) async fn saw_nothing(self) {
+        self.over.store(true, Ordering::Relaxed);
+        let count = self.streams.await.expect("no stream is another");
+        println!("{count} streams beside it are what they are alone");
+    }
 }
 
 /// A greedy chat request.

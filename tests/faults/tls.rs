@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tempfile::TempDir;
@@ -15,7 +15,8 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::http::{self, Answer, Pending};
-use crate::server::{Server, long_stream};
+use crate::readers::large_stream;
+use crate::server::{self, PATIENCE, Server, long_stream};
 
 /// A certificate for localhost that signs itself, and its key, as files.
 struct Identity {
@@ -72,6 +73,24 @@ impl Identity {
         stream
     }
 
+    /// No sequence, no block, no panic.
+    async fn is_well(&self, server: &Server) {
+        let busy = async || {
+            let mut sum = 0.0;
+            for name in ["requests_running", "requests_waiting", "kv_blocks_used"] {
+                sum += self.metric(server, &format!("hearth_{name}")).await;
+            }
+            sum
+        };
+        let start = Instant::now();
+        while busy().await > 0.0 {
+            assert!(start.elapsed() < PATIENCE, "something is still held");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(self.get(server, "/health").await.status, 200);
+        assert!(!server.log().contains("panicked"), "{}", server.log());
+    }
+
     async fn metric(&self, server: &Server, name: &str) -> f64 {
         let text = self.get(server, "/metrics").await.body;
         let lines = text.lines().filter(|line| line.starts_with(name));
@@ -95,13 +114,35 @@ async fn https_streams_cancels_and_drains() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(identity.metric(&server, "hearth_cancelled_total").await, 1.0);
+    identity.is_well(&server).await;
     let silent = http::send_raw(server.address, b"").await;
+    let body = long_stream().to_string();
+    let want = identity.send(&server, "POST", "/v1/chat/completions", &body).await.answer().await;
     let stream = identity.stream(&server).await;
     server.signal("-TERM");
-    let chunks = stream.answer().await.chunks();
-    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
+    let answer = stream.answer().await;
+    assert_eq!(answer.chunks().last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert_eq!(server::text(&answer), server::text(&want));
     assert_eq!(server.wait().code(), Some(0));
     drop(silent);
+}
+
+/// Who reads nothing is hung up on here too.
+#[tokio::test(flavor = "multi_thread")]
+async fn https_does_not_wait_for_readers() {
+    let identity = Identity::new();
+    let flags = [&identity.flags()[..], &["--send-timeout-s", "2"]].concat();
+    let server = Server::start(&flags);
+    let connections = server.sockets();
+    let body = large_stream().to_string();
+    let unread = identity.send(&server, "POST", "/v1/chat/completions", &body).await;
+    while identity.metric(&server, "hearth_requests_aside").await == 0.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.has_sockets(connections).await;
+    assert!(identity.metric(&server, "hearth_cancelled_total").await > 0.0);
+    identity.is_well(&server).await;
+    drop(unread);
 }
 
 /// Clients that say nothing, or half of a greeting, or noise, are only connections.
@@ -120,8 +161,7 @@ async fn a_bad_greeting_stops_nobody_else() {
     // Noise is hung up on at once.
     http::send_raw(server.address, b"\0\0\0\0\0\0\0\0").await.closed().await;
     drop(open);
-    assert_eq!(identity.get(&server, "/health").await.status, 200);
-    assert!(!server.log().contains("panicked"), "{}", server.log());
+    identity.is_well(&server).await;
 }
 
 /// Who speaks plain HTTP to it is told, and nothing else happens.

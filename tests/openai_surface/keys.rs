@@ -85,6 +85,39 @@ async fn prompts_are_lent_within_a_project_only() {
     assert!(cached(&friend).await >= 16);
 }
 
+/// Places are free, and a key that may use one uses one; another key has its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_has_no_more_running_than_it_may() {
+    let single = NewKey { max_running: Some(1), ..new("a", "a") };
+    let (server, [key, free]) = start_with([single, new("free", "a")]).await;
+    let stream = json!({"stream": true, "ignore_eos": true, "max_tokens": 1500});
+    let body = chat_body(stream).to_string();
+    let begin = async |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("Content-Type", "application/json"), ("Authorization", bearer.as_str())];
+        let path = "/v1/chat/completions";
+        let mut begun = http::send(server.address, "POST", path, &headers, body.as_bytes()).await;
+        begun.wait_for("\r\n\r\n").await;
+        begun
+    };
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(begin(&key).await);
+    }
+    all[0].wait_for("\"content\":").await;
+    assert_eq!(server.metric("hearth_requests_waiting").await, 2.0);
+    let mut most = 0.0_f64;
+    while server.metric("hearth_requests_waiting").await > 0.0 {
+        most = most.max(server.metric("hearth_requests_running").await);
+    }
+    assert_eq!(most, 1.0, "running at once");
+    let mut other = begin(&free).await;
+    other.wait_for("\"content\":").await;
+    for answer in all {
+        answer.answer().await.chunks();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_the_limit_are_told_when_to_come_back() {
     let limited = NewKey { requests_per_min: Some(2), ..new("a", "a") };

@@ -7,7 +7,8 @@ use hearth::server::{ServerConfig, Tls};
 use serde_json::json;
 
 use crate::fixture::{CONTEXT_LEN, Options, chat_body, start};
-use crate::{greedy, http};
+use crate::greedy;
+use crate::http::{self, Pending};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_tell_their_tier_and_their_place_in_the_queue() {
@@ -50,6 +51,67 @@ async fn a_client_that_hangs_up_frees_its_blocks() {
         server.wait_for_metric("hearth_cancelled_total", cancelled).await;
         server.wait_for_metric("hearth_requests_running", 0.0).await;
         server.wait_for_metric("hearth_kv_blocks_used", 0.0).await;
+    }
+}
+
+/// The head of an answer that has begun, as it came.
+fn told(pending: &Pending, name: &str) -> Option<u64> {
+    let so_far = pending.so_far();
+    let (head, _) = so_far.split_once("\r\n\r\n").expect("a head");
+    let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    line.map(|value| value.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_is_told_once_something_is_known_of_it() {
+    const WAIT: &str = "x-hearth-estimated-wait-ms";
+    let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
+    let server = start(Options { config, running_len: 1, ..Options::default() }).await;
+    let body = |tokens| chat_body(greedy(tokens, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &body(8000)).await;
+    running.wait_for("\"content\":").await;
+    let mut waiting = Vec::new();
+    for position in 0..4 {
+        let mut next = server.begin("/v1/chat/completions", &body(CONTEXT_LEN - 100)).await;
+        next.wait_for(": heartbeat\n\n").await;
+        let place = told(&next, "x-hearth-queue-position");
+        assert_eq!((place, told(&next, WAIT)), (Some(position), None));
+        waiting.push(next);
+    }
+    let metrics = server.get("/metrics").await.body;
+    assert!(!metrics.contains("hearth_estimated_wait_ms"), "nobody knows yet");
+    running.answer().await.chunks();
+    waiting[0].wait_for("\"content\":").await;
+    let mut next = server.begin("/v1/chat/completions", &body(1)).await;
+    next.wait_for(": heartbeat\n\n").await;
+    assert_eq!(told(&next, "x-hearth-queue-position"), Some(3));
+    assert!(told(&next, WAIT).is_some_and(|wait_ms| wait_ms > 0));
+    assert!(server.metric("hearth_estimated_wait_ms").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn priority_overtakes_in_the_queue() {
+    let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
+    let server = start(Options { config, running_len: 1, ..Options::default() }).await;
+    let body = |tokens: usize, tier: &str| {
+        chat_body(greedy(tokens, json!({"stream": true, "service_tier": tier})))
+    };
+    let mut running = server.begin("/v1/chat/completions", &body(CONTEXT_LEN - 100, "auto")).await;
+    running.wait_for("\"content\":").await;
+    let (tell, mut first_tokens) = tokio::sync::mpsc::unbounded_channel();
+    for tier in ["default", "flex", "priority"] {
+        let mut waiting = server.begin("/v1/chat/completions", &body(2000, tier)).await;
+        waiting.wait_for(": heartbeat\n\n").await;
+        let tell = tell.clone();
+        tokio::spawn(async move {
+            waiting.wait_for("\"content\":").await;
+            tell.send(tier).expect("somebody listens");
+            waiting.answer().await.chunks();
+        });
+    }
+    drop((running, tell));
+    for tier in ["priority", "default", "flex"] {
+        assert_eq!(first_tokens.recv().await, Some(tier));
     }
 }
 

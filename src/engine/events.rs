@@ -1,0 +1,154 @@
+//! What a sequence tells its client, and how much of that nobody has read yet.
+//!
+//! The engine never waits in a channel, so these have no bound. What is in them is counted instead,
+//! in bytes and over all answers of a request: a sequence whose request has more unread than
+//! [`UNREAD_MAX`] stands aside (`readers`) until half of that is read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::types::{FinishReason, Timings, TokenId, Usage};
+
+/// Bytes of unread events from which on the sequences of a request stand aside. Thousands of
+/// tokens; a reader who reads at all is never so far behind.
+pub(super) const UNREAD_MAX: usize = 512 << 10;
+
+/// Log-probability of a token under the raw distribution, and of the best alternatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// Best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// What a running sequence tells its client, in this order: one `Prompt`, any number of `Token`,
+/// one `Finished`; or `Failed` or `Expired` instead of what is left of that.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The prompt is computed.
+    Prompt {
+        /// Tokens of it that were found in the prefix cache.
+        cached: usize,
+        /// Log-probabilities of its tokens `1..`, (the first has none); empty unless asked for.
+        logprobs: Vec<Logprobs>,
+    },
+    /// A generated token. The stop token itself is reported, so that text can decide to hide it.
+    Token {
+        /// The token.
+        id: TokenId,
+        /// Present when asked for.
+        logprobs: Option<Logprobs>,
+        /// It was expected there.
+        expected: bool,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Tokens used.
+        usage: Usage,
+        /// Where the time went.
+        timings: Timings,
+    },
+    /// The step that computed this sequence failed; nothing more will come.
+    Failed(String),
+    /// It waited too long and was not begun; nothing will come.
+    Expired {
+        /// How long it waited.
+        waited: Duration,
+    },
+}
+
+impl Event {
+    /// About what it takes while nobody reads it.
+    fn bytes(&self) -> usize {
+        const TOP: usize = size_of::<(TokenId, f32)>();
+        let of = |l: &Logprobs| size_of::<Logprobs>() + l.top.capacity() * TOP;
+        let more = match self {
+            Self::Prompt { logprobs, .. } => logprobs.iter().map(of).sum(),
+            Self::Token { logprobs, .. } => logprobs.as_ref().map_or(0, of),
+            Self::Failed(message) => message.capacity(),
+            Self::Finished { .. } | Self::Expired { .. } => 0,
+        };
+        size_of::<Self>() + more
+    }
+}
+
+/// A way from the engine to a client. `unread` is shared by all answers of a request.
+pub(super) fn channel(unread: &Arc<AtomicUsize>) -> (Outbox, Inbox) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let unread = || Arc::clone(unread);
+    (Outbox { sender, unread: unread() }, Inbox { receiver, unread: unread() })
+}
+
+/// The engine's end.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    sender: mpsc::UnboundedSender<Event>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Outbox {
+    /// A closed channel is seen as cancellation before the next step.
+    pub fn send(&self, event: Event) {
+        let bytes = event.bytes();
+        self.unread.fetch_add(bytes, Ordering::Relaxed); // before anybody can read it
+        if self.sender.send(event).is_err() {
+            self.unread.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody reads any more.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Bytes of the whole request that wait for its client.
+    pub fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
+    }
+}
+
+/// The client's end.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    receiver: mpsc::UnboundedReceiver<Event>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.receiver.recv().await;
+        self.read(event)
+    }
+
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        let event = self.receiver.blocking_recv();
+        self.read(event)
+    }
+
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.receiver.poll_recv(cx).map(|event| self.read(event))
+    }
+
+    fn read(&self, event: Option<Event>) -> Option<Event> {
+        let bytes = event.as_ref().map_or(0, Event::bytes);
+        self.unread.fetch_sub(bytes, Ordering::Relaxed);
+        event
+    }
+}
+
+impl Drop for Inbox {
+    /// What is never read does not count for the request's other answers.
+    fn drop(&mut self) {
+        self.receiver.close();
+        while let Ok(event) = self.receiver.try_recv() {
+            self.read(Some(event));
+        }
+    }
+}
