@@ -344,7 +344,7 @@ impl Backend for Fused {
         Ok(x)
     }
 
-    /// Copied: a buffer that left with the caller would be made again, and cleared, in the next pass.
+    /// Copied: a buffer that left with the caller would be made again, and cleared, by the next.
     fn read(&self, x: Rows) -> Result<Vec<f32>> {
         Ok(x.to_vec())
     }
