@@ -28,6 +28,7 @@ scratch=$(mktemp -d)
 folder=${OUT:-$scratch}
 mkdir -p "$folder"
 trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$scratch"' EXIT
+: >"$scratch/address"
 "$hearth" serve --port 0 --data-dir none >"$scratch/address" 2>"$folder/server.log" &
 server=$!
 for _ in $(seq 150); do

@@ -3,9 +3,11 @@
 #![cfg(feature = "builtin-model")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -52,6 +54,20 @@ impl Server {
         let output = self.bench(&[args, &["--json", file.to_str().unwrap()]].concat());
         assert!(output.status.success(), "{}", said(&output));
         (said(&output), serde_json::from_slice(&fs::read(&file).unwrap()).unwrap())
+    }
+
+    /// One number of `/metrics`.
+    fn metric(&self, name: &str, key: &str) -> f64 {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut socket = TcpStream::connect(address).unwrap();
+        let head =
+            format!("GET /metrics HTTP/1.0\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+        socket.write_all(head.as_bytes()).unwrap();
+        let mut text = String::new();
+        socket.read_to_string(&mut text).unwrap();
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     #[track_caller]
@@ -171,6 +187,43 @@ fn clients_that_think_ask_as_often_as_people() {
     let asked = number(&point["requests"]);
     assert!((20.0..=110.0).contains(&asked), "{point}");
     assert!((5.0..30.0).contains(&number(&point["wall_s"])), "{point}");
+}
+
+/// With the other key the answers to `questions` would begin when those two hundred have ended.
+#[test]
+fn two_hundred_requests_of_one_key_hardly_move_the_first_tokens_of_another() {
+    let server = Server::start(&["--api-key", "sk-greedy", "--api-key", "sk-other"]);
+    let key = ["--api-key", "sk-other"];
+    let questions = ["--clients", "1", "--requests", "20", "--prompt-tokens", "300", "-n", "8"];
+    // Another seed each time: what was asked before would be cached.
+    let ask = |seed: &str| {
+        let args = [&key[..], &questions, &["--seed", seed]].concat();
+        server.measure(&args).1["points"][0].clone()
+    };
+    let p95 = |point: &Value| number(&point["ttft_ms"]["p95"]);
+    let alone = ask("1");
+    let greedy = ["--clients", "200", "--requests", "200", "--prompt-tokens", "100", "-n", "800"];
+    let mut greedy = hearth(&[&["bench", "serve", "--url", &server.url][..], &greedy].concat())
+        .args(["--api-key", "sk-greedy", "--ignore-eos"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let waiting = || server.metric("hearth_requests_waiting", "sk-other");
+    let started = Instant::now();
+    while waiting() < 150.0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "{} wait", waiting());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let beside = ask("2");
+    let still = waiting();
+    greedy.kill().unwrap();
+    greedy.wait().unwrap();
+    println!("p95 to the first token: {:.1} ms alone, {:.1} beside", p95(&alone), p95(&beside));
+    assert!(still > 50.0, "only {still} of the greedy one wait at the end");
+    assert_eq!(beside["answered"], 20, "{beside}");
+    // Loose: the machine that runs the tests does other things too.
+    let bound_ms = (3.0 * p95(&alone)).max(1000.0);
+    assert!(p95(&beside) < bound_ms, "{alone} {beside}");
 }
 
 #[test]

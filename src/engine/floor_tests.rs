@@ -114,8 +114,8 @@ fn kept_equals_not() {
 }
 
 /// Twelve at once, of whom four have the blocks to come to an end: those who lost theirs find in
-/// files what others took from them. No two texts begin alike, and each is asked once, so what comes
-/// back is of a sequence that was here before.
+/// files what others took from them. No two texts begin alike, and each is asked once, so what
+/// comes back is of a sequence that was here before.
 fn swapped_equals_not(dtype: KvDType) {
     STORED.set(dtype);
     let folder = tempfile::tempdir().unwrap();

@@ -3,8 +3,9 @@
 //! Closed loop: so many clients, each asks again when it has its answer, at once or after a moment
 //! of thought. Open loop: requests come at random moments (a Poisson process) whether or not the
 //! server keeps up, which is how strangers behave. Latencies of the open loop begin when a request
-//! was due, so a client that falls behind cannot hide what the server does. Every client is a thread
-//! that blocks; all of this runs until the last answer is there. Of ours it knows the client alone.
+//! was due, so a client that falls behind cannot hide what the server does. Every client is a
+//! thread that blocks; all of this runs until the last answer is there. Of ours it knows the client
+//! alone.
 //!
 //! Deliberately absent: judging the answers, and driving more than one machine.
 

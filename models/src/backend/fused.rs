@@ -108,8 +108,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Buffers between two uses: a forward pass no larger than one before asks for little more than
-/// its logits, which leave with the caller.
+/// Buffers between two uses: a forward pass no larger than one before finds all that it needs.
 #[derive(Default)]
 struct Arena(Mutex<Vec<Vec<f32>>>);
 
@@ -346,10 +345,9 @@ impl Backend for Fused {
         Ok(x)
     }
 
-    fn read(&self, mut x: Rows) -> Result<Vec<f32>> {
-        let mut numbers = std::mem::take(&mut x.buffer);
-        numbers.truncate(x.count * x.width);
-        Ok(numbers)
+    /// Copied: a buffer that left with the caller would be made again, and cleared, by the next.
+    fn read(&self, x: Rows) -> Result<Vec<f32>> {
+        Ok(x.to_vec())
     }
 }
 
@@ -378,13 +376,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_leaves_the_arena() {
+    fn a_pass_finds_the_buffers_of_the_one_before() {
         let fused = Fused::new(Arc::new(Pool::new(1)));
-        for _ in 0..3 {
-            let (small, large) = (fused.rows(2, 8), fused.rows(2, 500));
-            assert_eq!(fused.read(large).unwrap().len(), 1000);
+        let pass = |rows: usize| {
+            let (small, large) = (fused.rows(rows, 8), fused.rows(rows, 500));
+            assert_eq!(fused.read(large).unwrap().len(), rows * 500);
             drop(small);
+            capacities(&fused.arena)
+        };
+        let first = pass(4);
+        assert_eq!(first.len(), 2);
+        for rows in [1, 4, 2, 3, 4] {
+            assert_eq!(pass(rows), first, "{rows} rows");
         }
-        assert!(capacities(&fused.arena).iter().all(|room| *room < 1000));
     }
 }
