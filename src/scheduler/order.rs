@@ -69,7 +69,7 @@ impl Scheduler {
 
     /// Prompts that run, but for those that something is fetched for.
     fn begun(&self) -> impl Iterator<Item = &Sequence> {
-        self.running.iter().filter(|s| !s.is_answer() && !s.is_waiting())
+        self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer() && !s.is_waiting())
     }
 
     /// The tenant whose turn it is, and when its first sequence is due: what is known of its text
