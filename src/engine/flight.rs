@@ -59,13 +59,12 @@ impl Engine {
         self.landed.duration_since(before.max(started))
     }
 
-    /// The batch is lost, and what was asked for behind it; the engine is not.
+    /// The batch is lost, the engine is not. Of the pass behind it only the rows of the same
+    /// sequences are: nobody else reads what this one should have written.
     pub(super) fn fail(&mut self, batch: &Batch, message: &str) {
         tracing::error!(message, sequences = batch.entries.len(), "a batch failed");
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        let behind = self.flight.take().map(|flight| flight.batch);
-        let entries = batch.entries.iter().chain(behind.iter().flat_map(|batch| &batch.entries));
-        for id in entries.flat_map(Entry::ids) {
+        for id in batch.entries.iter().flat_map(Entry::ids) {
             if let Some(live) = self.remove(id) {
                 live.fail(message);
             }

@@ -41,7 +41,7 @@ enum Job {
     Store(KvGeometry),
     Put(LoraSlot, Vec<(Arc<Adapter>, f32)>),
     Drop(LoraSlot),
-    Pass(ForwardBatch, Vec<Option<Pick>>, SyncSender<Result<Output, String>>),
+    Pass(Box<ForwardBatch>, Vec<Option<Pick>>, SyncSender<Result<Output, String>>),
 }
 
 impl Remote {
@@ -60,7 +60,7 @@ impl Remote {
                         // Results are sometimes there before they are asked for.
                         std::thread::sleep(Duration::from_micros(150 * (i as u64 % 3)));
                         let fails = notes.fails.swap(false, Ordering::AcqRel);
-                        let work = || compute(&*model, batch, &picks, &mut kv, &mut chosen);
+                        let work = || compute(&*model, *batch, &picks, &mut kv, &mut chosen);
                         let made = catch_unwind(AssertUnwindSafe(work));
                         let made = made.unwrap_or_else(|_| Err("a pass panicked".to_owned()));
                         let failed = Err("a pass was to fail".to_owned());
@@ -137,7 +137,7 @@ impl Model for Remote {
         self.seen.ahead.fetch_add(under_way as u64, Ordering::Relaxed);
         self.seen.read.fetch_add(batch.chosen.len() as u64, Ordering::Relaxed);
         let (reply, made) = sync_channel(1);
-        self.jobs.send(Job::Pass(batch.clone(), picks.to_vec(), reply)).unwrap();
+        self.jobs.send(Job::Pass(Box::new(batch.clone()), picks.to_vec(), reply)).unwrap();
         let landed = Landed(Arc::clone(&self.seen));
         Ok(Pass::new(move || {
             let made = made.recv().unwrap().map_err(Error::Batch);
@@ -314,7 +314,7 @@ fn forks_and_cached_prefixes_are_what_they_are_in_turn() {
 }
 
 #[test]
-fn a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_is_known_of_either() {
+fn a_pass_that_fails_takes_its_sequences_along_and_nothing_is_known_of_its_blocks() {
     let prompt: Vec<TokenId> = (0..40).collect();
     let (plain, _thread) = engine(limits());
     let want = ask(&plain, greedy(&prompt, 30)).tokens;

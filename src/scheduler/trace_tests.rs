@@ -57,7 +57,7 @@ struct Seen {
     late: usize,
     /// Steps in which somebody had to wait for blocks of those who fly.
     short: usize,
-    /// Passes that failed with another one behind them.
+    /// Rows behind a pass that failed.
     failed: usize,
 }
 
@@ -73,10 +73,11 @@ struct Trace {
     now: Duration,
     /// Steps without a row, in a row.
     idle: usize,
-    /// A step is scheduled before the results of the last one are here. Nothing is kept then: what
-    /// comes back is not in the order of the passes.
+    /// A step is scheduled before the last one is done. Nothing is kept then: what comes back is
+    /// not in the order of the passes.
     ahead: bool,
     flight: Option<Flight>,
+    was_short: bool,
     /// What the last pass chose.
     chosen: HashMap<SeqId, TokenId>,
     seen: Seen,
@@ -85,10 +86,9 @@ struct Trace {
     loads: Vec<Load>,
 }
 
-/// A pass that was handed over, with all that it needs.
+/// A pass that was handed over, with all that it needs: a text for each entry.
 struct Flight {
     batch: Batch,
-    /// One for each entry.
     texts: Vec<Text>,
 }
 
@@ -139,20 +139,19 @@ impl Trace {
             price: None,
             load_blocks_min: 1 + random.below(3),
         };
-        let scheduler = Scheduler::new(config);
-        let (kv, live) = (HashMap::new(), HashMap::new());
         Self {
             seed,
             random,
-            scheduler,
+            scheduler: Scheduler::new(config),
             batch_tokens,
-            kv,
-            live,
+            kv: HashMap::new(),
+            live: HashMap::new(),
             next_id: 0,
             now: Duration::ZERO,
             idle: 0,
             ahead,
             flight: None,
+            was_short: false,
             chosen: HashMap::new(),
             seen: Seen::default(),
             shelf: Shelf::default(),
@@ -184,9 +183,8 @@ impl Trace {
         if let Some(before) = self.flight.replace(flight) {
             self.land(before);
         }
-        let runs_on = self.flight.as_ref().is_some_and(|f| self.scheduler.runs_on(&f.batch));
-        if !runs_on && let Some(now) = self.flight.take() {
-            self.land(now);
+        if let Some(own) = self.flight.take_if(|own| !self.scheduler.runs_on(&own.batch)) {
+            self.land(own);
         }
     }
 
@@ -267,6 +265,8 @@ impl Trace {
         let waits = self.loads.is_empty() && self.flight.is_none();
         let idle = nothing && waits && !self.live.is_empty();
         self.seen.short += usize::from(batch.short);
+        assert!(!(batch.short && self.was_short), "seed {seed}: somebody waits for ever");
+        self.was_short = batch.short;
         self.idle = if idle { self.idle + 1 } else { 0 };
         assert!(self.idle < 2, "seed {seed}: no progress");
     }
@@ -357,30 +357,36 @@ impl Trace {
         Flight { batch, texts }
     }
 
-    /// Takes the results of a pass. Now and then there are none, nor any of the one behind it.
+    /// Takes the results of a pass. Now and then there are none.
     fn land(&mut self, flight: Flight) {
         if self.ahead && self.random.below(50) == 0 {
-            self.seen.failed += usize::from(self.flight.is_some());
-            return [Some(flight), self.flight.take()].into_iter().flatten().for_each(|flight| {
-                let Flight { batch, texts } = flight;
-                for (entry, text) in batch.entries.iter().zip(&texts) {
-                    for position in entry.start..entry.start + entry.rows {
-                        let slot = (text.blocks[position / BLOCK_LEN], position % BLOCK_LEN);
-                        self.kv.insert(slot, 0);
-                    }
-                    entry.ids().for_each(|id| {
-                        self.live.remove(&id);
-                        self.scheduler.finish(id);
-                    });
-                }
-                self.check();
-            });
+            return self.fail(&flight);
         }
         let sampled = self.compute(&flight);
         let took_ms = self.random.below(300) as f64;
         self.scheduler.update(&flight.batch, &sampled, took_ms);
         self.check();
         self.finish(&sampled);
+        self.check();
+    }
+
+    /// Nothing is left of a pass: its sequences are gone, and what is in its blocks is of no use.
+    fn fail(&mut self, Flight { batch, texts }: &Flight) {
+        for (entry, text) in batch.entries.iter().zip(texts) {
+            for position in entry.start..entry.start + entry.rows {
+                self.kv.insert((text.blocks[position / BLOCK_LEN], position % BLOCK_LEN), 0);
+            }
+            for id in entry.ids() {
+                self.live.remove(&id);
+                self.scheduler.finish(id);
+            }
+            // Its rows in the pass behind are of no text.
+            let Some(Flight { batch, texts }) = &mut self.flight else { continue };
+            if let Some(place) = batch.entries.iter().position(|e| e.id == entry.id) {
+                drop((batch.entries.remove(place), texts.remove(place)));
+                self.seen.failed += 1;
+            }
+        }
         self.check();
     }
 
@@ -423,9 +429,7 @@ impl Trace {
                 self.seen.right += 1;
             }
         }
-        let all = sampled.len();
-        sampled.retain(|(id, _)| self.live.contains_key(id));
-        self.seen.late += all - sampled.len();
+        self.seen.late += sampled.extract_if(.., |(id, _)| !self.live.contains_key(id)).count();
         sampled
     }
 

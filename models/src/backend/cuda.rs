@@ -35,11 +35,11 @@ pub struct Cuda {
 #[derive(Default)]
 struct Passes {
     seen: HashSet<PassKey>,
-    recorded: HashMap<PassKey, Pass>,
+    recorded: HashMap<PassKey, Recorded>,
 }
 
 /// A recorded pass, its logits, and the lists that it reads.
-struct Pass {
+struct Recorded {
     graph: Graph,
     logits: Rows,
     _lists: Vec<Buffer>,
@@ -251,7 +251,7 @@ impl Backend for Cuda {
                 // worse, and is recorded another time.
                 return work(kv).map(|rows| rows.first(step.logits));
             };
-            passes.recorded.insert(key.clone(), Pass { graph, logits, _lists: lists });
+            passes.recorded.insert(key.clone(), Recorded { graph, logits, _lists: lists });
         }
         let pass = &passes.recorded[&key];
         pass.graph.replay()?;
