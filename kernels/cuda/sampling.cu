@@ -16,6 +16,8 @@
 // sample: grid (rows), block 1024. Parameters are arrays with one number a row. A row whose
 //   temperature is NaN is left out (-2); -1 where every token is ruled out.
 // edit_logits: grid (ceil(count / 256)), block 256. At most one edit for a token of a row.
+// take_chosen: grid (ceil(rows / 256)), block 256. A token below 0 is a row of `chosen`, its highest
+//   bit aside: what was chosen there takes its place, or 0 where nothing was.
 // No dynamic shared memory. Rows may start anywhere: `stride` counts floats. A vocabulary has at
 // most 2^20 tokens.
 #include "common.cuh"
@@ -579,4 +581,12 @@ extern "C" __global__ void edit_logits(float *logits, int stride, const int *row
         x = x > 0.0f ? x / divide[i] : product;
     }
     *logit = x - subtract[i] + add[i];
+}
+
+extern "C" __global__ void take_chosen(int *tokens, const int *chosen, int rows, int count) {
+    grid_begin();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= rows || tokens[i] >= 0) return;
+    int from = tokens[i] & 0x7fffffff;
+    tokens[i] = from < count && chosen[from] > 0 ? chosen[from] : 0;
 }

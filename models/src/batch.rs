@@ -35,6 +35,11 @@ pub struct ForwardBatch {
     pub lora_slot: Vec<Option<LoraSlot>>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Rows whose token the pass before this one chose, and out of which of its logit rows; 0
+    /// stands for it in `tokens`. Only for a model that [runs ahead](crate::Model::runs_ahead).
+    pub chosen: Vec<(u32, u32)>,
+    /// Blocks to copy before anything is computed, in this order: from, to.
+    pub copies: Vec<(u32, u32)>,
 }
 
 impl ForwardBatch {
@@ -134,6 +139,12 @@ impl ForwardBatch {
         if self.logit_rows.iter().any(|&row| row as usize >= rows) {
             return wrong("a logit row does not exist");
         }
+        if self.chosen.iter().any(|&(row, _)| row as usize >= rows) {
+            return wrong("a row whose token was chosen does not exist");
+        }
+        if self.copies.iter().any(|&(from, to)| from.max(to) as usize >= block_count) {
+            return wrong("a block to copy does not exist");
+        }
         for sequence in self.sequences() {
             let new = sequence.rows.len();
             if new == 0 {
@@ -180,6 +191,29 @@ pub struct Output {
     logits: Vec<f32>,
     /// What was chosen from each row; empty where nothing was chosen at all.
     chosen: Vec<Option<Chosen>>,
+}
+
+/// A pass that was asked for.
+pub struct Pass(Box<dyn FnOnce() -> Result<Output> + Send>);
+
+impl Pass {
+    /// What it gives is known already.
+    pub fn done(output: Output) -> Self {
+        Self::new(move || Ok(output))
+    }
+
+    /// `wait` waits for it.
+    pub fn new(wait: impl FnOnce() -> Result<Output> + Send + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// What it gives, when that is there.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn wait(self) -> Result<Output> {
+        (self.0)()
+    }
 }
 
 /// A token; `None` where every token is ruled out.
@@ -284,6 +318,8 @@ mod tests {
         refused("vocabulary", |b| b.tokens[1] = 8);
         refused("cu_q", |b| b.cu_q[1] = 5);
         refused("logit row", |b| b.logit_rows.push(4));
+        refused("was chosen", |b| b.chosen.push((4, 0)));
+        refused("block to copy", |b| b.copies.push((0, 5)));
         refused("adapter slot", |b| b.lora_slot.push(None));
         refused("block table", |b| b.block_tables[1][2] = 5);
         refused("slot", |b| b.slot_mapping[0] = 1);

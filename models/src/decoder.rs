@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::adapter::{self, Adapter};
 use crate::backend::{AttentionParams, Backend, Plain};
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Pick};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
@@ -224,17 +224,24 @@ impl<B: Backend> Model for Decoder<B> {
         self.ops.kv_store(geometry)
     }
 
-    fn step(
+    fn runs_ahead(&self) -> bool {
+        B::RUNS_AHEAD
+    }
+
+    fn launch(
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
         picks: &[Option<Pick>],
-    ) -> Result<Output> {
+    ) -> Result<Pass> {
+        if !B::RUNS_AHEAD && !batch.chosen.is_empty() {
+            return Err(Error::Batch("no token is kept from one pass to the next".into()));
+        }
+        batch.copies.iter().try_for_each(|&(from, to)| kv.copy_block(from, to))?;
         if batch.logit_rows.is_empty() {
             let step = self.ops.begin(batch, &self.rotary)?;
             self.hidden(batch, &step, &batch.lora_rows(), kv)?;
-            self.ops.finish()?;
-            return Ok(Output::of_logits(Vec::new()));
+            return self.ops.finish();
         }
         self.ops.output(self.logits(batch, kv)?, picks)
     }

@@ -29,7 +29,7 @@ pub mod train;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{ForwardBatch, LoraSlot, Output, Pick, RowOutput, TokenEdit};
+pub use batch::{ForwardBatch, LoraSlot, Output, Pass, Pick, RowOutput, TokenEdit};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;
@@ -45,17 +45,35 @@ pub trait Model: Send {
     /// Storage for keys and values in the form that `forward` reads.
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore>;
 
-    /// Computes every row of `batch`, writes its keys and values to `kv`, and returns what became
-    /// of `batch.logit_rows`: their logits, or, where `picks` asks for it and the device can, the
-    /// tokens chosen from them. `picks` is empty or has one entry for each logit row.
+    /// Whether [`Model::launch`] returns before its pass is done. Such a model chooses a token
+    /// wherever a pick asks for it, keeps the tokens of the last pass for [`ForwardBatch::chosen`],
+    /// and has at most two passes under way: the one before them has been waited for.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Asks for a pass that computes every row of `batch`, writes its keys and values to `kv`, and
+    /// gives what became of `batch.logit_rows`: their logits, or, where `picks` asks for it and the
+    /// device can, the tokens chosen from them. `picks` is empty or has one entry for each logit
+    /// row. Passes are computed in the order in which they are asked for.
     ///
     /// The caller has passed `batch` through [`ForwardBatch::check`].
+    fn launch(
+        &self,
+        batch: &ForwardBatch,
+        kv: &mut KvStore,
+        picks: &[Option<Pick>],
+    ) -> Result<Pass>;
+
+    /// [`Model::launch`], waited for.
     fn step(
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
         picks: &[Option<Pick>],
-    ) -> Result<Output>;
+    ) -> Result<Output> {
+        self.launch(batch, kv, picks)?.wait()
+    }
 
     /// [`Model::step`] for the logits of all rows. `[logit_rows, vocab]`
     fn forward(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Vec<f32>> {

@@ -214,7 +214,7 @@ pub struct Stats {
     /// Tokens of the prompts that were admitted.
     pub prompt_tokens: AtomicU64,
     /// Rows of all forward passes; more than prompts and answers when sequences were preempted, or
-    /// proposals were wrong.
+    /// proposals were wrong, or a step ran ahead of the end of an answer.
     pub computed_tokens: AtomicU64,
     /// Tokens generated.
     pub generated_tokens: AtomicU64,

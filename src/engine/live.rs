@@ -187,6 +187,14 @@ impl Live {
         })
     }
 
+    /// Where the device chooses the token so many places ahead, its row may be asked for before
+    /// anybody knows it: there will be one, it is of use, and nothing is known of it that is better
+    /// (`price` is what a guess has to be worth).
+    pub fn goes_on(&self, ahead: usize, price: f64) -> bool {
+        let last = self.generated + ahead + 1 >= self.request.max_tokens;
+        !last && !self.edits_tokens() && self.propose(price, 1).is_empty()
+    }
+
     /// What is chosen depends on the tokens before it beyond their logits.
     fn edits_tokens(&self) -> bool {
         self.history.is_wanted()

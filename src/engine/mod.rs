@@ -1,5 +1,8 @@
 //! The step loop: drain commands, schedule, run, sample, update, emit.
 //!
+//! On a device that runs ahead, the next step is scheduled and asked for before this one is done
+//! ([`flight`]); the loop is the same.
+//!
 //! One OS thread owns model, KV and scheduler and is spoken to through [`handle::EngineHandle`]. A
 //! closed reply channel is cancellation; a panic fails the batch that caused it, never the process.
 //! Deliberately absent: text, requests as the wire has them, any `if` about a feature.
@@ -9,6 +12,9 @@ mod adapter_tests;
 mod draft;
 mod events;
 mod exchange;
+mod flight;
+#[cfg(test)]
+mod flight_tests;
 mod floor;
 #[cfg(test)]
 mod floor_tests;
@@ -41,6 +47,7 @@ use std::time::{Duration, Instant};
 use hearth_models::{KvDType, Model, RowOutput};
 
 use self::draft::Draft;
+use self::flight::{Flight, caught, panic_message};
 use self::floor::{Floor, LOAD_BLOCKS_MIN};
 use self::grammar::Masks;
 use self::handle::{
@@ -72,8 +79,13 @@ pub fn spawn(
         let sizes = [runner.block_bytes(), handle.limits().block_len];
         Floor::new(shelf, content, &layout, sizes, handle.stats()).map_err(no_thread)
     });
+    let floor = floor.transpose()?;
     let engine = Engine {
-        floor: floor.transpose()?,
+        // What is exported and imported is not in the order of the passes.
+        ahead: runner.runs_ahead() && floor.is_none(),
+        flight: None,
+        landed: Instant::now(),
+        floor,
         rested: false,
         heard: Instant::now(),
         runner,
@@ -113,6 +125,12 @@ fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConf
 
 struct Engine {
     runner: Runner,
+    /// A step may be scheduled before the one before it is done.
+    ahead: bool,
+    /// The pass that was asked for last, unless its results are here.
+    flight: Option<Flight>,
+    /// When the last results came.
+    landed: Instant,
     /// Where blocks go that memory has no room for.
     floor: Option<Floor>,
     /// The last step had no rows.
@@ -161,21 +179,42 @@ impl Engine {
         self.put_away();
     }
 
-    /// One step of every sequence that has rows.
+    /// One step: asks for a pass, and takes what the one before it gave; its own too, where nobody
+    /// can go on without.
     fn step(&mut self) {
         self.drop_closed();
         self.mind_readers();
         self.take_loaded();
+        let asked = self.launch();
+        if let Some(before) = self.flight.replace(asked) {
+            self.land(before);
+        }
+        if let Some(own) = self.flight.take_if(|own| !self.scheduler.runs_on(&own.batch)) {
+            self.land(own);
+        }
+    }
+
+    /// The first half of a step: schedules, and runs.
+    fn launch(&mut self) -> Flight {
         let started = Instant::now();
         let proposals = self.propose();
         let batch = self.scheduler.schedule(started - self.started, &proposals, &self.floor);
         self.expire(&batch);
         self.begin(&batch);
         self.exchange(&batch);
-        match self.compute(&batch) {
+        let pass = self.compute(&batch);
+        self.scheduler.launch(&batch, &self.who_goes_on(&batch));
+        Flight { batch, pass, started }
+    }
+
+    /// The second half: samples, updates, emits.
+    fn land(&mut self, flight: Flight) {
+        let Flight { batch, pass, started } = flight;
+        match pass.and_then(|pass| caught(|| pass.wait())) {
             Ok(logits) => {
                 let outcomes = self.sample(&batch, &logits);
-                self.update(&batch, &outcomes, started.elapsed());
+                let took = self.took(started);
+                self.update(&batch, &outcomes, took);
                 self.publish(&batch); // whoever hears of an end finds it counted
                 self.emit(outcomes);
             }
@@ -292,22 +331,11 @@ impl Engine {
         }
     }
 
-    /// The forward pass. A panic in it is an error of this batch.
-    fn compute(&mut self, batch: &Batch) -> Result<Logits, String> {
-        let (runner, scheduler) = (&mut self.runner, &self.scheduler);
-        let (live, vocab_len) = (&self.live, self.sampler.vocab_len());
-        let pick = |id: SeqId, ahead: usize| live.get(&id)?.pick(ahead, vocab_len);
-        match catch_unwind(AssertUnwindSafe(|| runner.run(batch, scheduler, pick))) {
-            Ok(result) => result.map_err(|e| e.to_string()),
-            Err(panic) => Err(panic_message(&*panic)),
-        }
-    }
-
     /// One token for every sequence that wants one; log-probabilities of scored prompt rows.
     fn sample(&mut self, batch: &Batch, logits: &Logits) -> Vec<(SeqId, Outcome)> {
         let mut outcomes = Vec::new();
         for (entry, rows) in batch.entries.iter().zip(&logits.entries) {
-            let live = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
+            let Some(live) = self.live.get_mut(&entry.id) else { continue }; // it ended meanwhile
             for (position, row) in entry.score.clone().zip(rows.score.clone()) {
                 if let RowOutput::Logits(logits) = logits.row(row) {
                     live.score(position, logits, &mut self.sampler);
@@ -411,31 +439,6 @@ impl Engine {
         }
     }
 
-    /// The batch is lost, the engine is not.
-    fn fail(&mut self, batch: &Batch, message: &str) {
-        tracing::error!(message, sequences = batch.entries.len(), "a batch failed");
-        self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        for id in batch.entries.iter().flat_map(Entry::ids) {
-            if let Some(live) = self.remove(id) {
-                live.fail(message);
-            }
-        }
-    }
-
-    /// After a panic outside the forward pass nothing that is counted can be trusted: everybody is
-    /// told, and the engine begins again with an empty scheduler.
-    fn start_over(&mut self, message: &str) {
-        tracing::error!(message, sequences = self.live.len(), "a step failed; starting over");
-        self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        self.scheduler = self.scheduler.emptied();
-        let ids: Vec<SeqId> = self.live.keys().copied().collect();
-        for id in ids {
-            if let Some(live) = self.remove(id) {
-                live.fail(message);
-            }
-        }
-    }
-
     /// Frees what a sequence holds, and its place in the counts.
     fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
@@ -486,11 +489,4 @@ fn outcome(choice: Choice) -> Option<Outcome> {
         Choice::Stuck(why) => Some(Outcome::Stuck(why)),
         Choice::Later => None,
     }
-}
-
-/// What a panic said.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the step panicked: {}", text.unwrap_or("without a message"))
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hearth_models::{ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pick, RowOutput};
+use hearth_models::{
+    ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pass, Pick, RowOutput,
+};
 
 use super::handle::{AdapterSet, Limits};
 use crate::scheduler::{Batch, Scheduler};
@@ -19,6 +21,24 @@ pub(super) struct Runner {
     slots: BTreeMap<SeqId, LoraSlot>,
     /// Sequences of each slot that the model knows.
     holders: BTreeMap<LoraSlot, usize>,
+    /// Whose one token the last pass chooses on its device, and out of which logit row.
+    picked: BTreeMap<SeqId, u32>,
+}
+
+/// A pass that was asked for.
+pub(super) struct Asked {
+    /// `None` where there was nothing to compute.
+    pass: Option<Pass>,
+    vocab_len: usize,
+    entries: Vec<EntryRows>,
+}
+
+impl Asked {
+    /// Waits for what became of it.
+    pub fn wait(self) -> Result<Logits, hearth_models::Error> {
+        let output = self.pass.map_or_else(|| Ok(Output::default()), Pass::wait)?;
+        Ok(Logits { output, vocab_len: self.vocab_len, entries: self.entries })
+    }
 }
 
 /// What became of the rows that a batch wanted.
@@ -59,7 +79,18 @@ impl Runner {
             block_count: limits.kv_blocks,
             slots: BTreeMap::new(),
             holders: BTreeMap::new(),
+            picked: BTreeMap::new(),
         })
+    }
+
+    /// Passes may be asked for before the one before them is done.
+    pub fn runs_ahead(&self) -> bool {
+        self.model.runs_ahead()
+    }
+
+    /// The last pass chooses its token, and the next one may read it.
+    pub fn is_picked(&self, id: SeqId) -> bool {
+        self.picked.contains_key(&id)
     }
 
     /// What the bytes of a block mean.
@@ -107,37 +138,47 @@ impl Runner {
         }
     }
 
-    /// One forward pass. `pick` says how a sequence chooses its token so many rows ahead, where the
-    /// device may do it.
-    pub fn run(
+    /// Asks for a forward pass. `pick` says how a sequence chooses its token so many rows ahead,
+    /// where the device may do it.
+    pub fn launch(
         &mut self,
         batch: &Batch,
         scheduler: &Scheduler,
         pick: impl Fn(SeqId, usize) -> Option<Pick>,
-    ) -> Result<Logits, hearth_models::Error> {
+    ) -> Result<Asked, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
-        for &(from, to) in &batch.copies {
-            self.kv.copy_block(from.0, to.0)?;
-        }
         let (forward, entries) = self.pack(batch, scheduler);
+        self.picked.clear();
         if forward.row_count() == 0 {
-            return Ok(Logits { output: Output::default(), vocab_len, entries });
+            return Ok(Asked { pass: None, vocab_len, entries });
         }
         forward.check(vocab_len, self.block_len, self.block_count)?;
         let picks = picks(batch, &entries, forward.logit_rows.len(), pick);
-        let output = self.model.step(&forward, &mut self.kv, &picks)?;
-        Ok(Logits { output, vocab_len, entries })
+        let pass = self.model.launch(&forward, &mut self.kv, &picks)?;
+        let single = batch.entries.iter().zip(&entries).filter(|(_, rows)| rows.sample.len() == 1);
+        let picked = single.filter(|(_, rows)| picks[rows.sample.start].is_some());
+        self.picked = picked.map(|(entry, rows)| (entry.id, rows.sample.start as u32)).collect();
+        Ok(Asked { pass: Some(pass), vocab_len, entries })
     }
 
     fn pack(&self, batch: &Batch, scheduler: &Scheduler) -> (ForwardBatch, Vec<EntryRows>) {
-        let mut forward = ForwardBatch::empty();
+        let copies = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
+        let mut forward = ForwardBatch { copies, ..ForwardBatch::empty() };
         let mut entries = Vec::with_capacity(batch.entries.len());
         for entry in &batch.entries {
             let seq = scheduler.running(entry.id).expect("scheduled, so running; this is a bug");
             let certain = entry.start + entry.rows - entry.proposed.len();
-            let tokens = [&seq.tokens()[entry.start..certain], &entry.proposed].concat();
-            let table = seq.blocks().iter().map(|b| b.0).collect();
             let base = forward.row_count();
+            let known = certain.min(seq.tokens().len());
+            let mut tokens = seq.tokens()[entry.start..known].to_vec();
+            if known < certain {
+                let from = self.picked.get(&entry.id);
+                let from = *from.expect("its token is chosen by the last pass; this is a bug");
+                forward.chosen.push(((base + tokens.len()) as u32, from));
+                tokens.push(0);
+            }
+            tokens.extend(&entry.proposed);
+            let table = seq.blocks().iter().map(|b| b.0).collect();
             forward.push(&tokens, entry.start, table, self.block_len);
             forward.run_last_with(self.slots.get(&entry.id).copied());
             let logits = &mut forward.logit_rows;

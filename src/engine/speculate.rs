@@ -8,8 +8,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
+use super::Engine;
 use super::draft::Open;
-use super::{Engine, panic_message};
+use super::flight::panic_message;
 use crate::scheduler::{Batch, Proposal};
 use crate::types::{SeqId, TokenId};
 
@@ -17,16 +18,18 @@ use crate::types::{SeqId, TokenId};
 const PROPOSED_MAX: usize = 8;
 
 impl Engine {
-    /// Guesses for the answers that run.
+    /// Guesses for the answers that run, and whose newest token is known.
     pub(super) fn propose(&mut self) -> Vec<Proposal> {
         let (price, mut open, mut proposals) = (self.scheduler.price(), Vec::new(), Vec::new());
         for id in self.scheduler.answers() {
+            let seq = self.scheduler.running(id).filter(|seq| seq.unknown() == 0);
+            let Some(seq) = seq else { continue };
             let live = &self.live[&id];
             let max = live.proposals_max().min(PROPOSED_MAX);
             let tokens = live.propose(price, max);
-            match self.scheduler.running(id).filter(|_| tokens.is_empty()) {
-                Some(seq) => open.push(Open { id, tokens: seq.tokens(), max }),
-                None => proposals.push(Proposal { id, tokens }),
+            match tokens.is_empty() {
+                true => open.push(Open { id, tokens: seq.tokens(), max }),
+                false => proposals.push(Proposal { id, tokens }),
             }
         }
         let Some(draft) = &mut self.draft else { return proposals };

@@ -11,7 +11,7 @@ use super::*;
 use crate::types::Tenant;
 
 /// A lookup for everybody, at a price at which every guess is worth its row.
-fn always() -> Speculation {
+pub(super) fn always() -> Speculation {
     Speculation { lookup: true, draft: None, price: Some(0.0) }
 }
 
@@ -25,7 +25,7 @@ fn speculating(limits: Limits, speculation: Speculation) -> EngineHandle {
     spawn(model(), KvDType::F16, limits, speculation, None).unwrap().0
 }
 
-fn counts(handle: &EngineHandle) -> (u64, u64) {
+pub(super) fn counts(handle: &EngineHandle) -> (u64, u64) {
     let stats = handle.stats();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     (count(&stats.proposed_tokens), count(&stats.accepted_tokens))
@@ -33,7 +33,7 @@ fn counts(handle: &EngineHandle) -> (u64, u64) {
 
 /// Even tokens only: a grammar that a random model can keep to.
 #[derive(Debug)]
-struct Even;
+pub(super) struct Even;
 
 impl Grammar for Even {
     fn start(&self) -> Box<dyn MaskSource> {
@@ -53,7 +53,7 @@ impl MaskSource for Even {
 
 /// Sixteen requests that differ in everything that has a say in a token. What they expect is what
 /// comes, with a mistake here and there.
-fn varied() -> Vec<GenerateRequest> {
+pub(super) fn varied() -> Vec<GenerateRequest> {
     let (plain, _thread) = engine(limits());
     let vary = |i: u32| {
         let mut one = request(i);
@@ -80,7 +80,7 @@ fn varied() -> Vec<GenerateRequest> {
     (0..16).map(vary).collect()
 }
 
-fn same(got: &Answer, expected: &Answer) {
+pub(super) fn same(got: &Answer, expected: &Answer) {
     let end = |answer: &Answer| {
         answer.end.map(|(reason, usage)| (reason, usage.prompt, usage.completion))
     };

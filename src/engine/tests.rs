@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hearth_kernels::Pool;
 use hearth_kernels::quant::DType;
-use hearth_models::{Adapter, LoraSlot, Output, Pick};
+use hearth_models::{Adapter, LoraSlot, Output, Pass, Pick};
 use hearth_models::{Compute, Error, ForwardBatch, KvGeometry, ModelConfig, tiny};
 
 use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams, SubmitError};
@@ -31,12 +31,12 @@ impl Model for Faulty {
         self.0.kv_store(geometry)
     }
 
-    fn step(
+    fn launch(
         &self,
         batch: &ForwardBatch,
         kv: &mut hearth_models::KvStore,
         picks: &[Option<Pick>],
-    ) -> Result<Output, Error> {
+    ) -> Result<Pass, Error> {
         assert!(!batch.tokens.contains(&PANIC), "asked to");
         let mut logits = self.0.step(batch, kv, picks)?.into_logits();
         if batch.tokens.contains(&TOO_FEW) {
@@ -45,7 +45,7 @@ impl Model for Faulty {
         if batch.tokens.contains(&NOT_A_NUMBER) {
             logits.fill(f32::NAN);
         }
-        Ok(Output::of_logits(logits))
+        Ok(Pass::done(Output::of_logits(logits)))
     }
 
     fn put_adapters(

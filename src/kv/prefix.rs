@@ -67,11 +67,11 @@ impl PrefixIndex {
         // In the order of texts, the one that shares most stands beside this one.
         let below = siblings.range::<[TokenId], _>((Unbounded, Included(text))).next_back();
         let above = siblings.range::<[TokenId], _>((Excluded(text), Unbounded)).next();
-        let shared = |(other, node): (&Box<[TokenId]>, &Node)| {
+        let nearest = below.into_iter().chain(above).map(|(other, node)| {
             let alike = other.iter().zip(text).take_while(|(a, b)| a == b).count();
             (node.block, alike)
-        };
-        below.into_iter().chain(above).map(shared).max_by_key(|(_, alike)| *alike)
+        });
+        nearest.max_by_key(|(_, alike)| *alike)
     }
 
     /// Takes up a block in a place that is empty.

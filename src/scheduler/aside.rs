@@ -6,11 +6,14 @@ use crate::types::SeqId;
 
 impl Scheduler {
     /// Takes a sequence out, whether it runs or waits. False where that cannot be now: it is not
-    /// here, or others wait for its prompt.
+    /// here, others wait for its prompt, or rows of it fly, whose token it will have to know.
     pub fn set_aside(&mut self, id: SeqId) -> bool {
         let seq = match self.place(id) {
-            Some(place) if self.running[place].forks.is_empty() => Some(self.stop(place)),
-            Some(_) => None,
+            Some(place) => {
+                let seq = &self.running[place];
+                let can = seq.forks.is_empty() && seq.flying == 0;
+                can.then(|| self.stop(place))
+            }
             None => self.tenants.remove(id),
         };
         let stands = seq.is_some();
@@ -53,6 +56,20 @@ mod tests {
         assert_eq!(s.running(SeqId(0)).unwrap().tokens()[7..], [9, 9, 9]);
         s.finish(SeqId(0));
         assert_eq!((s.is_empty(), s.used_blocks()), (true, 0));
+    }
+
+    #[test]
+    fn who_flies_stands_aside_once_its_token_is_known() {
+        let mut s = scheduler(100, 16, 1);
+        s.add(sequence(0, 7));
+        let batch = s.schedule(Duration::ZERO, &[], &());
+        s.launch(&batch, &[]);
+        assert!(!s.set_aside(SeqId(0)));
+        s.update(&batch, &[(SeqId(0), 9)], 0.0);
+        assert!(s.set_aside(SeqId(0)));
+        s.bring_back(SeqId(0));
+        assert_eq!(step(&mut s), "0:4+4!");
+        assert_eq!(s.running(SeqId(0)).unwrap().tokens()[7..], [9, 9]);
     }
 
     #[test]

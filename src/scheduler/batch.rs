@@ -24,6 +24,9 @@ pub struct Batch {
     pub expired: Vec<SeqId>,
     /// Rows of running answers, what is proposed aside; they come first.
     pub answers: usize,
+    /// Somebody would have to give blocks back, and nobody may before the pass is done that is
+    /// being computed.
+    pub short: bool,
     /// Rows that the batch may have.
     pub(super) row_limit: usize,
     /// Whether the waiting room was emptied, and what stood in the way.
@@ -112,7 +115,7 @@ impl Batch {
 
     /// Rows of a sequence, and of its forks as many as there is room for, where they begin.
     pub(super) fn push(&mut self, seq: &Sequence, rows: usize, fork_room: usize) {
-        let start = seq.computed;
+        let start = seq.start();
         let end = start + rows;
         let forks = match end == seq.prompt_len {
             true => &seq.forks[..seq.forks.len().min(fork_room)],
@@ -126,7 +129,7 @@ impl Batch {
             id: seq.id,
             start,
             rows,
-            samples: seq.samples && end == seq.tokens.len(),
+            samples: seq.samples && end == seq.len(),
             proposed: Vec::new(),
             forks: forks.to_vec(),
             score: score.start..score.end.max(score.start),

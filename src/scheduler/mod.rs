@@ -1,10 +1,11 @@
 //! What the next step computes: a pure value.
 //!
-//! `schedule()` picks rows, `update()` takes what they gave, `finish()` frees a sequence. No model,
-//! no clock, no thread: everything here is tested with numbers alone. Every sequence is the same
-//! thing in a different place: `computed` of its `tokens` have their KV in `blocks`, the rest is
-//! still to do. A new prompt has much to do, a running answer one token, a preempted sequence all
-//! of it again.
+//! `schedule()` picks rows, `update()` takes what they gave, `finish()` frees a sequence. Between
+//! the two `launch()` says that a batch flies: then the next one may be scheduled before its
+//! results are here, see [`Scheduler::runs_on`]. No model, no clock, no thread: everything here is
+//! tested with numbers alone. Every sequence is the same thing in a different place: `computed` of
+//! its `tokens` have their KV in `blocks`, the rest is still to do. A new prompt has much to do, a
+//! running answer one token, a preempted sequence all of it again.
 //!
 //! Policy, in this order: rows that yield a token of a running answer; then new sequences come in
 //! while blocks last; then rows of prompts, as many as keep the step within its time; then, if
@@ -116,8 +117,11 @@ impl Scheduler {
     }
 
     /// What a proposed row costs, as a part of what a token costs without: a proposal that is right
-    /// less often than that is not worth its row.
+    /// less often than that is not worth its row. Where proposals have no rows, none is.
     pub fn price(&self) -> f64 {
+        if self.config.proposed_rows == 0 {
+            return f64::INFINITY;
+        }
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         self.config.price.unwrap_or_else(|| self.pace.price(answers))
     }
@@ -144,6 +148,27 @@ impl Scheduler {
         batch
     }
 
+    /// A batch is asked for, and the next one may be scheduled before its results are here. Those
+    /// who `go_on` get their token where the next pass can read it before anybody knows it; for
+    /// others that want one, nothing more is scheduled until then. Batches are computed in order,
+    /// so blocks that are freed meanwhile may be in a later one: its rows come after all that an
+    /// earlier one reads or writes.
+    pub fn launch(&mut self, batch: &Batch, go_on: &[SeqId]) {
+        for entry in &batch.entries {
+            let Some(place) = self.place(entry.id) else { continue };
+            let goes_on = entry.samples && go_on.contains(&entry.id);
+            self.running[place].launch(entry, goes_on);
+            self.running[place].moved = self.steps + 1;
+        }
+    }
+
+    /// Whether it is of use to schedule a step while this batch flies: somebody goes on, no fork
+    /// begins, and nobody waits for blocks that others have to give.
+    pub fn runs_on(&self, batch: &Batch) -> bool {
+        let goes_on = self.running.iter().any(|s| s.unknown > 0);
+        goes_on && batch.fork_count() == 0 && !batch.short
+    }
+
     /// Takes the results of a step: all its rows are computed, some sequences got a token, and it
     /// took so long. Tokens of one sequence stand together, the proposed ones that were right
     /// before the last; rows behind them are of another text, and their blocks are given back.
@@ -160,10 +185,9 @@ impl Scheduler {
             let Some(place) = self.place(entry.id) else { continue };
             let wanted = self.blocks_wanted(&self.running[place]);
             let seq = &mut self.running[place];
-            seq.advance((entry.start + entry.rows).min(seq.tokens.len()));
+            seq.land(entry);
             seq.publish(&mut self.pool, self.config.block_len);
             seq.give_back(wanted, &mut self.pool);
-            seq.scored = seq.scored.max(seq.computed.min(seq.prompt_len));
             seq.moved = self.steps;
             self.tenants.charge(seq.tenant.id, seq.computed - entry.start);
             self.begin_forks(place, &entry.forks);
@@ -304,7 +328,9 @@ impl Scheduler {
             let Some(place) = self.place(proposal.id) else { continue };
             let seq = &mut self.running[place];
             let entry = batch.entries.iter_mut().find(|e| e.id == proposal.id);
-            let Some(entry) = entry.filter(|_| seq.is_answer()) else { continue };
+            let Some(entry) = entry.filter(|_| seq.is_answer() && seq.flying == 0) else {
+                continue;
+            };
             let certain = entry.rows;
             for &token in proposal.tokens.iter().take(room) {
                 let last = (entry.start + entry.rows) / self.config.block_len;
@@ -326,7 +352,7 @@ impl Scheduler {
         if !seq.score || seq.scored >= seq.prompt_len {
             return rows;
         }
-        let again = seq.scored.saturating_sub(seq.computed);
+        let again = seq.scored.saturating_sub(seq.start());
         rows.min(again + self.config.score_chunk - batch.score_count())
     }
 
@@ -401,7 +427,7 @@ impl Scheduler {
         loop {
             let Some(place) = self.place(id) else { return false };
             let seq = &mut self.running[place];
-            let tail = seq.computed / self.config.block_len;
+            let tail = seq.start() / self.config.block_len;
             match seq.blocks.get(tail).copied() {
                 Some(block) if self.pool.is_private(block) => return true,
                 shared => match (self.pool.allocate(), shared) {
@@ -410,6 +436,10 @@ impl Scheduler {
                         seq.blocks[tail] = block;
                         self.pool.release(shared);
                         batch.copies.push((shared, block));
+                    }
+                    (None, _) if self.flies() => {
+                        batch.short = true;
+                        return false;
                     }
                     (None, _) => {
                         let largest = self.tenants.largest();
@@ -426,6 +456,10 @@ impl Scheduler {
             && let Err(Later::RunningFull | Later::NoBlocks) = room
             && let Some(other) = self.tenants.must_yield_to(tenant, due)
         {
+            if self.flies() {
+                batch.short = true;
+                return;
+            }
             self.preempt_youngest(Some(other), batch);
         }
     }
@@ -438,6 +472,11 @@ impl Scheduler {
         batch.entries.retain(|e| e.id != seq.id);
         batch.preempted.push(seq.id);
         self.tenants.enter(seq);
+    }
+
+    /// Rows of somebody fly. Nobody is sent back meanwhile: whoever waits has all its tokens.
+    fn flies(&self) -> bool {
+        self.running.iter().any(|s| s.flying > 0)
     }
 
     /// It runs from now on; preempted ones come back with ids older than some that run.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Entry;
 use super::load::Coming;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, CacheScope, Priority, SeqId, Tenant, TokenId};
@@ -41,6 +42,10 @@ pub struct Sequence {
     pub(super) prompt_len: usize,
     /// Leading tokens whose KV is in `blocks`.
     pub(super) computed: usize,
+    /// Rows behind them in passes that were asked for and are not done.
+    pub(super) flying: usize,
+    /// Tokens behind `tokens` that these passes choose, and the passes after them may read.
+    pub(super) unknown: usize,
     /// The most that `computed` has ever been.
     reached: usize,
     /// Leading prompt rows whose logits have been read.
@@ -75,6 +80,8 @@ impl Sequence {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             computed: 0,
+            flying: 0,
+            unknown: 0,
             reached: 0,
             scored: 0,
             blocks: Vec::new(),
@@ -128,7 +135,7 @@ impl Sequence {
 
     /// All that is left to compute is its newest token: it is an answer, not a prompt.
     pub(super) fn is_answer(&self) -> bool {
-        self.todo() == 1 && self.computed >= self.prompt_len
+        self.todo() == 1 && self.start() >= self.prompt_len
     }
 
     /// The blocks that come next are fetched for it.
@@ -151,14 +158,30 @@ impl Sequence {
         self.cached
     }
 
-    pub(super) fn todo(&self) -> usize {
-        self.tokens.len() - self.computed
+    /// Tokens of it that a pass chooses which is not done.
+    pub fn unknown(&self) -> usize {
+        self.unknown
     }
 
-    /// The text that comes next, and its place; `None` in the middle of a block. The last token is
-    /// always left to compute, because its logits are wanted.
+    /// Prompt and answer, with what is not known of it yet.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len() + self.unknown
+    }
+
+    /// Where its next row stands.
+    pub(super) fn start(&self) -> usize {
+        self.computed + self.flying
+    }
+
+    /// Rows that are left, without those of proposals that fly.
+    pub(super) fn todo(&self) -> usize {
+        self.len().saturating_sub(self.start())
+    }
+
+    /// The text that comes next, and its place; `None` in the middle of a block, and while rows
+    /// fly. The last token is always left to compute, because its logits are wanted.
     pub(super) fn ahead(&self, block_len: usize) -> Option<(Before, &[TokenId])> {
-        let place = self.place.filter(|_| self.computed == self.known * block_len)?;
+        let place = self.place.filter(|_| self.start() == self.known * block_len)?;
         let (_, ahead) = self.tokens[self.computed..].split_last()?;
         Some((place, ahead))
     }
@@ -221,6 +244,22 @@ impl Sequence {
         self.reached = self.reached.max(computed);
     }
 
+    /// Rows are asked for; if it `goes_on`, the pass after that may read the token that comes.
+    pub(super) fn launch(&mut self, entry: &Entry, goes_on: bool) {
+        self.flying += entry.rows;
+        self.unknown += usize::from(goes_on);
+        self.reached = self.reached.max(self.start().min(self.tokens.len()));
+        self.scored = self.scored.max(self.start().min(self.prompt_len));
+    }
+
+    /// Rows that were asked for are done; their token, if there is one, comes next.
+    pub(super) fn land(&mut self, entry: &Entry) {
+        self.flying = self.flying.saturating_sub(entry.rows);
+        self.unknown = self.unknown.saturating_sub(usize::from(entry.samples));
+        self.advance((entry.start + entry.rows).min(self.tokens.len()));
+        self.scored = self.scored.max(self.computed.min(self.prompt_len));
+    }
+
     /// Lets others know of the blocks that have become full.
     pub(super) fn publish(&mut self, pool: &mut BlockPool, block_len: usize) {
         while let Some(place) = self.place
@@ -243,7 +282,7 @@ impl Sequence {
     /// Gives all blocks back, the last one first.
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
         self.blocks.drain(..).rev().for_each(|b| pool.release(b));
-        self.computed = 0;
+        (self.computed, self.flying, self.unknown) = (0, 0, 0);
         self.known = 0;
         self.place = self.scope.map(Before::Start);
         (self.coming, self.load_from) = (None, 0);
@@ -252,8 +291,9 @@ impl Sequence {
     /// What must hold of its own numbers.
     pub(super) fn check(&self, pool: &BlockPool, block_len: usize) -> Result<(), String> {
         let held = self.blocks.len() * block_len;
-        if self.computed > self.tokens.len() || self.computed > held {
-            return Err(format!("{}: {} computed, {held} held", self.id, self.computed));
+        if self.computed > self.tokens.len() || self.start() > held || self.unknown > self.flying {
+            let Self { id, computed, flying, .. } = self;
+            return Err(format!("{id}: {computed} computed, {flying} fly, {held} held"));
         }
         let full = if self.scope.is_some() { self.computed / block_len } else { 0 };
         if self.known != full || self.cached > self.prompt_len {

@@ -2,7 +2,9 @@
 //!
 //! The model is only arithmetic: what it stores for a position is a hash of all tokens up to it,
 //! and the next token follows from what is stored. So a block that is lent to the wrong text,
-//! written twice, or given away too early changes an answer, and is found before that.
+//! written twice, or given away too early changes an answer, and is found before that. Passes are
+//! computed in order and as late as they may be: when their results are asked for, in some traces
+//! after the next one was scheduled and handed over.
 
 use std::collections::HashMap;
 
@@ -17,16 +19,46 @@ const STEPS_OF_ONE: usize = 500;
 
 #[test]
 fn random_traces_keep_every_promise() {
+    let seen = run(false);
+    assert!(seen.right > 0, "nothing that was proposed was right");
+    assert!(seen.came > 0, "nothing came back");
+    assert_eq!(seen.unknown + seen.late + seen.short + seen.failed, 0, "{seen:?}");
+}
+
+#[test]
+fn random_traces_keep_every_promise_one_step_ahead() {
+    let seen = run(true);
+    assert!(seen.right > 0 && seen.unknown > 0, "{seen:?}");
+    assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0, "{seen:?}");
+}
+
+fn run(ahead: bool) -> Seen {
     let asked = std::env::var("HEARTH_TRACE_STEPS").ok().map(|n| n.parse().unwrap());
-    let (mut right, mut came) = (0, 0);
+    let mut seen = Seen::default();
     for seed in 0..asked.unwrap_or(STEPS).div_ceil(STEPS_OF_ONE) as u64 {
-        let mut trace = Trace::new(seed);
+        let mut trace = Trace::new(seed, ahead);
+        trace.seen = seen;
         (0..STEPS_OF_ONE).for_each(|_| trace.step());
-        let (was_right, has_come) = trace.end();
-        (right, came) = (right + was_right, came + has_come);
+        seen = trace.end();
     }
-    assert!(right > 0, "nothing that was proposed was right");
-    assert!(came > 0, "nothing came back");
+    seen
+}
+
+/// What traces must have met.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Proposed tokens that were right.
+    right: usize,
+    /// Blocks that came.
+    came: usize,
+    /// Rows whose token nobody knew when they were scheduled.
+    unknown: usize,
+    /// Rows of sequences that were gone when they were computed.
+    late: usize,
+    /// Steps in which somebody had to wait for blocks of those who fly.
+    short: usize,
+    /// Rows behind a pass that failed.
+    failed: usize,
 }
 
 struct Trace {
@@ -41,13 +73,32 @@ struct Trace {
     now: Duration,
     /// Steps without a row, in a row.
     idle: usize,
-    /// Proposed tokens that were right.
-    right: usize,
+    /// A step is scheduled before the last one is done. Nothing is kept then: what comes back is
+    /// not in the order of the passes.
+    ahead: bool,
+    flight: Option<Flight>,
+    was_short: bool,
+    /// What the last pass chose.
+    chosen: HashMap<SeqId, TokenId>,
+    seen: Seen,
     shelf: Shelf,
     /// Loads that are not done: what is left of each.
     loads: Vec<Load>,
-    /// Blocks that came.
-    came: usize,
+}
+
+/// A pass that was handed over, with all that it needs: a text for each entry.
+struct Flight {
+    batch: Batch,
+    texts: Vec<Text>,
+}
+
+struct Text {
+    /// From the beginning, proposals aside; one that the pass before chooses is not there.
+    tokens: Vec<Option<TokenId>>,
+    blocks: Vec<BlockId>,
+    scope: CacheScope,
+    /// Tokens at which it ends.
+    end: usize,
 }
 
 /// What was stored for the tokens of a block, by scope and text; some of it gets lost.
@@ -66,10 +117,14 @@ struct Promise {
     /// Tokens of prompt and answer at which it ends.
     end: usize,
     scope: CacheScope,
+    /// Its tokens are chosen where the next pass can read them,
+    goes_on: bool,
+    /// and it is known before which one is its last.
+    counts: bool,
 }
 
 impl Trace {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, ahead: bool) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let running_len = 1 + random.below(6);
         let batch_tokens = running_len + random.below(20);
@@ -84,22 +139,23 @@ impl Trace {
             price: None,
             load_blocks_min: 1 + random.below(3),
         };
-        let scheduler = Scheduler::new(config);
-        let (kv, live) = (HashMap::new(), HashMap::new());
         Self {
             seed,
             random,
-            scheduler,
+            scheduler: Scheduler::new(config),
             batch_tokens,
-            kv,
-            live,
+            kv: HashMap::new(),
+            live: HashMap::new(),
             next_id: 0,
             now: Duration::ZERO,
             idle: 0,
-            right: 0,
+            ahead,
+            flight: None,
+            was_short: false,
+            chosen: HashMap::new(),
+            seen: Seen::default(),
             shelf: Shelf::default(),
             loads: Vec::new(),
-            came: 0,
         }
     }
 
@@ -110,18 +166,30 @@ impl Trace {
         if self.random.below(10) == 0 {
             self.leave();
         }
+        self.pass();
+        self.now += Duration::from_secs(1);
+        let waiting = self.live.len() - self.scheduler.running_count();
+        assert_eq!(self.scheduler.waiting_count(), waiting, "seed {}", self.seed);
+    }
+
+    /// Hands a pass over, and takes the results of the one before it, or its own.
+    fn pass(&mut self) {
         self.bring();
         let proposals = self.propose();
         let batch = self.scheduler.schedule(self.now, &proposals, &self.shelf);
-        self.now += Duration::from_secs(1);
         self.judge(&batch);
-        let sampled = self.compute(&batch);
-        let took_ms = self.random.below(300) as f64;
-        self.scheduler.update(&batch, &sampled, took_ms);
-        let waiting = self.live.len() - self.scheduler.running_count();
-        assert_eq!(self.scheduler.waiting_count(), waiting, "seed {}", self.seed);
+        let flight = self.launch(batch);
+        self.check();
+        if let Some(before) = self.flight.replace(flight) {
+            self.land(before);
+        }
+        if let Some(own) = self.flight.take_if(|own| !self.scheduler.runs_on(&own.batch)) {
+            self.land(own);
+        }
+    }
+
+    fn check(&self) {
         self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
-        self.finish(&sampled);
     }
 
     /// A prompt out of a few texts, so that many have a beginning in common; often for several
@@ -142,7 +210,8 @@ impl Trace {
         self.next_id += n;
         for id in &ids {
             let end = len + 1 + self.random.below(48 - len);
-            self.live.insert(*id, Promise { prompt: prompt.clone(), end, scope });
+            let [goes_on, counts] = [2, 1].map(|n| self.random.below(3) < n);
+            self.live.insert(*id, Promise { prompt: prompt.clone(), end, scope, goes_on, counts });
         }
         self.scheduler.add(NewSequence {
             id: ids[0],
@@ -193,7 +262,11 @@ impl Trace {
         assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
         // A slow answer may lose its blocks in the very step in which it would have moved.
         let nothing = batch.row_count() == 0 && batch.loads.is_empty();
-        let idle = nothing && !self.live.is_empty() && self.loads.is_empty();
+        let waits = self.loads.is_empty() && self.flight.is_none();
+        let idle = nothing && waits && !self.live.is_empty();
+        self.seen.short += usize::from(batch.short);
+        assert!(!(batch.short && self.was_short), "seed {seed}: somebody waits for ever");
+        self.was_short = batch.short;
         self.idle = if idle { self.idle + 1 } else { 0 };
         assert!(self.idle < 2, "seed {seed}: no progress");
     }
@@ -219,7 +292,7 @@ impl Trace {
                     let slots = (0..BLOCK_LEN).map(|offset| (block, offset));
                     self.kv.extend(slots.zip(stored.iter().copied()));
                     self.scheduler.loaded(id);
-                    self.came += 1;
+                    self.seen.came += 1;
                     let (text, depth) = (later.to_vec(), depth + 1);
                     self.loads[which] = Load { id, ticket, scope, before: after, depth, text };
                     if later.is_empty() {
@@ -231,12 +304,15 @@ impl Trace {
                     self.loads.swap_remove(which);
                 }
             }
-            self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
+            self.check();
         }
     }
 
     /// Keeps most of what is forgotten, and says what is waited for.
     fn exchange(&mut self, batch: &Batch) {
+        if self.ahead {
+            return;
+        }
         for Forgotten { block, scope, before, depth: _, text } in &batch.forgotten {
             if self.random.below(4) > 0 {
                 let stored = (0..BLOCK_LEN).map(|offset| self.kv[&(*block, offset)]).collect();
@@ -254,9 +330,68 @@ impl Trace {
         self.loads.extend(batch.loads.iter().cloned());
     }
 
+    /// Hands a batch over as it is, and says who goes on.
+    fn launch(&mut self, batch: Batch) -> Flight {
+        self.exchange(&batch);
+        let (mut texts, mut go_on) = (Vec::new(), Vec::new());
+        for entry in &batch.entries {
+            let seq = self.scheduler.running(entry.id).unwrap();
+            let Promise { end, scope, goes_on, counts, .. } = self.live[&entry.id];
+            let certain = entry.start + entry.rows - entry.proposed.len();
+            assert_eq!(entry.samples, certain == seq.len(), "seed {}", self.seed);
+            let known = seq.tokens().iter().copied().map(Some).take(certain);
+            let tokens: Vec<_> = known.chain((seq.tokens().len()..certain).map(|_| None)).collect();
+            self.seen.unknown += certain.saturating_sub(seq.tokens().len());
+            for position in entry.start..entry.start + entry.rows {
+                let block = seq.blocks()[position / BLOCK_LEN];
+                assert!(self.scheduler.pool().is_private(block), "seed {}", self.seed);
+            }
+            texts.push(Text { tokens, blocks: seq.blocks().to_vec(), scope, end });
+            let alone = entry.forks.is_empty() && entry.proposed.is_empty();
+            let is_last = counts && certain + 1 >= end;
+            if self.ahead && goes_on && entry.samples && alone && !is_last {
+                go_on.push(entry.id);
+            }
+        }
+        self.scheduler.launch(&batch, &go_on);
+        Flight { batch, texts }
+    }
+
+    /// Takes the results of a pass. Now and then there are none.
+    fn land(&mut self, flight: Flight) {
+        if self.ahead && self.random.below(50) == 0 {
+            return self.fail(&flight);
+        }
+        let sampled = self.compute(&flight);
+        let took_ms = self.random.below(300) as f64;
+        self.scheduler.update(&flight.batch, &sampled, took_ms);
+        self.check();
+        self.finish(&sampled);
+        self.check();
+    }
+
+    /// Nothing is left of a pass: its sequences are gone, and what is in its blocks is of no use.
+    fn fail(&mut self, Flight { batch, texts }: &Flight) {
+        for (entry, text) in batch.entries.iter().zip(texts) {
+            for position in entry.start..entry.start + entry.rows {
+                self.kv.insert((text.blocks[position / BLOCK_LEN], position % BLOCK_LEN), 0);
+            }
+            for id in entry.ids() {
+                self.live.remove(&id);
+                self.scheduler.finish(id);
+            }
+            // Its rows in the pass behind are of no text.
+            let Some(Flight { batch, texts }) = &mut self.flight else { continue };
+            if let Some(place) = batch.entries.iter().position(|e| e.id == entry.id) {
+                drop((batch.entries.remove(place), texts.remove(place)));
+                self.seen.failed += 1;
+            }
+        }
+        self.check();
+    }
+
     /// Stores every row, and reads what stands before it.
-    fn compute(&mut self, batch: &Batch) -> Vec<(SeqId, TokenId)> {
-        self.exchange(batch);
+    fn compute(&mut self, Flight { batch, texts }: &Flight) -> Vec<(SeqId, TokenId)> {
         let mut sampled = Vec::new();
         for (from, to) in &batch.copies {
             for offset in 0..BLOCK_LEN {
@@ -266,39 +401,35 @@ impl Trace {
                 }
             }
         }
-        for entry in &batch.entries {
-            let seq = self.scheduler.running(entry.id).unwrap();
-            let scope = self.live[&entry.id].scope;
-            let certain = entry.start + entry.rows - entry.proposed.len();
-            let (mut hash, mut hashes) = (scope.tenant, Vec::new());
-            let tokens = seq.tokens()[..certain].iter().chain(&entry.proposed);
-            for (i, &token) in tokens.enumerate() {
+        let before = std::mem::take(&mut self.chosen);
+        for (entry, text) in batch.entries.iter().zip(texts) {
+            let certain = text.tokens.len();
+            let (mut hash, mut hashes) = (text.scope.tenant, Vec::new());
+            let known = text.tokens.iter().map(|token| token.unwrap_or_else(|| before[&entry.id]));
+            for (i, token) in known.chain(entry.proposed.iter().copied()).enumerate() {
                 hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
-                let slot = (seq.blocks()[i / BLOCK_LEN], i % BLOCK_LEN);
+                let slot = (text.blocks[i / BLOCK_LEN], i % BLOCK_LEN);
                 match i < entry.start {
                     true => assert_eq!(self.kv[&slot], hash, "seed {}: another text", self.seed),
-                    false => {
-                        assert!(self.scheduler.pool().is_private(slot.0), "seed {}", self.seed);
-                        self.kv.insert(slot, hash);
-                    }
+                    false => drop(self.kv.insert(slot, hash)),
                 }
                 hashes.push(hash);
             }
-            assert_eq!(entry.samples, certain == seq.tokens().len(), "seed {}", self.seed);
             let token = |i: usize| (hashes[i] % 101) as TokenId;
             if entry.samples {
-                let all = std::iter::once(&entry.id).chain(&entry.forks);
-                sampled.extend(all.map(|id| (*id, token(certain - 1))));
+                self.chosen.insert(entry.id, token(certain - 1));
+                sampled.extend(entry.ids().map(|id| (id, token(certain - 1))));
             }
             // On to the first one that is not as proposed, or to the end.
-            for (i, &proposed) in (certain..self.live[&entry.id].end - 1).zip(&entry.proposed) {
+            for (i, &proposed) in (certain..text.end - 1).zip(&entry.proposed) {
                 if token(i - 1) != proposed {
                     break;
                 }
                 sampled.push((entry.id, token(i)));
-                self.right += 1;
+                self.seen.right += 1;
             }
         }
+        self.seen.late += sampled.extract_if(.., |(id, _)| !self.live.contains_key(id)).count();
         sampled
     }
 
@@ -319,26 +450,18 @@ impl Trace {
         }
     }
 
-    /// Everybody comes to an end without new arrivals, in a time that the work allows. Says how
-    /// many proposals were right, and how many blocks came back.
-    fn end(mut self) -> (usize, usize) {
+    /// Everybody comes to an end without new arrivals, in a time that the work allows.
+    fn end(mut self) -> Seen {
         for _ in 0..2000 {
-            if self.live.is_empty() {
+            if self.live.is_empty() && self.flight.is_none() {
                 break;
             }
-            self.bring();
-            let proposals = self.propose();
-            let batch = self.scheduler.schedule(self.now, &proposals, &self.shelf);
-            self.judge(&batch);
-            let sampled = self.compute(&batch);
-            self.scheduler.update(&batch, &sampled, 1.0);
-            self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
-            self.finish(&sampled);
+            self.pass();
         }
         assert!(self.live.is_empty(), "seed {}: some are never served", self.seed);
         assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);
-        self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
-        (self.right, self.came)
+        self.check();
+        self.seen
     }
 }
 

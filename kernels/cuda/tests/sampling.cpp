@@ -284,6 +284,18 @@ static void edits() {
     CHECK(x == want, "edit_logits");
 }
 
+void chosen_tokens() {
+    const int none = -1, left_out = -2, held = static_cast<int>(0x80000000u);
+    std::vector<int> chosen = {70, none, 80, left_out, 0}, tokens(300, 5);
+    std::vector<int> want = tokens;
+    for (int from = 0; from < 5; from++) {
+        tokens[from * 60] = held | from, want[from * 60] = std::max(chosen[from], 0);
+    }
+    tokens[299] = held | 2, want[299] = 80;
+    EMULATE(take_chosen, dim3(2), dim3(256), 0, tokens.data(), chosen.data(), 300, 5);
+    CHECK(tokens == want, "take_chosen");
+}
+
 int main() {
     random_numbers();
     weights();
@@ -295,5 +307,6 @@ int main() {
     CHECK(listed_cuts > 0 && other_cuts > 0, "%ld cuts by a list, %ld by the row", listed_cuts,
           other_cuts);
     edits();
+    chosen_tokens();
     return finish();
 }

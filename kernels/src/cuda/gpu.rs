@@ -14,6 +14,7 @@ use cudarc::nvrtc::Ptx;
 use super::attention::ENDED;
 use super::linear::Staging;
 use super::memory::{Arena, Buffer};
+use super::parcel::Parcels;
 use super::step::StepRoom;
 
 /// What a device can answer instead of a result.
@@ -74,6 +75,10 @@ pub struct Gpu {
     pub(super) staging: Mutex<Option<Staging>>,
     /// Lists that were sent for the batch, by content.
     pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
+    /// Where numbers land on their way back.
+    pub(super) parcels: Arc<Parcels>,
+    /// The tokens that were chosen last, and how many rows they are of.
+    pub(super) chosen: Mutex<Option<(Buffer, usize)>>,
     /// Zeros between two uses.
     pub(super) ended: Buffer,
     /// The next number that is given to a store.
@@ -183,7 +188,7 @@ impl Gpu {
         unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), place, BLAS_WORKSPACE).result()? };
         let arena = Arena::new(&context);
         let (functions, room, lists) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let staging = Mutex::default();
+        let (staging, chosen, parcels) = (Mutex::default(), Mutex::default(), Arc::default());
         let ids = AtomicU64::new(0);
         // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
         let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
@@ -201,6 +206,8 @@ impl Gpu {
             room,
             staging,
             lists,
+            parcels,
+            chosen,
             ids,
             overlaps,
             shared_most,
@@ -334,19 +341,6 @@ impl Gpu {
         // SAFETY: the buffer holds them; the driver has read pageable memory when it returns.
         unsafe { result::memcpy_htod_async(buffer.at(0), bytes, self.stream.cu_stream())? };
         Ok(buffer)
-    }
-
-    /// Numbers from the device; waits for them.
-    pub(super) fn receive<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
-        &self,
-        from: sys::CUdeviceptr,
-        out: &mut [T],
-    ) -> Result<()> {
-        self.context.bind_to_thread()?;
-        // SAFETY: `from` is valid for as many elements by the callers' checks, and the stream is
-        // waited for before `out` is used.
-        unsafe { result::memcpy_dtoh_async(out, from, self.stream.cu_stream())? };
-        self.synchronize()
     }
 
     /// Records what `work` asks for, without doing it.

@@ -100,7 +100,7 @@ impl Gpu {
             }
             LoraInput::Ids(ids) => {
                 let blocks = (count * rank).div_ceil(256).clamp(1, 1024);
-                ("lora_shrink_ids", Grid::of((blocks, 1, jobs.len()), 256, 0), self.list(ids)?)
+                ("lora_shrink_ids", Grid::of((blocks, 1, jobs.len()), 256, 0), self.ids(ids)?)
             }
         };
         let (mut k, mut table) = (jobs[0].k, Table::of(jobs));

@@ -118,10 +118,7 @@ impl Gpu {
 
     /// The numbers themselves. `[count * width]`
     pub fn read(&self, x: Rows) -> Result<Vec<f32>> {
-        let x = self.convert(x, Float::F32)?;
-        let mut out = vec![0.0; x.len()];
-        self.receive(x.buffer.at(0), &mut out)?;
-        Ok(out)
+        self.fetch_rows(x)?.open()
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight.len()` elements, in bf16.

@@ -1,6 +1,9 @@
 //! Tokens out of logits on the device (`cuda/sampling.cu`): the CPU's meaning, and its generator.
 
+use std::sync::PoisonError;
+
 use super::gpu::{Arg, Grid};
+use super::parcel::Parcel;
 use super::{Error, Float, Gpu, Result, Rows};
 use crate::sampling::{SamplingParams, TokenEdit};
 
@@ -22,15 +25,28 @@ const ROW_BYTES: usize = 32;
 /// A row from which nothing is chosen.
 const LEFT_OUT: i32 = -2;
 
+/// Tokens that are chosen, one for each row.
+pub struct Choices(Parcel);
+
+impl Choices {
+    /// Waits for them: each token, or `None` where every one is ruled out. Rows without a pick
+    /// yield `None` on the outside.
+    pub fn open(self) -> Result<Vec<Option<Option<u32>>>> {
+        let ids: Vec<i32> = self.0.open()?;
+        let chosen = |id: i32| (id != LEFT_OUT).then(|| u32::try_from(id).ok());
+        Ok(ids.into_iter().map(chosen).collect())
+    }
+}
+
 impl Gpu {
-    /// Chooses from the rows that have a pick, out of the first `vocab_len` tokens: the token, or
-    /// `None` where every one is ruled out. Rows without a pick yield `None` on the outside.
+    /// Chooses from the rows that have a pick, out of the first `vocab_len` tokens. What is chosen
+    /// stays where [`Gpu::step`] finds it, until the next choice.
     pub fn choose(
         &self,
         logits: &Rows,
         vocab_len: usize,
         picks: &[Option<Pick>],
-    ) -> Result<Vec<Option<Option<u32>>>> {
+    ) -> Result<Choices> {
         let count = picks.len();
         if logits.float != Float::F32 || count > logits.count || vocab_len > logits.width {
             return Err(Error::Missing("logits of every row that is chosen from".into()));
@@ -53,10 +69,9 @@ impl Gpu {
         ];
         // SAFETY: lists of `count` numbers, laid out by `numbers`; `count` rows of logits.
         unsafe { self.launch("sample", Grid::new(count, 1024), &args)? };
-        let mut ids = vec![LEFT_OUT; count];
-        self.receive(out.at(0), &mut ids)?;
-        let chosen = |id: i32| (id != LEFT_OUT).then(|| u32::try_from(id).ok());
-        Ok(ids.into_iter().map(chosen).collect())
+        let choices = self.fetch(out.at(0), count)?;
+        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some((out, count));
+        Ok(Choices(choices))
     }
 }
 

@@ -8,12 +8,12 @@
 
 use std::sync::PoisonError;
 
-use cudarc::driver::{PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaEvent, PinnedHostSlice, result, sys};
 
 use super::attention::{CHUNK, TILE};
-use super::gpu::Arg;
+use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
-use super::{Gpu, Result};
+use super::{Error, Gpu, Result};
 
 /// How much of everything there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -96,6 +96,9 @@ pub struct Span<'a> {
 pub struct HostStep<'a> {
     /// Token of each row.
     pub tokens: &'a [u32],
+    /// Rows whose token was chosen last, and from which row of those logits; it may not be known
+    /// to anybody yet. What stands in `tokens` for them is of no meaning.
+    pub chosen: &'a [(u32, u32)],
     /// Position of each row.
     pub positions: &'a [u32],
     /// Where each row's key and value go.
@@ -105,6 +108,11 @@ pub struct HostStep<'a> {
     /// The sequences, in order of their rows.
     pub spans: Vec<Span<'a>>,
 }
+
+/// In place of a token, with a row of the last choice: `take_chosen` puts the token there.
+const CHOSEN: u32 = 1 << 31;
+/// In front of a list: these are tokens, which may change on the device, and no rows.
+const TOKENS: u32 = u32::MAX;
 
 /// A sequence with more new rows is cut into tiles: a tile that is mostly empty costs more than so
 /// many rows on their own.
@@ -130,6 +138,9 @@ impl HostStep<'_> {
         words.clear();
         words.resize(places.tables, 0);
         words[places.tokens..][..self.tokens.len()].copy_from_slice(self.tokens);
+        for &(row, from) in self.chosen {
+            words[places.tokens + row as usize] = CHOSEN | from;
+        }
         words[places.positions..][..self.positions.len()].copy_from_slice(self.positions);
         words[places.slots..][..shape.rows].fill(u32::MAX); // padding is not stored
         words[places.slots..][..self.slots.len()].copy_from_slice(self.slots);
@@ -168,9 +179,10 @@ impl HostStep<'_> {
     }
 }
 
-/// Room for the words of a step, on both sides.
+/// Room for the words of a step, on both sides: on the host for two, so that one is written while
+/// the other is on its way.
 pub(super) struct StepRoom {
-    pinned: PinnedHostSlice<u32>,
+    pinned: [(PinnedHostSlice<u32>, CudaEvent); 2],
     device: Buffer,
     words: Vec<u32>,
     /// Counts how often the device side moved: what was recorded before is of no use then.
@@ -232,16 +244,15 @@ impl Step {
 
 impl Gpu {
     /// Sends lists that a pass will ask for, so that it may be recorded; whoever keeps the record
-    /// keeps them.
+    /// keeps them. Their memory is not of the arena: passes recorded before write to what was free
+    /// there then.
     pub fn send_lists<'a>(&self, all: impl Iterator<Item = &'a [u32]>) -> Result<Vec<Buffer>> {
         let mut kept = Vec::new();
         for numbers in all {
-            self.list(numbers)?;
+            let list = self.upload(numbers)?;
             let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(list) = lists.remove(numbers) {
-                lists.insert(numbers.to_vec(), list.alias());
-                kept.push(list);
-            }
+            lists.insert(numbers.to_vec(), list.alias());
+            kept.push(list);
         }
         Ok(kept)
     }
@@ -258,8 +269,17 @@ impl Gpu {
         Ok(place.into())
     }
 
-    /// Uploads a batch in a shape that holds it. Batches follow each other: the one before must
-    /// have been read back or waited for.
+    /// Tokens of the batch that was uploaded last, or ids that are sent.
+    pub(super) fn ids(&self, ids: &[u32]) -> Result<Arg> {
+        let tokens = {
+            let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+            lists.get(&as_tokens(ids)).map(|tokens| tokens.at(0).into())
+        };
+        tokens.map_or_else(|| self.list(ids), Ok)
+    }
+
+    /// Uploads a batch in a shape that holds it, behind what was asked for before: a pass that is
+    /// under way still reads the batch before it.
     pub fn step(&self, host: &HostStep<'_>, shape: StepShape) -> Result<Step> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         let mut words = room.as_mut().map_or_else(Vec::new, |r| std::mem::take(&mut r.words));
@@ -267,27 +287,57 @@ impl Gpu {
         if room.as_ref().is_none_or(|room| room.device.bytes() < 4 * words.len()) {
             let generation = room.as_ref().map_or(0, |room| room.generation + 1);
             let len = (2 * words.len()).next_multiple_of(1 << 16);
-            // SAFETY: every word that is sent is written first.
-            let pinned = unsafe { self.context.alloc_pinned::<u32>(len)? };
+            let pinned = || -> Result<_> {
+                // SAFETY: every word that is sent is written first.
+                let words = unsafe { self.context.alloc_pinned::<u32>(len)? };
+                Ok((words, self.context.new_event(None)?))
+            };
+            let pinned = [pinned()?, pinned()?];
             let device = Buffer::new(&self.context, 4 * len)?;
+            self.synchronize()?; // what is under way reads the old ones
             *room = Some(StepRoom { pinned, device, words: Vec::new(), generation });
         }
         let room = room.as_mut().expect("made above; this is a bug");
-        let pinned = &mut room.pinned.as_mut_slice()?[..words.len()];
+        room.pinned.rotate_left(1);
+        let (pinned, sent) = &mut room.pinned[0];
+        sent.synchronize()?; // the copy of the batch before the last one
+        let pinned = &mut pinned.as_mut_slice()?[..words.len()];
         pinned.copy_from_slice(&words);
         // SAFETY: the device side is as long as the pinned one, and that is not written again
-        // before the stream has been waited for.
+        // before the mark behind this copy.
         unsafe {
             result::memcpy_htod_async(room.device.at(0), pinned, self.stream.cu_stream())?;
         }
+        sent.record(&self.stream)?;
         room.words = words;
         let places = Places::of(&shape);
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         lists.clear();
         // They are there already, and stay at their place whatever they are.
-        lists.insert(host.tokens.to_vec(), room.device.part(4 * places.tokens));
-        Ok(Step { shape, base: room.device.at(0), places, generation: room.generation })
+        lists.insert(as_tokens(host.tokens), room.device.part(4 * places.tokens));
+        let step = Step { shape, base: room.device.at(0), places, generation: room.generation };
+        self.take_chosen(host, &step)?;
+        Ok(step)
     }
+
+    /// Puts tokens that were chosen last where the batch has none.
+    fn take_chosen(&self, host: &HostStep<'_>, step: &Step) -> Result<()> {
+        let Some(last) = host.chosen.iter().map(|(_, from)| *from as usize).max() else {
+            return Ok(());
+        };
+        let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = chosen.as_ref().filter(|(_, count)| last < *count);
+        let (chosen, count) =
+            chosen.ok_or_else(|| Error::Missing("tokens that were chosen last".into()))?;
+        let rows = step.shape.rows;
+        let args = [step.tokens(), chosen.at(0).into(), rows.into(), (*count).into()];
+        // SAFETY: as many tokens as rows; every row of the choice that is named is there.
+        unsafe { self.launch("take_chosen", Grid::new(rows.div_ceil(256), 256), &args) }
+    }
+}
+
+fn as_tokens(ids: &[u32]) -> Vec<u32> {
+    [&[TOKENS], ids].concat()
 }
 
 #[cfg(test)]
@@ -303,7 +353,8 @@ mod tests {
             Span { row: 9, rows: 1, context: 41, blocks: &[2, 6, 4] },
             Span { row: 10, rows: 2, context: 300, blocks: &[7; 19] },
         ];
-        let step = HostStep { tokens, positions, slots, logit_rows: &[8, 9], spans };
+        let chosen = &[(9, 3)];
+        let step = HostStep { tokens, chosen, positions, slots, logit_rows: &[8, 9], spans };
         let exact = step.shape();
         let want = StepShape { rows: 12, logits: 2, items: 3, tiles: 1, chunks: 2 };
         assert_eq!(exact, want);
@@ -312,9 +363,12 @@ mod tests {
             let mut words = vec![77; 5];
             step.write(&shape, &mut words);
             let p = Places::of(&shape);
-            for place in [p.tokens, p.positions, p.slots] {
+            for place in [p.positions, p.slots] {
                 assert_eq!(&words[place..][..12], numbers);
             }
+            let mut tokens = numbers.clone();
+            tokens[9] = CHOSEN | 3;
+            assert_eq!(&words[p.tokens..][..12], tokens);
             let padding = &words[p.slots + 12..p.slots + shape.rows];
             assert!(padding.iter().all(|&slot| slot == u32::MAX), "padding is not stored");
             assert_eq!(&words[p.logit_rows..][..2], [8, 9]);
@@ -334,7 +388,8 @@ mod tests {
         let numbers: Vec<u32> = (0..rows as u32).collect();
         let spans = vec![Span { row: 0, rows, context: rows + 10, blocks: &[0; 40] }];
         let (tokens, positions, slots) = (&numbers[..], &numbers[..], &numbers[..]);
-        let step = HostStep { tokens, positions, slots, logit_rows: &[], spans };
+        let (chosen, logit_rows) = (&[], &[]);
+        let step = HostStep { tokens, chosen, positions, slots, logit_rows, spans };
         let (shape, mut words) = (step.shape(), Vec::new());
         assert_eq!((shape.tiles, shape.items, shape.chunks), (3, 0, 0));
         step.write(&shape, &mut words);

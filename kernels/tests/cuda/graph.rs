@@ -104,7 +104,8 @@ impl Batches {
         let token = |x: &f32| ((x + 1.0) * 0.5 * VOCAB as f32) as u32 % VOCAB as u32;
         let tokens: Vec<u32> = randoms(positions.len(), self.tokens).iter().map(token).collect();
         let (tokens, positions, slots) = (&tokens[..], &positions[..], &slots[..]);
-        let host = HostStep { tokens, positions, slots, logit_rows: &logit_rows, spans };
+        let (chosen, logit_rows) = (&[], &logit_rows[..]);
+        let host = HostStep { tokens, chosen, positions, slots, logit_rows, spans };
         gpu.step(&host, host.shape())
     }
 }

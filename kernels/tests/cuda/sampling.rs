@@ -68,7 +68,7 @@ fn differing(
         .collect();
     let got = report.ask(name, || {
         let logits = gpu.rows_from(&all.concat(), rows, Float::F32)?;
-        gpu.choose(&logits, vocab, &picks)
+        gpu.choose(&logits, vocab, &picks)?.open()
     })?;
     let mut scratch = Scratch::new();
     let mut others = Vec::new();
@@ -168,7 +168,7 @@ fn rows_without_a_choice() {
             let picks: Vec<_> = (0..rows.len()).map(pick).collect();
             let got = report.ask(&format!("{params:?}"), || {
                 let logits = gpu.rows_from(&rows.concat(), rows.len(), Float::F32)?;
-                gpu.choose(&logits, width, &picks)
+                gpu.choose(&logits, width, &picks)?.open()
             });
             let Some(got) = got else { continue };
             for (i, row) in rows.iter().enumerate() {

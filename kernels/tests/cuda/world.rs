@@ -227,6 +227,7 @@ impl World {
         };
         let host = HostStep {
             tokens: &vec![0; batch.rows],
+            chosen: &[],
             positions: &batch.positions,
             slots: &batch.slots,
             logit_rows: &[],

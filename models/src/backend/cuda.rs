@@ -1,8 +1,9 @@
 //! Our kernels on an NVIDIA GPU: weights as the file has them, activations in bf16, the residual
 //! stream and the logits in f32, keys and values in blocks as on the CPU.
 //!
-//! A pass is asked for without waiting; only its end waits, for a few tokens or for logits. A pass
-//! in which every sequence brings one row is padded to one of a few shapes, recorded at its second
+//! A pass is asked for without waiting; whoever wants its end waits, for a few tokens or for
+//! logits, while the next pass may be under way and read these tokens where they are. A pass in
+//! which every sequence brings one row is padded to one of a few shapes, recorded at its second
 //! appearance and replayed as one graph from then on. Adapters, mixed passes and first appearances
 //! run operation by operation.
 
@@ -17,7 +18,7 @@ use hearth_kernels::quant::DType;
 
 use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Pick};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotary;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
@@ -34,11 +35,11 @@ pub struct Cuda {
 #[derive(Default)]
 struct Passes {
     seen: HashSet<PassKey>,
-    recorded: HashMap<PassKey, Pass>,
+    recorded: HashMap<PassKey, Recorded>,
 }
 
 /// A recorded pass, its logits, and the lists that it reads.
-struct Pass {
+struct Recorded {
     graph: Graph,
     logits: Rows,
     _lists: Vec<Buffer>,
@@ -184,6 +185,8 @@ impl Backend for Cuda {
     type Delta = CudaDelta;
     type Step<'a> = CudaStep;
 
+    const RUNS_AHEAD: bool = true;
+
     fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let (rope, positions) = self.rope(rotary, positions)?;
@@ -195,6 +198,7 @@ impl Backend for Cuda {
         };
         let host = cuda::HostStep {
             tokens: &batch.tokens,
+            chosen: &batch.chosen,
             positions: &batch.positions,
             slots: &batch.slot_mapping,
             logit_rows: &batch.logit_rows,
@@ -247,17 +251,18 @@ impl Backend for Cuda {
                 // worse, and is recorded another time.
                 return work(kv).map(|rows| rows.first(step.logits));
             };
-            passes.recorded.insert(key.clone(), Pass { graph, logits, _lists: lists });
+            passes.recorded.insert(key.clone(), Recorded { graph, logits, _lists: lists });
         }
         let pass = &passes.recorded[&key];
         pass.graph.replay()?;
         Ok(logits(pass.logits.alias()))
     }
 
-    fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Output> {
+    fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Pass> {
         let vocab_len = picks.iter().flatten().map(|pick| pick.vocab_len).next();
         let Some(vocab_len) = vocab_len else {
-            return Ok(Output::of_logits(self.read(logits)?));
+            let all = self.gpu.fetch_rows(logits)?;
+            return Ok(Pass::new(move || Ok(Output::of_logits(all.open()?))));
         };
         let asked = picks.iter().map(|pick| {
             let Pick { params, edits, seed, position, vocab_len: _ } = pick.as_ref()?.clone();
@@ -267,14 +272,18 @@ impl Backend for Cuda {
         let open = |i: &u32| picks[*i as usize].is_none();
         let others: Vec<u32> = (0..picks.len() as u32).filter(open).collect();
         let rest = match others.is_empty() {
-            true => Vec::new(),
-            false => self.read(self.gpu.select(&logits, &others)?)?,
+            true => None,
+            false => Some(self.gpu.fetch_rows(self.gpu.select(&logits, &others)?)?),
         };
-        Ok(Output::new(rest, chosen))
+        Ok(Pass::new(move || {
+            let rest = rest.map_or_else(|| Ok(Vec::new()), cuda::Parcel::open)?;
+            Ok(Output::new(rest, chosen.open()?))
+        }))
     }
 
-    fn finish(&self) -> Result<()> {
-        Ok(self.gpu.synchronize()?)
+    fn finish(&self) -> Result<Pass> {
+        let nothing = self.gpu.fetch_nothing()?;
+        Ok(Pass::new(move || Ok(Output::of_logits(nothing.open()?))))
     }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Matrix> {

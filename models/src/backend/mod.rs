@@ -20,7 +20,7 @@ pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, Output, Pick};
+use crate::batch::{ForwardBatch, Output, Pass, Pick};
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
@@ -37,6 +37,9 @@ pub trait Backend: Send + Sized {
     type Delta: Send;
     /// A batch as the operations read it.
     type Step<'a>;
+
+    /// Operations are asked for, not waited for; see [`Model::runs_ahead`](crate::Model).
+    const RUNS_AHEAD: bool = false;
 
     /// Prepares a batch for its pass.
     fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<Self::Step<'a>>;
@@ -55,14 +58,14 @@ pub trait Backend: Send + Sized {
 
     /// The end of a pass: logits, or the tokens that are chosen from them where a backend can do
     /// that. `picks` is empty or has one entry for each row.
-    fn output(&self, logits: Self::Rows, picks: &[Option<Pick>]) -> Result<Output> {
+    fn output(&self, logits: Self::Rows, picks: &[Option<Pick>]) -> Result<Pass> {
         let _ = picks;
-        Ok(Output::of_logits(self.read(logits)?))
+        Ok(Pass::done(Output::of_logits(self.read(logits)?)))
     }
 
-    /// Waits for a pass that ends in nothing.
-    fn finish(&self) -> Result<()> {
-        Ok(())
+    /// The end of a pass from which nothing is wanted.
+    fn finish(&self) -> Result<Pass> {
+        Ok(Pass::done(Output::default()))
     }
 
     /// Takes a matrix out of a file, once.

@@ -7,7 +7,7 @@
 
 use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
-use hearth_models::{LoraSlot, Pick, RowOutput, TokenEdit};
+use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit};
 
 use super::*;
 
@@ -240,4 +240,58 @@ fn chosen_tokens() {
         }
     }
     assert!(different <= 1, "{different} of 60 tokens differ");
+}
+
+/// A pass that is asked for while the one before it is under way reads the tokens that that one
+/// chooses: it is the pass that is asked for when they are known. Beside them stands a row whose
+/// logits are read out.
+#[test]
+fn passes_ahead() {
+    let Some(gpu) = gpu() else { return };
+    let sequences: Vec<_> = (0..3).map(|s| Sequence::new(tokens(40, s), 4 * s as u32)).collect();
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let params = [Some(greedy), Some(SamplingParams::default()), None];
+    let run = |ahead: bool| {
+        let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), KvDType::F16);
+        sequences.iter().for_each(|s| drop(bench.rows(s, 0..20)));
+        let (mut newest, mut said, mut logits) = ([1, 2], Vec::new(), Vec::new());
+        let mut land = |pass: Pass| {
+            let output = pass.wait().unwrap();
+            let tokens = [0, 1].map(|row| match output.row(row, 512) {
+                RowOutput::Chosen(Some(id)) => id,
+                other => panic!("row {row}: {other:?}"),
+            });
+            said.push(tokens);
+            logits.extend(output.into_logits());
+            tokens
+        };
+        let mut under_way: Option<Pass> = None;
+        for at in 20..40 {
+            let known = under_way.is_none();
+            let mut batch = ForwardBatch::empty();
+            for (s, sequence) in sequences.iter().enumerate() {
+                let token = newest.get(s).copied().unwrap_or(sequence.ids[at]);
+                let token = if known || s == 2 { token } else { 0 };
+                batch.push(&[token], at, sequence.table.clone(), BLOCK_LEN);
+                batch.logit_rows.push(s as u32);
+                if !known && s < 2 {
+                    batch.chosen.push((s as u32, s as u32));
+                }
+            }
+            let pick = |params: Option<SamplingParams>| {
+                let (edits, position) = (Vec::new(), at as u64);
+                params.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500 })
+            };
+            let pass = bench.model.launch(&batch, &mut bench.kv, &params.map(pick)).unwrap();
+            match ahead {
+                false => newest = land(pass),
+                true => drop(under_way.replace(pass).map(&mut land)),
+            }
+        }
+        under_way.map(&mut land);
+        (said, logits)
+    };
+    let (in_turn, ahead) = (run(false), run(true));
+    assert_eq!(in_turn.0, ahead.0);
+    assert_near(&ahead.1, &in_turn.1, 1e-6, "read out beside them");
 }
