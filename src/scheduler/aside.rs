@@ -29,8 +29,6 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::NewSequence;
     use super::super::tests::{scheduler, sequence, step};
     use super::*;
