@@ -32,7 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve models through the OpenAI API.
-    Serve(Common<RawConfig>),
+    Serve(Box<Common<RawConfig>>),
     /// Talk to a model in the terminal.
     Chat(chat::ChatArgs),
     /// Continue a text.
@@ -68,7 +68,7 @@ pub fn run() -> ExitCode {
     let matches = without_empty_variables(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = match cli.command {
-        Command::Serve(common) => serve::run(common),
+        Command::Serve(common) => serve::run(*common),
         Command::Chat(args) => chat::chat(args),
         Command::Complete(args) => chat::complete(args),
         Command::Models(command) => models::run(command),

@@ -32,8 +32,6 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::NewSequence;
     use super::super::tests::{scheduler, sequence, step};
     use super::*;

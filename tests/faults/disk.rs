@@ -79,6 +79,7 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
     let mut long = long_stream();
     long["max_tokens"] = json!(300);
     let (before, want) = (server.greedy(QUESTION).await, server.text(&long).await);
+    let witness = Witness::before(&server).await;
     let mut kept = Vec::new();
     for (path, body) in bodies() {
         let answer = server.post(path, &body).await;
@@ -97,7 +98,6 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
     assert_eq!(server.leaves(&batch, &["validating"]).await["status"], "in_progress");
     assert_eq!(server.leaves(&response, &["queued"]).await["status"], "in_progress");
 
-    let witness = Witness::before(&server).await;
     disk.fill();
     for (path, body) in bodies() {
         is_full(&server.post(path, &body).await);
