@@ -32,6 +32,8 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::NewSequence;
     use super::super::tests::{scheduler, sequence, step};
     use super::*;
