@@ -170,7 +170,7 @@ fn float_products(rounds: usize) -> f64 {
 /// The printed table.
 struct Table {
     limits: Limits,
-    /// Rows whose name contains one of these; all when empty.
+    /// Rows whose name (of attention: and shape) contains one of these; all when empty.
     wanted: Vec<String>,
 }
 
@@ -272,6 +272,7 @@ const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (16, 8, 128, 512, 512),
     (16, 8, 128, 512, 2048),
     (16, 8, 128, 100, 1600),
+    (32, 8, 64, 100, 1600),
     (32, 8, 64, 512, 512),
 ];
 
@@ -280,7 +281,8 @@ fn attentions(pool: &Pool, table: &Table) {
         ATTENTIONS.iter().flat_map(|a| [KvType::F16, KvType::BF16, KvType::Q8_0].map(|t| (a, t)))
     {
         let op = format!("attention {}", kv_type.name());
-        if !table.wants(&op) {
+        let what = format!("{n_heads}/{n_kv_heads} heads of {head_dim}, {rows} rows, {keys} keys");
+        if !table.wants(&format!("{op} {what}")) {
             continue;
         }
         let shape = KvShape {
@@ -311,7 +313,6 @@ fn attentions(pool: &Pool, table: &Table) {
         let mut out = vec![0.0; q.len()];
         let seen = rows * keys - rows * (rows - 1) / 2;
         let operations = 4.0 * (seen * n_heads * head_dim) as f64;
-        let what = format!("{n_heads}/{n_kv_heads} heads of {head_dim}, {rows} rows, {keys} keys");
         let bytes = shape.bytes(kv_type);
         table.row(&op, &what, bytes, operations, table.limits.floats, |i| {
             attention(pool, Isa::best(), &q, &slabs[i % copies], &batch, &params, &mut out);

@@ -9,7 +9,7 @@ use super::q8::Ints;
 use super::tile::LINES;
 use crate::LANES;
 use crate::kv::{Element, Number};
-use crate::simd::{Simd, exp, sum};
+use crate::simd::{Simd, exps, sum};
 use std::ops::Range;
 
 /// Groups that are asked for before they are used. Half of a unit is 4 KiB in f16, and the
@@ -32,8 +32,8 @@ pub(super) struct Scratch {
 /// The lines of a tile.
 #[derive(Default)]
 pub(super) struct Work {
-    /// Scaled queries, `[head_dim][LINES]`.
-    pub(super) queries: Vec<[f32; LINES]>,
+    /// Scaled queries, `[vectors of the head][LINES]`, 0 beyond the head.
+    pub(super) queries: Vec<[[f32; LANES]; LINES]>,
     /// Scores, then weights.
     pub(super) weights: Weights,
     /// Both on a grid, where slabs are of bytes.
@@ -83,9 +83,11 @@ impl<E: Form> Chunk<'_, E> {
     #[inline(always)]
     pub(super) fn ahead(&self, half: usize, distance: usize) -> *const E {
         let (groups, half) = (self.groups(), half + distance);
-        let (group, start) = match half / groups.len() {
-            0 => (groups.start + half, 0),
-            1 => (groups.start + half - groups.len(), E::v_start(self.head_dim)),
+        let (group, start) = match half {
+            _ if half < groups.len() => (groups.start + half, 0),
+            _ if half < 2 * groups.len() => {
+                (groups.start + half - groups.len(), E::v_start(self.head_dim))
+            }
             _ => (CHUNK / LANES + half - 2 * groups.len(), 0),
         };
         let unit = self.units.get(group).and_then(|unit| unit.get(start..));
@@ -142,7 +144,8 @@ impl<E: Number> Form for E {
                 let groups = groups.clone();
                 line += match lines - line {
                     5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, q, line, groups, out),
-                    5.. => scores::<S, E, 6, 1>(simd, chunk, q, line, groups, out),
+                    6 | 11.. => scores::<S, E, 6, 1>(simd, chunk, q, line, groups, out),
+                    5 | 9.. => scores::<S, E, 5, 1>(simd, chunk, q, line, groups, out),
                     3.. if S::WIDE => scores::<S, E, 4, 4>(simd, chunk, q, line, groups, out),
                     3.. => scores::<S, E, 4, 1>(simd, chunk, q, line, groups, out),
                     2 if S::WIDE => scores::<S, E, 2, 4>(simd, chunk, q, line, groups, out),
@@ -163,7 +166,8 @@ impl<E: Number> Form for E {
                 let vectors = vectors.clone();
                 line += match lines - line {
                     5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, w, line, vectors, out),
-                    5.. => values::<S, E, 6, 1>(simd, chunk, w, line, vectors, out),
+                    6 | 11.. => values::<S, E, 6, 1>(simd, chunk, w, line, vectors, out),
+                    5 | 9.. => values::<S, E, 5, 1>(simd, chunk, w, line, vectors, out),
                     3.. if S::WIDE => values::<S, E, 4, 4>(simd, chunk, w, line, vectors, out),
                     3.. => values::<S, E, 4, 1>(simd, chunk, w, line, vectors, out),
                     2 if S::WIDE => values::<S, E, 2, 8>(simd, chunk, w, line, vectors, out),
@@ -196,7 +200,7 @@ pub(super) fn stripes(all: Range<usize>, len: usize) -> impl Iterator<Item = Ran
 fn scores<S: Simd, E: Number, const L: usize, const B: usize>(
     simd: S,
     chunk: &Chunk<'_, E>,
-    queries: &[[f32; LINES]],
+    queries: &[[[f32; LANES]; LINES]],
     line: usize,
     groups: Range<usize>,
     out: &mut [[f32; CHUNK]; LINES],
@@ -217,34 +221,43 @@ fn scores<S: Simd, E: Number, const L: usize, const B: usize>(
 fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     simd: S,
     chunk: &Chunk<'_, E>,
-    queries: &[[f32; LINES]],
+    queries: &[[[f32; LANES]; LINES]],
     line: usize,
     group: usize,
     out: &mut [[f32; CHUNK]; LINES],
 ) {
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
-    let k: [&[[E; LANES]]; B] = std::array::from_fn(|b| &chunk.k(group + b)[..queries.len()]);
+    let k: [&[[E; LANES]]; B] = std::array::from_fn(|b| chunk.k(group + b));
     let mut acc = [[simd.splat(0.0); B]; L];
-    let half = group - chunk.groups().start;
-    let ahead: [*const E; B] = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
-    for (d, q) in queries.iter().enumerate() {
-        if line == 0 && d.is_multiple_of(LINE / (LANES * size_of::<E>())) {
-            for ahead in ahead {
-                simd.prefetch(ahead.wrapping_add(LANES * d).cast());
+    let (half, first) = (group - chunk.groups().start, line == 0);
+    let mut ahead = [std::ptr::null(); B];
+    if first {
+        ahead = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
+    }
+    for (vector, q) in queries.iter().enumerate() {
+        let q: &[[f32; LANES]; L] = q[line..line + L].try_into().expect("L lines; this is a bug");
+        let start = vector * LANES;
+        let k: [&[[E; LANES]]; B] =
+            std::array::from_fn(|b| &k[b][start..chunk.head_dim.min(start + LANES)]);
+        for d in 0..LANES.min(chunk.head_dim - start) {
+            if first && d.is_multiple_of(LINE / (LANES * size_of::<E>())) {
+                for ahead in ahead {
+                    simd.prefetch(ahead.wrapping_add(LANES * (start + d)).cast());
+                }
             }
-        }
-        // One vector at a time: more of them beside the sums are more than AVX2 has registers.
-        for b in 0..B {
-            let vector = E::load(simd, &k[b][d]);
-            for l in 0..L {
-                acc[l][b] = simd.mul_add(simd.splat(q[line + l]), vector, acc[l][b]);
+            // One vector at a time: more of them beside the sums are more than AVX2 has registers.
+            for b in 0..B {
+                let k = E::load(simd, &k[b][d]);
+                for l in 0..L {
+                    acc[l][b] = simd.mul_add(simd.splat(q[l][d]), k, acc[l][b]);
+                }
             }
         }
     }
-    for (out, acc) in out[line..line + L].iter_mut().zip(acc) {
-        let out = &mut out.as_chunks_mut::<LANES>().0[group..group + B];
-        for (out, acc) in out.iter_mut().zip(acc) {
-            simd.store(acc, out);
+    for l in 0..L {
+        let out = &mut out[line + l].as_chunks_mut::<LANES>().0[group..group + B];
+        for b in 0..B {
+            simd.store(acc[l][b], &mut out[b]);
         }
     }
 }
@@ -285,12 +298,37 @@ fn softmax<S: Simd, E: Form>(
     let largest = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
     let shift = simd.splat(largest);
     let mut total = simd.splat(0.0);
-    for vector in vectors {
-        let weight = exp(simd, simd.sub(simd.load(vector), shift));
-        total = simd.add(total, weight);
-        simd.store(weight, vector);
+    let (many, rest) = vectors.as_chunks_mut::<EXPS>();
+    for vectors in many {
+        total = weigh(simd, vectors, shift, total);
+    }
+    for vectors in rest.as_chunks_mut::<1>().0 {
+        total = weigh(simd, vectors, shift, total);
     }
     (largest, sum(simd, total))
+}
+
+/// Vectors of weights that are computed side by side.
+const EXPS: usize = 4;
+
+/// Turns the scores of N vectors into weights; returns their sum with `total`.
+#[inline(always)]
+fn weigh<S: Simd, const N: usize>(
+    simd: S,
+    vectors: &mut [[f32; LANES]; N],
+    shift: S::V,
+    total: S::V,
+) -> S::V {
+    let mut x = [total; N];
+    for i in 0..N {
+        x[i] = simd.sub(simd.load(&vectors[i]), shift);
+    }
+    let (weights, mut total) = (exps(simd, x), total);
+    for i in 0..N {
+        total = simd.add(total, weights[i]);
+        simd.store(weights[i], &mut vectors[i]);
+    }
+    total
 }
 
 /// Weighted sums of V for L lines and some vectors of the head, D at a time. Returns L.
@@ -330,26 +368,26 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
 ) {
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
     let vectors = chunk.head_dim.div_ceil(LANES);
-    let weights: &[[f32; CHUNK]; L] =
-        weights[line..line + L].try_into().expect("L lines; this is a bug");
     let mut acc = [[simd.splat(0.0); D]; L];
-    for group in chunk.groups() {
-        let first_key = group * LANES;
+    let (groups, first) = (chunk.groups(), line == 0 && vector == 0);
+    for group in groups.clone() {
+        let half = groups.len() + group - groups.start;
+        let mut ahead = if first { chunk.ahead(half, AHEAD) } else { std::ptr::null() };
+        let weights: [&[f32; LANES]; L] =
+            std::array::from_fn(|l| &weights[line + l].as_chunks::<LANES>().0[group]);
+        let rows = &chunk.v(group)[vector..];
         // Places beyond the last key may hold anything, even NaN of another sequence.
-        let keys = chunk.keys.end.min(first_key + LANES) - first_key;
-        let rows = chunk.v(group).chunks_exact(vectors).take(keys);
-        let groups = chunk.groups();
-        let mut ahead = chunk.ahead(groups.len() + group - groups.start, AHEAD);
-        for (key, row) in (first_key..CHUNK).zip(rows) {
-            if line == 0 && vector == 0 {
+        for key in 0..LANES.min(chunk.keys.end - group * LANES) {
+            if first {
                 for at in (0..vectors * LANES).step_by(LINE / size_of::<E>()) {
                     simd.prefetch(ahead.wrapping_add(at).cast());
                 }
                 ahead = ahead.wrapping_add(vectors * LANES);
             }
+            let row = &rows[key * vectors..][..D];
             let mut v = [simd.splat(0.0); D];
-            for (v, numbers) in v.iter_mut().zip(&row[vector..vector + D]) {
-                *v = E::load(simd, numbers);
+            for d in 0..D {
+                v[d] = E::load(simd, &row[d]);
             }
             for l in 0..L {
                 let weight = simd.splat(weights[l][key]);
@@ -360,11 +398,13 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
         }
     }
     let numbers = 2 + vectors * LANES;
-    // Lines beyond the tile have no place: their accumulators are dropped.
-    for (out, acc) in out.chunks_exact_mut(numbers).skip(line).zip(acc) {
-        let out = &mut out[2..].as_chunks_mut::<LANES>().0[vector..vector + D];
-        for (out, acc) in out.iter_mut().zip(acc) {
-            simd.store(acc, out);
+    for l in 0..L {
+        // Lines beyond the tile have no place: their accumulators are dropped.
+        if line + l < chunk.visible.len() {
+            let out = &mut out[(line + l) * numbers + 2..].as_chunks_mut::<LANES>().0[vector..];
+            for d in 0..D {
+                simd.store(acc[l][d], &mut out[d]);
+            }
         }
     }
 }

@@ -15,8 +15,8 @@ use std::ops::Range;
 
 /// Memory that a thread uses again.
 pub(super) struct Ints {
-    /// `[pairs of the head][LINES]`
-    queries: Vec<[[i16; 2]; LINES]>,
+    /// `[vectors of the head][LINES]`, in pairs.
+    queries: Vec<[[[i16; 2]; LANES / 2]; LINES]>,
     /// `[LINES]`
     query_scales: [f32; LINES],
     /// `[LINES][CHUNK / 2]`
@@ -43,26 +43,24 @@ impl Form for i8 {
 
     #[inline(always)]
     fn prepare<S: Simd>(simd: S, work: &mut Work) {
+        let (ints, zero) = (&mut work.ints, simd.splat(0.0));
         // A sum over the head must fit an i32.
-        let limit = (i32::MAX / 128) as f32 / work.queries.len() as f32;
-        let zero = simd.splat(0.0);
-        let (mut largest, mut poison) = (zero, zero);
-        for q in &work.queries {
-            let q = simd.load(q);
-            largest = simd.max(simd.max(q, simd.sub(zero, q)), largest);
-            poison = simd.add(poison, simd.sub(q, q));
-        }
-        let limit = simd.splat(limit.min(LARGEST));
-        let inverse = simd.if_less(simd.splat(SMALLEST), largest, simd.div(limit, largest), zero);
-        let scales = simd.add(simd.div(largest, limit), poison);
-        simd.store(scales, &mut work.ints.query_scales);
-        let ints = &mut work.ints.queries;
-        ints.clear();
-        ints.resize(work.queries.len().div_ceil(2), [[0; 2]; LINES]);
-        for (d, q) in work.queries.iter().enumerate() {
-            let rounded = round(simd, simd.mul(simd.load(q), inverse));
-            for (place, x) in ints[d / 2].iter_mut().zip(rounded) {
-                place[d % 2] = x;
+        let limit = (i32::MAX / 128) as f32 / (work.queries.len() * LANES) as f32;
+        let limit = limit.min(LARGEST);
+        ints.queries.resize(work.queries.len(), [[[0; 2]; LANES / 2]; LINES]);
+        for (line, scale) in ints.query_scales.iter_mut().enumerate() {
+            let (mut largest, mut poison) = (zero, zero);
+            for q in &work.queries {
+                let q = simd.load(&q[line]);
+                largest = simd.max(simd.max(q, simd.sub(zero, q)), largest);
+                poison = simd.add(poison, simd.sub(q, q));
+            }
+            let largest = greatest(simd, largest);
+            let inverse = simd.splat(if largest > SMALLEST { limit / largest } else { 0.0 });
+            *scale = largest / limit + sum(simd, poison);
+            for (q, out) in work.queries.iter().zip(&mut ints.queries) {
+                let rounded = round(simd, simd.mul(simd.load(&q[line]), inverse));
+                out[line].as_flattened_mut().copy_from_slice(&rounded);
             }
         }
     }
@@ -142,6 +140,14 @@ impl<'a> Chunk<'a, i8> {
     }
 }
 
+/// The largest lane, or 0.
+#[inline(always)]
+fn greatest<S: Simd>(simd: S, v: S::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    lanes.into_iter().fold(0.0, |a, b| if a > b { a } else { b })
+}
+
 /// Scores of L lines with some groups of keys, B at a time. Returns L.
 #[inline(always)]
 fn scores<S: Simd, const L: usize, const B: usize>(
@@ -173,31 +179,37 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     out: &mut Weights,
 ) {
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
-    let queries = &ints.queries[..];
-    let k: [&[[[i8; 2]; LANES]]; B] =
-        std::array::from_fn(|b| &chunk.k_pairs(group + b)[..queries.len()]);
+    let pairs = chunk.head_dim.div_ceil(2);
+    let k: [&[[[i8; 2]; LANES]]; B] = std::array::from_fn(|b| chunk.k_pairs(group + b));
     let mut acc = [[simd.zero_ints(); B]; L];
     let half = group - chunk.groups().start;
     let ahead: [*const i8; B] = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
-    for (pair, q) in queries.iter().enumerate() {
-        if line == 0 && pair.is_multiple_of(LINE / (2 * LANES)) {
-            for ahead in ahead {
-                simd.prefetch(ahead.wrapping_add(2 * LANES * pair).cast());
+    for (vector, q) in ints.queries.iter().enumerate() {
+        let q: &[[[i16; 2]; LANES / 2]; L] =
+            q[line..line + L].try_into().expect("L lines; this is a bug");
+        let start = vector * LANES / 2;
+        let k: [&[[[i8; 2]; LANES]]; B] =
+            std::array::from_fn(|b| &k[b][start..pairs.min(start + LANES / 2)]);
+        for pair in 0..(LANES / 2).min(pairs - start) {
+            if line == 0 && pair.is_multiple_of(LINE / (2 * LANES)) {
+                for ahead in ahead {
+                    simd.prefetch(ahead.wrapping_add(2 * LANES * (start + pair)).cast());
+                }
             }
-        }
-        for (b, k) in k.iter().enumerate() {
-            let k = simd.load_pairs(&k[pair]);
-            for l in 0..L {
-                acc[l][b] = simd.dot_pairs(k, q[line + l], acc[l][b]);
+            for b in 0..B {
+                let k = simd.load_pairs(&k[b][pair]);
+                for l in 0..L {
+                    acc[l][b] = simd.dot_pairs(k, q[l][pair], acc[l][b]);
+                }
             }
         }
     }
-    for (l, acc) in acc.into_iter().enumerate() {
+    for l in 0..L {
         let scale = simd.splat(ints.query_scales[line + l]);
         let out = &mut out.0[line + l].as_chunks_mut::<LANES>().0[group..group + B];
-        for (b, (out, acc)) in out.iter_mut().zip(acc).enumerate() {
+        for b in 0..B {
             let scale = simd.mul(simd.load(&chunk.scales(group + b)[0]), scale);
-            simd.store(simd.mul(simd.to_floats(acc), scale), out);
+            simd.store(simd.mul(simd.to_floats(acc[l][b]), scale), &mut out[b]);
         }
     }
 }
@@ -219,9 +231,7 @@ fn round_weights<S: Simd>(
         largest = simd.max(x, largest);
         poison = simd.add(poison, simd.sub(x, x));
     }
-    let mut lanes = [0.0; LANES];
-    simd.store(largest, &mut lanes);
-    let largest = lanes.into_iter().fold(0.0, |a, b| if a > b { a } else { b });
+    let largest = greatest(simd, largest);
     let inverse = simd.splat(if largest < SMALLEST { 0.0 } else { LARGEST / largest });
     let pairs = out.as_chunks_mut::<{ LANES / 2 }>().0;
     for group in chunk.groups() {
@@ -298,12 +308,14 @@ fn value_tile<S: Simd, const L: usize, const D: usize>(
         }
     }
     let numbers = 2 + vectors * LANES;
-    // Lines beyond the tile have no place: their accumulators are dropped.
-    let lines = out.chunks_exact_mut(numbers).skip(line).zip(acc).zip(&ints.weight_scales[line..]);
-    for ((out, acc), scale) in lines {
-        let out = &mut out[2..].as_chunks_mut::<LANES>().0[vector..vector + D];
-        for (out, acc) in out.iter_mut().zip(acc) {
-            simd.store(simd.mul(simd.to_floats(acc), simd.splat(*scale)), out);
+    for l in 0..L {
+        // Lines beyond the tile have no place: their accumulators are dropped.
+        if line + l < chunk.visible.len() {
+            let scale = simd.splat(ints.weight_scales[line + l]);
+            let out = &mut out[(line + l) * numbers + 2..].as_chunks_mut::<LANES>().0[vector..];
+            for d in 0..D {
+                simd.store(simd.mul(simd.to_floats(acc[l][d]), scale), &mut out[d]);
+            }
         }
     }
 }

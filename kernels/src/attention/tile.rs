@@ -103,10 +103,7 @@ impl<E: Form> Kernel for WholeTile<'_, E> {
         sums.chunks_exact_mut(numbers).for_each(clear);
         for chunk in tile.chunks() {
             partials_of_chunk(simd, call, tile, chunk, work, partials);
-            let lines = sums.chunks_exact_mut(numbers).zip(partials.chunks_exact(numbers));
-            for (sum, next) in lines {
-                merge(simd, sum, next);
-            }
+            merge(simd, sums, partials, numbers);
         }
         write_out(simd, call, tile, sums);
     }
@@ -154,10 +151,7 @@ impl<E: Form> Kernel for FinishTile<'_, E> {
         let mut sums = vec![0.0; lines * numbers];
         sums.chunks_exact_mut(numbers).for_each(clear);
         for chunk in self.partials.chunks_exact(lines * numbers) {
-            let lines = sums.chunks_exact_mut(numbers).zip(chunk.chunks_exact(numbers));
-            for (sum, next) in lines {
-                merge(simd, sum, next);
-            }
+            merge(simd, &mut sums, chunk, numbers);
         }
         write_out(simd, self.call, self.tile, &sums);
     }
@@ -169,19 +163,34 @@ fn clear(partial: &mut [f32]) {
     partial[0] = f32::NEG_INFINITY;
 }
 
-/// Adds the partial of the next chunk. One of no keys changes nothing, not even a bit.
+/// Adds the partials of the next chunk to those of the chunks before it, both of all lines. One of
+/// no keys changes nothing, not even a bit.
 #[inline(always)]
-fn merge<S: Simd>(simd: S, sum: &mut [f32], next: &[f32]) {
-    if next[0] == f32::NEG_INFINITY {
-        return;
+fn merge<S: Simd>(simd: S, sums: &mut [f32], next: &[f32], numbers: usize) {
+    /// Lines whose two factors are one vector.
+    const TOGETHER: usize = LANES / 2;
+    let parts = sums.chunks_mut(TOGETHER * numbers).zip(next.chunks(TOGETHER * numbers));
+    for (sums, next) in parts {
+        let mut factors = [0.0; LANES];
+        let lines = sums.chunks_exact(numbers).zip(next.chunks_exact(numbers));
+        for ((sum, next), factors) in lines.zip(factors.as_chunks_mut::<2>().0) {
+            let largest = if sum[0] > next[0] { sum[0] } else { next[0] };
+            *factors = [sum[0] - largest, next[0] - largest];
+        }
+        let exponents = simd.load(&factors);
+        simd.store(exp(simd, exponents), &mut factors);
+        let lines = sums.chunks_exact_mut(numbers).zip(next.chunks_exact(numbers));
+        for ((sum, next), [old, new]) in lines.zip(factors.as_chunks::<2>().0) {
+            if next[0] != f32::NEG_INFINITY {
+                merge_line(simd, sum, next, *old, *new);
+            }
+        }
     }
-    let largest = if sum[0] > next[0] { sum[0] } else { next[0] };
-    let mut factors = [0.0; LANES];
-    let mut exponents = [0.0; LANES];
-    (exponents[0], exponents[1]) = (sum[0] - largest, next[0] - largest);
-    simd.store(exp(simd, simd.load(&exponents)), &mut factors);
-    let [old, new] = [factors[0], factors[1]];
-    sum[0] = largest;
+}
+
+#[inline(always)]
+fn merge_line<S: Simd>(simd: S, sum: &mut [f32], next: &[f32], old: f32, new: f32) {
+    sum[0] = if sum[0] > next[0] { sum[0] } else { next[0] };
     sum[1] = old.mul_add(sum[1], new * next[1]);
     let (old, new) = (simd.splat(old), simd.splat(new));
     let next = next[2..].as_chunks::<LANES>().0;
@@ -222,15 +231,18 @@ fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
     (row * call.params.n_heads + head) * shape.head_dim
 }
 
-/// Scaled queries of a tile as `[head_dim][LINES]`; lines beyond the tile are 0.
-fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[f32; LINES]>) {
+/// Scaled queries of a tile; lines beyond the tile are 0.
+fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[[f32; LANES]; LINES]>) {
     let dim = call.kv.shape().head_dim;
     queries.clear();
-    queries.resize(dim, [0.0; LINES]);
+    queries.resize(dim.div_ceil(LANES), [[0.0; LANES]; LINES]);
     for (i, line) in tile.lines.clone().enumerate() {
         let start = query_start(call, tile, line);
-        for (place, x) in queries.iter_mut().zip(&call.q[start..start + dim]) {
-            place[i] = x * call.params.scale;
+        let vectors = call.q[start..start + dim].chunks(LANES);
+        for (place, vector) in queries.iter_mut().zip(vectors) {
+            for (place, x) in place[i].iter_mut().zip(vector) {
+                *place = x * call.params.scale;
+            }
         }
     }
 }

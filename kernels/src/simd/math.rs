@@ -14,27 +14,42 @@ const ROUND: f32 = 12_582_912.0;
 /// integer and leaves that integer in the low bits, so n needs no conversion.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
+    let [y] = exps(simd, [x]);
+    y
+}
+
+/// [`exp`] of N vectors side by side: one alone is a long chain of steps that wait for each other.
+#[inline(always)]
+pub(crate) fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] {
     const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.37;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    const FACTORS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0];
+    const FACTORS: [f32; 7] =
+        [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0, 1.0];
     macro_rules! c {
         ($value:expr) => {
             simd.splat($value)
         };
     }
-    let clamped = simd.min(c!(HIGHEST), simd.max(c!(LOWEST), x));
-    let shifted = simd.mul_add(clamped, c!(std::f32::consts::LOG2_E), c!(ROUND));
-    let n = simd.sub(shifted, c!(ROUND));
-    let r = simd.mul_add(n, c!(-LN2_HIGH), clamped);
-    let r = simd.mul_add(n, c!(-LN2_LOW), r);
-    let mut p = c!(1.0 / 5040.0);
-    for factor in FACTORS {
-        p = simd.mul_add(p, r, c!(factor));
+    let (mut shifted, mut r, mut y) = (x, x, [c!(1.0 / 5040.0); N]);
+    for i in 0..N {
+        let clamped = simd.min(c!(HIGHEST), simd.max(c!(LOWEST), x[i]));
+        shifted[i] = simd.mul_add(clamped, c!(std::f32::consts::LOG2_E), c!(ROUND));
+        let n = simd.sub(shifted[i], c!(ROUND));
+        r[i] = simd.mul_add(n, c!(-LN2_HIGH), clamped);
+        r[i] = simd.mul_add(n, c!(-LN2_LOW), r[i]);
     }
-    p = simd.mul_add(p, r, c!(1.0));
-    simd.if_less(x, c!(LOWEST), c!(0.0), simd.mul(p, simd.exponent(shifted)))
+    for factor in FACTORS {
+        for i in 0..N {
+            y[i] = simd.mul_add(y[i], r[i], c!(factor));
+        }
+    }
+    for i in 0..N {
+        let scaled = simd.mul(y[i], simd.exponent(shifted[i]));
+        y[i] = simd.if_less(x[i], c!(LOWEST), c!(0.0), scaled);
+    }
+    y
 }
 
 /// 1 / (1 + e^-x).
