@@ -14,6 +14,8 @@ mod gpu;
 mod linear;
 mod lora;
 mod memory;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod rows;
 mod sampling;
 mod step;
@@ -23,6 +25,8 @@ pub use gpu::{Error, Gpu, Graph, Result, describe};
 pub use linear::{Matrix, Vector};
 pub use lora::{LoraGroup, LoraInput, LoraPart};
 pub use memory::Buffer;
+#[cfg(feature = "nccl")]
+pub use nccl::Communicators;
 pub use rows::{Float, Rows};
 pub use sampling::Pick;
 pub use step::{HostStep, Span, Step, StepShape};

@@ -275,6 +275,7 @@ impl Gpu {
         let room = room.as_mut().expect("made above; this is a bug");
         let pinned = &mut room.pinned.as_mut_slice()?[..words.len()];
         pinned.copy_from_slice(&words);
+        self.context.bind_to_thread()?;
         // SAFETY: the device side is as long as the pinned one, and that is not written again
         // before the stream has been waited for.
         unsafe {

@@ -4,7 +4,8 @@
 //! A pass is asked for without waiting; only its end waits, for a few tokens or for logits. A pass
 //! in which every sequence brings one row is padded to one of a few shapes, recorded at its second
 //! appearance and replayed as one graph from then on. Adapters, mixed passes and first appearances
-//! run operation by operation.
+//! run operation by operation, and so does every pass of a rank of several: what NCCL adds up is
+//! not recorded.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pick};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotary;
+use crate::parallel::Seat;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
 use crate::{Error, Result};
 
@@ -28,6 +30,8 @@ pub struct Cuda {
     gpu: Arc<Gpu>,
     rope: Mutex<Option<(Arc<RopeTable>, usize)>>,
     passes: Mutex<Passes>,
+    /// As one rank of several.
+    seat: Option<Seat>,
 }
 
 /// What was recorded, and what was seen once.
@@ -66,7 +70,13 @@ const POSITIONS: usize = 4096;
 impl Cuda {
     /// Every operation runs on `gpu`.
     pub fn new(gpu: Arc<Gpu>) -> Self {
-        Self { gpu, rope: Mutex::default(), passes: Mutex::default() }
+        Self { gpu, rope: Mutex::default(), passes: Mutex::default(), seat: None }
+    }
+
+    /// The same as one rank of several.
+    #[cfg(feature = "nccl")]
+    pub fn seated(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     /// The device with this number, with a stream of its own.
@@ -200,7 +210,7 @@ impl Backend for Cuda {
             logit_rows: &batch.logit_rows,
             spans: batch.sequences().map(span).collect(),
         };
-        let (exact, repeats) = (host.shape(), is_decode(batch));
+        let (exact, repeats) = (host.shape(), self.seat.is_none() && is_decode(batch));
         let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
         let lora = batch.lora_rows();
         let none = || lora.groups().next().is_none();
@@ -428,6 +438,14 @@ impl Backend for Cuda {
 
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
         Ok(self.gpu.add(x, y)?)
+    }
+
+    #[cfg(feature = "nccl")]
+    fn reduce(&self, x: Rows) -> Result<Rows> {
+        match &self.seat {
+            None => Ok(x),
+            Some(seat) => seat.sum_rows(x),
+        }
     }
 
     fn read(&self, x: Rows) -> Result<Vec<f32>> {
