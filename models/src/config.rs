@@ -182,7 +182,9 @@ impl ModelConfig {
     /// # Errors
     /// Heads or widths that cannot be divided evenly, by name.
     pub fn divided(&self, size: usize) -> Result<Self> {
-        let even = |key: &str, what: &str, count: usize| match size > 0 && count % size == 0 {
+        let even = |key: &str, what: &str, count: usize| match size > 0
+            && count.is_multiple_of(size)
+        {
             true => Ok(count / size),
             false => {
                 let what = format!("{count}: the {what} cannot be divided among {size} devices");

@@ -34,6 +34,8 @@ impl Bench {
         let model = tiny::load(config, weights, 7, &compute).unwrap();
         let geometry = config.kv_geometry(BLOCKS, BLOCK_LEN, KvDType::F32);
         let kv = model.kv_store(geometry).unwrap();
+        let stores = if let KvStore::Ranks(stores) = &kv { stores.len() } else { 1 };
+        assert_eq!(stores, ranks);
         Self { model, kv }
     }
 
@@ -123,7 +125,6 @@ fn ranks_equal_one_with_every_knob() {
                 let error = largest(&run(ranks), &want);
                 println!("{name:<40} {path}, {ranks} ranks: {error:.1e}");
                 assert!(error <= 1e-4, "{name}, {path}, {ranks} ranks: {error}");
-                assert!(error > 0.0, "{name}: sums of parts have another order");
             }
             if path == "fused" {
                 assert!(!seen.contains(&want), "`{name}` changes nothing");
@@ -133,7 +134,8 @@ fn ranks_equal_one_with_every_knob() {
     }
 }
 
-/// Blocks of weights stay whole, so only the order of sums differs.
+/// Blocks of weights stay whole, so only the order of sums differs; where the input of a product is
+/// made bytes, a sum that is rounded otherwise turns over one of them here and there.
 #[test]
 fn quantised_weights_are_cut_between_blocks() {
     // 16 heads of 64: a quarter of what `out` reads is a block of 256.
@@ -141,15 +143,29 @@ fn quantised_weights_are_cut_between_blocks() {
     let mut config = ModelConfig { head_dim: 64, ..config };
     config.rope.dim = 64;
     for weights in [DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K] {
-        let run = |ranks| ragged(&mut Bench::new(&config, weights, fused(), ranks), [None; 3]);
-        let want = run(1);
-        for ranks in [2, 4] {
-            let error = largest(&run(ranks), &want);
-            println!("{weights:<5} {ranks} ranks: {error:.1e}");
-            // A sum that is rounded otherwise can turn over a byte of the next layer's input.
-            assert!(error <= if weights.block_len() > 1 { 0.03 } else { 1e-4 }, "{weights}");
+        for (path, compute) in [("plain", plain()), ("fused", fused())] {
+            let run = |ranks| {
+                ragged(&mut Bench::new(&config, weights, compute.clone(), ranks), [None; 3])
+            };
+            let want = run(1);
+            for ranks in [2, 4] {
+                let got = run(ranks);
+                let (error, relative) = (largest(&got, &want), relative(&got, &want));
+                println!("{weights:<5} {path}, {ranks} ranks: {error:.1e}, {relative:.1e}");
+                match path == "fused" && weights.block_len() > 1 {
+                    true => assert!(relative <= 1e-2, "{weights}, {ranks} ranks: {relative}"),
+                    false => assert!(error <= 1e-4, "{weights}, {path}, {ranks} ranks: {error}"),
+                }
+            }
         }
     }
+}
+
+/// Root mean square of the error over that of the logits.
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = got.iter().zip(want).map(|(a, b)| square(a - b)).sum();
+    (error / want.iter().map(|x| square(*x)).sum::<f64>()).sqrt()
 }
 
 #[test]
@@ -164,14 +180,13 @@ fn what_ranks_compute_is_the_same_every_time() {
         for threads in [1, 4, 8] {
             assert!(run(threads) == want, "{weights}, {threads} threads");
         }
-        let (mut whole, mut rows) = (Vec::new(), Vec::new());
+        let mut whole = Vec::new();
         let mut bench = Bench::new(&config, weights, fused(), 4);
-        for (i, (ids, table)) in sequences().into_iter().enumerate() {
+        for (ids, table) in sequences() {
             let mut batch = ForwardBatch::empty();
             batch.push(&ids, 0, table, BLOCK_LEN);
             batch.logit_rows = (0..ids.len() as u32).collect();
             whole.extend(bench.forward(&batch));
-            rows.push((i, ids.len()));
         }
         assert_eq!(sorted(&whole), sorted(&want), "{weights}: cut otherwise, and on their own");
     }

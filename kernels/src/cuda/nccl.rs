@@ -13,9 +13,9 @@ use super::{Error, Float, Gpu, Result, Rows};
 
 /// Devices that add up what they have, one rank each.
 pub struct Communicators {
-    gpus: Vec<Arc<Gpu>>,
-    /// Of each rank; none after a failure.
+    /// Of each rank; none after a failure. They end before their devices do.
     comms: Vec<Mutex<Option<Comm>>>,
+    gpus: Vec<Arc<Gpu>>,
 }
 
 struct Comm(sys::ncclComm_t);
@@ -42,7 +42,7 @@ impl Communicators {
     /// Brings devices together; none of them twice.
     pub fn new(gpus: Vec<Arc<Gpu>>) -> Result<Self> {
         let comms = gpus.iter().map(|_| Mutex::default()).collect();
-        let all = Self { gpus, comms };
+        let all = Self { comms, gpus };
         all.renew()?;
         Ok(all)
     }
@@ -59,6 +59,8 @@ impl Communicators {
 
     /// Brings them together again, after [`Communicators::abort`].
     pub fn renew(&self) -> Result<()> {
+        // What was asked for before the failure still reads what the next pass will write.
+        self.gpus.iter().try_for_each(|gpu| gpu.synchronize())?;
         let ordinal = |gpu: &Arc<Gpu>| i32::try_from(gpu.context.ordinal());
         let ordinals = self.gpus.iter().map(ordinal).collect::<std::result::Result<Vec<_>, _>>();
         let ordinals = ordinals.map_err(|_| Error::Missing("a device with that number".into()))?;

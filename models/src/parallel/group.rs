@@ -3,7 +3,8 @@
 //!
 //! On the CPU the sum itself is made here. On GPUs (feature `nccl`) the ranks only make sure here
 //! that all of them have come as far, and NCCL adds up on their streams: nothing is asked of a
-//! device that another one will not answer. Whoever fails says so ([`Group::fail`]); those who wait
+//! device that another one will not answer, and none goes on, to what may wait for its device (an
+//! allocation does), before all have asked. Whoever fails says so ([`Group::fail`]); those who wait
 //! then leave with an error, and nobody waits for a rank that will not come.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -148,10 +149,12 @@ impl Group {
             let here = self.round.load(Ordering::Acquire) == round;
             here && !self.failed.load(Ordering::Acquire)
         };
-        (0..LOOKS).find(|_| {
+        for _ in 0..LOOKS {
+            if !waits() {
+                break;
+            }
             std::hint::spin_loop();
-            !waits()
-        });
+        }
         let state = self.changed.wait_while(self.lock(), |s| s.round == round && !s.failed);
         let state = state.unwrap_or_else(PoisonError::into_inner);
         if state.round == round {
@@ -212,6 +215,8 @@ impl Seat {
         let devices = self.group.devices.as_ref();
         let devices = devices.ok_or_else(|| Error::Device("ranks without devices".into()))?;
         self.group.meet(|_| {}, |_| Ok(()), |_| {})?;
-        Ok(devices.sum(self.rank, x)?)
+        let x = devices.sum(self.rank, x)?;
+        self.group.meet(|_| {}, |_| Ok(()), |_| {})?;
+        Ok(x)
     }
 }

@@ -17,9 +17,10 @@ pub use group::{Group, Seat};
 pub(crate) use load::load;
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use hearth_kernels::lora::Factors;
 
@@ -114,14 +115,20 @@ impl Model for Parallel {
         // The same rows, and no logits.
         let silent = &ForwardBatch { logit_rows: Vec::new(), ..batch.clone() };
         let done: Vec<Result<Output>> = thread::scope(|scope| {
-            let others: Vec<_> = (1..)
-                .zip(others)
-                .map(|(rank, kv)| scope.spawn(move || self.run(rank, silent, kv, &[])))
-                .collect();
+            let begin = |(rank, kv)| {
+                let work = move || self.run(rank, silent, kv, &[]);
+                thread::Builder::new().name(format!("rank-{rank}")).spawn_scoped(scope, work)
+            };
+            let others: Vec<_> = (1..).zip(others).map(begin).collect();
+            if others.iter().any(|rank| rank.is_err()) {
+                self.group.fail();
+            }
             let first = self.run(0, batch, first, picks);
-            let joined = others.into_iter().map(|rank| rank.join());
-            let caught = "a rank's panics are caught; this is a bug";
-            std::iter::once(first).chain(joined.map(|done| done.expect(caught))).collect()
+            let end = |rank: io::Result<ScopedJoinHandle<'_, Result<Output>>>| match rank {
+                Ok(rank) => rank.join().expect("a rank's panics are caught; this is a bug"),
+                Err(error) => Err(Error::Device(format!("a rank has no thread: {error}"))),
+            };
+            std::iter::once(first).chain(others.into_iter().map(end)).collect()
         });
         let mut errors = Vec::new();
         let mut outputs = done.into_iter().filter_map(|done| done.map_err(|e| errors.push(e)).ok());
