@@ -222,7 +222,7 @@ fn adapters_are_divided_with_their_weights() {
                 return ragged(&mut bench, [None; 3]);
             }
             let [first, second] = adapters.clone().map(|adapter| (adapter, 0.7));
-            bench.model.put_adapters(LoraSlot(1), &[first.clone()]).unwrap();
+            bench.model.put_adapters(LoraSlot(1), std::slice::from_ref(&first)).unwrap();
             bench.model.put_adapters(LoraSlot(2), &[first.clone(), second]).unwrap();
             let taken = bench.model.put_adapters(LoraSlot(2), &[first]).unwrap_err();
             assert!(taken.to_string().contains("taken"), "{taken}");
