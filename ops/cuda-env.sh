@@ -6,6 +6,9 @@
 #   eval "$(sh ops/cuda-env.sh [FOLDER])"     # FOLDER: .cuda where none is named; 1.3 GB
 #   cargo build --release --features cuda
 #
+# With HEARTH_NCCL=1 it brings NCCL too (0.3 GB), which `--features nccl` (several GPUs) links; to run
+# such a build, LD_LIBRARY_PATH names `$CUDA_HOME/lib` or wherever else libnccl.so.2 is.
+#
 # Asks for python3 with pip, and for a C compiler that nvcc takes (gcc up to 15). Running it again
 # is cheap. It prints the variables of the build on stdout and nothing else. Another folder, or
 # another HEARTH_CUDA_CAP (90: H100 and H200), compiles every kernel again.
@@ -30,6 +33,14 @@ if [ "$packages" != "$(cat "$folder/packages" 2>/dev/null)" ]; then
     # shellcheck disable=SC2086 # one word for each package
     python3 -m pip install --quiet --no-deps --no-compile --upgrade --target "$folder" $packages >&2
     echo "$packages" >"$folder/packages"
+fi
+
+# In a folder of its own: pip would put its `nvidia` in the place of the other.
+nccl=nvidia-nccl-cu13==2.30.7
+if [ "${HEARTH_NCCL:-0}" != 0 ] && [ "$nccl" != "$(cat "$folder/nccl/package" 2>/dev/null)" ]; then
+    python3 -m pip install --quiet --no-deps --no-compile --upgrade --target "$folder/nccl" $nccl >&2
+    ln -sf "$folder/nccl/nvidia/nccl/lib/libnccl.so.2" "$root/lib/libnccl.so.2"
+    echo "$nccl" >"$folder/nccl/package"
 fi
 
 # A linker asks for libX.so; the packages bring libX.so.13 alone.

@@ -45,6 +45,8 @@ pub struct Config {
     pub threads: usize,
     /// Name of the device.
     pub device: String,
+    /// Devices among which a model is divided.
+    pub tensor_parallel: usize,
     /// Weights in floats are quantised to these types.
     pub quantize: Option<Mix>,
     /// What guesses how answers go on.
@@ -197,6 +199,7 @@ impl RawConfig {
                 1024,
             )?,
             device: model.device.unwrap_or_else(|| "auto".to_owned()),
+            tensor_parallel: in_range("--tensor-parallel", model.tensor_parallel, 1, 64)?,
             quantize: model.quantize.as_deref().map(mix).transpose()?,
             speculate: speculate(engine.speculate.as_deref(), engine.draft_model.as_deref())?,
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
@@ -402,6 +405,7 @@ impl Config {
             ),
             ("listen", self.base_url(self.address())),
             ("device", self.device.clone()),
+            ("tensor-parallel", self.tensor_parallel.to_string()),
             ("threads", self.threads.to_string()),
             ("ctx-size", ctx),
             ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),

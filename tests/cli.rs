@@ -98,6 +98,7 @@ fn wrong_flags_are_named() {
     assert_fails(&["serve", "--kv-dtype", "f8"], &["--kv-dtype", "f8", "bf16"]);
     assert_fails(&["serve", "--host", "nowhere"], &["--host", "nowhere"]);
     assert_fails(&["doctor", "--device", "abacus"], &["abacus"]);
+    assert_fails(&["serve", "--tensor-parallel", "0"], &["--tensor-parallel"]);
     let model = golden("llama.gguf");
     let model = model.to_str().unwrap();
     assert_fails(&["bench", "-m", model, "-n", "0"], &["--decode"]);
@@ -105,6 +106,13 @@ fn wrong_flags_are_named() {
     assert_fails(&["serve", "-m", model, "-m", model], &["llama", "--alias"]);
     let other = golden("qwen3.gguf").to_str().unwrap().to_owned();
     assert_fails(&["serve", "-m", model, "--draft-model", &other], &["qwen3", "vocabulary"]);
+    let three = ["-m", model, "--device", "cpu", "--tensor-parallel", "3"];
+    for command in ["serve", "doctor"] {
+        let args = [&[command], &three[..]].concat();
+        assert_fails(&args, &["llama.gguf", "num_attention_heads", "3 devices"]);
+    }
+    let kept = [&["serve"], &three[..4], &["--tensor-parallel", "2", "--kv-store", "d"]].concat();
+    assert_fails(&kept, &["--kv-store", "--tensor-parallel 1"]);
 }
 
 #[test]
@@ -141,6 +149,7 @@ fn commands_have_the_flags_that_mean_something_to_them() {
     let shared = [
         ("--model", "serve chat complete bench doctor"),
         ("--device", "serve chat complete bench doctor"),
+        ("--tensor-parallel", "serve chat complete bench doctor"),
         ("--threads", "serve chat complete bench doctor"),
         ("--kv-dtype", "serve chat complete bench doctor"),
         ("--quantize", "serve chat complete bench doctor"),
@@ -291,7 +300,10 @@ fn greedy_completion_is_deterministic() {
     let (greedy, seeded) = (complete(&cold, &[]), complete(&hot, &[]));
     assert!(greedy.len() > 8, "{greedy:?}");
     let draft = ["--draft-model", model];
-    for same in [&[][..], &["--threads", "1"], &["--speculate", "ngram"], &draft] {
+    let ranks = ["--device", "cpu", "--tensor-parallel", "2"];
+    let both = [ranks, ["--draft-model", model, "--kv-dtype", "f32"]].concat();
+    let ngram = ["--speculate", "ngram"];
+    for same in [&[][..], &["--threads", "1"], &ngram, &draft, &ranks, &both] {
         assert_eq!(complete(&cold, same), greedy);
         assert_eq!(complete(&hot, same), seeded);
     }

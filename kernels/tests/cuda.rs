@@ -16,6 +16,9 @@ mod graph;
 mod linear;
 #[path = "cuda/lora.rs"]
 mod lora;
+#[cfg(feature = "nccl")]
+#[path = "cuda/nccl.rs"]
+mod nccl;
 #[path = "cuda/report.rs"]
 mod report;
 #[path = "cuda/rows.rs"]

@@ -177,6 +177,28 @@ impl ModelConfig {
         }
     }
 
+    /// One of `size` ranks that divide the model: fewer heads, a narrower MLP, the rest as it is.
+    ///
+    /// # Errors
+    /// Heads or widths that cannot be divided evenly, by name.
+    pub fn divided(&self, size: usize) -> Result<Self> {
+        let even = |key: &str, what: &str, count: usize| match size > 0
+            && count.is_multiple_of(size)
+        {
+            true => Ok(count / size),
+            false => {
+                let what = format!("{count}: the {what} cannot be divided among {size} devices");
+                Err(Error::config(key, what))
+            }
+        };
+        Ok(Self {
+            head_count: even("num_attention_heads", "query heads", self.head_count)?,
+            kv_head_count: even("num_key_value_heads", "key and value heads", self.kv_head_count)?,
+            ffn_len: even("intermediate_size", "width of the MLP", self.ffn_len)?,
+            ..self.clone()
+        })
+    }
+
     /// Width of all query heads together.
     pub fn q_len(&self) -> usize {
         self.head_count * self.head_dim

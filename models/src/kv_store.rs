@@ -55,6 +55,8 @@ pub enum KvStore {
     Slabs(Vec<KvSlab>),
     /// The plain path.
     Tensors(TensorKv),
+    /// Of every rank of a divided model, in their order.
+    Ranks(Vec<KvStore>),
     /// On a GPU.
     #[cfg(feature = "cuda")]
     Device(crate::backend::CudaKv),
@@ -70,6 +72,7 @@ impl KvStore {
                 Ok(())
             }
             Self::Tensors(store) => store.copy_block(from as usize, to as usize),
+            Self::Ranks(stores) => stores.iter_mut().try_for_each(|s| s.copy_block(from, to)),
             #[cfg(feature = "cuda")]
             Self::Device(store) => store.copy_block(from as usize, to as usize),
         }
@@ -80,7 +83,7 @@ impl KvStore {
     /// where blocks do not leave the store.
     pub fn layout(&self) -> Option<String> {
         match self {
-            Self::Nothing => None,
+            Self::Nothing | Self::Ranks(_) => None,
             Self::Slabs(slabs) => {
                 let (shape, isa) = (slabs.first()?.shape(), Isa::best().name());
                 let KvShape { n_blocks: _, block_len, n_kv_heads, head_dim } = shape;
@@ -107,7 +110,7 @@ impl KvStore {
     /// Bytes of a block in all layers, as [`KvStore::export_block`] gives them.
     pub fn block_bytes(&self) -> usize {
         match self {
-            Self::Nothing => 0,
+            Self::Nothing | Self::Ranks(_) => 0,
             Self::Slabs(slabs) => slabs.iter().map(|slab| slab.block(0).len()).sum(),
             Self::Tensors(store) => store.block_bytes(),
             #[cfg(feature = "cuda")]
@@ -152,6 +155,14 @@ impl KvStore {
             }
             Self::Tensors(store) => store.import_block(block as usize, bytes),
             _ => Err(Error::Batch("blocks do not enter this KV store".into())),
+        }
+    }
+
+    /// Those of every rank.
+    pub(crate) fn ranks(&mut self) -> Result<&mut [KvStore]> {
+        match self {
+            Self::Ranks(stores) => Ok(stores),
+            _ => Err(Error::Batch("this KV store was made for another backend".into())),
         }
     }
 

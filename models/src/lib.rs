@@ -24,6 +24,7 @@ mod families;
 pub mod kv_store;
 pub mod layers;
 mod open;
+pub mod parallel;
 pub mod tiny;
 pub mod train;
 pub mod weights;

@@ -16,9 +16,8 @@ use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::kv_store::{KvDType, stored_as};
-#[cfg(feature = "cuda")]
-use crate::weights::TensorInfo;
-use crate::weights::{Loader, MatrixSource, Mix, Role, Weights};
+use crate::parallel;
+use crate::weights::{Format, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -31,6 +30,9 @@ pub enum Compute {
     Cuda(usize),
     /// Candle on a device.
     Plain(Device, DType),
+    /// Several of one of these, among which every layer of a decoder is divided. Encoders run on
+    /// the first.
+    Ranks(Vec<Compute>),
 }
 
 impl Compute {
@@ -80,6 +82,58 @@ impl Compute {
         Err(Error::Device("this build has no CUDA".into()))
     }
 
+    /// So many ranks in place of one: GPUs with this number and those that follow, or, to try it,
+    /// parts of this machine's processor.
+    ///
+    /// # Errors
+    /// A device that is missing, or that cannot be one of several.
+    pub fn divided(self, size: usize) -> Result<Self> {
+        let cannot = |what: &str| Err(Error::Device(what.into()));
+        match self {
+            one if size == 1 => Ok(one),
+            _ if size == 0 => cannot("a model is on one device at least"),
+            Self::Fused(pool) => {
+                let threads = (pool.threads() / size).max(1);
+                let rank = |_| Self::Fused(Arc::new(Pool::new(threads)));
+                Ok(Self::Ranks((0..size).map(rank).collect()))
+            }
+            Self::Plain(device, dtype) if device.is_cpu() => {
+                Ok(Self::Ranks(vec![Self::Plain(device, dtype); size]))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) if cfg!(not(feature = "nccl")) => cannot(
+                "this build has no NCCL; build Hearth with `cargo build --release --features nccl`",
+            ),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(first) => {
+                let rank = |index| {
+                    let unusable = |e| Error::Device(format!("`cuda:{index}` cannot be used: {e}"));
+                    Self::cuda(index).map_err(unusable)
+                };
+                Ok(Self::Ranks((first..first + size).map(rank).collect::<Result<_>>()?))
+            }
+            Self::Plain(..) => cannot("a model is divided among NVIDIA GPUs or on the CPU"),
+            Self::Ranks(_) => cannot("a model is divided once"),
+        }
+    }
+
+    /// What computes what is not divided.
+    fn first(&self) -> &Self {
+        match self {
+            Self::Ranks(ranks) => ranks.first().unwrap_or(self),
+            one => one,
+        }
+    }
+
+    /// Ranks, and how many of them have the same memory.
+    pub fn ranks(&self) -> (usize, usize) {
+        match self {
+            Self::Ranks(ranks) if self.free_bytes().is_some() => (ranks.len(), 1),
+            Self::Ranks(ranks) => (ranks.len(), ranks.len()),
+            _ => (1, 1),
+        }
+    }
+
     /// The plain path on the same device, for training: f32, candle variables as weights.
     pub fn trainable(&self) -> Result<Plain> {
         let device = match self {
@@ -87,6 +141,7 @@ impl Compute {
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => Device::new_cuda(*index)?,
             Self::Plain(device, _) => device.clone(),
+            Self::Ranks(_) => return Err(Error::Device("training runs on one device".into())),
         };
         Ok(Plain::new(device, DType::F32).trainable())
     }
@@ -101,6 +156,10 @@ impl Compute {
                 format!("cuda:{index}, own kernels, {name}")
             }
             Self::Plain(device, dtype) => format!("{:?}, candle, {dtype:?}", device.location()),
+            Self::Ranks(ranks) => {
+                let each: Vec<String> = ranks.iter().map(Self::describe).collect();
+                format!("{} ranks of every layer: {}", ranks.len(), each.join("; "))
+            }
         }
     }
 
@@ -111,6 +170,7 @@ impl Compute {
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Cuda::check_kv(dtype).map(drop),
             Self::Plain(device, _) => stored_as(dtype, device.is_cpu()).map(drop),
+            Self::Ranks(ranks) => ranks.iter().try_for_each(|rank| rank.check_kv(dtype)),
         }
     }
 
@@ -123,32 +183,37 @@ impl Compute {
                             --device cpu";
                 Err(Error::Device(what.into()))
             }
+            Self::Ranks(_) => {
+                let what = "keys and values of several ranks do not leave them; leave it out, or \
+                            choose --tensor-parallel 1";
+                Err(Error::Device(what.into()))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Memory that is free there, where that is not the machine's.
+    /// Memory that is free there, where that is not the machine's; on each of several.
     pub fn free_bytes(&self) -> Option<u64> {
         match self {
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => Some(cuda::describe(*index).ok()?.1 as u64),
+            Self::Ranks(ranks) => ranks.iter().map(Self::free_bytes).min().flatten(),
             _ => None,
         }
     }
 
     /// Memory that a model's weights take on it: as packed, or widened to one float type.
     pub fn weight_bytes(&self, weights: &Weights) -> u64 {
+        weights.infos().map(|(_, info)| self.first().tensor_bytes(info)).sum()
+    }
+
+    /// Memory that one tensor takes, whole.
+    fn tensor_bytes(&self, info: &TensorInfo) -> u64 {
         match self {
-            Self::Fused(_) => weights.tensor_bytes(),
+            Self::Fused(_) | Self::Ranks(_) => info.len_bytes() as u64,
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => {
-                let bytes = |info: &TensorInfo| Cuda::stored_bytes(info);
-                weights.infos().map(|(_, info)| bytes(info)).sum()
-            }
-            Self::Plain(_, dtype) => {
-                let elements = weights.infos().map(|(_, info)| info.elements() as u64);
-                elements.sum::<u64>() * dtype.size_in_bytes() as u64
-            }
+            Self::Cuda(_) => Cuda::stored_bytes(info),
+            Self::Plain(_, dtype) => (info.elements() * dtype.size_in_bytes()) as u64,
         }
     }
 
@@ -163,6 +228,7 @@ impl Compute {
             Self::Plain(device, dtype) => {
                 Box::new(Decoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
             }
+            Self::Ranks(ranks) => parallel::load(ranks, &config, loader)?,
         })
     }
 }
@@ -250,18 +316,39 @@ impl ModelFile {
         Ok(Self { mix: Some(mix), ..self })
     }
 
-    /// Memory that the weights will take: as packed, or widened to one float type.
+    /// Refuses a device that cannot have the model: one of several that cannot divide it.
+    pub fn check(&self, compute: &Compute) -> Result<()> {
+        let Compute::Ranks(ranks) = compute else { return Ok(()) };
+        let config = self.config.divided(ranks.len())?;
+        let part = Part { config, rank: 0, size: ranks.len() };
+        let mut progress = |_| {};
+        let loader = Loader::new(&self.weights, &self.config, &mut progress);
+        loader.with_mix(self.mix).part(&part).check()
+    }
+
+    /// Memory that the weights will take: as packed, or widened to one float type. Of a divided
+    /// model, in each memory.
     pub fn weight_bytes(&self, compute: &Compute) -> u64 {
-        match (compute, self.mix) {
+        let (first, (ranks, together)) = (compute.first(), compute.ranks());
+        let stored = |role: &Role| match (first, self.mix) {
             (Compute::Fused(_), Some(mix)) => {
-                let bytes = |role: Role| {
-                    let elements: usize = role.shape(&self.config).iter().product();
-                    mix.dtype(role, &self.config).row_bytes(elements).unwrap_or(0) as u64
-                };
-                Role::all(&self.config).into_iter().map(bytes).sum()
+                let elements: usize = role.shape(&self.config).iter().product();
+                mix.dtype(*role, &self.config).row_bytes(elements).unwrap_or(0) as u64
             }
-            _ => compute.weight_bytes(&self.weights),
-        }
+            _ => {
+                let name = role.name(self.weights.format() == Format::Gguf, "weight");
+                self.weights.info(&name).map_or(0, |info| first.tensor_bytes(info))
+            }
+        };
+        let roles = Role::all(&self.config);
+        let whole: u64 = match (first, self.mix) {
+            (Compute::Fused(_), Some(_)) => roles.iter().map(stored).sum(),
+            _ => first.weight_bytes(&self.weights),
+        };
+        let own = self.config.divided(ranks).unwrap_or_else(|_| self.config.clone());
+        let divided = roles.iter().filter(|role| role.shape(&own) != role.shape(&self.config));
+        let divided: u64 = divided.map(stored).sum();
+        (whole - divided + divided / ranks as u64) * together as u64
     }
 
     /// What the model is.
@@ -345,7 +432,7 @@ impl EncoderFile {
     ) -> Result<Box<dyn TextEncoder>> {
         let (config, loader) =
             (self.config.clone(), &mut Loader::new(&self.weights, &self.config, progress));
-        Ok(match compute {
+        Ok(match compute.first() {
             Compute::Fused(pool) => {
                 Box::new(Encoder::load(config, loader, Fused::new(Arc::clone(pool)))?)
             }
@@ -354,6 +441,7 @@ impl EncoderFile {
             Compute::Plain(device, dtype) => {
                 Box::new(Encoder::load(config, loader, Plain::new(device.clone(), *dtype))?)
             }
+            Compute::Ranks(_) => return Err(Error::Device("no ranks".into())),
         })
     }
 }

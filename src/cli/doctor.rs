@@ -72,6 +72,8 @@ fn model(
     let offered = &planned.offered;
     let weights_mb = offered.opened.weight_bytes(compute) >> 20;
     let (mb, when) = (offered.bytes.div_ceil(1 << 20), planned.when());
+    let (ranks, together) = compute.ranks();
+    let each = if ranks > together { " on each device" } else { "" };
     if let Opened::Embedding(model) = &offered.opened {
         let numbers = model.file().config();
         writeln!(out, "\nmodel       {}", model.file().path().display())?;
@@ -83,12 +85,13 @@ fn model(
     if let (Opened::Text(model), ModelBounds::Text(limits)) = (&offered.opened, &offered.bounds) {
         let numbers = model.file().config();
         let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
+        let kv = kv * together as u64 / ranks as u64;
         writeln!(out, "\nmodel       {}", model.file().path().display())?;
         writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;
-        writeln!(out, "weights     {weights_mb} MB")?;
-        writeln!(out, "memory      {mb} MB in all, {when}")?;
+        writeln!(out, "weights     {weights_mb} MB{each}")?;
+        writeln!(out, "memory      {mb} MB in all{each}, {when}")?;
         writeln!(out, "context     {} tokens of {}", limits.context_len, numbers.context_len)?;
-        writeln!(out, "keys+values {} MB for {} blocks", kv >> 20, limits.kv_blocks)?;
+        writeln!(out, "keys+values {} MB{each} for {} blocks", kv >> 20, limits.kv_blocks)?;
         let limit = config.plan.queue_timeout;
         let limit = limit.map_or(String::new(), |t| format!(" for {} s at most", t.as_secs()));
         let (running, waiting) = (limits.running_len, limits.queue_len);

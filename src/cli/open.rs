@@ -234,10 +234,12 @@ pub(super) fn names(config: &Config) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Threads and device, which stores K and V as was asked.
+/// Threads and devices, which store K and V as was asked.
 pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let pool = Arc::new(Pool::new(config.threads));
     let compute = Compute::parse(&config.device, &pool).map_err(|e| format!("--device: {e}"))?;
+    let compute = compute.divided(config.tensor_parallel);
+    let compute = compute.map_err(|e| format!("--tensor-parallel: {e}"))?;
     compute.check_kv(config.plan.kv_dtype).map_err(|e| format!("--kv-dtype: {e}"))?;
     Ok(compute)
 }

@@ -48,6 +48,11 @@ pub struct ModelArgs {
     /// (default: auto).
     #[arg(long, env = "HEARTH_DEVICE")]
     pub device: Option<String>,
+    /// Devices among which every layer of a model is divided: with `cuda:K` the GPUs K, K+1, ...
+    /// (feature `nccl`), on the CPU parts of its threads, which is no faster and is there to try.
+    /// Encoders run on the first (default: 1).
+    #[arg(long, env = "HEARTH_TENSOR_PARALLEL")]
+    pub tensor_parallel: Option<usize>,
     /// Threads that compute (default: physical cores that this process may use).
     #[arg(long, short = 't', env = "HEARTH_THREADS")]
     pub threads: Option<usize>,
@@ -109,8 +114,8 @@ pub struct CapacityArgs {
 #[serde(rename_all = "kebab-case", default)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
-    /// Memory that all models may take together, weights, keys and values: `12G`, `800M` (default:
-    /// what is free at the start, less a reserve).
+    /// Memory that all models may take together, weights, keys and values: `12G`, `800M`; on each
+    /// of several GPUs (default: what is free at the start, less a reserve).
     #[arg(long, env = "HEARTH_MEMORY_BUDGET")]
     pub memory_budget: Option<String>,
     /// Folder whose models are offered and loaded on demand: .gguf files, and folders with a
@@ -300,6 +305,7 @@ impl RawConfig {
             model: ModelArgs {
                 model: list(model.model, file.model.model),
                 device: model.device.or(file.model.device),
+                tensor_parallel: model.tensor_parallel.or(file.model.tensor_parallel),
                 threads: model.threads.or(file.model.threads),
                 quantize: model.quantize.or(file.model.quantize),
                 kv_dtype: model.kv_dtype.or(file.model.kv_dtype),
@@ -389,8 +395,9 @@ mod tests {
 
     #[test]
     fn what_the_flags_do_not_say_the_file_says() {
-        let all = "model = \"m\"\ndevice = \"cpu\"\nthreads = 1\nkv-dtype = \"f32\"\nctx-size = 2\n\
-            quantize = \"q8_0\"\nbatch-tokens = 3\ntarget-itl-ms = 8\nqueue-timeout-s = 9\n\
+        let all = "model = \"m\"\ndevice = \"cpu\"\ntensor-parallel = 2\nthreads = 1\n\
+            kv-dtype = \"f32\"\nctx-size = 2\nquantize = \"q8_0\"\nbatch-tokens = 3\n\
+            target-itl-ms = 8\nqueue-timeout-s = 9\n\
             max-running = 4\nmax-queue = 5\nalias = \"a\"\n\
             speculate = \"draft\"\ndraft-model = \"d\"\n\
             model-alias = \"x=a\"\nlora = \"y=b\"\nlora-dir = \"l\"\nlora-memory = \"1G\"\n\

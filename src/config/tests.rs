@@ -25,6 +25,8 @@ fn ids_of_the_file_do_not_name_models_of_the_flags() {
 fn wrong_values_name_their_flag() {
     let cases = [
         ("threads = 0", "--threads"),
+        ("tensor-parallel = 0", "--tensor-parallel"),
+        ("tensor-parallel = 65", "--tensor-parallel"),
         ("host = \"here\"", "--host"),
         ("kv-dtype = \"f8\"", "--kv-dtype"),
         ("quantize = \"q9\"", "--quantize"),

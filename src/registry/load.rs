@@ -100,7 +100,14 @@ impl OpenModel {
             vocab_len: self.text.tokenizer.vocab_len(),
             weight_bytes: self.file.weight_bytes(compute),
             draft: None,
+            ranks: compute.ranks(),
         }
+    }
+
+    /// Refuses devices among which it cannot be divided.
+    pub fn check(&self, compute: &Compute) -> Result<(), LoadError> {
+        let path = || self.file.path().to_owned();
+        self.file.check(compute).map_err(|source| LoadError::Model { path: path(), source })
     }
 
     /// The file's or folder's name, without the ending of a weight file.

@@ -198,6 +198,7 @@ impl Terms {
         let (Some(place), Opened::Text(model)) = (&self.draft, opened) else { return Ok(None) };
         match place.open(self.mix)? {
             Opened::Text(draft) => {
+                draft.check(&self.compute)?;
                 draft.check_draft_of(model, &self.compute)?;
                 Ok(Some(*draft))
             }
@@ -248,8 +249,13 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
             Place::Path(path) => name_of(path),
             Place::Builtin => builtin::NAME.to_owned(),
         };
-        let opened = place.open(terms.mix);
-        match opened.and_then(|opened| Ok((terms.draft_of(&opened)?, opened))) {
+        let opened = place.open(terms.mix).and_then(|opened| {
+            if let Opened::Text(model) = &opened {
+                model.check(&terms.compute)?;
+            }
+            Ok((terms.draft_of(&opened)?, opened))
+        });
+        match opened {
             Ok((draft, opened)) => Ok((id.unwrap_or_else(|| opened.name()), place, opened, draft)),
             Err(error) => Err(Refused { id: id.unwrap_or_else(name), error: Box::new(error) }),
         }

@@ -64,6 +64,9 @@ pub struct Demand<'a> {
     pub weight_bytes: u64,
     /// The numbers of the model that guesses for it, and what the weights of that one will take.
     pub draft: Option<(&'a ModelConfig, u64)>,
+    /// Ranks among which both are divided, and how many of those share a memory. Bytes here are
+    /// those of one memory.
+    pub ranks: (usize, usize),
 }
 
 /// Bounds of each of the models that share `budget` bytes with `others` bytes of other things.
@@ -162,17 +165,21 @@ fn limits(
 
 /// What a model takes besides keys and values.
 fn own_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
-    let draft = model.draft.map_or(0, |(config, weights)| weights + working_bytes(config, options));
-    model.weight_bytes + working_bytes(model.config, options) + draft
+    let working = |config| working_bytes(config, options) * model.ranks.1 as u64;
+    let draft = model.draft.map_or(0, |(config, weights)| weights + working(config));
+    model.weight_bytes + working(model.config) + draft
 }
 
 /// A block of a model, and of the one that guesses for it.
 fn both_block_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
-    let block = |config| block_bytes(config, options.kv_dtype);
+    let (ranks, together) = model.ranks;
+    let share = |bytes: u64| (bytes * together as u64).div_ceil(ranks as u64);
+    let block = |config| share(block_bytes(config, options.kv_dtype));
     block(model.config) + model.draft.map_or(0, |(config, _)| block(config))
 }
 
-/// Activations of one forward pass and the logits that it may yield, twice over.
+/// Activations of one forward pass and the logits that it may yield, twice over; of one rank no
+/// more than that.
 fn working_bytes(config: &ModelConfig, options: &PlanOptions) -> u64 {
     let widths =
         4 * config.hidden_len + 2 * config.ffn_len + 2 * config.q_len() + 4 * config.kv_len();
@@ -256,7 +263,8 @@ mod tests {
 
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        let model = Demand { config: &config, vocab_len, weight_bytes: 0, draft: None };
+        let model =
+            Demand { config: &config, vocab_len, weight_bytes: 0, draft: None, ranks: (1, 1) };
         limits(&model, &options, kv_budget, kv_budget)
     }
 
@@ -293,8 +301,13 @@ mod tests {
     #[test]
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
-        let demand =
-            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
+        let demand = |weight_bytes| Demand {
+            config: &config,
+            vocab_len: 512,
+            weight_bytes,
+            draft: None,
+            ranks: (1, 1),
+        };
         let budget = (4 << 30) + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
             let all = plan(&models, &options(), Some(budget), 0);
@@ -309,8 +322,13 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_takes_turns() {
         let config = hearth_models::tiny::config();
-        let demand =
-            |weight_bytes| Demand { config: &config, vocab_len: 512, weight_bytes, draft: None };
+        let demand = |weight_bytes| Demand {
+            config: &config,
+            vocab_len: 512,
+            weight_bytes,
+            draft: None,
+            ranks: (1, 1),
+        };
         let models = [demand(1 << 30), demand(3 << 30), demand(5 << 30)];
         let budget = 4 << 30;
         let all = plan(&models, &options(), Some(budget), 0);
@@ -333,7 +351,13 @@ mod tests {
     fn who_guesses_has_its_part_of_the_memory() {
         let large = hearth_models::tiny::config();
         let small = ModelConfig { context_len: 512, layer_count: 1, ..large.clone() };
-        let alone = Demand { config: &large, vocab_len: 512, weight_bytes: 1000, draft: None };
+        let alone = Demand {
+            config: &large,
+            vocab_len: 512,
+            weight_bytes: 1000,
+            draft: None,
+            ranks: (1, 1),
+        };
         let helped = Demand { draft: Some((&small, 500)), ..alone };
         let own = own_bytes(&helped, &options());
         assert_eq!(own, own_bytes(&alone, &options()) + 500 + working_bytes(&small, &options()));
@@ -344,6 +368,21 @@ mod tests {
         assert_eq!(bytes(&helped, &options(), &limits), own + kv);
         let draft = draft_limits(&small, &limits);
         assert_eq!((limits.context_len, draft.context_len, draft.kv_blocks), (1024, 512, 100));
+    }
+
+    #[test]
+    fn ranks_divide_keys_and_values_where_their_memories_are_apart() {
+        let config = hearth_models::tiny::config();
+        let of = |ranks| {
+            let model =
+                Demand { config: &config, vocab_len: 512, weight_bytes: 1000, draft: None, ranks };
+            let limits = limits(&model, &options(), 8 * 8192, u64::MAX).unwrap();
+            (limits.kv_blocks, bytes(&model, &options(), &limits))
+        };
+        let working = working_bytes(&config, &options());
+        assert_eq!(of((1, 1)), (8, 1000 + working + 8 * 8192));
+        assert_eq!(of((2, 1)), (16, 1000 + working + 8 * 8192), "on each of two devices");
+        assert_eq!(of((2, 2)), (8, 1000 + 2 * working + 8 * 8192), "two in one memory");
     }
 
     #[test]

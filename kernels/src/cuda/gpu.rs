@@ -9,6 +9,8 @@ use cudarc::cublas::{CudaBlas, result::CublasError, sys as cublas};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys,
 };
+#[cfg(feature = "nccl")]
+use cudarc::nccl::result::NcclError;
 use cudarc::nvrtc::Ptx;
 
 use super::attention::ENDED;
@@ -24,6 +26,9 @@ pub enum Error {
     Driver(DriverError),
     /// cuBLAS.
     Blas(CublasError),
+    /// NCCL.
+    #[cfg(feature = "nccl")]
+    Nccl(NcclError),
     /// What was asked for does not exist there.
     Missing(String),
 }
@@ -33,6 +38,8 @@ impl std::fmt::Display for Error {
         match self {
             Self::Driver(error) => write!(f, "CUDA: {error}"),
             Self::Blas(error) => write!(f, "cuBLAS: {error}"),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(error) => write!(f, "NCCL: {error:?}"),
             Self::Missing(what) => f.write_str(what),
         }
     }
@@ -49,6 +56,13 @@ impl From<DriverError> for Error {
 impl From<CublasError> for Error {
     fn from(error: CublasError) -> Self {
         Self::Blas(error)
+    }
+}
+
+#[cfg(feature = "nccl")]
+impl From<NcclError> for Error {
+    fn from(error: NcclError) -> Self {
+        Self::Nccl(error)
     }
 }
 

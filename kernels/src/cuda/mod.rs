@@ -14,6 +14,8 @@ mod gpu;
 mod linear;
 mod lora;
 mod memory;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod parcel;
 mod rows;
 mod sampling;
@@ -24,6 +26,8 @@ pub use gpu::{Error, Gpu, Graph, Result, describe};
 pub use linear::{Matrix, Vector};
 pub use lora::{LoraGroup, LoraInput, LoraPart};
 pub use memory::Buffer;
+#[cfg(feature = "nccl")]
+pub use nccl::Communicators;
 pub use parcel::Parcel;
 pub use rows::{Float, Rows};
 pub use sampling::{Choices, Pick};

@@ -59,6 +59,11 @@ impl Rows {
         self.float
     }
 
+    #[cfg(feature = "nccl")]
+    pub(super) fn place(&self) -> cudarc::driver::sys::CUdeviceptr {
+        self.buffer.at(0)
+    }
+
     pub(super) fn at(&self) -> Arg {
         self.buffer.at(0).into()
     }

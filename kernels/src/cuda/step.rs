@@ -303,6 +303,7 @@ impl Gpu {
         sent.synchronize()?; // the copy of the batch before the last one
         let pinned = &mut pinned.as_mut_slice()?[..words.len()];
         pinned.copy_from_slice(&words);
+        self.context.bind_to_thread()?;
         // SAFETY: the device side is as long as the pinned one, and that is not written again
         // before the mark behind this copy.
         unsafe {

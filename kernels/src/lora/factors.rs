@@ -86,6 +86,15 @@ impl Factors {
         self.table
     }
 
+    /// How the numbers are kept.
+    pub fn float(&self) -> Float {
+        match self.a {
+            Elements::F32(_) => Float::F32,
+            Elements::F16(_) => Float::F16,
+            Elements::BF16(_) => Float::BF16,
+        }
+    }
+
     /// Resident bytes.
     pub fn bytes(&self) -> usize {
         self.a.bytes() + self.b.bytes()

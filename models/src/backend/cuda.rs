@@ -5,7 +5,8 @@
 //! logits, while the next pass may be under way and read these tokens where they are. A pass in
 //! which every sequence brings one row is padded to one of a few shapes, recorded at its second
 //! appearance and replayed as one graph from then on. Adapters, mixed passes and first appearances
-//! run operation by operation.
+//! run operation by operation, and so does every pass of a rank of several: what NCCL adds up is
+//! not recorded.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Pick};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotary;
+use crate::parallel::Seat;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
 use crate::{Error, Result};
 
@@ -29,6 +31,8 @@ pub struct Cuda {
     gpu: Arc<Gpu>,
     rope: Mutex<Option<(Arc<RopeTable>, usize)>>,
     passes: Mutex<Passes>,
+    /// As one rank of several.
+    seat: Option<Seat>,
 }
 
 /// What was recorded, and what was seen once.
@@ -67,7 +71,13 @@ const POSITIONS: usize = 4096;
 impl Cuda {
     /// Every operation runs on `gpu`.
     pub fn new(gpu: Arc<Gpu>) -> Self {
-        Self { gpu, rope: Mutex::default(), passes: Mutex::default() }
+        Self { gpu, rope: Mutex::default(), passes: Mutex::default(), seat: None }
+    }
+
+    /// The same as one rank of several.
+    #[cfg(feature = "nccl")]
+    pub fn seated(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     /// The device with this number, with a stream of its own.
@@ -204,7 +214,7 @@ impl Backend for Cuda {
             logit_rows: &batch.logit_rows,
             spans: batch.sequences().map(span).collect(),
         };
-        let (exact, repeats) = (host.shape(), is_decode(batch));
+        let (exact, repeats) = (host.shape(), self.seat.is_none() && is_decode(batch));
         let step = self.gpu.step(&host, if repeats { padded(exact) } else { exact })?;
         let lora = batch.lora_rows();
         let none = || lora.groups().next().is_none();
@@ -437,6 +447,14 @@ impl Backend for Cuda {
 
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
         Ok(self.gpu.add(x, y)?)
+    }
+
+    #[cfg(feature = "nccl")]
+    fn reduce(&self, x: Rows) -> Result<Rows> {
+        match &self.seat {
+            None => Ok(x),
+            Some(seat) => seat.sum_rows(x),
+        }
     }
 
     fn read(&self, x: Rows) -> Result<Vec<f32>> {

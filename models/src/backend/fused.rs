@@ -19,6 +19,7 @@ use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::{RopeTable, Rotary};
+use crate::parallel::Seat;
 use crate::weights::MatrixSource;
 
 /// Our kernels on one thread pool.
@@ -27,12 +28,18 @@ pub struct Fused {
     arena: Arc<Arena>,
     /// Memory of inputs that were prepared before.
     prepared: Mutex<Vec<ActivationBuffers>>,
+    seat: Option<Seat>,
 }
 
 impl Fused {
     /// Every operation runs on `pool`.
     pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, arena: Arc::default(), prepared: Mutex::default() }
+        Self { pool, arena: Arc::default(), prepared: Mutex::default(), seat: None }
+    }
+
+    /// The same as one rank of several.
+    pub fn seated(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     /// A buffer with whatever was in it before: the caller writes every element.
@@ -342,6 +349,13 @@ impl Backend for Fused {
 
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
         activation::add(&self.pool, &mut x, y);
+        Ok(x)
+    }
+
+    fn reduce(&self, mut x: Rows) -> Result<Rows> {
+        if let Some(seat) = &self.seat {
+            seat.sum(&mut x)?;
+        }
         Ok(x)
     }
 

@@ -168,6 +168,11 @@ pub trait Backend: Send + Sized {
     /// `x + y`.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
 
+    /// Sums that are complete where every rank of a divided model has a part of them.
+    fn reduce(&self, x: Self::Rows) -> Result<Self::Rows> {
+        Ok(x)
+    }
+
     /// The numbers themselves. `[T * width]`
     fn read(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }

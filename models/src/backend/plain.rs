@@ -14,6 +14,7 @@ use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
 use crate::layers::rotary::{RopeTable, Rotary};
+use crate::parallel::Seat;
 use crate::weights::MatrixSource;
 
 /// Candle on one device.
@@ -22,17 +23,23 @@ pub struct Plain {
     device: Device,
     dtype: DType,
     trainable: bool,
+    seat: Option<Seat>,
 }
 
 impl Plain {
     /// Weights and activations of `dtype` on `device`.
     pub fn new(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, trainable: false }
+        Self { device, dtype, trainable: false, seat: None }
     }
 
     /// The same with weights that are candle variables: gradients reach them.
     pub fn trainable(self) -> Self {
         Self { trainable: true, ..self }
+    }
+
+    /// The same as one rank of several.
+    pub fn seated(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     /// A weight on its device.
@@ -411,6 +418,14 @@ impl Backend for Plain {
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         Ok((x + y)?)
+    }
+
+    fn reduce(&self, x: Tensor) -> Result<Tensor> {
+        let Some(seat) = &self.seat else { return Ok(x) };
+        let shape = x.shape().clone();
+        let mut numbers = self.read(x)?;
+        seat.sum(&mut numbers)?;
+        Ok(Tensor::from_vec(numbers, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 
     fn read(&self, x: Tensor) -> Result<Vec<f32>> {

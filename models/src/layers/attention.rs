@@ -39,6 +39,6 @@ impl<B: Backend> Attention<B> {
         let qkv = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v], lora)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.norm_eps));
         let mixed = ops.attend(qkv, norms, step, kv, &self.params)?;
-        self.out.forward(ops, &mixed, lora)
+        ops.reduce(self.out.forward(ops, &mixed, lora)?)
     }
 }

@@ -19,6 +19,6 @@ impl<B: Backend> Mlp<B> {
     /// `[T, hidden]` to `[T, hidden]`.
     pub fn forward(&self, ops: &B, x: &B::Rows, lora: &LoraRows) -> Result<B::Rows> {
         let [gate, up] = Linear::forward_many(ops, x, [&self.gate, &self.up], lora)?;
-        self.down.forward(ops, &ops.silu_mul(gate, &up)?, lora)
+        ops.reduce(self.down.forward(ops, &ops.silu_mul(gate, &up)?, lora)?)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Every tensor is read once, in the order the model asks, and its pages are let go as soon as
 //! the backend has taken them (row by row where it packs), so that resident memory never exceeds
-//! one copy of the weights by more than what is being packed.
+//! one copy of the weights by more than what is being packed. A rank of several takes its [`Part`]
+//! of every tensor: rows, or columns in whole blocks, and no float of the others is made.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Layout, MappedFile, Mix, TensorView, Weights};
+use super::{Layout, MappedFile, Mix, Part, TensorView, Weights};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -28,6 +29,12 @@ pub struct MatrixSource<'a> {
     pub k: usize,
     /// Rows as the file has them.
     bytes: &'a [u8],
+    /// Bytes of one of them.
+    stride: usize,
+    /// The row of the file that is row 0 here.
+    first: usize,
+    /// Where in a row its bytes begin here, and how many there are.
+    columns: [usize; 2],
     /// Head width, when the file has the rows of each head in the order of adjacent pairs.
     interleaved: Option<usize>,
     /// The file that `bytes` are of, where its pages may be let go row by row.
@@ -37,14 +44,14 @@ pub struct MatrixSource<'a> {
 impl<'a> MatrixSource<'a> {
     /// Output `row` as the file has it.
     fn stored_row(&self, row: usize) -> &'a [u8] {
-        let source = self.place(row);
-        let len = self.bytes.len() / self.n;
-        &self.bytes[source * len..(source + 1) * len]
+        let [start, len] = self.columns;
+        let start = self.place(row) * self.stride + start;
+        &self.bytes[start..start + len]
     }
 
     /// Where the file has output `row`.
     fn place(&self, row: usize) -> usize {
-        self.interleaved.map_or(row, |head_dim| adjacent(row, head_dim))
+        self.first + self.interleaved.map_or(row, |head_dim| adjacent(row, head_dim))
     }
 
     /// All rows as floats, in order. `[n * k]`
@@ -81,9 +88,9 @@ impl Rows for MatrixSource<'_> {
     fn packed(&self, rows: Range<usize>) {
         let head = self.interleaved.unwrap_or(1);
         let rows = rows.start / head * head..rows.end.next_multiple_of(head).min(self.n);
-        let len = self.bytes.len() / self.n;
+        let bytes = [rows.start, rows.end].map(|row| (self.first + row) * self.stride);
         if let Some(file) = self.file {
-            file.release_slice(&self.bytes[rows.start * len..rows.end * len]);
+            file.release_slice(&self.bytes[bytes[0]..bytes[1]]);
         }
     }
 }
@@ -93,6 +100,7 @@ pub struct Loader<'a, L: Layout = ModelConfig> {
     weights: &'a Weights,
     config: &'a L,
     mix: Option<Mix>,
+    part: Option<&'a Part<L>>,
     /// Roles still to come, if they are asked for in their order.
     order: std::vec::IntoIter<L::Role>,
     progress: &'a mut dyn FnMut(usize),
@@ -101,12 +109,20 @@ pub struct Loader<'a, L: Layout = ModelConfig> {
 impl<'a, L: Layout> Loader<'a, L> {
     /// `progress` is told the bytes of every tensor as it is taken.
     pub fn new(weights: &'a Weights, config: &'a L, progress: &'a mut dyn FnMut(usize)) -> Self {
-        Self { weights, config, mix: None, order: config.roles().into_iter(), progress }
+        let order = config.roles().into_iter();
+        Self { weights, config, mix: None, part: None, order, progress }
     }
 
     /// Matrices of floats are quantised on the way; others are refused by [`Loader::check`].
     pub fn with_mix(self, mix: Option<Mix>) -> Self {
         Self { mix, ..self }
+    }
+
+    /// The same from the beginning, for one rank: what it has of every tensor.
+    pub fn part<'b>(&'b mut self, part: &'b Part<L>) -> Loader<'b, L> {
+        let Self { weights, config, mix, .. } = *self;
+        let order = config.roles().into_iter();
+        Loader { weights, config, mix, part: Some(part), order, progress: &mut *self.progress }
     }
 
     /// Holds names, types and shapes of all tensors against the configuration, and reads none: a
@@ -119,6 +135,11 @@ impl<'a, L: Layout> Loader<'a, L> {
             if self.mix.is_some() && dtype.block_len() > 1 {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
                 return Err(Error::Tensor { name, what });
+            }
+            if let Some(part) = self.part {
+                let made = self.mix.and_then(|mix| self.config.mixed(role, mix));
+                part.check(role, &shape, &[Some(dtype), made])
+                    .map_err(|what| Error::Tensor { name: name.clone(), what })?;
             }
             used.insert(name);
             let bias = self.name(role, "bias");
@@ -169,11 +190,31 @@ impl<'a, L: Layout> Loader<'a, L> {
         let &[n, k] = view.shape else {
             return Err(Error::Tensor { name, what: "is not a matrix".into() });
         };
+        let stride = view.bytes.len() / n.max(1);
+        let (first, columns, [n, k]) = match self.part {
+            None => (0, [0, stride], [n, k]),
+            Some(part) => {
+                let whole = "columns of whole blocks, as checked; this is a bug";
+                let (first, start, own) = part.of(role, [n, k]);
+                (first, [start, own[1]].map(|k| view.dtype.row_bytes(k).expect(whole)), own)
+            }
+        };
         let interleaved = self.config.interleaved(role);
         let (stored, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
         let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
         let dtype = mixed.unwrap_or(stored);
-        let taken = take(&MatrixSource { dtype, stored, n, k, bytes, interleaved, file })?;
+        let taken = take(&MatrixSource {
+            dtype,
+            stored,
+            n,
+            k,
+            bytes,
+            stride,
+            first,
+            columns,
+            interleaved,
+            file,
+        })?;
         self.weights.release(&name);
         Ok(taken)
     }
@@ -189,18 +230,37 @@ impl<'a, L: Layout> Loader<'a, L> {
         Ok(out)
     }
 
-    /// The bias of a projection, where the file has one.
+    /// The bias of a projection, where the file has one. Where the outputs of ranks are added up,
+    /// the first rank has it.
     pub fn bias(&mut self, role: L::Role) -> Result<Option<Vec<f32>>> {
         let name = self.name(role, "bias");
         if !self.weights.has(&name) {
             return Ok(None);
         }
         let view = self.view(&name)?;
-        let (n, interleaved) = (view.shape[0], self.config.interleaved(role));
         let (dtype, bytes) = (view.dtype, view.bytes);
-        let stored = dtype;
-        let source = MatrixSource { dtype, stored, n, k: 1, bytes, interleaved, file: None };
-        let values = source.to_f32();
+        let stride = bytes.len() / view.shape[0].max(1);
+        let (first, n) = match self.part {
+            None => (0, view.shape[0]),
+            Some(part) if part.adds_up(role, self.config) && part.rank > 0 => return Ok(None),
+            Some(part) => {
+                let (first, _, [n, _]) = part.of(role, [view.shape[0], 1]);
+                (first, n)
+            }
+        };
+        let values = MatrixSource {
+            dtype,
+            stored: dtype,
+            n,
+            k: 1,
+            bytes,
+            stride,
+            first,
+            columns: [0, stride],
+            interleaved: self.config.interleaved(role),
+            file: None,
+        }
+        .to_f32();
         self.weights.release(&name);
         Ok(Some(values))
     }
@@ -222,7 +282,12 @@ impl<'a, L: Layout> Loader<'a, L> {
         'a: 'n,
     {
         let view = self.weights.tensor(name)?;
-        (self.progress)(view.bytes.len());
+        // Each rank tells its share of every tensor, so that all of them tell the whole.
+        let told = |ranks: usize| match self.part {
+            None => view.bytes.len() * ranks,
+            Some(part) => view.bytes.len() * (part.rank + ranks) / part.size,
+        };
+        (self.progress)(told(1) - told(0));
         Ok(view)
     }
 }

@@ -22,6 +22,7 @@ mod loader;
 mod metadata;
 mod mix;
 mod mmap;
+mod part;
 mod role;
 pub mod safetensors;
 
@@ -35,6 +36,7 @@ pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
 pub use mix::Mix;
 pub use mmap::MappedFile;
+pub use part::Part;
 pub use role::Role;
 
 use index::Index;

@@ -295,3 +295,48 @@ fn passes_ahead() {
     assert_eq!(in_turn.0, ahead.0);
     assert_near(&ahead.1, &in_turn.1, 1e-6, "read out beside them");
 }
+
+/// Two GPUs, each with a part of every layer; `HEARTH_GPUS=2` makes it a failure that one is not
+/// there.
+#[cfg(feature = "nccl")]
+fn two_gpus() -> Option<Compute> {
+    match gpu()?.divided(2) {
+        Ok(gpus) => Some(gpus),
+        Err(error) => {
+            assert!(std::env::var_os("HEARTH_GPUS").is_none(), "{error}");
+            println!("there is no second GPU: {error}");
+            None
+        }
+    }
+}
+
+#[cfg(feature = "nccl")]
+#[test]
+fn divided_every_knob() {
+    let Some(gpus) = two_gpus() else { return };
+    for (name, config) in configs().into_iter().filter(|(_, c)| c.kv_head_count.is_multiple_of(2)) {
+        let sequence = Sequence::new(tokens(45, 0), 3);
+        let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
+            .prefill_and_decode(&sequence, 37);
+        let got = Bench::new(model(&config, DType::F32, &gpus), KvDType::F16)
+            .prefill_and_decode(&sequence, 37);
+        assert_near(&got, &want, limit(DType::F32), &format!("{name}, divided"));
+    }
+}
+
+#[cfg(feature = "nccl")]
+#[test]
+fn divided_every_weight_type() {
+    let Some(gpus) = two_gpus() else { return };
+    // Half of what `out` and `down` read are blocks of 256.
+    let mut config = tiny::config();
+    (config.head_dim, config.rope.dim) = (64, 64);
+    let sequence = Sequence::new(tokens(61, 1), 0);
+    for weights in WEIGHTS {
+        let want = Bench::new(model(&config, weights, &plain()), KvDType::F32)
+            .prefill_and_decode(&sequence, 50);
+        let got = Bench::new(model(&config, weights, &gpus), KvDType::F16)
+            .prefill_and_decode(&sequence, 50);
+        assert_near(&got, &want, limit(weights), &format!("{weights}, divided"));
+    }
+}
