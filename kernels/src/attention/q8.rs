@@ -204,12 +204,12 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
             }
         }
     }
-    for l in 0..L {
+    for (l, acc) in acc.into_iter().enumerate() {
         let scale = simd.splat(ints.query_scales[line + l]);
         let out = &mut out.0[line + l].as_chunks_mut::<LANES>().0[group..group + B];
         for b in 0..B {
             let scale = simd.mul(simd.load(&chunk.scales(group + b)[0]), scale);
-            simd.store(simd.mul(simd.to_floats(acc[l][b]), scale), &mut out[b]);
+            simd.store(simd.mul(simd.to_floats(acc[b]), scale), &mut out[b]);
         }
     }
 }
