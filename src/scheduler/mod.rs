@@ -20,6 +20,8 @@ mod batch;
 mod fair;
 #[cfg(test)]
 mod fair_tests;
+#[cfg(test)]
+mod flight_tests;
 mod load;
 mod order;
 mod pace;

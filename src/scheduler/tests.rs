@@ -23,7 +23,7 @@ pub(super) fn sequence(id: u64, prompt: usize) -> NewSequence {
     text(id, prompt)
 }
 
-fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
+pub(super) fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
     NewSequence {
         id: SeqId(id),
         prompt,
@@ -38,7 +38,7 @@ fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
 }
 
 /// `id:start+rows`, with `!` where a token is sampled.
-fn show(batch: &Batch) -> String {
+pub(super) fn show(batch: &Batch) -> String {
     let entry = |e: &Entry| {
         format!("{}:{}+{}{}", e.id.0, e.start, e.rows, if e.samples { "!" } else { "" })
     };
@@ -398,52 +398,7 @@ fn the_first_fork_inherits_the_prompt_of_a_client_that_left() {
     assert_eq!(step(&mut s), "2:4+4", "what was computed is not lost");
 }
 
-#[test]
-fn a_step_is_scheduled_while_another_one_flies() {
-    let mut s = scheduler(100, 16, 4);
-    let schedule = |s: &mut Scheduler| s.schedule(Duration::ZERO, &[proposal(0, &[5; 4])], &());
-    s.add(sequence(0, 5));
-    s.add(sequence(1, 5));
-    let first = schedule(&mut s);
-    assert_eq!(show(&first), "0:0+5! 1:0+5!");
-    s.launch(&first, &[SeqId(0)]);
-    assert!(s.runs_on(&first));
-    s.add(text(2, (0..6).collect())); // the text of 0
-    let second = schedule(&mut s);
-    let shown = "0:5+1! 2:0+6!";
-    assert_eq!(show(&second), shown, "1 has no token, 0 no guess, and nothing is known to 2");
-    s.launch(&second, &[]);
-    s.check().unwrap();
-    s.update(&first, &[(SeqId(0), 9), (SeqId(1), 8)], 0.0);
-    s.check().unwrap();
-    assert!(!s.runs_on(&second), "nobody goes on");
-    assert_eq!(s.running(SeqId(0)).unwrap().tokens(), [0, 1, 2, 3, 4, 9]);
-    s.finish(SeqId(0)); // it was over
-    s.update(&second, &[(SeqId(2), 7)], 0.0);
-    s.check().unwrap();
-    assert_eq!(step(&mut s), "1:5+1! 2:6+1!");
-}
-
-#[test]
-fn nobody_is_sent_back_while_rows_fly() {
-    let mut s = scheduler(4, 16, 4);
-    s.add(sequence(0, 7));
-    s.add(sequence(1, 7));
-    step(&mut s);
-    let both = [SeqId(0), SeqId(1)];
-    let first = s.schedule(Duration::ZERO, &[], &());
-    s.launch(&first, &both);
-    let second = s.schedule(Duration::ZERO, &[], &()); // both need a third block
-    assert_eq!((show(&second).as_str(), second.short, second.preempted.len()), ("", true, 0));
-    s.launch(&second, &[]);
-    s.update(&first, &both.map(|id| (id, 9)), 0.0);
-    assert!(!s.runs_on(&second));
-    s.update(&second, &[], 0.0);
-    let third = s.schedule(Duration::ZERO, &[], &());
-    assert_eq!((show(&third).as_str(), third.preempted), ("0:8+1!", vec![SeqId(1)]));
-}
-
-fn proposal(id: u64, tokens: &[TokenId]) -> Proposal {
+pub(super) fn proposal(id: u64, tokens: &[TokenId]) -> Proposal {
     Proposal { id: SeqId(id), tokens: tokens.to_vec() }
 }
 
