@@ -61,7 +61,7 @@ async fn rest(mut socket: TcpStream) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
-/// Waits until so many sequences were ever asked for, and all that run stand aside but for `others`:
+/// Waits until so many sequences were ever asked for, and all that run stand aside but `others`:
 /// how many do, and the most memory that was taken meanwhile.
 async fn all_stand_aside(server: &Server, asked: f64, others: f64) -> (f64, u64) {
     let (begun, mut most) = (Instant::now(), 0);
