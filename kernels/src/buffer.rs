@@ -3,7 +3,8 @@
 //! A matrix read once per token is bound by memory bandwidth, and pages of 4 KiB halve the
 //! bandwidth on the machine measured. [`HugeBuf`] asks for pages of 2 MiB: it starts on a 2 MiB
 //! boundary and carries `MADV_HUGEPAGE`. Its last part, less than 2 MiB, stays in small pages, so a
-//! buffer costs no more memory than it holds.
+//! buffer costs no more memory than it holds, but for a staggered one: the first huge page of that
+//! comes with what lies before its beginning, 1 MiB on average.
 //!
 //! Deliberately absent: growth, and any guarantee that the system grants huge pages.
 

@@ -82,25 +82,42 @@ impl Event {
 /// A way from the engine to a client. `unread` is shared by all answers of a request.
 pub(super) fn channel(unread: &Arc<AtomicUsize>) -> (Outbox, Inbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let unread = || Arc::clone(unread);
-    (Outbox { sender, unread: unread() }, Inbox { receiver, unread: unread() })
+    (Outbox { sender, unread: Arc::clone(unread) }, Inbox { receiver })
+}
+
+/// Bytes that count as unread until this is dropped: by whoever reads the event, or with the
+/// channel, whose other answers they burden no longer.
+#[derive(Debug)]
+struct Weight {
+    bytes: usize,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Weight {
+    fn new(bytes: usize, unread: &Arc<AtomicUsize>) -> Self {
+        unread.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, unread: Arc::clone(unread) }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.unread.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// The engine's end.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    sender: mpsc::UnboundedSender<Event>,
+    sender: mpsc::UnboundedSender<(Event, Weight)>,
     unread: Arc<AtomicUsize>,
 }
 
 impl Outbox {
     /// A closed channel is seen as cancellation before the next step.
     pub fn send(&self, event: Event) {
-        let bytes = event.bytes();
-        self.unread.fetch_add(bytes, Ordering::Relaxed); // before anybody can read it
-        if self.sender.send(event).is_err() {
-            self.unread.fetch_sub(bytes, Ordering::Relaxed);
-        }
+        let weight = Weight::new(event.bytes(), &self.unread);
+        let _ = self.sender.send((event, weight));
     }
 
     /// Nobody reads any more.
@@ -117,38 +134,19 @@ impl Outbox {
 /// The client's end.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    receiver: mpsc::UnboundedReceiver<Event>,
-    unread: Arc<AtomicUsize>,
+    receiver: mpsc::UnboundedReceiver<(Event, Weight)>,
 }
 
 impl Inbox {
     pub async fn next(&mut self) -> Option<Event> {
-        let event = self.receiver.recv().await;
-        self.read(event)
+        self.receiver.recv().await.map(|(event, _)| event)
     }
 
     pub fn blocking_next(&mut self) -> Option<Event> {
-        let event = self.receiver.blocking_recv();
-        self.read(event)
+        self.receiver.blocking_recv().map(|(event, _)| event)
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.receiver.poll_recv(cx).map(|event| self.read(event))
-    }
-
-    fn read(&self, event: Option<Event>) -> Option<Event> {
-        let bytes = event.as_ref().map_or(0, Event::bytes);
-        self.unread.fetch_sub(bytes, Ordering::Relaxed);
-        event
-    }
-}
-
-impl Drop for Inbox {
-    /// What is never read does not count for the request's other answers.
-    fn drop(&mut self) {
-        self.receiver.close();
-        while let Ok(event) = self.receiver.try_recv() {
-            self.read(Some(event));
-        }
+        self.receiver.poll_recv(cx).map(|told| told.map(|(event, _)| event))
     }
 }

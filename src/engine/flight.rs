@@ -78,7 +78,11 @@ impl Engine {
     pub(super) fn start_over(&mut self, message: &str) {
         tracing::error!(message, sequences = self.live.len(), "a step failed; starting over");
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        self.flight = None;
+        if let Some(flight) = self.flight.take() {
+            // Waited for, whatever it gives: nothing is under way when the engine begins again.
+            drop(flight.pass.and_then(|pass| caught(|| pass.wait())));
+        }
+        self.stats.aside.store(0, Ordering::Release);
         self.scheduler = self.scheduler.emptied();
         let ids: Vec<SeqId> = self.live.keys().copied().collect();
         for id in ids {

@@ -23,7 +23,10 @@ impl Engine {
     pub(super) fn mind_readers(&mut self) {
         for (id, live) in &mut self.live {
             match (live.is_aside(), live.is_behind()) {
-                (false, true) => live.stand_aside(self.scheduler.set_aside(*id)),
+                (false, true) if self.scheduler.set_aside(*id) => {
+                    live.stand_aside(true);
+                    self.draft.iter_mut().for_each(|draft| draft.forget(*id));
+                }
                 (true, false) => {
                     self.scheduler.bring_back(*id);
                     live.stand_aside(false);

@@ -147,8 +147,9 @@ impl Runner {
         pick: impl Fn(SeqId, usize) -> Option<Pick>,
     ) -> Result<Asked, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
-        let (forward, entries) = self.pack(batch, scheduler);
-        self.picked.clear();
+        let picked = std::mem::take(&mut self.picked);
+        let (forward, entries) = self.pack(batch, scheduler, &picked);
+        debug_assert!(batch.copies.is_empty() || forward.row_count() > 0, "copies are lost");
         if forward.row_count() == 0 {
             return Ok(Asked { pass: None, vocab_len, entries });
         }
@@ -161,7 +162,12 @@ impl Runner {
         Ok(Asked { pass: Some(pass), vocab_len, entries })
     }
 
-    fn pack(&self, batch: &Batch, scheduler: &Scheduler) -> (ForwardBatch, Vec<EntryRows>) {
+    fn pack(
+        &self,
+        batch: &Batch,
+        scheduler: &Scheduler,
+        picked: &BTreeMap<SeqId, u32>,
+    ) -> (ForwardBatch, Vec<EntryRows>) {
         let copies = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
         let mut forward = ForwardBatch { copies, ..ForwardBatch::empty() };
         let mut entries = Vec::with_capacity(batch.entries.len());
@@ -172,7 +178,7 @@ impl Runner {
             let known = certain.min(seq.tokens().len());
             let mut tokens = seq.tokens()[entry.start..known].to_vec();
             if known < certain {
-                let from = self.picked.get(&entry.id);
+                let from = picked.get(&entry.id);
                 let from = *from.expect("its token is chosen by the last pass; this is a bug");
                 forward.chosen.push(((base + tokens.len()) as u32, from));
                 tokens.push(0);

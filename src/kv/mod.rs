@@ -97,10 +97,16 @@ impl BlockPool {
         self.index.find(before, text)
     }
 
-    /// The block in this place whose text begins most like this one, and how many tokens it shares.
-    /// It counts as used.
-    pub fn nearest(&mut self, before: Before, text: &[TokenId]) -> Option<(BlockId, usize)> {
-        let (block, alike) = self.index.nearest(before, text).filter(|(_, alike)| *alike > 0)?;
+    /// The block in this place whose text begins most like this one, and how many tokens it shares,
+    /// if these are so many. It counts as used.
+    pub fn nearest(
+        &mut self,
+        before: Before,
+        text: &[TokenId],
+        at_least: usize,
+    ) -> Option<(BlockId, usize)> {
+        let nearest = self.index.nearest(before, text);
+        let (block, alike) = nearest.filter(|(_, alike)| *alike >= at_least)?;
         self.retain(block);
         self.release(block);
         Some((block, alike))
@@ -288,16 +294,17 @@ mod tests {
             pool.publish(block, START, &text);
             block
         });
-        let nearest = |pool: &mut BlockPool, text: &[TokenId]| pool.nearest(START, text);
+        let nearest = |pool: &mut BlockPool, text: &[TokenId]| pool.nearest(START, text, 1);
         assert_eq!(nearest(&mut pool, &[5, 6, 7, 0]), Some((blocks[0], 3)));
         assert_eq!(nearest(&mut pool, &[5, 6, 9]), Some((blocks[1], 3)), "less than a block");
         assert_eq!(nearest(&mut pool, &[5, 0]).unwrap().1, 1);
         assert_eq!(nearest(&mut pool, &[4, 6, 7, 8]), Some((blocks[3], 4)));
         assert_eq!(nearest(&mut pool, &[6, 6, 7, 8]), None);
         let elsewhere = Before::Start(CacheScope { adapter: 1, tenant: 0 });
-        assert_eq!(pool.nearest(elsewhere, &[5, 6, 7, 8]), None, "another scope");
+        assert_eq!(pool.nearest(elsewhere, &[5, 6, 7, 8], 1), None, "another scope");
         blocks.iter().for_each(|&b| pool.release(b));
-        pool.nearest(START, &[5, 6, 7, 0]);
+        pool.nearest(START, &[5, 6, 7, 0], 3);
+        assert_eq!(pool.nearest(START, &[5, 6, 9], 4), None, "and one that is too far off is not");
         let order: Vec<_> = (0..5).map(|_| pool.allocate().unwrap()).collect();
         assert_eq!(order[1..], [blocks[1], blocks[2], blocks[3], blocks[0]], "used last");
     }

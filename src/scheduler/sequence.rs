@@ -7,7 +7,7 @@ use super::load::Coming;
 use crate::kv::{Before, BlockPool};
 use crate::types::{BlockId, CacheScope, Priority, SeqId, Tenant, TokenId};
 
-/// A block is copied for this part of it: a few tokens cost more than a copy, on any device.
+/// A block is copied for this part of it, or more.
 const ALIKE: usize = 4;
 
 /// A sequence as it arrives.
@@ -225,8 +225,9 @@ impl Sequence {
         block_len: usize,
     ) -> Option<(BlockId, BlockId)> {
         let (place, ahead) = self.ahead(block_len)?;
-        let (block, alike) = pool.nearest(place, &ahead[..ahead.len().min(block_len)])?;
-        let own = *self.blocks.get(self.known).filter(|_| alike >= block_len.div_ceil(ALIKE))?;
+        let own = *self.blocks.get(self.known)?;
+        let text = &ahead[..ahead.len().min(block_len)];
+        let (block, alike) = pool.nearest(place, text, block_len.div_ceil(ALIKE))?;
         self.take_computed(alike);
         Some((block, own))
     }

@@ -31,6 +31,12 @@ use super::tls::{Greeting, Tls};
 /// After a failed accept, which is mostly a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Bytes of an answer that the system keeps for a client, or twice that. It says that some were
+/// taken once a third is free, so one that reads some kilobytes a second is never taken for gone.
+const SEND_BUFFER: usize = 128 << 10;
+/// The longest time that Linux takes between two looks at a connection on which nothing happens.
+const LOOK_MAX: Duration = Duration::from_secs(32_767);
+
 /// Where connections come in.
 pub(super) struct Door {
     pub listener: TcpListener,
@@ -93,12 +99,12 @@ pub(super) async fn until<S: Future<Output = ()>>(
 /// was written waits in its buffers.
 fn set_up(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let look = (send_timeout / 4).max(Duration::from_secs(1));
     let socket = SockRef::from(socket);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(look).with_interval(look))?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(send_timeout))?;
-    Ok(())
+    let look = (send_timeout / 4).clamp(Duration::from_secs(1), LOOK_MAX);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(look).with_interval(look))
 }
 
 /// What serves one connection.
