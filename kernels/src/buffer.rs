@@ -79,10 +79,10 @@ impl<T: Pod> Drop for HugeBuf<T> {
         let bytes = self.len * size_of::<T>();
         if bytes == 0 {
         } else if cfg!(target_os = "linux") && bytes >= MAPPED {
-            // SAFETY: `zeroed` mapped so many bytes before the first element.
+            // SAFETY: `staggered` mapped so many bytes before the first element.
             unmap(unsafe { self.start.byte_sub(self.lead).cast() }, bytes + self.lead);
         } else {
-            // SAFETY: `zeroed` allocated this address with this layout.
+            // SAFETY: `staggered` allocated this address with this layout.
             unsafe { dealloc(self.start.as_ptr().cast(), layout(bytes)) };
         }
     }

@@ -32,7 +32,7 @@ use super::tls::{Greeting, Tls};
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes of an answer that the system keeps for a client, or twice that. It says that some were
-/// taken once a third is free, so one that reads some kilobytes a second is never taken for gone.
+/// taken once a third is free, so at the default time some kilobytes a second are reading.
 const SEND_BUFFER: usize = 128 << 10;
 /// The longest time that Linux takes between two looks at a connection on which nothing happens.
 const LOOK_MAX: Duration = Duration::from_secs(32_767);
