@@ -75,8 +75,17 @@ impl Client {
     }
 
     fn send(&self, path: &str, body: &Value) -> Result<Response<Body>, ureq::Error> {
-        let request = self.agent.post(self.at(path)).header("content-type", "application/json");
-        self.with_key(request).send(body.to_string())
+        let body = body.to_string();
+        let ask = || {
+            let request = self.agent.post(self.at(path)).header("content-type", "application/json");
+            self.with_key(request).send(&body)
+        };
+        match ask() {
+            // A server may close a connection that it had kept while a request is on its way
+            // (RFC 9112, section 9.3.1); one that closes the next too means it.
+            Err(ureq::Error::Io(error)) if is_closed(&error) => ask(),
+            answer => answer,
+        }
     }
 
     fn at(&self, path: &str) -> String {
@@ -132,6 +141,12 @@ impl Failed {
     }
 }
 
+/// The other side ended the connection before it had answered anything.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
 fn accepted(answer: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failed> {
     let response = answer.map_err(|e| Failed::of_transport(&e))?;
     if response.status().is_success() { Ok(response) } else { Err(Failed::of_status(response)) }
@@ -143,8 +158,51 @@ fn text(answer: Result<Response<Body>, ureq::Error>) -> Result<String, Failed> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    /// Reads one request on `stream` to its end.
+    pub(crate) fn heard(stream: &TcpStream) {
+        let mut request = BufReader::new(stream);
+        let (mut line, mut len) = (String::new(), 0);
+        while request.read_line(&mut line).unwrap() > 2 {
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                len = value.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        request.take(len).read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    /// A server that answers `answered` requests of each connection, promises to keep it, and
+    /// closes it when it has heard one more.
+    fn forgetful(answered: usize) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                for _ in 0..answered {
+                    heard(&stream);
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+                }
+                heard(&stream);
+            }
+        });
+        Client::new(&url, None, Duration::from_secs(5)).unwrap()
+    }
+
+    #[test]
+    fn a_kept_connection_that_is_closed_meanwhile_is_no_failure() {
+        let (client, body) = (forgetful(1), Value::Null);
+        for _ in 0..3 {
+            assert_eq!(client.post("x", &body).as_deref(), Ok("ok"));
+        }
+        let failed = forgetful(0).post("x", &body).unwrap_err();
+        assert_eq!(failed.kind, "connect", "{failed}");
+    }
 
     #[test]
     fn a_base_url_is_one_of_openai_clients() {

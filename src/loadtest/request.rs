@@ -197,7 +197,8 @@ fn take_event(event: &[u8], now_s: f64, record: &mut Record) -> Result<(), Faile
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufReader, Write};
+    use crate::client::tests::heard;
+    use std::io::Write;
     use std::net::TcpListener;
 
     /// Answers one request with `parts`, each after a pause in milliseconds.
@@ -206,15 +207,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = BufReader::new(stream.try_clone().unwrap());
-            let (mut line, mut len) = (String::new(), 0);
-            while request.read_line(&mut line).unwrap() > 2 {
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    len = value.trim().parse().unwrap();
-                }
-                line.clear();
-            }
-            request.take(len).read_to_end(&mut Vec::new()).unwrap();
+            heard(&stream);
             stream.write_all(head.as_bytes()).unwrap();
             for (pause_ms, part) in parts {
                 std::thread::sleep(Duration::from_millis(*pause_ms));
