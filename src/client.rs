@@ -19,6 +19,8 @@ pub struct Client {
     url: String,
     bearer: Option<String>,
     agent: Agent,
+    /// Keeps no connection.
+    afresh: Agent,
 }
 
 /// Why a request failed.
@@ -41,16 +43,20 @@ impl Client {
         let host =
             host.ok_or_else(|| Failed::new("base URL", "it must begin with http:// or https://"))?;
         let path = if host.contains('/') { "" } else { "/v1" };
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
-            .timeout_global(Some(timeout))
-            .max_idle_connections(IDLE_CONNECTIONS)
-            .max_idle_connections_per_host(IDLE_CONNECTIONS);
+        let agent = |kept| {
+            let config = Agent::config_builder()
+                .http_status_as_error(false)
+                .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
+                .timeout_global(Some(timeout))
+                .max_idle_connections(kept)
+                .max_idle_connections_per_host(kept);
+            config.build().new_agent()
+        };
         Ok(Self {
             url: format!("{url}{path}"),
             bearer: key.map(|key| format!("Bearer {key}")),
-            agent: config.build().new_agent(),
+            agent: agent(IDLE_CONNECTIONS),
+            afresh: agent(0),
         })
     }
 
@@ -76,14 +82,14 @@ impl Client {
 
     fn send(&self, path: &str, body: &Value) -> Result<Response<Body>, ureq::Error> {
         let body = body.to_string();
-        let ask = || {
-            let request = self.agent.post(self.at(path)).header("content-type", "application/json");
+        let ask = |agent: &Agent| {
+            let request = agent.post(self.at(path)).header("content-type", "application/json");
             self.with_key(request).send(&body)
         };
-        match ask() {
+        match ask(&self.agent) {
             // A server may close a connection that it had kept while a request is on its way
-            // (RFC 9112, section 9.3.1); one that closes the next too means it.
-            Err(ureq::Error::Io(error)) if is_closed(&error) => ask(),
+            // (RFC 9112, section 9.3.1); one that closes a new one too means it.
+            Err(ureq::Error::Io(error)) if is_closed(&error) => ask(&self.afresh),
             answer => answer,
         }
     }

@@ -189,6 +189,20 @@ fn clients_that_think_ask_as_often_as_people() {
     assert!((5.0..30.0).contains(&number(&point["wall_s"])), "{point}");
 }
 
+#[test]
+fn staggered_clients_begin_one_after_the_other() {
+    let server = Server::start(&[]);
+    let args = ["--clients", "4", "--stagger", "0.5", "--duration", "2", "-n", "2"];
+    let (text, figures) = server.measure(&args);
+    assert!(text.contains("begin 0.5 s apart"), "{text}");
+    assert_eq!(number(&figures["stagger_s"]), 0.5);
+    assert_sound(&figures["points"][0]);
+    // Who comes too late finds nothing to ask, but has waited for its turn.
+    let (_, figures) = server.measure(&[&args[..4], &["--requests", "1", "-n", "2"]].concat());
+    let wall_s = number(&figures["points"][0]["wall_s"]);
+    assert!((1.5..20.0).contains(&wall_s), "{wall_s}");
+}
+
 /// With the other key the answers to `questions` would begin when those two hundred have ended.
 #[test]
 fn two_hundred_requests_of_one_key_hardly_move_the_first_tokens_of_another() {
@@ -269,6 +283,7 @@ fn what_cannot_be_measured_is_an_error_at_once() {
     server.refuses(&["--rate", "1", "--clients", "1"], &["cannot be used with"]);
     server.refuses(&["--rate", "1", "--think", "1"], &["--think", "cannot be used with"]);
     server.refuses(&["--requests", "1", "--think", "1"], &["--think", "cannot be used with"]);
+    server.refuses(&["--rate", "1", "--stagger", "1"], &["--stagger", "cannot be used with"]);
     server.refuses(&["--think", "0"], &["--think", "above 0"]);
     server.refuses(&["--prompts", "none.jsonl", "--api-key", "sk-test"], &["none.jsonl"]);
     let mut command = hearth(&["bench", "serve", "--url", &server.url]);

@@ -103,6 +103,8 @@ pub struct Measurement<'a> {
     pub extent: Extent,
     /// In the closed loop: how long a client thinks before each question, on average.
     pub think: Duration,
+    /// In the closed loop: how much later than its neighbour a client asks for the first time.
+    pub stagger: Duration,
     /// Random moments of the open loop, and lengths of thought.
     pub seed: u64,
     /// Told after every request.
@@ -124,8 +126,9 @@ impl Measurement<'_> {
     }
 
     fn closed(&self, clients: usize, ledger: &Ledger<'_>) -> Result<(), std::io::Error> {
-        let client = |number| {
-            for thought in arrivals::thinking(self.think, self.seed, number) {
+        let client = |number: u32| {
+            thread::sleep(self.stagger.saturating_mul(number).min(ledger.left()));
+            for thought in arrivals::thinking(self.think, self.seed, number.into()) {
                 thread::sleep(thought.min(ledger.left()));
                 let Some(index) = ledger.next() else { break };
                 let due = ledger.started.elapsed();
@@ -142,7 +145,7 @@ impl Measurement<'_> {
                 let thread = thread::Builder::new().stack_size(STACK_BYTES);
                 thread.spawn_scoped(scope, move || client(number))
             };
-            let spawned: Result<Vec<_>, _> = (0..clients as u64).map(spawn).collect();
+            let spawned: Result<Vec<_>, _> = (0..).take(clients).map(spawn).collect();
             // Those that run already need not go on.
             ledger.closed.store(spawned.is_err(), Ordering::Relaxed);
             spawned.map(drop)

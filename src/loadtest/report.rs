@@ -35,6 +35,9 @@ pub struct Report {
     /// Seconds that a client of a closed loop thinks before a question, on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub think_s: Option<f64>,
+    /// Seconds between the first questions of the clients of a closed loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stagger_s: Option<f64>,
     /// What was to be reached.
     pub slo: Slo,
     /// In the order in which they were measured.
@@ -97,6 +100,7 @@ impl Report {
             endpoint: if server.completions { "completions" } else { "chat/completions" },
             max_tokens: server.max_tokens,
             think_s: None,
+            stagger_s: None,
             slo,
             points: Vec::new(),
         }

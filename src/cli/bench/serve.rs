@@ -39,6 +39,10 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["rate", "requests"],
         value_parser = seconds)]
     think: Option<Duration>,
+    /// Closed loop: seconds between the first question of a client and that of the next (default:
+    /// all begin at once).
+    #[arg(long, value_name = "SECONDS", conflicts_with = "rate", value_parser = seconds)]
+    stagger: Option<Duration>,
     /// Open loop: requests a second at random moments (Poisson), whether or not the server keeps
     /// up; several between commas are measured one after the other.
     #[arg(long, value_delimiter = ',', conflicts_with = "clients", value_parser = rate)]
@@ -135,9 +139,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let slo = Slo { ttft_ms: args.slo_ttft, itl_ms: args.slo_itl };
     let mut report = Report::new(&server, slo);
     report.think_s = args.think.map(|think| think.as_secs_f64());
+    report.stagger_s = args.stagger.map(|stagger| stagger.as_secs_f64());
     let thought = report.think_s.map(|s| format!(", clients think {s} s")).unwrap_or_default();
     let out = &mut io::stdout().lock();
-    writeln!(out, "{} at {}{thought}", report.model, report.url)?;
+    let apart = report.stagger_s.map(|s| format!(", they begin {s} s apart")).unwrap_or_default();
+    writeln!(out, "{} at {}{thought}{apart}", report.model, report.url)?;
     let mut first_prompt = 0;
     for (index, pressure) in args.pressures().into_iter().enumerate() {
         let bar = bar(pressure);
@@ -152,6 +158,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             pressure,
             extent: args.extent(),
             think: args.think.unwrap_or_default(),
+            stagger: args.stagger.unwrap_or_default(),
             seed: args.seed.wrapping_add(index as u64),
             progress: &show,
         }
