@@ -12,6 +12,7 @@
 #   THREADS=2         threads of each server
 #   CLIENTS="1 8 30 100"
 #   EACH=2            questions of a client, but at least 8 together
+#   STAGGER=0         seconds between the first question of a client and that of the next
 #   PROMPT=200 N=64   tokens of a prompt and of an answer; no two prompts share a beginning
 #   SLOTS=32          sequences of the peer at once, each with room for twice a question and answer
 #   HEARTH=...        the program, default target/release/hearth
@@ -25,7 +26,8 @@ peer=$1 model=$2
 [ -x "$peer/llama-server" ] || peer=$peer/bin
 hearth=${HEARTH:-target/release/hearth}
 rounds=${ROUNDS:-3} threads=${THREADS:-2} clients=${CLIENTS:-1 8 30 100} each=${EACH:-2}
-prompt=${PROMPT:-200} tokens=${N:-64} slots=${SLOTS:-32}
+stagger=() prompt=${PROMPT:-200} tokens=${N:-64} slots=${SLOTS:-32}
+[ "${STAGGER:-0}" = 0 ] || stagger=(--stagger "$STAGGER")
 for program in "$hearth" "$peer/llama-server"; do
     [ -x "$program" ] || { echo "no program at $program" >&2; exit 1; }
 done
@@ -54,7 +56,7 @@ load() { # side, url, clients, round
     [ "$requests" -ge 8 ] || requests=8
     "$hearth" bench serve --url "$2" --clients "$3" --requests "$requests" --seed $((1000 * $4 + $3)) \
         --prompt-tokens "$prompt" -n "$tokens" --ignore-eos --completions \
-        --json "$folder/$1-$3-$4.json" >"$folder/said" 2>&1 || { cat "$folder/said" >&2; exit 1; }
+        "${stagger[@]}" --json "$folder/$1-$3-$4.json" >"$folder/said" 2>&1 || { cat "$folder/said" >&2; exit 1; }
 }
 for round in $(seq "$rounds"); do
     for count in $clients; do
