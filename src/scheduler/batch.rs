@@ -79,7 +79,7 @@ pub enum Later {
     RunningFull,
     /// The batch has no row left.
     BatchFull,
-    /// Everybody who waits has as many running as allowed to its tenant.
+    /// Everybody who waits has as many running, or aside, as allowed to its tenant.
     TenantFull,
     /// The pool has no room for the whole prompt.
     NoBlocks,

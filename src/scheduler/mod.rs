@@ -17,6 +17,7 @@
 
 mod aside;
 mod batch;
+mod check;
 mod fair;
 #[cfg(test)]
 mod fair_tests;
@@ -31,7 +32,6 @@ mod tests;
 #[cfg(test)]
 mod trace_tests;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
@@ -74,12 +74,10 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: BlockPool,
     pace: Pace,
-    /// Sequences without blocks, by whose turn it is.
+    /// Sequences without blocks: by whose turn it is, and those that stand aside.
     tenants: Tenants,
     /// Sequences with blocks, in order of id.
     running: Vec<Sequence>,
-    /// Sequences that hold nothing and wait for nothing but to be brought back.
-    aside: BTreeMap<SeqId, Sequence>,
     /// Steps so far.
     steps: u64,
     /// The last ticket of a load.
@@ -97,8 +95,8 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
         let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
-        let (tenants, running, aside) = (Tenants::default(), Vec::new(), BTreeMap::new());
-        Self { config, pool, pace, tenants, running, aside, steps: 0, loads: 0 }
+        let (tenants, running) = (Tenants::default(), Vec::new());
+        Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
     }
 
     /// The same bounds, with nothing in it.
@@ -210,7 +208,7 @@ impl Scheduler {
         everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
         let gone = match self.place(id) {
             Some(place) => Some(self.stop(place)),
-            None => self.aside.remove(&id).or_else(|| self.tenants.remove(id)),
+            None => self.tenants.remove(id),
         };
         if let Some(heir) = gone.and_then(|mut seq| seq.heir()) {
             self.tenants.enter(heir);
@@ -247,30 +245,7 @@ impl Scheduler {
 
     /// Nothing to do, now or later.
     pub fn is_empty(&self) -> bool {
-        self.waiting_count() == 0 && self.running.is_empty() && self.aside.is_empty()
-    }
-
-    /// Recomputes everything that is kept twice.
-    pub fn check(&self) -> Result<(), String> {
-        self.pool.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
-        self.tenants.check(&self.running)?;
-        if !self.running.iter().map(|s| s.id).is_sorted() {
-            return Err("sequences do not run in order of arrival".into());
-        }
-        if self.running.len() > self.config.running_len {
-            return Err(format!("{} sequences run", self.running.len()));
-        }
-        for s in &self.running {
-            s.check(&self.pool, self.config.block_len)?;
-            if s.computed >= s.prompt_len && !s.forks.is_empty() {
-                return Err(format!("{} keeps its forks waiting", s.id));
-            }
-        }
-        let mut idle = self.tenants.waiting().chain(self.aside.values());
-        match idle.find(|s| s.computed > 0 || !s.blocks.is_empty()) {
-            Some(s) => Err(format!("{} waits and holds something", s.id)),
-            None => Ok(()),
-        }
+        self.waiting_count() == 0 && self.running.is_empty() && self.tenants.aside().count() == 0
     }
 
     fn place(&self, id: SeqId) -> Option<usize> {
