@@ -1,8 +1,9 @@
 //! The door of the engine: commands in, events out.
 //!
 //! Owns the bounded waiting room (`door`: counts behind a lock that nobody holds for long) and the
-//! shared counters. Used from any thread. Dropping a [`Generation`] cancels it: the engine sees the closed channel before its next
-//! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
+//! shared counters. Used from any thread. Dropping a [`Generation`] cancels it: the engine sees the
+//! closed channel before its next step and frees the blocks. Deliberately absent: text. Everything
+//! here is token ids.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;

@@ -138,8 +138,8 @@ impl Tenants {
         self.account(tenant).running -= 1;
     }
 
-    /// A sequence that neither runs nor waits any more holds no turn, and no place but in the counts
-    /// of its tenant.
+    /// A sequence that neither runs nor waits any more holds no turn, and no place but in the
+    /// counts of its tenant.
     pub fn set_aside(&mut self, seq: Sequence) {
         self.account(seq.tenant.id).aside.insert(seq.id, seq);
     }

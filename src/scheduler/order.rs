@@ -20,9 +20,9 @@ pub(super) struct Next {
 }
 
 impl Scheduler {
-    /// Answers that stand still in this step, in order of id, because they are beyond the time at which a prompt
-    /// of another tenant is due, theirs has more than its share, and all answers together are a
-    /// heavy load; or because they are in the background, and somebody is not.
+    /// Answers that stand still in this step, in order of id, because they are beyond the time at
+    /// which a prompt of another tenant is due, theirs has more than its share, and all answers
+    /// together are a heavy load; or because they are in the background, and somebody is not.
     pub(super) fn slow_answers(&self) -> Vec<SeqId> {
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         let first_due = || {
