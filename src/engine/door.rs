@@ -3,8 +3,10 @@
 //! Everybody who came in is counted until both are done with them: the engine has no more of them,
 //! and their client has read the end, or has left. So what waits, and what nobody reads, is never
 //! more than there are places in the waiting room (`queue`), and nobody has to count down by hand.
+//! Nobody counts of whom little is unread at the end, as of everybody whose client reads: the
+//! answers to hundreds of them may end in one step.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::handle::Stats;
@@ -28,7 +30,8 @@ impl Door {
     pub fn enter(&self, tenant: Tenant, count: usize) -> Result<(usize, Vec<Seat>), Refused> {
         let before = self.change(|room| room.enter(tenant, count))?;
         let seat = || {
-            let guest = Arc::new(Guest { door: self.clone(), tenant });
+            let guest = Guest { door: self.clone(), tenant, has_left: AtomicBool::new(false) };
+            let guest = Arc::new(guest);
             Seat { guest, stage: Stage::Waiting }
         };
         Ok((before, std::iter::repeat_with(seat).take(count).collect()))
@@ -53,11 +56,20 @@ impl Door {
 pub(super) struct Guest {
     door: Door,
     tenant: Tenant,
+    has_left: AtomicBool,
+}
+
+impl Guest {
+    fn leave(&self) {
+        if !self.has_left.swap(true, Ordering::AcqRel) {
+            self.door.change(|room| room.leave(self.tenant));
+        }
+    }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.door.change(|room| room.leave(self.tenant));
+        self.leave();
     }
 }
 
@@ -76,6 +88,12 @@ impl Seat {
 
     pub fn is(&self, stage: Stage) -> bool {
         self.stage == stage
+    }
+
+    /// The engine is done with it, and nobody has to wait for its client.
+    pub fn leave(mut self) {
+        self.set(Stage::Unread);
+        self.guest.leave();
     }
 
     pub fn set(&mut self, stage: Stage) {

@@ -18,6 +18,9 @@ use crate::types::{FinishReason, Timings, TokenId, Usage};
 /// tokens; a reader who reads at all is never so far behind.
 pub(super) const UNREAD_MAX: usize = 512 << 10;
 
+/// Bytes of them that nobody minds once an answer is over: no more than its connection takes.
+pub(super) const UNREAD_LITTLE: usize = 16 << 10;
+
 /// Log-probability of a token under the raw distribution, and of the best alternatives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hearth_models::{Pick, RowOutput};
 
 use super::door::Seat;
-use super::events::{Event, Logprobs, Outbox, UNREAD_MAX};
+use super::events::{Event, Logprobs, Outbox, UNREAD_LITTLE, UNREAD_MAX};
 use super::grammar::{Allowed, Guide, Masks};
 use super::handle::{GenerateRequest, Submission};
 use super::lookup::Lookup;
@@ -137,9 +137,13 @@ impl Live {
         first
     }
 
-    /// The engine is done with it; what is not read of it counts on.
+    /// The engine is done with it; if much of it is not read, that counts on.
     pub fn leave(&mut self) {
-        self.seat = None;
+        if let Some(seat) = self.seat.take()
+            && self.events.unread() <= UNREAD_LITTLE
+        {
+            seat.leave();
+        }
     }
 
     fn set_stage(&mut self, stage: Stage) {
