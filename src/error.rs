@@ -45,8 +45,19 @@ pub enum Error {
     /// The waiting room is full.
     #[error("The server is busy: {waiting} requests are already waiting. Please retry later.")]
     QueueFull {
-        /// Requests that wait.
+        /// Requests that wait, for a turn or for their clients.
         waiting: usize,
+        /// A guess at when it is worth trying again.
+        retry_after: Duration,
+    },
+    /// Too much that the same key asked for is not read.
+    #[error(
+        "{unread} answers to this API key are not read by their clients, which is as many as may \
+         be. Please read them, or close their connections."
+    )]
+    Unread {
+        /// Answers that wait for their clients.
+        unread: usize,
         /// A guess at when it is worth trying again.
         retry_after: Duration,
     },

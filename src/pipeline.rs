@@ -428,6 +428,7 @@ fn submit_error(error: SubmitError, request: &TextRequest) -> Error {
         SubmitError::QueueFull { waiting, retry_after } => {
             Error::QueueFull { waiting, retry_after }
         }
+        SubmitError::Unread { unread, retry_after } => Error::Unread { unread, retry_after },
         SubmitError::ShuttingDown => Error::ShuttingDown,
     }
 }

@@ -56,7 +56,7 @@ pub struct Tenant {
     pub id: u64,
     /// Share beside other tenants that want the machine too.
     pub weight: u32,
-    /// Requests of it that run at once; more wait.
+    /// Requests of it that run at once, or stand aside; more wait.
     pub max_running: Option<usize>,
     /// Requests of one project find each other's prompts in the prefix cache, and nobody else's.
     pub project: ProjectId,

@@ -24,6 +24,8 @@ mod readers;
 mod server;
 #[path = "faults/tls.rs"]
 mod tls;
+#[path = "faults/unread.rs"]
+mod unread;
 
 use std::time::{Duration, Instant};
 

@@ -57,7 +57,7 @@ impl<T: Pod> HugeBuf<T> {
         assert!(index < of, "one of them");
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer larger than memory");
         let mapped = cfg!(target_os = "linux") && bytes >= MAPPED;
-        let lead = if mapped && bytes >= HUGE { HUGE * index / of / PAGE * PAGE } else { 0 };
+        let lead = lead(bytes, index, of);
         let start = if bytes == 0 {
             NonNull::<Aligned>::dangling().cast()
         } else if mapped {
@@ -72,6 +72,13 @@ impl<T: Pod> HugeBuf<T> {
         };
         HugeBuf { start, len, lead, owned: PhantomData }
     }
+}
+
+/// Bytes before the beginning of a [`HugeBuf::staggered`] of so many bytes: its first huge page
+/// has them too.
+pub fn lead(bytes: usize, index: usize, of: usize) -> usize {
+    let mapped = cfg!(target_os = "linux") && bytes >= HUGE;
+    if mapped { HUGE * index / of / PAGE * PAGE } else { 0 }
 }
 
 impl<T: Pod> Drop for HugeBuf<T> {
@@ -177,6 +184,10 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert_eq!(begins(HUGE, 4), [0, HUGE / 4, HUGE / 2, 3 * HUGE / 4]);
             assert_eq!(begins(MAPPED, 3), [0, 0, 0], "too small");
+        }
+        for (len, of) in [(HUGE, 4), (HUGE + 1, 7), (HUGE - 1, 2), (MAPPED, 3)] {
+            let leads: Vec<usize> = (0..of).map(|i| lead(len, i, of)).collect();
+            assert!(cfg!(not(target_os = "linux")) || leads == begins(len, of), "{len} {leads:?}");
         }
         let mut buffer = HugeBuf::<u32>::staggered(HUGE, 2, 3);
         assert!(buffer.len() == HUGE && buffer.iter().all(|&x| x == 0));

@@ -36,6 +36,11 @@ impl KvGeometry {
         self.layer_count * self.slab_shape().bytes(self.dtype)
     }
 
+    /// The same with what these take of memory beside that, at most.
+    pub fn resident_bytes(&self) -> usize {
+        self.slab_shape().resident_bytes(self.dtype, self.layer_count)
+    }
+
     /// One layer of it.
     pub(crate) fn slab_shape(&self) -> KvShape {
         KvShape {

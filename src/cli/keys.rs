@@ -43,7 +43,7 @@ pub(super) struct CreateArgs {
     /// Share of the machine beside other keys that want it too.
     #[arg(long, default_value_t = 1)]
     weight: u32,
-    /// Requests that run at once; more wait (default: as many as the server runs).
+    /// Requests that run at once, unread ones too; more wait (default: as many as the server runs).
     #[arg(long)]
     max_running: Option<u32>,
     /// Requests in a minute (default: no limit).

@@ -97,7 +97,8 @@ pub struct CapacityArgs {
     /// Requests that run at once (default: 32).
     #[arg(long, env = "HEARTH_MAX_RUNNING")]
     pub max_running: Option<usize>,
-    /// Requests that may wait before clients are told to come back (default: 256).
+    /// Requests that may wait, or be left unread, before clients are told to come back (default:
+    /// 256).
     #[arg(long, env = "HEARTH_MAX_QUEUE")]
     pub max_queue: Option<usize>,
     /// Milliseconds that a running answer may wait for its next token while prompts are computed,

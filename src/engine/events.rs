@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::door::Guest;
 use crate::types::{FinishReason, Timings, TokenId, Usage};
 
 /// Bytes of unread events from which on the sequences of a request stand aside. Thousands of
 /// tokens; a reader who reads at all is never so far behind.
 pub(super) const UNREAD_MAX: usize = 512 << 10;
+
+/// Bytes of them that nobody minds once an answer is over: no more than its connection takes.
+pub(super) const UNREAD_LITTLE: usize = 16 << 10;
 
 /// Log-probability of a token under the raw distribution, and of the best alternatives.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +69,14 @@ pub enum Event {
 }
 
 impl Event {
+    /// Nothing comes after it.
+    fn is_last(&self) -> bool {
+        match self {
+            Self::Finished { .. } | Self::Failed(_) | Self::Expired { .. } => true,
+            Self::Prompt { .. } | Self::Token { .. } => false,
+        }
+    }
+
     /// About what it takes while nobody reads it.
     fn bytes(&self) -> usize {
         const TOP: usize = size_of::<(TokenId, f32)>();
@@ -79,10 +91,11 @@ impl Event {
     }
 }
 
-/// A way from the engine to a client. `unread` is shared by all answers of a request.
-pub(super) fn channel(unread: &Arc<AtomicUsize>) -> (Outbox, Inbox) {
+/// A way from the engine to a client. `unread` is shared by all answers of a request; the `guest`
+/// has left once all is read.
+pub(super) fn channel(unread: &Arc<AtomicUsize>, guest: Arc<Guest>) -> (Outbox, Inbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Outbox { sender, unread: Arc::clone(unread) }, Inbox { receiver })
+    (Outbox { sender, unread: Arc::clone(unread) }, Inbox { receiver, guest: Some(guest) })
 }
 
 /// Bytes that count as unread until this is dropped: by whoever reads the event, or with the
@@ -135,18 +148,30 @@ impl Outbox {
 #[derive(Debug)]
 pub(super) struct Inbox {
     receiver: mpsc::UnboundedReceiver<(Event, Weight)>,
+    /// `None` once the end was read.
+    guest: Option<Arc<Guest>>,
 }
 
 impl Inbox {
     pub async fn next(&mut self) -> Option<Event> {
-        self.receiver.recv().await.map(|(event, _)| event)
+        let told = self.receiver.recv().await;
+        self.read(told)
     }
 
     pub fn blocking_next(&mut self) -> Option<Event> {
-        self.receiver.blocking_recv().map(|(event, _)| event)
+        let told = self.receiver.blocking_recv();
+        self.read(told)
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.receiver.poll_recv(cx).map(|told| told.map(|(event, _)| event))
+        self.receiver.poll_recv(cx).map(|told| self.read(told))
+    }
+
+    fn read(&mut self, told: Option<(Event, Weight)>) -> Option<Event> {
+        let event = told.map(|(event, _)| event);
+        if event.as_ref().is_none_or(Event::is_last) {
+            self.guest = None;
+        }
+        event
     }
 }

@@ -13,6 +13,7 @@ use hearth_models::{
 
 use super::adapter_tests::sets;
 use super::handle::{GenerateRequest, SamplingParams};
+use super::readers_tests::stand_aside;
 use super::speculate_tests::{Even, always, counts, same, varied};
 use super::tests::*;
 use super::*;
@@ -337,6 +338,41 @@ fn a_pass_that_fails_takes_its_sequences_along_and_nothing_is_known_of_its_block
         assert_eq!(ask(&handle, greedy(&prompt, 30)).tokens, want, "after {after}");
     }
     assert_eq!(count(&handle.stats().failures), 4);
+    assert_eq!(seen.under_way.load(Ordering::Relaxed), 0);
+}
+
+/// Eight answers that together say more than may be unread, beside one that is read: all of them
+/// have a row in every step, which is asked for before the one before it is done.
+#[test]
+fn who_is_not_read_stands_aside_while_steps_run_ahead_and_comes_back_to_its_text() {
+    const TOKENS: usize = 1400;
+    let limits = Limits { context_len: 2048, kv_blocks: 2048, ..limits() };
+    let sampling = SamplingParams { top_p: 0.9, top_k: 40, ..SamplingParams::default() };
+    let long = |seed| GenerateRequest { sampling, seed, ..greedy(&[11, 7, 5], TOKENS) };
+    let (plain, _thread) = engine(limits.clone());
+    let in_turn: Vec<Answer> = (0..10).map(|seed| ask(&plain, long(seed))).collect();
+    let (handle, seen) = remote(limits, Speculation::default());
+    let read = |generation| std::thread::spawn(move || collect(generation));
+    let company = read(handle.submit(long(8)).unwrap());
+    let unread = handle.submit_all((0..8).map(long).collect()).unwrap();
+    same(&company.join().unwrap(), &in_turn[8]);
+    stand_aside(&handle, 8);
+    let stats = handle.stats();
+    let (ahead, computed) = (count(&seen.ahead), count(&stats.computed_tokens));
+    same(&ask(&handle, long(9)), &in_turn[9]);
+    assert_eq!(count(&seen.ahead) - ahead, TOKENS as u64 - 1, "somebody was in its way");
+    stand_aside(&handle, 8);
+    assert_eq!(count(&stats.computed_tokens) - computed, TOKENS as u64 + 2, "somebody went on");
+    // They come back beside somebody who runs ahead.
+    let company = read(handle.submit(long(9)).unwrap());
+    let reading: Vec<_> = unread.into_iter().map(read).collect();
+    for (reading, in_turn) in reading.into_iter().zip(&in_turn) {
+        same(&reading.join().unwrap(), in_turn);
+    }
+    same(&company.join().unwrap(), &in_turn[9]);
+    wait_until_idle(&handle);
+    let used = stats.kv_blocks_used.load(Ordering::Relaxed);
+    assert_eq!((used, count(&stats.preemptions)), (0, 0));
     assert_eq!(seen.under_way.load(Ordering::Relaxed), 0);
 }
 

@@ -1,22 +1,23 @@
 //! The door of the engine: commands in, events out.
 //!
-//! Owns the bounded waiting room (counts behind a lock that nobody holds for long) and the shared
-//! counters. Used from any
-//! thread. Dropping a [`Generation`] cancels it: the engine sees the closed channel before its next
-//! step and frees the blocks. Deliberately absent: text. Everything here is token ids.
+//! Owns the bounded waiting room (`door`: counts behind a lock that nobody holds for long) and the
+//! shared counters. Used from any thread. Dropping a [`Generation`] cancels it: the engine sees the
+//! closed channel before its next step and frees the blocks. Deliberately absent: text. Everything
+//! here is token ids.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use hearth_kernels::sampling::SamplingParams;
 use hearth_models::{Adapter, LoraSlot, Model};
 
+use super::door::{Door, Seat};
 use super::events::{self, Inbox, Outbox};
 pub use super::events::{Event, Logprobs};
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
-use super::queue::{self, WaitingRoom};
+use super::queue::{self, Refused};
 use crate::shelf::{Digest, Shelf};
 use crate::types::{CacheScope, Place, Priority, SeqId, Tenant, TokenId};
 
@@ -118,8 +119,16 @@ pub enum SubmitError {
     /// The waiting room is full.
     #[error("{waiting} requests are waiting")]
     QueueFull {
-        /// Requests that wait.
+        /// Requests that wait, for a turn or for their clients.
         waiting: usize,
+        /// A guess at when it is worth trying again.
+        retry_after: Duration,
+    },
+    /// Too much that the same key asked for is not read.
+    #[error("{unread} answers are not read")]
+    Unread {
+        /// Answers that wait for their clients.
+        unread: usize,
         /// A guess at when it is worth trying again.
         retry_after: Duration,
     },
@@ -135,7 +144,7 @@ pub struct Limits {
     pub context_len: usize,
     /// Ids below this one may appear in a prompt and be sampled.
     pub vocab_len: usize,
-    /// Requests that may wait.
+    /// Requests that may wait, or may be left unread.
     pub queue_len: usize,
     /// Sequences that may run at once.
     pub running_len: usize,
@@ -187,6 +196,8 @@ pub struct Stats {
     pub running: AtomicUsize,
     /// Those of them that stand aside, because their clients do not read.
     pub aside: AtomicUsize,
+    /// Sequences that stand aside, and those that are over and were not read.
+    pub unread: AtomicUsize,
     /// KV blocks held by sequences.
     pub kv_blocks_used: AtomicUsize,
     /// KV blocks that nobody holds and that the prefix cache remembers.
@@ -242,6 +253,7 @@ pub(super) struct Submission {
     pub id: SeqId,
     pub request: GenerateRequest,
     pub events: Outbox,
+    pub seat: Seat,
     /// Set by [`Generation::stop`].
     pub stopped: Arc<AtomicBool>,
     pub arrived: Instant,
@@ -300,40 +312,11 @@ pub struct EngineHandle {
     next_id: Arc<AtomicU64>,
 }
 
-/// The waiting room, for those who come in and for the thread that lets them out.
-#[derive(Clone, Debug)]
-pub(super) struct Door {
-    stats: Arc<Stats>,
-    room: Arc<Mutex<WaitingRoom>>,
-}
-
-impl Door {
-    fn enter(&self, tenant: Tenant, count: usize) -> Result<usize, usize> {
-        let mut room = self.room();
-        let entered = room.enter(tenant, count);
-        self.stats.waiting.store(room.len(), Ordering::Release);
-        entered
-    }
-
-    /// One of a tenant was admitted, or went away before.
-    pub fn leave_queue(&self, tenant: Tenant) {
-        let mut room = self.room();
-        room.leave(tenant);
-        self.stats.waiting.store(room.len(), Ordering::Release);
-    }
-
-    /// Counts are whole whoever panicked beside them.
-    fn room(&self) -> MutexGuard<'_, WaitingRoom> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl EngineHandle {
     pub(super) fn new(limits: Limits) -> (Self, std_mpsc::Receiver<Command>) {
         let (commands, receiver) = std_mpsc::channel();
         let stats = Arc::<Stats>::default();
-        let room = Arc::new(Mutex::new(WaitingRoom::new(limits.queue_len)));
-        let door = Door { stats: Arc::clone(&stats), room };
+        let door = Door::new(limits.queue_len, &stats);
         let handle =
             Self { commands, limits: Arc::new(limits), stats, door, next_id: Arc::default() };
         (handle, receiver)
@@ -353,14 +336,14 @@ impl EngineHandle {
     ) -> Result<Vec<Generation>, SubmitError> {
         requests.iter().try_for_each(|request| self.check(request))?;
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let place = self.enter_queue(first.tenant, requests.len())?;
+        let (place, seats) = self.enter_queue(first.tenant, requests.len())?;
         self.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let first_id = self.next_id.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let unread = Arc::default();
         let mut generations = Vec::with_capacity(requests.len());
         let mut groups: Vec<Vec<Submission>> = Vec::new();
-        for (id, request) in (first_id..).map(SeqId).zip(requests) {
-            let (submission, generation) = self.submission(id, request, place, &unread);
+        for ((id, seat), request) in (first_id..).map(SeqId).zip(seats).zip(requests) {
+            let (submission, generation) = self.submission(id, request, place, seat, &unread);
             generations.push(generation);
             match groups.last_mut() {
                 Some(group) if group[0].request.shares_prompt_with(&submission.request) => {
@@ -380,14 +363,15 @@ impl EngineHandle {
         id: SeqId,
         request: GenerateRequest,
         place: Place,
+        seat: Seat,
         unread: &Arc<AtomicUsize>,
     ) -> (Submission, Generation) {
-        let (events, receiver) = events::channel(unread);
+        let (events, receiver) = events::channel(unread, seat.guest());
         let stopped = Arc::new(AtomicBool::new(false));
         let arrived = Instant::now();
         let deadline = self.limits.queue_timeout.and_then(|t| arrived.checked_add(t));
         let generation = Generation { id, place, events: receiver, stopped: Arc::clone(&stopped) };
-        (Submission { id, request, events, stopped, arrived, deadline }, generation)
+        (Submission { id, request, events, seat, stopped, arrived, deadline }, generation)
     }
 
     /// How long somebody would wait who came in now, behind everybody else; `None` while nothing
@@ -413,10 +397,6 @@ impl EngineHandle {
         &self.stats
     }
 
-    pub(super) fn door(&self) -> Door {
-        self.door.clone()
-    }
-
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
@@ -436,12 +416,19 @@ impl EngineHandle {
     }
 
     /// Takes places in the waiting room.
-    fn enter_queue(&self, tenant: Tenant, count: usize) -> Result<Place, SubmitError> {
-        let position = self.door.enter(tenant, count).map_err(|waiting| {
-            let retry_after = queue::retry_after(waiting, self.interval().unwrap_or_default());
-            SubmitError::QueueFull { waiting, retry_after }
+    fn enter_queue(&self, tenant: Tenant, count: usize) -> Result<(Place, Vec<Seat>), SubmitError> {
+        let interval = self.interval();
+        let retry_after = |count| queue::retry_after(count, interval.unwrap_or_default());
+        let entered = self.door.enter(tenant, count);
+        let (position, seats) = entered.map_err(|refused| match refused {
+            Refused::Full(waiting) => {
+                SubmitError::QueueFull { waiting, retry_after: retry_after(waiting) }
+            }
+            Refused::Unread(unread) => {
+                SubmitError::Unread { unread, retry_after: retry_after(unread) }
+            }
         })?;
-        Ok(Place { position, wait: queue::wait(position, self.free(), self.interval()) })
+        Ok((Place { position, wait: queue::wait(position, self.free(), interval) }, seats))
     }
 
     /// How many more may run.

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use hearth_models::{Pick, RowOutput};
 
-use super::events::{Event, Logprobs, Outbox, UNREAD_MAX};
+use super::door::Seat;
+use super::events::{Event, Logprobs, Outbox, UNREAD_LITTLE, UNREAD_MAX};
 use super::grammar::{Allowed, Guide, Masks};
 use super::handle::{GenerateRequest, Submission};
 use super::lookup::Lookup;
+use super::queue::Stage;
 use super::sampler::{History, Sampler};
-use crate::types::{FinishReason, Tenant, Timings, TokenId, Usage};
+use crate::types::{FinishReason, Timings, TokenId, Usage};
 
 /// A sequence that waits or runs.
 pub(super) struct Live {
     request: GenerateRequest,
     events: Outbox,
-    /// It has no place and no blocks until its client reads.
-    aside: bool,
+    /// Its place in the counts, while the engine has it.
+    seat: Option<Seat>,
     stopped: Arc<AtomicBool>,
     history: History,
     guide: Option<Guide>,
@@ -69,13 +71,13 @@ pub(super) struct Sampled {
 
 impl Live {
     pub fn new(submission: Submission, masks: &Masks, reads: bool) -> Self {
-        let Submission { id: _, request, events, stopped, arrived, deadline: _ } = submission;
+        let Submission { id: _, request, events, seat, stopped, arrived, deadline: _ } = submission;
         let history = History::new(&request);
         let guide = request.grammar.as_deref().map(|grammar| Guide::new(grammar, masks));
         Self {
             request,
             events,
-            aside: false,
+            seat: Some(seat),
             stopped,
             history,
             guide,
@@ -104,26 +106,48 @@ impl Live {
     /// Its client has left so much unread that it is to stand aside; where it does, until half of
     /// that is read. The first token comes before: until then others may wait for its prompt.
     pub fn is_behind(&self) -> bool {
-        let bound = if self.aside { UNREAD_MAX / 2 } else { UNREAD_MAX };
+        let bound = if self.is_aside() { UNREAD_MAX / 2 } else { UNREAD_MAX };
         self.generated > 0 && self.events.unread() > bound
     }
 
     /// It has no place and no blocks until its client reads.
     pub fn is_aside(&self) -> bool {
-        self.aside
+        self.seat.as_ref().is_some_and(|seat| seat.is(Stage::Unread))
     }
 
     /// Stands aside, as after a preemption, or goes on.
     pub fn stand_aside(&mut self, aside: bool) {
-        self.aside = aside;
-        self.preempted();
+        self.set_stage(if aside { Stage::Unread } else { Stage::Again });
+        self.held = None;
     }
 
-    /// Notes the first step; true when this is it.
+    /// Its rows will be computed again.
+    pub fn preempted(&mut self) {
+        self.held = None;
+        if self.has_begun() {
+            self.set_stage(Stage::Again);
+        }
+    }
+
+    /// It runs. True when it does for the first time.
     pub fn begin(&mut self, now: Instant) -> bool {
+        self.set_stage(Stage::Running);
         let first = self.begun.is_none();
         self.begun.get_or_insert(now);
         first
+    }
+
+    /// The engine is done with it; if much of it is not read, that counts on.
+    pub fn leave(&mut self) {
+        if let Some(seat) = self.seat.take()
+            && self.events.unread() <= UNREAD_LITTLE
+        {
+            seat.leave();
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage) {
+        self.seat.iter_mut().for_each(|seat| seat.set(stage));
     }
 
     pub fn has_begun(&self) -> bool {
@@ -132,10 +156,6 @@ impl Live {
 
     pub fn prompt_len(&self) -> usize {
         self.request.prompt.len()
-    }
-
-    pub fn tenant(&self) -> Tenant {
-        self.request.tenant
     }
 
     /// It will not be begun any more.
@@ -226,11 +246,6 @@ impl Live {
     /// It keeps logits.
     pub fn is_held(&self) -> bool {
         self.held.is_some()
-    }
-
-    /// Its rows will be computed again.
-    pub fn preempted(&mut self) {
-        self.held = None;
     }
 
     fn choose(&mut self, logits: &[f32], sampler: &mut Sampler, patience: Duration) -> Choice {

@@ -9,6 +9,7 @@
 
 #[cfg(test)]
 mod adapter_tests;
+mod door;
 mod draft;
 mod events;
 mod exchange;
@@ -51,8 +52,7 @@ use self::flight::{Flight, caught, panic_message};
 use self::floor::{Floor, LOAD_BLOCKS_MIN};
 use self::grammar::Masks;
 use self::handle::{
-    Command, Door, EngineHandle, Keep, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats,
-    Submission,
+    Command, EngineHandle, Keep, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats, Submission,
 };
 use self::live::{Choice, Live, Sampled};
 use self::runner::{Logits, Runner};
@@ -97,7 +97,6 @@ pub fn spawn(
         live: BTreeMap::new(),
         commands,
         stats: Arc::clone(handle.stats()),
-        door: handle.door(),
         draining: false,
         started: Instant::now(),
         last_finish: Instant::now(),
@@ -147,7 +146,6 @@ struct Engine {
     live: BTreeMap<SeqId, Live>,
     commands: Receiver<Command>,
     stats: Arc<Stats>,
-    door: Door,
     draining: bool,
     /// From here on the scheduler counts time.
     started: Instant,
@@ -253,8 +251,9 @@ impl Engine {
         if let Err(error) = self.hold_adapters(&group) {
             for submission in group {
                 self.runner.release(submission.id);
-                self.door.leave_queue(submission.request.tenant);
-                Live::new(submission, &self.masks, false).fail(&error.to_string());
+                let mut live = Live::new(submission, &self.masks, false);
+                live.leave();
+                live.fail(&error.to_string());
             }
             return;
         }
@@ -322,7 +321,6 @@ impl Engine {
                 && live.begin(now)
             {
                 self.stats.running.fetch_add(1, Ordering::AcqRel);
-                self.door.leave_queue(live.tenant());
                 if id == entry.id {
                     let prompt = live.prompt_len() as u64;
                     self.stats.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
@@ -447,10 +445,10 @@ impl Engine {
         self.stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Release);
         let cached = self.scheduler.pool().idle_count();
         self.stats.kv_blocks_cached.store(cached, Ordering::Release);
-        let live = self.live.remove(&id)?;
-        match live.has_begun() {
-            true => drop(self.stats.running.fetch_sub(1, Ordering::AcqRel)),
-            false => self.door.leave_queue(live.tenant()),
+        let mut live = self.live.remove(&id)?;
+        live.leave(); // before its client hears of the end, and may ask again
+        if live.has_begun() {
+            self.stats.running.fetch_sub(1, Ordering::AcqRel);
         }
         Some(live)
     }

@@ -3,91 +3,147 @@
 //! Shared by the threads that submit and the engine's, so it counts and never schedules: whose turn
 //! it really is, the scheduler says. What is said here of a place in the queue is what its rules
 //! amount to for somebody who has just come in with a prompt of usual length.
+//!
+//! A place is taken by everybody who is here and does not run: who waits for a first turn, or for
+//! another one, who stands aside, and who is over and was not read. So there are never more here
+//! than may run and may wait, whatever clients do.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::types::Tenant;
 
-/// Counts of everybody who was submitted and not yet admitted.
+/// What somebody who came in does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Waits, and has not begun.
+    Waiting,
+    /// Runs. Takes no place here.
+    Running,
+    /// Has begun, and waits for another turn.
+    Again,
+    /// Waits for its client to read, at its end or before.
+    Unread,
+}
+
+const STAGES: usize = 4;
+
+/// Why somebody does not come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// So many are here and do not run.
+    Full(usize),
+    /// So many of the same tenant wait for their clients to read.
+    Unread(usize),
+}
+
+/// Counts of everybody who was let in and has not left.
 #[derive(Debug)]
 pub(super) struct WaitingRoom {
     places: usize,
-    waiting: usize,
+    /// By [`Stage`].
+    counts: [usize; STAGES],
     /// By tenant; none that has nobody here.
     tenants: HashMap<u64, Party>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Party {
-    waiting: usize,
+    counts: [usize; STAGES],
     weight: u32,
     background: bool,
 }
 
-/// Part of the places that is kept for tenants of whom nobody waits yet.
+/// Part of the places that is kept for tenants of whom nobody is here yet.
 const KEPT: usize = 8;
 /// Part of the places that work in the background may fill.
 const BACKGROUND: usize = 4;
+/// Part of the places that answers of one tenant may fill which nobody reads.
+const UNREAD: usize = 4;
 /// What is told to a client that was refused, at least and at most.
 const RETRY_S_MIN: u64 = 1;
 const RETRY_S_MAX: u64 = 60;
 
 impl WaitingRoom {
     pub fn new(places: usize) -> Self {
-        Self { places, waiting: 0, tenants: HashMap::new() }
+        Self { places, counts: [0; STAGES], tenants: HashMap::new() }
     }
 
-    /// Lets `count` of a tenant in, all or none. How many are before them, or how many wait.
-    pub fn enter(&mut self, tenant: Tenant, count: usize) -> Result<usize, usize> {
-        let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
+    /// Lets `count` of a tenant in, all or none. How many are before them, or why not.
+    pub fn enter(&mut self, tenant: Tenant, count: usize) -> Result<usize, Refused> {
+        let own = self.tenants.get(&tenant.id).map_or([0; STAGES], |party| party.counts);
         // Those without a key are one tenant, and may be the only one.
-        let kept = match own {
+        let has_key = tenant.id != 0;
+        let unread = own[Stage::Unread as usize];
+        if has_key && unread >= (self.places / UNREAD).max(1) {
+            return Err(Refused::Unread(unread));
+        }
+        let kept = match placed(&own) {
             1.. if tenant.background => self.places - self.places / BACKGROUND,
-            1.. if tenant.id != 0 => self.places / KEPT,
+            1.. if has_key => self.places / KEPT,
             _ => 0,
         };
-        if self.waiting + count > self.places - kept {
-            return Err(self.waiting);
+        let taken = placed(&self.counts);
+        if taken + count > self.places - kept {
+            return Err(Refused::Full(taken));
         }
         let before = self.before(tenant);
-        self.waiting += count;
-        let weight = tenant.weight.max(1);
-        let waiting = own + count;
-        let party = Party { waiting, weight, background: tenant.background };
-        self.tenants.insert(tenant.id, party);
+        let Tenant { weight, background, .. } = tenant;
+        let weight = weight.max(1);
+        self.tenants.insert(tenant.id, Party { counts: own, weight, background });
+        self.add(tenant, Stage::Waiting, count as isize);
         Ok(before)
     }
 
-    /// One of a tenant was admitted, or went away.
+    /// One of a tenant does something else from now on.
+    pub fn change(&mut self, tenant: Tenant, from: Stage, to: Stage) {
+        self.add(tenant, from, -1);
+        self.add(tenant, to, 1);
+    }
+
+    /// One that was to be read is here no longer.
     pub fn leave(&mut self, tenant: Tenant) {
-        self.waiting -= 1;
-        if let Some(party) = self.tenants.get_mut(&tenant.id) {
-            party.waiting -= 1;
-            if party.waiting == 0 {
-                self.tenants.remove(&tenant.id);
-            }
+        self.add(tenant, Stage::Unread, -1);
+        self.tenants.retain(|id, party| *id != tenant.id || party.counts != [0; STAGES]);
+    }
+
+    fn add(&mut self, tenant: Tenant, stage: Stage, count: isize) {
+        let own = self.tenants.get_mut(&tenant.id).map(|party| &mut party.counts);
+        for counts in own.into_iter().chain([&mut self.counts]) {
+            let one = &mut counts[stage as usize];
+            *one = one.checked_add_signed(count).expect("counted in before; this is a bug");
         }
     }
 
-    /// Everybody.
-    pub fn len(&self) -> usize {
-        self.waiting
+    /// Of everybody.
+    pub fn count(&self, stage: Stage) -> usize {
+        self.counts[stage as usize]
     }
 
     /// Those who will be admitted before one more of this tenant: its own, and of each other one
     /// as many as come in meanwhile.
     fn before(&self, tenant: Tenant) -> usize {
-        let own = self.tenants.get(&tenant.id).map_or(0, |party| party.waiting);
+        let own = self.tenants.get(&tenant.id).map_or(0, Party::waiting);
         let turns = |party: &Party| own * party.weight as usize / tenant.weight.max(1) as usize;
         let others = self.tenants.iter().filter(|(id, _)| **id != tenant.id);
         let before = others.map(|(_, party)| match (party.background, tenant.background) {
             (true, false) => 0,
-            (false, true) => party.waiting,
-            _ => party.waiting.min(turns(party)),
+            (false, true) => party.waiting(),
+            _ => party.waiting().min(turns(party)),
         });
         own + before.sum::<usize>()
     }
+}
+
+impl Party {
+    fn waiting(&self) -> usize {
+        self.counts[Stage::Waiting as usize]
+    }
+}
+
+/// Those who take a place: all who do not run.
+fn placed(counts: &[usize; STAGES]) -> usize {
+    counts.iter().sum::<usize>() - counts[Stage::Running as usize]
 }
 
 /// How long it takes until one more is admitted, when there are `before` others and one is
@@ -113,23 +169,78 @@ mod tests {
         Tenant { id, weight, ..Tenant::default() }
     }
 
+    /// One goes, read or not.
+    fn end(room: &mut WaitingRoom, tenant: Tenant, stage: Stage) {
+        room.change(tenant, stage, Stage::Unread);
+        room.leave(tenant);
+    }
+
     #[test]
     fn all_come_in_or_none() {
         let mut room = WaitingRoom::new(4);
         assert_eq!(room.enter(tenant(0, 1), 3), Ok(0));
-        assert_eq!(room.enter(tenant(0, 1), 2), Err(3));
+        assert_eq!(room.enter(tenant(0, 1), 2), Err(Refused::Full(3)));
         assert_eq!(room.enter(tenant(0, 1), 1), Ok(3));
-        room.leave(tenant(0, 1));
-        assert_eq!(room.len(), 3);
+        end(&mut room, tenant(0, 1), Stage::Waiting);
+        assert_eq!(room.count(Stage::Waiting), 3);
     }
 
     #[test]
     fn somebody_who_fills_the_room_leaves_places_for_others() {
         let mut room = WaitingRoom::new(16);
         while room.enter(tenant(1, 1), 1).is_ok() {}
-        assert_eq!(room.len(), 14);
+        assert_eq!(room.count(Stage::Waiting), 14);
         assert_eq!(room.enter(tenant(2, 1), 2), Ok(0));
-        assert_eq!(room.enter(tenant(3, 1), 1), Err(16));
+        assert_eq!(room.enter(tenant(3, 1), 1), Err(Refused::Full(16)));
+    }
+
+    #[test]
+    fn everybody_who_does_not_run_takes_a_place_until_nobody_is_interested() {
+        let (mut room, one) = (WaitingRoom::new(2), tenant(0, 1));
+        assert_eq!(room.enter(one, 1), Ok(0));
+        let mut stage = Stage::Waiting;
+        for (next, free) in [
+            (Stage::Waiting, 1),
+            (Stage::Running, 2),
+            (Stage::Again, 1),
+            (Stage::Running, 2),
+            (Stage::Unread, 1),
+            (Stage::Again, 1),
+            (Stage::Unread, 1),
+        ] {
+            room.change(one, stage, next);
+            stage = next;
+            assert_eq!(room.enter(one, free + 1), Err(Refused::Full(2 - free)), "{stage:?}");
+            assert_eq!(room.count(Stage::Waiting), usize::from(stage == Stage::Waiting));
+        }
+        room.leave(one);
+        assert_eq!((room.enter(one, 2), room.tenants.len()), (Ok(0), 1));
+    }
+
+    #[test]
+    fn what_one_key_does_not_read_fills_a_quarter_and_no_more_of_it_comes_in() {
+        let mut room = WaitingRoom::new(16);
+        let unread = |room: &mut WaitingRoom, tenant: Tenant| {
+            let entered = room.enter(tenant, 1);
+            if entered.is_ok() {
+                room.change(tenant, Stage::Waiting, Stage::Running);
+                room.change(tenant, Stage::Running, Stage::Unread);
+            }
+            entered
+        };
+        let (greedy, other, no_key) = (tenant(1, 1), tenant(2, 1), tenant(0, 1));
+        assert!((0..4).all(|_| unread(&mut room, greedy) == Ok(0)), "nobody is before it");
+        assert_eq!(unread(&mut room, greedy), Err(Refused::Unread(4)));
+        assert!((0..10).all(|i| room.enter(other, 1) == Ok(i)), "others hardly notice");
+        assert_eq!(room.enter(other, 1), Err(Refused::Full(14)));
+        room.leave(greedy);
+        assert_eq!(room.enter(greedy, 1), Ok(0), "there is room again");
+        let mut room = WaitingRoom::new(16);
+        assert!((0..16).all(|_| unread(&mut room, no_key).is_ok()), "who has no key may be many");
+        assert_eq!(unread(&mut room, no_key), Err(Refused::Full(16)));
+        let mut room = WaitingRoom::new(1);
+        assert_eq!(unread(&mut room, greedy), Ok(0), "one in any case");
+        assert_eq!(unread(&mut room, greedy), Err(Refused::Unread(1)));
     }
 
     #[test]
@@ -137,7 +248,7 @@ mod tests {
         let mut room = WaitingRoom::new(16);
         let background = tenant(1, 1).in_background();
         while room.enter(background, 1).is_ok() {}
-        assert_eq!(room.len(), 4);
+        assert_eq!(room.count(Stage::Waiting), 4);
         assert_eq!(room.enter(tenant(1, 1), 4), Ok(0));
         assert_eq!(room.enter(tenant(1, 1), 4), Ok(4), "its own, and none of the work");
         let mut room = WaitingRoom::new(16);

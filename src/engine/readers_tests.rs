@@ -5,9 +5,10 @@ use std::thread;
 
 use super::events::UNREAD_MAX;
 use super::grammar::{Allowed, Grammar, Mask, MaskSource};
-use super::handle::{GenerateRequest, SamplingParams};
+use super::handle::{Event, GenerateRequest, SamplingParams, SubmitError};
 use super::tests::*;
 use super::*;
+use crate::types::Tenant;
 
 /// Alternatives of each token: less than 700 tokens are too much unread.
 const TOP: usize = 100;
@@ -25,7 +26,7 @@ fn long(seed: u64) -> GenerateRequest {
 }
 
 /// Waits until so many stand aside, and nobody else is left.
-fn stand_aside(handle: &EngineHandle, count: usize) {
+pub(super) fn stand_aside(handle: &EngineHandle, count: usize) {
     let stats = handle.stats();
     let begun = Instant::now();
     let load = |count: &std::sync::atomic::AtomicUsize| count.load(Ordering::Acquire);
@@ -132,7 +133,7 @@ fn the_bound_is_in_bytes() {
     let (mut heavy, mut light) = (handle.submit(long(1)).unwrap(), Vec::new());
     stand_aside(&handle, 1);
     while let Some(event) = heavy.blocking_next() {
-        if let super::handle::Event::Token { logprobs, .. } = event {
+        if let Event::Token { logprobs, .. } = event {
             light.push(logprobs.unwrap().top.len());
         }
         if light.len() * TOP * 8 > UNREAD_MAX {
@@ -148,4 +149,80 @@ fn the_bound_is_in_bytes() {
         assert_eq!(handle.stats().aside.load(Ordering::Relaxed), 0);
     }
     assert_eq!(collect(plain).tokens.len(), TOKENS);
+}
+
+/// Answers that are over, and far from too much.
+#[test]
+fn what_is_over_has_a_place_in_the_queue_until_it_is_read() {
+    let (handle, _thread) = engine(Limits { queue_len: 4, ..limits_for(2) });
+    let few = |max_tokens| GenerateRequest { max_tokens, ..long(1) };
+    let mut unread = Vec::new();
+    let refused = loop {
+        match handle.submit(few(100)) {
+            Ok(generation) => unread.push(generation),
+            Err(refused) => break refused,
+        }
+        wait_until_idle(&handle);
+    };
+    assert!(matches!(refused, SubmitError::QueueFull { waiting: 4, .. }), "{refused:?}");
+    let count = || handle.stats().unread.load(Ordering::Acquire);
+    assert_eq!((unread.len(), count()), (4, 4));
+    // One is read to its end and kept, one is dropped, one has an end that nobody looks at.
+    let mut read = unread.remove(0);
+    while read.blocking_next().is_some_and(|event| !matches!(event, Event::Finished { .. })) {}
+    unread.remove(0);
+    assert_eq!(count(), 2);
+    unread[0].blocking_next().unwrap();
+    assert_eq!(count(), 2);
+    // Many may end at once whose clients are about to read the end.
+    let mut short = Vec::new();
+    for _ in 0..5 {
+        short.extend(handle.submit_all(vec![few(2); 2]).unwrap());
+        wait_until_idle(&handle);
+    }
+    assert!(
+        (count(), short.len()) == (2, 10)
+            && short.iter_mut().all(|one| one.blocking_next().is_some())
+    );
+    let full = handle.submit_all(vec![few(2); 3]).unwrap_err();
+    assert!(matches!(full, SubmitError::QueueFull { waiting: 2, .. }), "{full:?}");
+    drop((read, unread));
+    wait_until_idle(&handle);
+    assert_eq!(count(), 0);
+}
+
+/// Whatever comes and is never read, no more are here than may run and may wait: of one key fewer,
+/// and another one hardly notices.
+#[test]
+fn how_many_stand_aside_is_bounded_for_each_key() {
+    let of = |id, seed| {
+        let tenant = Tenant { id, ..Tenant::default() };
+        GenerateRequest { tenant, ..long(seed) }
+    };
+    let (handle, _thread) = engine(Limits { queue_len: 12, ..limits_for(2) });
+    let mut unread = Vec::new();
+    let refused = loop {
+        match handle.submit(of(1, unread.len() as u64)) {
+            Ok(generation) => unread.push(generation),
+            Err(refused) => break refused,
+        }
+        stand_aside(&handle, unread.len());
+    };
+    assert!(matches!(refused, SubmitError::Unread { unread: 3, .. }), "{refused:?}");
+    // At once they come in while there are places, and no more of them afterwards.
+    let mut others: Vec<_> = (0..30).map_while(|seed| handle.submit(of(2, seed)).ok()).collect();
+    assert!((8..=10).contains(&others.len()), "{}", others.len());
+    stand_aside(&handle, 3 + others.len());
+    assert!(matches!(handle.submit(of(2, 0)), Err(SubmitError::Unread { .. })));
+    let third = GenerateRequest { max_tokens: 3, ..of(3, 0) };
+    assert_eq!(ask(&handle, third).tokens.len(), 3);
+    // One of them leaves, one is read and misses nothing.
+    unread.remove(2);
+    stand_aside(&handle, 2 + others.len());
+    let more = handle.submit(of(1, 7)).unwrap();
+    stand_aside(&handle, 3 + others.len());
+    same(&collect(others.remove(1)), &ask(&engine(limits_for(2)).0, long(1)));
+    drop((unread, others, more));
+    stand_aside(&handle, 0);
+    assert_eq!(handle.stats().unread.load(Ordering::Acquire), 0);
 }

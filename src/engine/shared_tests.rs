@@ -157,8 +157,8 @@ fn a_fork_may_leave_before_and_after_its_prompt() {
 
 #[test]
 fn several_are_taken_all_or_none() {
-    let (handle, _thread) = engine(Limits { queue_len: 3, running_len: 1, ..limits() });
-    let long = greedy(&[1, 2], 200);
+    let (handle, _thread) = engine(Limits { queue_len: 3, running_len: 1, ..roomy() });
+    let long = greedy(&[1, 2], ENDLESS);
     let first = handle.submit(long.clone()).unwrap();
     while handle.stats().waiting.load(Ordering::Relaxed) > 0 {
         std::thread::sleep(Duration::from_millis(1));

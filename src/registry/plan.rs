@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hearth_models::{Compute, EncoderConfig, KvDType, ModelConfig};
+use hearth_models::{Compute, EncoderConfig, KvDType, KvGeometry, ModelConfig};
 
 use crate::config::PlanOptions;
 use crate::engine::handle::{Limits, PROPOSED_ROWS, SCORE_CHUNK};
@@ -106,7 +106,7 @@ pub fn plan(
 
 /// What a model takes at most once it is in memory: weights, working memory, keys and values.
 pub fn bytes(model: &Demand<'_>, options: &PlanOptions, limits: &Limits) -> u64 {
-    own_bytes(model, options) + limits.kv_blocks as u64 * both_block_bytes(model, options)
+    own_bytes(model, options) + kv_bytes(model, options, limits.kv_blocks)
 }
 
 /// Bounds of the model with these numbers that guesses for one with these bounds.
@@ -138,13 +138,12 @@ fn limits(
     if let Some(asked) = options.ctx_size.filter(|&asked| asked > max) {
         return Err(PlanError::BeyondModel { asked, max });
     }
-    let block_bytes = both_block_bytes(model, options);
-    let affordable = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX);
+    let affordable = affordable_blocks(model, options, kv_bytes);
     let fits = affordable.saturating_mul(BLOCK_LEN);
     let context_len = options.ctx_size.unwrap_or(max.min(fits));
     if context_len == 0 || context_len > fits {
         let context_len = context_len.max(BLOCK_LEN);
-        let kv = context_len.div_ceil(BLOCK_LEN) as u64 * block_bytes;
+        let kv = self::kv_bytes(model, options, context_len.div_ceil(BLOCK_LEN));
         let needed = own_bytes(model, options) + (kv as f64 / KV_SHARE).ceil() as u64;
         let (needed_mb, available_mb) = (needed.div_ceil(1 << 20), budget >> 20);
         return Err(PlanError::NoMemory { context_len, needed_mb, available_mb });
@@ -176,6 +175,31 @@ fn both_block_bytes(model: &Demand<'_>, options: &PlanOptions) -> u64 {
     let share = |bytes: u64| (bytes * together as u64).div_ceil(ranks as u64);
     let block = |config| share(block_bytes(config, options.kv_dtype));
     block(model.config) + model.draft.map_or(0, |(config, _)| block(config))
+}
+
+/// What lies before the layers of so many blocks, in the first huge page of each.
+fn lead_bytes(model: &Demand<'_>, options: &PlanOptions, blocks: usize) -> u64 {
+    let (ranks, together) = model.ranks;
+    let of = |config: &ModelConfig| {
+        let whole = config.kv_geometry(blocks, BLOCK_LEN, options.kv_dtype);
+        let rank = KvGeometry { kv_head_count: whole.kv_head_count.div_ceil(ranks), ..whole };
+        ((rank.resident_bytes() - rank.bytes()) * together) as u64
+    };
+    of(model.config) + model.draft.map_or(0, |(config, _)| of(config))
+}
+
+/// What so many blocks take.
+fn kv_bytes(model: &Demand<'_>, options: &PlanOptions, blocks: usize) -> u64 {
+    let own = blocks as u64 * both_block_bytes(model, options);
+    own + lead_bytes(model, options, blocks)
+}
+
+/// How many take no more than that.
+fn affordable_blocks(model: &Demand<'_>, options: &PlanOptions, bytes: u64) -> usize {
+    let block_bytes = both_block_bytes(model, options);
+    let fit = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
+    // Before fewer blocks lies no more than before many.
+    fit(bytes.saturating_sub(lead_bytes(model, options, fit(bytes))))
 }
 
 /// Activations of one forward pass and the logits that it may yield, twice over; of one rank no
@@ -261,10 +285,13 @@ mod tests {
         }
     }
 
+    fn demand(config: &ModelConfig, weight_bytes: u64) -> Demand<'_> {
+        Demand { config, vocab_len: 512, weight_bytes, draft: None, ranks: (1, 1) }
+    }
+
     fn alone(options: PlanOptions, vocab_len: usize, kv_budget: u64) -> Result<Limits, PlanError> {
         let config = hearth_models::tiny::config();
-        let model =
-            Demand { config: &config, vocab_len, weight_bytes: 0, draft: None, ranks: (1, 1) };
+        let model = Demand { vocab_len, ..demand(&config, 0) };
         limits(&model, &options, kv_budget, kv_budget)
     }
 
@@ -301,13 +328,7 @@ mod tests {
     #[test]
     fn weights_of_all_models_come_before_keys_and_values_of_any() {
         let config = hearth_models::tiny::config();
-        let demand = |weight_bytes| Demand {
-            config: &config,
-            vocab_len: 512,
-            weight_bytes,
-            draft: None,
-            ranks: (1, 1),
-        };
+        let demand = |weight_bytes| demand(&config, weight_bytes);
         let budget = (4 << 30) + 2 * working_bytes(&config, &options()) + 30_000_000;
         for models in [[demand(3 << 30), demand(1 << 30)], [demand(1 << 30), demand(3 << 30)]] {
             let all = plan(&models, &options(), Some(budget), 0);
@@ -322,13 +343,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_takes_turns() {
         let config = hearth_models::tiny::config();
-        let demand = |weight_bytes| Demand {
-            config: &config,
-            vocab_len: 512,
-            weight_bytes,
-            draft: None,
-            ranks: (1, 1),
-        };
+        let demand = |weight_bytes| demand(&config, weight_bytes);
         let models = [demand(1 << 30), demand(3 << 30), demand(5 << 30)];
         let budget = 4 << 30;
         let all = plan(&models, &options(), Some(budget), 0);
@@ -351,13 +366,7 @@ mod tests {
     fn who_guesses_has_its_part_of_the_memory() {
         let large = hearth_models::tiny::config();
         let small = ModelConfig { context_len: 512, layer_count: 1, ..large.clone() };
-        let alone = Demand {
-            config: &large,
-            vocab_len: 512,
-            weight_bytes: 1000,
-            draft: None,
-            ranks: (1, 1),
-        };
+        let alone = demand(&large, 1000);
         let helped = Demand { draft: Some((&small, 500)), ..alone };
         let own = own_bytes(&helped, &options());
         assert_eq!(own, own_bytes(&alone, &options()) + 500 + working_bytes(&small, &options()));
@@ -374,8 +383,7 @@ mod tests {
     fn ranks_divide_keys_and_values_where_their_memories_are_apart() {
         let config = hearth_models::tiny::config();
         let of = |ranks| {
-            let model =
-                Demand { config: &config, vocab_len: 512, weight_bytes: 1000, draft: None, ranks };
+            let model = Demand { ranks, ..demand(&config, 1000) };
             let limits = limits(&model, &options(), 8 * 8192, u64::MAX).unwrap();
             (limits.kv_blocks, bytes(&model, &options(), &limits))
         };
@@ -383,6 +391,29 @@ mod tests {
         assert_eq!(of((1, 1)), (8, 1000 + working + 8 * 8192));
         assert_eq!(of((2, 1)), (16, 1000 + working + 8 * 8192), "on each of two devices");
         assert_eq!(of((2, 2)), (8, 1000 + 2 * working + 8 * 8192), "two in one memory");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_lies_before_each_layer_in_its_first_huge_page_is_counted() {
+        const BLOCKS: u64 = 1024;
+        let config = hearth_models::tiny::config();
+        let many = PlanOptions { running_len: 16, ..options() };
+        let of = |ranks, kv: u64| {
+            let model = Demand { ranks, ..demand(&config, 0) };
+            let limits = limits(&model, &many, kv, u64::MAX).unwrap();
+            let kv_bytes = bytes(&model, &many, &limits) - own_bytes(&model, &many);
+            (limits.kv_blocks as u64, kv_bytes)
+        };
+        // The second of two layers of 4 MiB begins in the middle of a page of 2 MiB.
+        let (enough, lead) = (BLOCKS * 8192, 1 << 20);
+        assert_eq!(of((1, 1), 1 << 40), (BLOCKS, enough + lead));
+        assert_eq!(of((1, 1), enough), (BLOCKS - lead / 8192, enough), "no more than there is");
+        assert_eq!(of((2, 2), 1 << 40), (BLOCKS, enough + 2 * lead), "each of two ranks has one");
+        // Layers of less than a page begin at its beginning.
+        assert_eq!(of((2, 2), 500 * 8192), (500, 500 * 8192));
+        let needed = limits(&demand(&config, 0), &many, 0, 0).unwrap_err();
+        assert!(matches!(needed, PlanError::NoMemory { context_len: 16, .. }));
     }
 
     #[test]

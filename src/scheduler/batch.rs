@@ -29,8 +29,19 @@ pub struct Batch {
     pub short: bool,
     /// Rows that the batch may have.
     pub(super) row_limit: usize,
+    /// What it has so far.
+    pub(super) taken: Taken,
     /// Whether the waiting room was emptied, and what stood in the way.
     pub admit: Admit,
+}
+
+/// Counts of what stands in the entries while a batch is made, when they are asked for often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub rows: usize,
+    /// Rows whose logits are read for scoring.
+    pub scores: usize,
+    pub forks: usize,
 }
 
 /// Rows of one sequence.
@@ -79,7 +90,7 @@ pub enum Later {
     RunningFull,
     /// The batch has no row left.
     BatchFull,
-    /// Everybody who waits has as many running as allowed to its tenant.
+    /// Everybody who waits has as many running, or aside, as allowed to its tenant.
     TenantFull,
     /// The pool has no room for the whole prompt.
     NoBlocks,
@@ -125,6 +136,10 @@ impl Batch {
             true => start.max(seq.scored)..end.min(seq.prompt_len),
             false => start..start,
         };
+        let score = score.start..score.end.max(score.start);
+        self.taken.rows += rows;
+        self.taken.scores += score.len();
+        self.taken.forks += forks.len();
         self.entries.push(Entry {
             id: seq.id,
             start,
@@ -132,7 +147,13 @@ impl Batch {
             samples: seq.samples && end == seq.len(),
             proposed: Vec::new(),
             forks: forks.to_vec(),
-            score: score.start..score.end.max(score.start),
+            score,
         });
+    }
+
+    /// The rows of a sequence that lost its blocks, which is one of an answer.
+    pub(super) fn drop_answer(&mut self, id: SeqId) {
+        self.entries.retain(|entry| entry.id != id);
+        self.taken.rows = self.row_count();
     }
 }

@@ -41,6 +41,8 @@ struct Account {
     running: usize,
     /// In order of priority, then of id.
     waiting: VecDeque<Sequence>,
+    /// Those that wait for nothing but to be brought back.
+    aside: BTreeMap<SeqId, Sequence>,
 }
 
 /// Virtual time of one token at weight 1.
@@ -72,9 +74,15 @@ impl Account {
         self.running > usize::from(!self.tenant.background)
     }
 
+    /// How many more of it may run. Those that stand aside have begun, and count.
+    fn room(&self) -> usize {
+        let begun = self.running + self.aside.len();
+        self.tenant.max_running.map_or(usize::MAX, |max| max.saturating_sub(begun))
+    }
+
     /// Whether one more may run.
     fn is_open(&self) -> bool {
-        self.tenant.max_running.is_none_or(|max| self.running < max)
+        self.room() > 0
     }
 }
 
@@ -83,8 +91,8 @@ impl Tenants {
     pub fn enter(&mut self, seq: Sequence) {
         let (tenant, clock) = (seq.tenant, self.clocks[usize::from(seq.tenant.background)]);
         let account = self.accounts.entry(tenant.id).or_insert_with(|| {
-            let (running, waiting) = (0, VecDeque::new());
-            Account { tenant, time: 0, running, waiting }
+            let (running, waiting, aside) = (0, VecDeque::new(), BTreeMap::new());
+            Account { tenant, time: 0, running, waiting, aside }
         });
         account.tenant = tenant; // as the latest request has it
         if !account.is_active() {
@@ -130,6 +138,18 @@ impl Tenants {
         self.account(tenant).running -= 1;
     }
 
+    /// A sequence that neither runs nor waits any more holds no turn, and no place but in the
+    /// counts of its tenant.
+    pub fn set_aside(&mut self, seq: Sequence) {
+        self.account(seq.tenant.id).aside.insert(seq.id, seq);
+    }
+
+    /// It waits again, at its old place.
+    pub fn bring_back(&mut self, id: SeqId) {
+        let found = self.accounts.values_mut().find_map(|account| account.aside.remove(&id));
+        found.into_iter().for_each(|seq| self.enter(seq));
+    }
+
     /// Rows were computed for it.
     pub fn charge(&mut self, tenant: u64, rows: usize) {
         let account = self.account(tenant);
@@ -148,15 +168,19 @@ impl Tenants {
             let of_class = |a: &&Account| a.is_active() && a.tenant.background == background;
             let active = || self.accounts.values().filter(of_class);
             let Some(least) = active().map(|a| a.time).min() else {
-                self.accounts.retain(|_, a| a.tenant.background != background);
+                let of_others = |a: &Account| a.tenant.background != background;
+                self.accounts.retain(|_, a| of_others(a) || !a.aside.is_empty());
                 continue;
             };
             // Not the least time alone: who waits for long would hold it, and newcomers before it.
             let weights: u64 = active().map(Account::weight).sum();
             *clock = (*clock + served / weights).max(least);
             let settled = |a: &Account| a.time + CREDIT * TOKEN / a.weight() <= *clock;
-            let of_others = |a: &Account| a.tenant.background != background;
-            self.accounts.retain(|_, a| of_others(a) || a.is_active() || !settled(a));
+            let stays = |a: &Account| {
+                let others = a.tenant.background != background;
+                others || a.is_active() || !a.aside.is_empty() || !settled(a)
+            };
+            self.accounts.retain(|_, a| stays(a));
         }
     }
 
@@ -173,9 +197,7 @@ impl Tenants {
 
     /// How many more of it may run.
     pub fn room(&self, tenant: u64) -> usize {
-        let account = self.accounts.get(&tenant);
-        let max = account.and_then(|a| Some(a.tenant.max_running?.saturating_sub(a.running)));
-        max.unwrap_or(usize::MAX)
+        self.accounts.get(&tenant).map_or(usize::MAX, Account::room)
     }
 
     /// Somebody is here who is not in the background.
@@ -226,10 +248,20 @@ impl Tenants {
         over.max_by(|a, b| by_share(a.1, b.1)).map(|(id, _)| *id)
     }
 
-    /// Takes a waiting sequence out.
+    /// Takes a sequence out that waits, or stands aside.
     pub fn remove(&mut self, id: SeqId) -> Option<Sequence> {
+        let aside = self.accounts.values_mut().find_map(|account| account.aside.remove(&id));
+        aside.or_else(|| self.remove_waiting(id, |_| true))
+    }
+
+    /// Takes one out that waits, if it `may` go.
+    pub fn remove_waiting(
+        &mut self,
+        id: SeqId,
+        may: impl Fn(&Sequence) -> bool,
+    ) -> Option<Sequence> {
         self.accounts.values_mut().find_map(|account| {
-            let place = account.waiting.iter().position(|s| s.id == id)?;
+            let place = account.waiting.iter().position(|s| s.id == id && may(s))?;
             account.waiting.remove(place)
         })
     }
@@ -258,6 +290,11 @@ impl Tenants {
     /// The same, to change them.
     pub fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
         self.accounts.values_mut().flat_map(|a| &mut a.waiting)
+    }
+
+    /// Everybody who stands aside.
+    pub fn aside(&self) -> impl Iterator<Item = &Sequence> {
+        self.accounts.values().flat_map(|a| a.aside.values())
     }
 
     /// Counts again who runs.

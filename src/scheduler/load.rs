@@ -83,11 +83,13 @@ impl Scheduler {
         }
     }
 
-    /// Whether a prompt waits for blocks, from now on or as others do already.
+    /// Whether a prompt waits for blocks, from now on or as others do already, which had begun
+    /// before this batch where somebody was `loading`.
     pub(super) fn waits_for_kept(
         &mut self,
         place: usize,
         kept: &dyn Kept,
+        loading: bool,
         batch: &mut Batch,
     ) -> bool {
         let block_len = self.config.block_len;
@@ -101,7 +103,8 @@ impl Scheduler {
             let of = |s: &Sequence| s.coming.as_ref().is_some_and(|c| c.texts.contains(next));
             self.running.iter().any(|s| s.scope == Some(scope) && of(s))
         };
-        if self.loading_count() > 0 && texts.clone().next().as_ref().is_some_and(comes) {
+        let loading = loading || !batch.loads.is_empty();
+        if loading && texts.clone().next().as_ref().is_some_and(comes) {
             return true;
         }
         if seq.known < seq.load_from {

@@ -17,6 +17,7 @@
 
 mod aside;
 mod batch;
+mod check;
 mod fair;
 #[cfg(test)]
 mod fair_tests;
@@ -31,7 +32,7 @@ mod tests;
 #[cfg(test)]
 mod trace_tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
@@ -74,12 +75,10 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: BlockPool,
     pace: Pace,
-    /// Sequences without blocks, by whose turn it is.
+    /// Sequences without blocks: by whose turn it is, and those that stand aside.
     tenants: Tenants,
     /// Sequences with blocks, in order of id.
     running: Vec<Sequence>,
-    /// Sequences that hold nothing and wait for nothing but to be brought back.
-    aside: BTreeMap<SeqId, Sequence>,
     /// Steps so far.
     steps: u64,
     /// The last ticket of a load.
@@ -97,8 +96,8 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
         let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
-        let (tenants, running, aside) = (Tenants::default(), Vec::new(), BTreeMap::new());
-        Self { config, pool, pace, tenants, running, aside, steps: 0, loads: 0 }
+        let (tenants, running) = (Tenants::default(), Vec::new());
+        Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
     }
 
     /// The same bounds, with nothing in it.
@@ -136,7 +135,7 @@ impl Scheduler {
         self.make_way(&mut batch);
         let answers = self.answers();
         self.give_to_answers(&answers, &mut batch);
-        batch.answers = batch.row_count();
+        batch.answers = batch.taken.rows;
         let rows = match self.tenants.in_foreground() {
             true => self.pace.prompt_rows(batch.answers, self.prompts_waiting()),
             false => self.pace.background_rows(batch.answers),
@@ -156,6 +155,7 @@ impl Scheduler {
     /// so blocks that are freed meanwhile may be in a later one: its rows come after all that an
     /// earlier one reads or writes.
     pub fn launch(&mut self, batch: &Batch, go_on: &[SeqId]) {
+        let go_on: BTreeSet<SeqId> = go_on.iter().copied().collect();
         for entry in &batch.entries {
             let Some(place) = self.place(entry.id) else { continue };
             let goes_on = entry.samples && go_on.contains(&entry.id);
@@ -206,12 +206,14 @@ impl Scheduler {
 
     /// Forgets a sequence, wherever it is, and frees its blocks.
     pub fn finish(&mut self, id: SeqId) {
-        let everybody = self.running.iter_mut().chain(self.tenants.waiting_mut());
-        everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
         let gone = match self.place(id) {
             Some(place) => Some(self.stop(place)),
-            None => self.aside.remove(&id).or_else(|| self.tenants.remove(id)),
+            None => self.tenants.remove(id),
         };
+        if gone.is_none() {
+            let everybody = self.running.iter_mut().chain(self.tenants.waiting_mut());
+            everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
+        }
         if let Some(heir) = gone.and_then(|mut seq| seq.heir()) {
             self.tenants.enter(heir);
         }
@@ -247,30 +249,7 @@ impl Scheduler {
 
     /// Nothing to do, now or later.
     pub fn is_empty(&self) -> bool {
-        self.waiting_count() == 0 && self.running.is_empty() && self.aside.is_empty()
-    }
-
-    /// Recomputes everything that is kept twice.
-    pub fn check(&self) -> Result<(), String> {
-        self.pool.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
-        self.tenants.check(&self.running)?;
-        if !self.running.iter().map(|s| s.id).is_sorted() {
-            return Err("sequences do not run in order of arrival".into());
-        }
-        if self.running.len() > self.config.running_len {
-            return Err(format!("{} sequences run", self.running.len()));
-        }
-        for s in &self.running {
-            s.check(&self.pool, self.config.block_len)?;
-            if s.computed >= s.prompt_len && !s.forks.is_empty() {
-                return Err(format!("{} keeps its forks waiting", s.id));
-            }
-        }
-        let mut idle = self.tenants.waiting().chain(self.aside.values());
-        match idle.find(|s| s.computed > 0 || !s.blocks.is_empty()) {
-            Some(s) => Err(format!("{} waits and holds something", s.id)),
-            None => Ok(()),
-        }
+        self.waiting_count() == 0 && self.running.is_empty() && self.tenants.aside().count() == 0
     }
 
     fn place(&self, id: SeqId) -> Option<usize> {
@@ -281,7 +260,7 @@ impl Scheduler {
     /// now and then.
     fn give_to_answers(&mut self, answers: &[SeqId], batch: &mut Batch) {
         let slow = self.slow_answers();
-        for &id in answers.iter().filter(|id| !slow.contains(id)) {
+        for &id in answers.iter().filter(|id| slow.binary_search(id).is_err()) {
             if self.grow(id, batch)
                 && let Some(seq) = self.running(id)
             {
@@ -293,6 +272,7 @@ impl Scheduler {
     /// Rows for all that are no answers, by when they are due.
     fn give_to_prompts(&mut self, answers: &[SeqId], kept: &dyn Kept, batch: &mut Batch) {
         let order = self.prompts(|s| answers.binary_search(&s.id).is_err());
+        let loading = self.loading_count() > 0;
         let mut background = match self.tenants.in_foreground() {
             true => BACKGROUND_ROWS,
             false => usize::MAX,
@@ -303,7 +283,7 @@ impl Scheduler {
             // Somebody may have computed meanwhile what comes next in it.
             let found = seq.found(&self.pool, self.config.block_len);
             seq.adopt(&found, &mut self.pool, self.config.block_len);
-            if self.waits_for_kept(place, kept, batch) {
+            if self.waits_for_kept(place, kept, loading, batch) {
                 continue;
             }
             let bound = if in_background { background } else { usize::MAX };
@@ -324,15 +304,20 @@ impl Scheduler {
     /// What room is left goes to answers that may go on in a known way. Nobody waits for these
     /// rows, and nobody gives a block for them.
     fn give_to_proposals(&mut self, proposals: &[Proposal], batch: &mut Batch) {
-        let rows = batch.row_limit.saturating_sub(batch.row_count());
+        let rows = batch.row_limit.saturating_sub(batch.taken.rows);
         let mut room = rows.min(self.config.proposed_rows);
         for proposal in proposals {
             let Some(place) = self.place(proposal.id) else { continue };
             let seq = &mut self.running[place];
-            let entry = batch.entries.iter_mut().find(|e| e.id == proposal.id);
-            let Some(entry) = entry.filter(|_| seq.is_answer() && seq.flying == 0) else {
+            // Answers come first, in order of id, with a row each.
+            let answers = &mut batch.entries[..batch.answers];
+            let Ok(entry) = answers.binary_search_by_key(&proposal.id, |entry| entry.id) else {
                 continue;
             };
+            let entry = &mut answers[entry];
+            if seq.flying > 0 {
+                continue;
+            }
             let certain = entry.rows;
             for &token in proposal.tokens.iter().take(room) {
                 let last = (entry.start + entry.rows) / self.config.block_len;
@@ -344,24 +329,25 @@ impl Scheduler {
                 entry.rows += 1;
             }
             room -= entry.rows - certain;
+            batch.taken.rows += entry.rows - certain;
         }
     }
 
     /// Rows that this sequence may have in this batch. Rows whose logits are read are bounded over
     /// the whole batch: each costs a vocabulary of floats.
     fn row_limit(&self, seq: &Sequence, batch: &Batch) -> usize {
-        let rows = seq.todo().min(batch.row_limit - batch.row_count());
+        let rows = seq.todo().min(batch.row_limit - batch.taken.rows);
         if !seq.score || seq.scored >= seq.prompt_len {
             return rows;
         }
         let again = seq.scored.saturating_sub(seq.start());
-        rows.min(again + self.config.score_chunk - batch.score_count())
+        rows.min(again + self.config.score_chunk - batch.taken.scores)
     }
 
     /// Forks that may begin to run with this step.
     fn fork_room(&self, seq: &Sequence, batch: &Batch) -> usize {
         let slots = self.config.running_len - self.running.len();
-        slots.min(self.tenants.room(seq.tenant.id)).saturating_sub(batch.fork_count())
+        slots.min(self.tenants.room(seq.tenant.id)).saturating_sub(batch.taken.forks)
     }
 
     /// The prompt of the sequence at `place` is computed for these too. Those for whom there was
@@ -387,7 +373,8 @@ impl Scheduler {
 
     /// Lets sequences in from the waiting room until something says no.
     fn admit(&mut self, batch: &Batch) -> Admit {
-        while let Some(Next { tenant, room, .. }) = self.next(batch) {
+        let mut line = self.line(batch);
+        while let Some(Next { tenant, room, .. }) = self.next(&line, batch) {
             let found = match room {
                 Ok(found) => found,
                 Err(why) => return Admit::Later(why),
@@ -396,6 +383,7 @@ impl Scheduler {
             next.adopt(&found, &mut self.pool, self.config.block_len);
             let missing = self.blocks_wanted(&next) - next.blocks.len();
             next.blocks.extend((0..missing).map_while(|_| self.pool.allocate()));
+            line.join(&next, self.row_limit(&next, batch));
             self.start(next);
         }
         match self.tenants.waiting().next() {
@@ -454,7 +442,7 @@ impl Scheduler {
 
     /// Where the next one cannot come in, a tenant with more makes way.
     fn make_way(&mut self, batch: &mut Batch) {
-        while let Some(Next { tenant, due, room }) = self.next(batch)
+        while let Some(Next { tenant, due, room }) = self.next(&self.line(batch), batch)
             && let Err(Later::RunningFull | Later::NoBlocks) = room
             && let Some(other) = self.tenants.must_yield_to(tenant, due)
         {
@@ -471,7 +459,7 @@ impl Scheduler {
         let theirs = |s: &Sequence| tenant.is_none_or(|tenant| s.tenant.id == tenant);
         let place = self.running.iter().rposition(theirs);
         let seq = self.stop(place.expect("the one that asks runs; this is a bug"));
-        batch.entries.retain(|e| e.id != seq.id);
+        batch.drop_answer(seq.id);
         batch.preempted.push(seq.id);
         self.tenants.enter(seq);
     }

@@ -20,15 +20,16 @@ pub(super) struct Next {
 }
 
 impl Scheduler {
-    /// Answers that stand still in this step, because they are beyond the time at which a prompt
-    /// of another tenant is due, theirs has more than its share, and all answers together are a
-    /// heavy load; or because they are in the background, and somebody is not.
+    /// Answers that stand still in this step, in order of id, because they are beyond the time at
+    /// which a prompt of another tenant is due, theirs has more than its share, and all answers
+    /// together are a heavy load; or because they are in the background, and somebody is not.
     pub(super) fn slow_answers(&self) -> Vec<SeqId> {
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         let first_due = || {
             let begun = self.prompts(|s| s.todo() > 0 && !s.is_answer());
             let begun = begun.first().map(|(due, _)| *due);
-            begun.into_iter().chain(self.first().map(|(due, _)| due)).min()
+            let first = self.first(&self.line(&Batch::default()));
+            begun.into_iter().chain(first.map(|(due, _)| due)).min()
         };
         let least = if self.pace.are_heavy(answers) { first_due() } else { None };
         let foreground = self.tenants.in_foreground();
@@ -42,7 +43,9 @@ impl Scheduler {
         let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
         slow.sort_by_key(|s| (s.moved, s.id));
         let moving = slow.len().div_ceil(SLOW_STRIDE);
-        slow[moving..].iter().map(|s| s.id).collect()
+        let mut slow: Vec<SeqId> = slow[moving..].iter().map(|s| s.id).collect();
+        slow.sort_unstable();
+        slow
     }
 
     /// Some sequences of those that nothing is fetched for, in the order in which they are due.
@@ -72,30 +75,42 @@ impl Scheduler {
         self.running.iter().filter(|s| s.todo() > 0 && !s.is_answer() && !s.is_waiting())
     }
 
+    /// Prompts that run, each with the rows that it may have in this batch.
+    pub(super) fn line(&self, batch: &Batch) -> Line {
+        let mut line = Line::default();
+        if self.tenants.waiting().next().is_some() {
+            self.running.iter().for_each(|s| line.join(s, self.row_limit(s, batch)));
+        }
+        line
+    }
+
     /// The tenant whose turn it is, and when its first sequence is due: what is known of its text
     /// need not be computed, and prompts of its own that run are before it, if they rank so.
-    fn first(&self) -> Option<(Turn, u64)> {
-        let begun: Vec<&Sequence> = self.begun().collect();
+    fn first(&self, line: &Line) -> Option<(Turn, u64)> {
         let block_len = self.config.block_len;
         self.tenants.next(|head| {
             let found = head.found(&self.pool, block_len).len() * block_len;
-            let own = begun.iter().filter(|s| s.tenant.id == head.tenant.id);
-            let ahead = own.filter(|s| rank(s) < rank(head)).map(|s| s.todo());
-            head.todo() - found + ahead.sum::<usize>()
+            let ahead: usize = line.before(head).iter().map(|prompt| prompt.todo).sum();
+            head.todo() - found + ahead
         })
     }
 
     /// Who comes in next, and with what, or why not yet.
-    pub(super) fn next(&self, batch: &Batch) -> Option<Next> {
-        let (due, tenant) = self.first()?;
+    pub(super) fn next(&self, line: &Line, batch: &Batch) -> Option<Next> {
+        let (due, tenant) = self.first(line)?;
         let head = self.tenants.front(tenant);
         // Rows that others will have before it; whoever gets none in this step may as well wait.
-        let prompts = self.prompts(|s| !s.is_answer());
-        let before = prompts.iter().filter(|(turn, _)| *turn <= due);
-        let before = before.filter_map(|(_, id)| self.running(*id));
-        let before = before.filter(|s| s.tenant.id != tenant || rank(s) < rank(head));
-        let taken: usize = before.map(|s| self.row_limit(s, batch)).sum();
-        let room = match taken + batch.row_count() >= batch.row_limit {
+        let of = |(id, prompts): (&u64, &Vec<Prompt>)| {
+            let before = if *id == tenant { line.before(head) } else { prompts };
+            let mut tokens = 0;
+            let before = before.iter().take_while(|prompt| {
+                tokens += prompt.todo;
+                self.tenants.due(*id, tokens) <= due
+            });
+            before.map(|prompt| prompt.rows).sum::<usize>()
+        };
+        let taken: usize = line.0.iter().map(of).sum();
+        let room = match taken + batch.taken.rows >= batch.row_limit {
             true if self.running.len() < self.config.running_len => Err(Later::BatchFull),
             _ => self.room_for(head),
         };
@@ -103,7 +118,41 @@ impl Scheduler {
     }
 }
 
+/// Prompts that run, by tenant, and of each in order. It is made once and kept up to date while
+/// sequences come in, of which there may be thousands.
+#[derive(Default)]
+pub(super) struct Line(BTreeMap<u64, Vec<Prompt>>);
+
+struct Prompt {
+    rank: Rank,
+    /// Rows that are left.
+    todo: usize,
+    /// Of these, those that it may have now.
+    rows: usize,
+}
+
+impl Line {
+    /// One more, unless it is an answer, or something is fetched for it.
+    pub(super) fn join(&mut self, seq: &Sequence, rows: usize) {
+        if seq.is_answer() || seq.is_waiting() {
+            return;
+        }
+        let prompts = self.0.entry(seq.tenant.id).or_default();
+        let rank = rank(seq);
+        let place = prompts.partition_point(|prompt| prompt.rank < rank);
+        prompts.insert(place, Prompt { rank, todo: seq.todo(), rows });
+    }
+
+    /// Those of its tenant that come before one that waits.
+    fn before(&self, head: &Sequence) -> &[Prompt] {
+        let Some(own) = self.0.get(&head.tenant.id) else { return &[] };
+        &own[..own.partition_point(|prompt| prompt.rank < rank(head))]
+    }
+}
+
+type Rank = (Reverse<Priority>, SeqId);
+
 /// Who comes first within a tenant.
-fn rank(seq: &Sequence) -> (Reverse<Priority>, SeqId) {
+fn rank(seq: &Sequence) -> Rank {
     (Reverse(seq.priority), seq.id)
 }

@@ -4,12 +4,14 @@
 //! and the next token follows from what is stored. So a block that is lent to the wrong text,
 //! written twice, or given away too early changes an answer, and is found before that. Passes are
 //! computed in order and as late as they may be: when their results are asked for, in some traces
-//! after the next one was scheduled and handed over.
+//! after the next one was scheduled and handed over. Clients leave, and stop reading for a while:
+//! then their sequences stand aside as the engine has it, and others of theirs as it might.
 
 use std::collections::HashMap;
 
+use super::tests::promise::*;
 use super::*;
-use crate::kv::{Chain, Forgotten};
+use crate::kv::Forgotten;
 use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
@@ -22,7 +24,8 @@ fn random_traces_keep_every_promise() {
     let seen = run(false);
     assert!(seen.right > 0, "nothing that was proposed was right");
     assert!(seen.came > 0, "nothing came back");
-    assert_eq!(seen.unknown + seen.late + seen.short + seen.failed, 0, "{seen:?}");
+    assert!(seen.stood > 0 && seen.wanted > 0, "{seen:?}");
+    assert_eq!(seen.unknown + seen.late + seen.short + seen.failed + seen.flew, 0, "{seen:?}");
 }
 
 #[test]
@@ -30,6 +33,7 @@ fn random_traces_keep_every_promise_one_step_ahead() {
     let seen = run(true);
     assert!(seen.right > 0 && seen.unknown > 0, "{seen:?}");
     assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0, "{seen:?}");
+    assert!(seen.stood > 0 && seen.wanted > 0 && seen.flew > 0, "{seen:?}");
 }
 
 fn run(ahead: bool) -> Seen {
@@ -42,23 +46,6 @@ fn run(ahead: bool) -> Seen {
         seen = trace.end();
     }
     seen
-}
-
-/// What traces must have met.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    /// Proposed tokens that were right.
-    right: usize,
-    /// Blocks that came.
-    came: usize,
-    /// Rows whose token nobody knew when they were scheduled.
-    unknown: usize,
-    /// Rows of sequences that were gone when they were computed.
-    late: usize,
-    /// Steps in which somebody had to wait for blocks of those who fly.
-    short: usize,
-    /// Rows behind a pass that failed.
-    failed: usize,
 }
 
 struct Trace {
@@ -84,43 +71,6 @@ struct Trace {
     shelf: Shelf,
     /// Loads that are not done: what is left of each.
     loads: Vec<Load>,
-}
-
-/// A pass that was handed over, with all that it needs: a text for each entry.
-struct Flight {
-    batch: Batch,
-    texts: Vec<Text>,
-}
-
-struct Text {
-    /// From the beginning, proposals aside; one that the pass before chooses is not there.
-    tokens: Vec<Option<TokenId>>,
-    blocks: Vec<BlockId>,
-    scope: CacheScope,
-    /// Tokens at which it ends.
-    end: usize,
-}
-
-/// What was stored for the tokens of a block, by scope and text; some of it gets lost.
-#[derive(Default)]
-struct Shelf(HashMap<(CacheScope, Chain), Vec<u64>>);
-
-impl Kept for Shelf {
-    fn has(&self, scope: CacheScope, text: Chain) -> bool {
-        self.0.contains_key(&(scope, text))
-    }
-}
-
-/// What a sequence was told on arrival.
-struct Promise {
-    prompt: Vec<TokenId>,
-    /// Tokens of prompt and answer at which it ends.
-    end: usize,
-    scope: CacheScope,
-    /// Its tokens are chosen where the next pass can read them,
-    goes_on: bool,
-    /// and it is known before which one is its last.
-    counts: bool,
 }
 
 impl Trace {
@@ -166,9 +116,10 @@ impl Trace {
         if self.random.below(10) == 0 {
             self.leave();
         }
+        self.read_or_not();
         self.pass();
         self.now += Duration::from_secs(1);
-        let waiting = self.live.len() - self.scheduler.running_count();
+        let waiting = self.live.len() - self.scheduler.running_count() - self.aside(|_| true);
         assert_eq!(self.scheduler.waiting_count(), waiting, "seed {}", self.seed);
     }
 
@@ -204,14 +155,17 @@ impl Trace {
         let weight = 1 + id as u32;
         let tenant = Tenant { id, weight, max_running, ..Tenant::default() };
         let tenant = if differs.is_multiple_of(3) { tenant.in_background() } else { tenant };
-        let scope = CacheScope { adapter: 0, tenant: id % 2 };
+        let adapter = u64::from(self.random.below(4) == 0);
+        let scope = CacheScope { adapter, tenant: id % 2 };
         let n = [1, 1, 1, 2, 5][self.random.below(5)];
         let ids: Vec<SeqId> = (self.next_id..self.next_id + n).map(SeqId).collect();
         self.next_id += n;
         for id in &ids {
             let end = len + 1 + self.random.below(48 - len);
             let [goes_on, counts] = [2, 1].map(|n| self.random.below(3) < n);
-            self.live.insert(*id, Promise { prompt: prompt.clone(), end, scope, goes_on, counts });
+            let prompt = prompt.clone();
+            let reader = Reader::default();
+            self.live.insert(*id, Promise { prompt, end, scope, tenant, goes_on, counts, reader });
         }
         self.scheduler.add(NewSequence {
             id: ids[0],
@@ -226,10 +180,55 @@ impl Trace {
         });
     }
 
-    /// A client goes away.
-    fn leave(&mut self) {
+    /// Everybody who is here, in order.
+    fn ids(&self) -> Vec<SeqId> {
         let mut ids: Vec<SeqId> = self.live.keys().copied().collect();
         ids.sort_unstable();
+        ids
+    }
+
+    /// Clients fall behind, and come up again: who is behind is set aside as soon as that can be.
+    fn read_or_not(&mut self) {
+        for id in self.ids() {
+            let Reader { behind, aside, .. } = self.live[&id].reader;
+            let behind = behind ^ (self.random.below(if behind { 6 } else { 40 }) == 0);
+            let reader = &mut self.live.get_mut(&id).unwrap().reader;
+            reader.behind = behind;
+            match (aside, behind) {
+                (false, true) if self.scheduler.set_aside(id) => {
+                    (reader.aside, reader.stood) = (true, true);
+                }
+                (false, true) => match self.scheduler.running(id) {
+                    Some(seq) if seq.flying > 0 => self.seen.flew += 1,
+                    _ => self.seen.wanted += 1,
+                },
+                (true, false) => {
+                    self.scheduler.bring_back(id);
+                    reader.aside = false;
+                }
+                _ => continue,
+            }
+            self.check();
+        }
+    }
+
+    /// How many stand aside, of those that fit.
+    fn aside(&self, fits: impl Fn(&Promise) -> bool) -> usize {
+        self.live.values().filter(|promise| promise.reader.aside && fits(promise)).count()
+    }
+
+    /// Somebody is here who neither stands aside nor waits for those of its own tenant that do.
+    fn somebody_could_move(&self) -> bool {
+        self.live.iter().any(|(id, Promise { tenant, reader, .. })| {
+            let theirs = || self.aside(|promise| promise.tenant.id == tenant.id);
+            let open = || tenant.max_running.is_none_or(|max| theirs() < max);
+            !reader.aside && (self.scheduler.running(*id).is_some() || open())
+        })
+    }
+
+    /// A client goes away.
+    fn leave(&mut self) {
+        let ids = self.ids();
         if !ids.is_empty() {
             let id = ids[self.random.below(ids.len())];
             self.live.remove(&id);
@@ -263,7 +262,7 @@ impl Trace {
         // A slow answer may lose its blocks in the very step in which it would have moved.
         let nothing = batch.row_count() == 0 && batch.loads.is_empty();
         let waits = self.loads.is_empty() && self.flight.is_none();
-        let idle = nothing && waits && !self.live.is_empty();
+        let idle = nothing && waits && self.somebody_could_move();
         self.seen.short += usize::from(batch.short);
         assert!(!(batch.short && self.was_short), "seed {seed}: somebody waits for ever");
         self.was_short = batch.short;
@@ -336,7 +335,8 @@ impl Trace {
         let (mut texts, mut go_on) = (Vec::new(), Vec::new());
         for entry in &batch.entries {
             let seq = self.scheduler.running(entry.id).unwrap();
-            let Promise { end, scope, goes_on, counts, .. } = self.live[&entry.id];
+            let Promise { end, scope, goes_on, counts, reader, .. } = self.live[&entry.id];
+            assert!(!reader.aside, "seed {}: it stands aside, and moves", self.seed);
             let certain = entry.start + entry.rows - entry.proposed.len();
             assert_eq!(entry.samples, certain == seq.len(), "seed {}", self.seed);
             let known = seq.tokens().iter().copied().map(Some).take(certain);
@@ -349,7 +349,7 @@ impl Trace {
             texts.push(Text { tokens, blocks: seq.blocks().to_vec(), scope, end });
             let alone = entry.forks.is_empty() && entry.proposed.is_empty();
             let is_last = counts && certain + 1 >= end;
-            if self.ahead && goes_on && entry.samples && alone && !is_last {
+            if self.ahead && goes_on && entry.samples && alone && !is_last && !reader.behind {
                 go_on.push(entry.id);
             }
         }
@@ -404,10 +404,10 @@ impl Trace {
         let before = std::mem::take(&mut self.chosen);
         for (entry, text) in batch.entries.iter().zip(texts) {
             let certain = text.tokens.len();
-            let (mut hash, mut hashes) = (text.scope.tenant, Vec::new());
+            let (mut hash, mut hashes) = (origin(text.scope), Vec::new());
             let known = text.tokens.iter().map(|token| token.unwrap_or_else(|| before[&entry.id]));
             for (i, token) in known.chain(entry.proposed.iter().copied()).enumerate() {
-                hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+                hash = after(hash, token);
                 let slot = (text.blocks[i / BLOCK_LEN], i % BLOCK_LEN);
                 match i < entry.start {
                     true => assert_eq!(self.kv[&slot], hash, "seed {}: another text", self.seed),
@@ -415,7 +415,7 @@ impl Trace {
                 }
                 hashes.push(hash);
             }
-            let token = |i: usize| (hashes[i] % 101) as TokenId;
+            let token = |i: usize| chosen(hashes[i]);
             if entry.samples {
                 self.chosen.insert(entry.id, token(certain - 1));
                 sampled.extend(entry.ids().map(|id| (id, token(certain - 1))));
@@ -445,13 +445,20 @@ impl Trace {
             }
             assert!(seq.cached() <= promise.prompt.len(), "seed {}", self.seed);
             assert_eq!(alone(promise), seq.tokens(), "seed {}", self.seed);
+            self.seen.stood += usize::from(promise.reader.stood);
             self.scheduler.finish(id);
             self.live.remove(&id);
         }
     }
 
-    /// Everybody comes to an end without new arrivals, in a time that the work allows.
+    /// Everybody comes to an end without new arrivals, in a time that the work allows, once all
+    /// that is said is read.
     fn end(mut self) -> Seen {
+        for id in self.ids() {
+            let reader = &mut self.live.get_mut(&id).unwrap().reader;
+            (reader.behind, reader.aside) = (false, false);
+            self.scheduler.bring_back(id);
+        }
         for _ in 0..2000 {
             if self.live.is_empty() && self.flight.is_none() {
                 break;
@@ -462,38 +469,5 @@ impl Trace {
         assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);
         self.check();
         self.seen
-    }
-}
-
-/// Prompt and answer of a sequence that never met another.
-fn alone(promise: &Promise) -> Vec<TokenId> {
-    go_on(promise.scope, &promise.prompt, promise.end)
-}
-
-/// `tokens` and what follows them, `end` in all.
-fn go_on(scope: CacheScope, tokens: &[TokenId], end: usize) -> Vec<TokenId> {
-    let mut hash = scope.tenant;
-    let mut tokens = tokens.to_vec();
-    let mut i = 0;
-    while tokens.len() < end {
-        while i < tokens.len() {
-            let token = u64::from(tokens[i]);
-            hash = (hash ^ token).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
-            i += 1;
-        }
-        tokens.push((hash % 101) as TokenId);
-    }
-    tokens
-}
-
-/// xorshift64*
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n as u64) as usize
     }
 }

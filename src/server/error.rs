@@ -185,7 +185,7 @@ impl From<Error> for ApiError {
             Error::ContextLengthExceeded { param, .. } => {
                 Self::bad_request("context_length_exceeded", param, message)
             }
-            Error::QueueFull { retry_after, .. } => {
+            Error::QueueFull { retry_after, .. } | Error::Unread { retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     .code("rate_limit_exceeded")
                     .retry_after(retry_after)
@@ -281,6 +281,12 @@ mod tests {
             (too_long, 400, INVALID_REQUEST, "context_length_exceeded"),
             (
                 Error::QueueFull { waiting: 9, retry_after: wait },
+                429,
+                "rate_limit_error",
+                "rate_limit_exceeded",
+            ),
+            (
+                Error::Unread { unread: 9, retry_after: wait },
                 429,
                 "rate_limit_error",
                 "rate_limit_exceeded",

@@ -13,6 +13,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 
@@ -34,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of an answer that the system keeps for a client, or twice that. It says that some were
 /// taken once a third is free, so at the default time some kilobytes a second are reading.
 const SEND_BUFFER: usize = 128 << 10;
+/// Looks in vain after which nobody is there: with the time before the first, that is the time to
+/// take something.
+const LOOKS: u32 = 3;
 /// The longest time that Linux takes between two looks at a connection on which nothing happens.
 const LOOK_MAX: Duration = Duration::from_secs(32_767);
 
@@ -48,13 +52,77 @@ pub(super) struct Door {
 }
 
 /// A connection that fails once nothing of it was taken for too long.
-pub(super) type Socket = Pin<Box<TimeoutStream<TcpStream>>>;
+pub(super) type Socket = Pin<Box<TimeoutStream<Patient>>>;
 
 /// Sets that time.
 pub(super) fn impatient(socket: TcpStream, send_timeout: Duration) -> Socket {
-    let mut socket = TimeoutStream::new(socket);
+    let mut socket = TimeoutStream::new(Patient { socket, was_full: false });
     socket.set_write_timeout(Some(send_timeout));
     Box::pin(socket)
+}
+
+/// A connection whose client may be slow. Linux gives up an end whose window is too small for the
+/// next packet for as long as `TCP_USER_TIMEOUT` says, and does not care that it has taken others
+/// meanwhile, in parts. So once the buffer was full this is not asked for any more: from then on it
+/// is the time between two writes that counts, and TCP's keep-alive while nothing is written.
+pub(super) struct Patient {
+    socket: TcpStream,
+    was_full: bool,
+}
+
+impl Patient {
+    fn written<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_pending() && !self.was_full {
+            self.was_full = true;
+            #[cfg(target_os = "linux")]
+            if let Err(error) = SockRef::from(&self.socket).set_tcp_user_timeout(None) {
+                tracing::debug!(%error, "a slow connection keeps its option");
+            }
+        }
+        written
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.written(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.written(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
 }
 
 /// Serves connections until `stop`. Then no connection is taken, and each open one ends after the
@@ -104,7 +172,8 @@ fn set_up(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(send_timeout))?;
     let look = (send_timeout / 4).clamp(Duration::from_secs(1), LOOK_MAX);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(look).with_interval(look))
+    let looks = TcpKeepalive::new().with_time(look).with_interval(look).with_retries(LOOKS);
+    socket.set_tcp_keepalive(&looks)
 }
 
 /// What serves one connection.

@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 27] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -135,6 +135,11 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
         "requests_aside",
         "Sequences of these that stand still, their clients not reading",
         |m| m.engine().stats().aside.load(Ordering::Relaxed) as u64,
+    ),
+    gauge(
+        "requests_unread",
+        "Sequences that take a place in the queue until their clients read: aside, or over",
+        |m| m.engine().stats().unread.load(Ordering::Relaxed) as u64,
     ),
     gauge("requests_waiting", "Sequences submitted and not yet admitted", |m| {
         m.engine().stats().waiting.load(Ordering::Relaxed) as u64

@@ -30,16 +30,16 @@ fn long_whole() -> Value {
 }
 
 /// A connection whose end takes little that nobody reads.
-async fn narrow(address: SocketAddr) -> TcpStream {
+pub(crate) async fn narrow(address: SocketAddr, bytes: u32) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(128 << 10).expect("a small one");
+    socket.set_recv_buffer_size(bytes).expect("a small one");
     socket.connect(address).await.expect("it listens")
 }
 
 async fn unread(address: SocketAddr, body: &Value) -> Pending {
     let headers = [("content-type", "application/json")];
     let body = body.to_string();
-    http::send_over(narrow(address).await, "POST", CHAT, &headers, body.as_bytes()).await
+    http::send_over(narrow(address, 128 << 10).await, "POST", CHAT, &headers, body.as_bytes()).await
 }
 
 /// A request as it is on the wire.
@@ -63,7 +63,7 @@ async fn rest(mut socket: TcpStream) -> String {
 
 /// Waits until so many sequences were ever asked for, and all that run stand aside but `others`:
 /// how many do, and the most memory that was taken meanwhile.
-async fn all_stand_aside(server: &Server, asked: f64, others: f64) -> (f64, u64) {
+pub(crate) async fn all_stand_aside(server: &Server, asked: f64, others: f64) -> (f64, u64) {
     let (begun, mut most) = (Instant::now(), 0);
     loop {
         most = most.max(server.resident());
@@ -157,7 +157,7 @@ async fn who_takes_nothing_is_hung_up_on() {
     whole["stream"] = json!(false);
     for (body, end) in [(large_stream(), "0\r\n\r\n"), (whole, "}}")] {
         let connections = settled(&server).await;
-        let mut socket = narrow(server.address).await;
+        let mut socket = narrow(server.address, 128 << 10).await;
         socket.write_all(&message(&body)).await.expect("it reads");
         socket.readable().await.expect("an answer");
         server.has_sockets(connections).await;

@@ -15,7 +15,7 @@
 
 pub(crate) mod q8;
 
-use crate::buffer::HugeBuf;
+use crate::buffer::{HugeBuf, lead};
 use crate::pool::Parts;
 use crate::simd::{Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
@@ -79,6 +79,13 @@ impl KvShape {
     pub fn bytes(&self, kv_type: KvType) -> usize {
         let units = self.slots() / LANES * self.n_kv_heads;
         units * self.unit_len(kv_type) * kv_type.size()
+    }
+
+    /// Bytes of memory that slabs of this shape take, one for each of `of` layers: with what lies
+    /// before each in its first huge page.
+    pub fn resident_bytes(&self, kv_type: KvType, of: usize) -> usize {
+        let bytes = self.bytes(kv_type);
+        (0..of).map(|index| bytes + lead(bytes, index, of)).sum()
     }
 
     /// `head_dim` rounded up to whole vectors.
