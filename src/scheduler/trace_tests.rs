@@ -6,10 +6,12 @@
 //! computed in order and as late as they may be: when their results are asked for, in some traces
 //! after the next one was scheduled and handed over.
 
+mod kept;
+
 use std::collections::HashMap;
 
 use super::*;
-use crate::kv::{Chain, Forgotten};
+use crate::kv::Chain;
 use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
@@ -22,6 +24,7 @@ fn random_traces_keep_every_promise() {
     let seen = run(false);
     assert!(seen.right > 0, "nothing that was proposed was right");
     assert!(seen.came > 0, "nothing came back");
+    assert!(seen.kept > 0 && seen.again > 0, "nothing went before it had to: {seen:?}");
     assert_eq!(seen.unknown + seen.late + seen.short + seen.failed, 0, "{seen:?}");
 }
 
@@ -29,7 +32,7 @@ fn random_traces_keep_every_promise() {
 fn random_traces_keep_every_promise_one_step_ahead() {
     let seen = run(true);
     assert!(seen.right > 0 && seen.unknown > 0, "{seen:?}");
-    assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0, "{seen:?}");
+    assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0 && seen.kept > 0, "{seen:?}");
 }
 
 fn run(ahead: bool) -> Seen {
@@ -49,8 +52,12 @@ fn run(ahead: bool) -> Seen {
 struct Seen {
     /// Proposed tokens that were right.
     right: usize,
-    /// Blocks that came.
+    /// Blocks that came,
     came: usize,
+    /// that went before they had to,
+    kept: usize,
+    /// and that were used when they had gone.
+    again: usize,
     /// Rows whose token nobody knew when they were scheduled.
     unknown: usize,
     /// Rows of sequences that were gone when they were computed.
@@ -84,6 +91,8 @@ struct Trace {
     shelf: Shelf,
     /// Loads that are not done: what is left of each.
     loads: Vec<Load>,
+    /// What ever went, by the last that was stored for it.
+    gone: HashMap<(CacheScope, Chain), u64>,
 }
 
 /// A pass that was handed over, with all that it needs: a text for each entry.
@@ -138,6 +147,7 @@ impl Trace {
             proposed_rows: random.below(12),
             price: None,
             load_blocks_min: 1 + random.below(3),
+            keep_blocks_min: [None, Some(1 + random.below(6))][random.below(4).min(1)],
         };
         Self {
             seed,
@@ -156,6 +166,7 @@ impl Trace {
             seen: Seen::default(),
             shelf: Shelf::default(),
             loads: Vec::new(),
+            gone: HashMap::new(),
         }
     }
 
@@ -308,28 +319,6 @@ impl Trace {
         }
     }
 
-    /// Keeps most of what is forgotten, and says what is waited for.
-    fn exchange(&mut self, batch: &Batch) {
-        if self.ahead {
-            return;
-        }
-        for Forgotten { block, scope, before, depth: _, text } in &batch.forgotten {
-            if self.random.below(4) > 0 {
-                let stored = (0..BLOCK_LEN).map(|offset| self.kv[&(*block, offset)]).collect();
-                self.shelf.0.insert((*scope, before.then(text)), stored);
-            }
-        }
-        for load in &batch.loads {
-            let running = self.scheduler.running(load.id);
-            let at = load.depth * BLOCK_LEN;
-            let text = running.map(|seq| &seq.tokens()[at..at + load.text.len()]);
-            assert_eq!(text, Some(&load.text[..]), "seed {}", self.seed);
-            let rows = batch.entries.iter().any(|entry| entry.id == load.id);
-            assert!(!rows && !load.text.is_empty(), "seed {}", self.seed);
-        }
-        self.loads.extend(batch.loads.iter().cloned());
-    }
-
     /// Hands a batch over as it is, and says who goes on.
     fn launch(&mut self, batch: Batch) -> Flight {
         self.exchange(&batch);
@@ -407,7 +396,7 @@ impl Trace {
             let (mut hash, mut hashes) = (text.scope.tenant, Vec::new());
             let known = text.tokens.iter().map(|token| token.unwrap_or_else(|| before[&entry.id]));
             for (i, token) in known.chain(entry.proposed.iter().copied()).enumerate() {
-                hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+                hash = next_hash(hash, token);
                 let slot = (text.blocks[i / BLOCK_LEN], i % BLOCK_LEN);
                 match i < entry.start {
                     true => assert_eq!(self.kv[&slot], hash, "seed {}: another text", self.seed),
@@ -477,13 +466,17 @@ fn go_on(scope: CacheScope, tokens: &[TokenId], end: usize) -> Vec<TokenId> {
     let mut i = 0;
     while tokens.len() < end {
         while i < tokens.len() {
-            let token = u64::from(tokens[i]);
-            hash = (hash ^ token).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+            hash = next_hash(hash, tokens[i]);
             i += 1;
         }
         tokens.push((hash % 101) as TokenId);
     }
     tokens
+}
+
+/// What is stored for a token behind others.
+fn next_hash(hash: u64, token: TokenId) -> u64 {
+    (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17)
 }
 
 /// xorshift64*

@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 27] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -155,6 +155,11 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 26] = [
     counter("prefix_cache_evictions", "KV blocks that the prefix cache had to forget", |m| {
         m.engine().stats().prefix_evictions.load(Ordering::Relaxed)
     }),
+    gauge(
+        "kv_store_waiting_blocks",
+        "KV blocks worth a file in --kv-store that are not written and flushed",
+        |m| m.engine().stats().kv_waiting() as u64,
+    ),
     counter("kv_store_spilled_blocks", "KV blocks written to --kv-store", |m| {
         m.engine().stats().kv_spilled.load(Ordering::Relaxed)
     }),
