@@ -151,7 +151,9 @@ impl Floor {
     ) {
         let &Forgotten { block: _, scope, before, depth, ref text, shared } = block;
         let stats = &self.shared.stats;
-        let dropped = || drop(stats.kv_dropped.fetch_add(1, Ordering::Relaxed));
+        let dropped = || {
+            stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
+        };
         let Some(&root) = self.roots.get(&scope) else { return dropped() };
         let name = Name::new(self.shared.model, root, before.then(text));
         let payload = match self.shared.shelf.touch(&name, depth, shared) {

@@ -50,6 +50,11 @@ impl Line {
         Self { new_min, order: BTreeSet::new(), blocks, tick: 0, waiting: 0 }
     }
 
+    /// Whether anything has files.
+    pub fn is_open(&self) -> bool {
+        self.new_min.is_some()
+    }
+
     /// Blocks that are worth a file and have none.
     pub fn waiting(&self) -> usize {
         self.waiting
@@ -76,7 +81,7 @@ impl Line {
 
     /// Another sequence has a use for it.
     pub fn again(&mut self, block: BlockId) {
-        if self.new_min.is_none() {
+        if !self.is_open() {
             return;
         }
         let state = &mut self.blocks[block.0 as usize];

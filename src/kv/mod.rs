@@ -141,6 +141,7 @@ impl BlockPool {
     /// One more holder of a known block, for whom it need not be computed.
     pub fn adopt(&mut self, block: BlockId) {
         self.retain(block);
+        self.share_above(block);
         self.line.again(block);
     }
 
@@ -151,7 +152,20 @@ impl BlockPool {
 
     /// A known block came from outside of the pool.
     pub fn came(&mut self, block: BlockId) {
+        self.share_above(block);
         self.line.came(block);
+    }
+
+    /// What stands before a block of use is of use: forks have not taken it up, and it may have
+    /// been computed because it alone had no file.
+    fn share_above(&mut self, block: BlockId) {
+        let mut above = Vec::new();
+        let mut next = self.index.block_above(block).filter(|_| self.line.is_open());
+        while let Some(block) = next.filter(|block| !self.line.is_shared(*block)) {
+            above.push(block);
+            next = self.index.block_above(block);
+        }
+        above.into_iter().rev().for_each(|block| self.line.again(block));
     }
 
     /// Known blocks that are worth to be kept outside of the pool, and are not.

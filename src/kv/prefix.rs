@@ -106,6 +106,14 @@ impl PrefixIndex {
         self.places[block.0 as usize].as_ref().map(|place| place.depth)
     }
 
+    /// The block before it, unless that has forgotten its text.
+    pub fn block_above(&self, block: BlockId) -> Option<BlockId> {
+        let place = self.places[block.0 as usize].as_ref()?;
+        let Before::Block(_, above) = place.before else { return None };
+        let its = self.places[above.0 as usize].as_ref()?;
+        ((its.scope, its.chains[1]) == (place.scope, place.chains[0])).then_some(above)
+    }
+
     /// What an indexed block holds; who used it is not known here.
     pub fn describe(&self, block: BlockId) -> Option<Forgotten> {
         let Place { before: _, text, scope, chains, depth } =

@@ -31,7 +31,6 @@ impl Scheduler {
 mod tests {
     use super::super::tests::{BLOCK_LEN, config, step, text};
     use super::super::{Scheduler, SchedulerConfig};
-    use super::*;
     use crate::types::{SeqId, TokenId};
 
     /// Three new blocks are a long prompt.

@@ -49,7 +49,7 @@ impl Index {
         self.order.last().map_or(0, |&(used_us, _)| used_us)
     }
 
-    /// When anything that is there was used last at all, at the earliest.
+    /// When the one unused longest was used.
     pub fn oldest_us(&self) -> Option<u64> {
         self.order.first().map(|&(used_us, _)| used_us)
     }
