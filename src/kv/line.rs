@@ -3,8 +3,8 @@
 //! Worth it at once is what more than one sequence had a use for, and then what was new in a long
 //! prompt: a chapter before its second reader. What was computed for a short question, and what was
 //! answered, is worth it once somebody comes with the same text. Of one text the beginning goes
-//! before the end, and nothing goes that would stand behind a gap. What has its file and is used
-//! again comes last: the file only has to be told. A value; off until it is asked for.
+//! before the end. What has its file and is used again comes last: the file only has to be told. A
+//! value; off until it is asked for.
 
 use std::collections::BTreeSet;
 
