@@ -66,6 +66,7 @@ fn house(running: usize, background: bool) -> (Scheduler, f64) {
         proposed_rows: 32,
         price: None,
         load_blocks_min: 2,
+        keep_blocks_min: None,
     });
     let mut longest = 0.0f64;
     for id in 0..running as u64 {

@@ -186,8 +186,9 @@ pub struct ServerArgs {
     /// memory (default: ~/.local/share/hearth).
     #[arg(long, env = "HEARTH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Folder for keys and values of prompts that memory has no room for: what was computed once is
-    /// read again, also after a restart. Texts can be read out of it (default: none).
+    /// Folder for keys and values of prompts that are long, asked twice, or leave memory: what was
+    /// computed once is read again, also after a restart. Texts can be read out of it (default:
+    /// none).
     #[arg(long, env = "HEARTH_KV_STORE")]
     pub kv_store: Option<PathBuf>,
     /// Size of that folder; what was not used longest goes first (default: 10G).

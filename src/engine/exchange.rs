@@ -1,12 +1,30 @@
-//! The engine's part in the exchange of blocks between memory and the shelf, once a step.
+//! The engine's part in the exchange of blocks between memory and the shelf, once a step, and while
+//! there is nothing else to do.
+//!
+//! What is worth a file goes there before it has to: while somebody runs, in a hundredth of the
+//! time, a block or two in a step; while nobody does, one after the other. So it is safe from the
+//! end of the process soon after it was computed, whenever that comes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::floor::{Arrival, STEP_BYTES};
+use super::flight::panic_message;
+use super::floor::{Arrival, Floor, STEP_BYTES};
+use super::handle::Command;
 use crate::scheduler::Batch;
+
+/// Of the time in which sequences run, one part in so many may be spent on copying what does not
+/// have to go yet.
+const SHARE: u32 = 100;
+/// What is not spent is saved up to this, so that a step stays short.
+const SAVED_MAX: Duration = Duration::from_millis(1);
+/// How often an idle engine looks whether the writer has time again, and, rarely, whether writing
+/// goes on after a pause.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOK_RARELY: Duration = Duration::from_millis(200);
 
 /// How long a step without rows waits for blocks.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -63,6 +81,7 @@ impl Engine {
         tracing::error!("--kv-store: the folder is given up: {why}");
         self.floor = None;
         self.scheduler.all_loads_failed();
+        self.scheduler.keep_nothing();
     }
 
     /// Copies what is about to be overwritten, the beginning of a text before its end, and begins
@@ -74,12 +93,129 @@ impl Engine {
             floor.spill(forgotten, |out| self.runner.export(forgotten.block, out));
         }
         batch.loads.iter().for_each(|load| floor.load(load.clone()));
+        self.keep_some();
+    }
+
+    /// Copies what is worth a file, as far as time allows.
+    fn keep_some(&mut self) {
+        self.credit.earn(Instant::now());
+        while self.credit.is_left() {
+            let started = Instant::now();
+            if !self.keep_one() {
+                break;
+            }
+            self.credit.spend(started.elapsed());
+        }
+    }
+
+    /// Copies the next block that is worth a file. False where there is none, or the writer has no
+    /// time for it.
+    fn keep_one(&mut self) -> bool {
+        let Some(floor) = &mut self.floor else { return false };
+        if floor.has_failed() {
+            self.scheduler.keep_again();
+        }
+        let block = floor.has_time().then(|| self.scheduler.next_unkept()).flatten();
+        if let Some(block) = &block {
+            floor.spill(block, |out| self.runner.export(block.block, out));
+        }
+        self.stats.kv_unkept.store(self.scheduler.unkept_count(), Ordering::Release);
+        block.is_some()
+    }
+
+    /// The next command, or whether no more will come. Meanwhile what is worth a file goes there.
+    pub(super) fn idle(&mut self) -> Result<Command, bool> {
+        loop {
+            let kept = catch_unwind(AssertUnwindSafe(|| self.keep_one()));
+            let kept = kept.unwrap_or_else(|panic| {
+                self.start_over(&panic_message(&*panic));
+                false
+            });
+            let (unkept, sent) = (self.scheduler.unkept_count(), self.sent_count());
+            let patience = match (kept, unkept, sent) {
+                (true, ..) => Duration::ZERO,
+                (false, 0, 0) => return self.commands.recv().map_err(|_| true),
+                (false, _, 0) => LOOK_RARELY,
+                (false, ..) => LOOK,
+            };
+            match self.commands.recv_timeout(patience) {
+                Ok(command) => return Ok(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(true),
+            }
+        }
+    }
+
+    fn sent_count(&self) -> usize {
+        self.floor.as_ref().map_or(0, Floor::sent_count)
     }
 
     /// The end of the engine: what is still cached is kept.
     pub(super) fn put_away(&mut self) {
         let Some(floor) = self.floor.take() else { return };
-        let idle = self.scheduler.pool().idle();
-        floor.put_away(idle, |block, out| self.runner.export(block.block, out));
+        let worth: Vec<_> = std::iter::from_fn(|| self.scheduler.next_unkept()).collect();
+        let blocks = worth.into_iter().chain(self.scheduler.pool().idle());
+        floor.put_away(blocks, |block, out| self.runner.export(block.block, out));
+    }
+}
+
+/// Time that may be spent: a part of all that passes, saved up to a bound, or owed.
+pub(super) struct Credit {
+    since: Instant,
+    left_ns: i64,
+}
+
+impl Credit {
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, left_ns: 0 }
+    }
+
+    fn earn(&mut self, now: Instant) {
+        let part = now.duration_since(self.since) / SHARE;
+        self.left_ns = self.left_ns.saturating_add(ns(part)).min(ns(SAVED_MAX));
+        self.since = now;
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.left_ns = self.left_ns.saturating_sub(ns(time));
+    }
+
+    fn is_left(&self) -> bool {
+        self.left_ns > 0
+    }
+}
+
+fn ns(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundredth_of_the_time_is_spent_and_no_more() {
+        let (step, copy) = (Duration::from_millis(50), Duration::from_micros(700));
+        let mut now = Instant::now();
+        let (mut credit, started) = (Credit::new(now), now);
+        let (mut spent, mut most) = (Duration::ZERO, 0);
+        for _ in 0..1000 {
+            now += step;
+            credit.earn(now);
+            let mut copies = 0;
+            while credit.is_left() {
+                credit.spend(copy);
+                spent += copy;
+                copies += 1;
+            }
+            most = most.max(copies);
+        }
+        let share = spent.as_secs_f64() / now.duration_since(started).as_secs_f64();
+        assert!((0.0095..0.0102).contains(&share), "{share}");
+        assert_eq!(most, 1);
+        // However long nothing was to be done.
+        credit.earn(now + Duration::from_secs(3600));
+        credit.spend(SAVED_MAX);
+        assert!(!credit.is_left());
     }
 }

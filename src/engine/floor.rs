@@ -1,11 +1,14 @@
-//! The engine's way to the shelf, where blocks go that memory has no room for, and come back from.
+//! The engine's way to the shelf, where blocks go that are worth it or that memory has no room for,
+//! and come back from.
 //!
 //! Two threads: one writes, one reads. The engine copies a block out before it is overwritten, into
-//! one of a fixed number of buffers; where none is free, the block is dropped and counted. What was
-//! read waits in a channel of few places, and the engine takes as much of it in a step as it may.
-//! Deliberately absent: which blocks go and who waits for which: that is the scheduler's.
+//! one of a fixed number of buffers; where none is free, the block is dropped and counted. Those
+//! that do not have to go yet take half of the buffers. A second after it was written a file is
+//! flushed. What was read waits in a channel of few places, and the engine takes as much of it in a
+//! step as it may. Deliberately absent: which blocks go and who waits for which: that is the
+//! scheduler's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::handle::Stats;
 use crate::kv::{Chain, Forgotten, Kept};
 use crate::scheduler::Load;
-use crate::shelf::{Digest, Label, Miss, ModelKey, Name, Put, Shelf};
+use crate::shelf::{Digest, Found, Label, Miss, ModelKey, Name, Put, Shelf};
 use crate::types::{CacheScope, SeqId, TokenId};
 
 /// Bytes of all buffers on their way to the disk.
@@ -28,6 +31,13 @@ const READ_BYTES: usize = 16 << 20;
 pub(super) const STEP_BYTES: usize = 16 << 20;
 /// Fewer blocks in a row are computed sooner than read.
 pub(super) const LOAD_BLOCKS_MIN: usize = 2;
+/// So many new blocks of a prompt are written as soon as there is time. What is less is computed in
+/// a moment, and is written when somebody asks for it again.
+pub(super) const KEEP_BLOCKS_MIN: usize = 16;
+/// A file is flushed when it is so old: what leaves sooner need not be,
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// and so many at a time, since blocks may wait to be written.
+const FLUSH_FILES: usize = 16;
 /// Scopes whose roots are remembered.
 const ROOTS_MAX: usize = 4096;
 /// What is in memory at the end is sent away for so long,
@@ -41,11 +51,14 @@ pub(super) struct Floor {
     roots: HashMap<CacheScope, Digest>,
     /// Empty buffers.
     free: Receiver<Vec<u8>>,
+    buffer_count: usize,
+    /// Writes that had failed when it was asked last.
+    failures: u64,
     spills: Sender<Spill>,
-    writer: JoinHandle<()>,
     loads: Sender<Job>,
     arrivals: Receiver<Arrival>,
-    reader: JoinHandle<()>,
+    /// The one that writes, and the one that reads.
+    threads: (JoinHandle<()>, JoinHandle<()>),
 }
 
 struct Shared {
@@ -64,7 +77,9 @@ struct Spill {
     before: Chain,
     depth: usize,
     text: Box<[TokenId]>,
-    payload: Vec<u8>,
+    shared: bool,
+    /// `None` where its file is to be told that it was used.
+    payload: Option<Vec<u8>>,
 }
 
 struct Job {
@@ -96,7 +111,8 @@ impl Floor {
         let shared = Arc::new(shared);
         let count = |bytes: usize| bytes / block_bytes.max(1);
         let (give_back, free) = channel();
-        for _ in 0..count(SPILL_BYTES).clamp(BUFFERS.0, BUFFERS.1) {
+        let buffer_count = count(SPILL_BYTES).clamp(BUFFERS.0, BUFFERS.1);
+        for _ in 0..buffer_count {
             let _ = give_back.send(Vec::new()); // the receiver is here
         }
         let (spills, to_write) = channel();
@@ -108,8 +124,9 @@ impl Floor {
         let reading = Arc::clone(&shared);
         let reader = thread::Builder::new().name("hearth-kv-read".into());
         let reader = reader.spawn(move || reading.read(&jobs, &arrive))?;
-        let roots = HashMap::new();
-        Ok(Self { shared, roots, free, spills, writer, loads, arrivals, reader })
+        let (roots, failures) = (HashMap::new(), 0);
+        let threads = (writer, reader);
+        Ok(Self { shared, roots, free, buffer_count, failures, spills, loads, arrivals, threads })
     }
 
     /// A sequence of this scope is here; so its blocks can be named.
@@ -132,22 +149,47 @@ impl Floor {
         patience: Duration,
         export: impl FnOnce(&mut Vec<u8>) -> bool,
     ) {
-        let Forgotten { block: _, scope, before, depth, text } = block;
+        let &Forgotten { block: _, scope, before, depth, ref text, shared } = block;
+        let stats = &self.shared.stats;
         let dropped = || {
-            self.shared.stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
+            stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
         };
-        let Some(&root) = self.roots.get(scope) else { return dropped() };
+        let Some(&root) = self.roots.get(&scope) else { return dropped() };
         let name = Name::new(self.shared.model, root, before.then(text));
-        if self.shared.shelf.touch(&name, *depth) {
-            return;
-        }
-        let Ok(mut payload) = self.free.recv_timeout(patience) else { return dropped() };
-        payload.clear();
-        let whole = export(&mut payload);
-        let (before, depth, text) = (*before, *depth, text.clone());
-        if !whole || self.spills.send(Spill { root, before, depth, text, payload }).is_err() {
+        let payload = match self.shared.shelf.touch(&name, depth, shared) {
+            Found::Yes => return,
+            Found::Stale => None,
+            Found::No => {
+                let Ok(mut payload) = self.free.recv_timeout(patience) else { return dropped() };
+                payload.clear();
+                if !export(&mut payload) {
+                    return dropped();
+                }
+                Some(payload)
+            }
+        };
+        stats.kv_sent.fetch_add(1, Ordering::Release);
+        let spill = Spill { root, before, depth, text: text.clone(), shared, payload };
+        if self.spills.send(spill).is_err() {
+            stats.kv_sent.fetch_sub(1, Ordering::Relaxed);
             dropped();
         }
+    }
+
+    /// Blocks on their way to the disk.
+    pub fn sent_count(&self) -> usize {
+        self.shared.stats.kv_sent.load(Ordering::Relaxed)
+    }
+
+    /// Whether a block may be sent that does not have to go yet.
+    pub fn has_time(&self) -> bool {
+        2 * self.sent_count() < self.buffer_count && !self.shared.shelf.is_paused()
+    }
+
+    /// Writes have failed since this was asked last: blocks that were sent may be lost.
+    pub fn has_failed(&mut self) -> bool {
+        let failures = self.shared.stats.kv_spill_failures.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.failures, failures) != failures
     }
 
     /// Begins to fetch.
@@ -178,7 +220,7 @@ impl Floor {
             let patience = PUT_AWAY_MAX.saturating_sub(started.elapsed());
             self.spill_within(&block, patience, |out| export(&block, out));
         }
-        let Self { shared, roots: _, free, spills, writer, loads, arrivals, reader } = self;
+        let Self { shared, free, spills, loads, arrivals, threads: (writer, reader), .. } = self;
         shared.wanted().clear();
         drop((spills, loads));
         join(writer, &free, started + END_MAX);
@@ -212,18 +254,57 @@ impl Kept for Option<Floor> {
 impl Shared {
     /// The thread that writes.
     fn write(&self, spills: &Receiver<Spill>, give_back: &Sender<Vec<u8>>) {
-        while let Ok(Spill { root, before, depth, text, payload }) = spills.recv() {
-            let label = Label { model: self.model, root, before, depth, text: &text };
-            let stats = &self.stats;
-            let counter = match self.shelf.put(&label, &payload) {
-                Put::Known => None,
-                Put::Written => Some(&stats.kv_spilled),
-                Put::Dropped => Some(&stats.kv_dropped),
-                Put::Failed => Some(&stats.kv_spill_failures),
+        // What is not flushed, and since when.
+        let mut fresh: VecDeque<(Instant, Name)> = VecDeque::new();
+        loop {
+            let due = fresh.front().map(|(since, _)| FLUSH_AFTER.saturating_sub(since.elapsed()));
+            let spill = match due {
+                None => spills.recv().map_err(RecvTimeoutError::from),
+                Some(due) => spills.recv_timeout(due),
             };
-            counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
-            let _ = give_back.send(payload); // the engine may be gone
+            match spill {
+                Ok(spill) => {
+                    let written = self.put(spill, give_back);
+                    fresh.extend(written.map(|name| (Instant::now(), name)));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let old = fresh.iter().take_while(|(since, _)| since.elapsed() >= FLUSH_AFTER);
+            let old = old.take(FLUSH_FILES).count();
+            let old: Vec<Name> = fresh.drain(..old).map(|(_, name)| name).collect();
+            if !old.is_empty() {
+                self.shelf.flush(&old);
+                self.stats.kv_unflushed.fetch_sub(old.len(), Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Writes a block; its name, if there is a new file.
+    fn put(&self, spill: Spill, give_back: &Sender<Vec<u8>>) -> Option<Name> {
+        let Spill { root, before, depth, text, shared, payload } = spill;
+        let label = Label { model: self.model, root, before, depth, text: &text };
+        let (name, stats) = (label.name(), &self.stats);
+        let put = match &payload {
+            Some(payload) => self.shelf.put(&label, payload, shared),
+            None => {
+                self.shelf.tell(&name);
+                Put::Known
+            }
+        };
+        let counter = match put {
+            Put::Known => None,
+            Put::Written => Some(&stats.kv_spilled),
+            Put::Dropped => Some(&stats.kv_dropped),
+            Put::Failed => Some(&stats.kv_spill_failures),
+        };
+        counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+        let written = (put == Put::Written).then_some(name);
+        // Counted there before it is not counted here: nobody finds it nowhere.
+        stats.kv_unflushed.fetch_add(usize::from(written.is_some()), Ordering::Release);
+        stats.kv_sent.fetch_sub(1, Ordering::Release);
+        payload.map(|payload| give_back.send(payload)); // the engine may be gone
+        written
     }
 
     /// The thread that reads.

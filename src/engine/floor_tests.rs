@@ -202,3 +202,62 @@ fn a_beginning_is_read_once_for_all() {
     assert!((6..=12).contains(&reloaded), "{reloaded}");
     assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
 }
+
+/// Waits until all that is worth a file has one.
+fn written(handle: &EngineHandle) {
+    let started = Instant::now();
+    while handle.stats().kv_waiting() > 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", handle.stats());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A chapter at once, a question and an answer once somebody comes with them again; and what is
+/// there is not written twice.
+#[test]
+fn what_is_worth_it_is_written_before_it_has_to_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let (handle, thread) = keeping(folder.path(), Limits { context_len: 1024, ..limits() });
+    let count = || {
+        written(&handle);
+        handle.stats().kv_spilled.load(Ordering::Relaxed)
+    };
+    let chapter = text(1, 16 * KEEP_BLOCKS_MIN as u32);
+    let with = |seed: u32| [&chapter[..], &text(seed, 40)].concat();
+    ask(&handle, greedy(&text(2, 200), 40));
+    assert_eq!(count(), 0, "twelve blocks, asked once");
+    ask(&handle, greedy(&chapter, 40));
+    assert_eq!(count(), 16, "the chapter, and not what was answered");
+    ask(&handle, greedy(&with(3), 40));
+    assert_eq!(count(), 16, "and not the question");
+    let answer = ask(&handle, greedy(&with(3), 24)).tokens;
+    assert_eq!(count(), 19, "the same question, and what both were answered");
+    let talk = [with(3), answer, text(4, 20)].concat();
+    ask(&handle, greedy(&talk, 8));
+    assert_eq!(count(), 20, "what only the first was answered is part of what is asked");
+    let stats = handle.stats();
+    assert_eq!(stats.prefix_evictions.load(Ordering::Relaxed), 0);
+    assert_eq!(stats.kv_dropped.load(Ordering::Relaxed), 0);
+    end((handle, thread));
+}
+
+/// Twelve long prompts at once, in steps that are never empty: all is written, and nobody's tokens
+/// change by it.
+#[test]
+fn written_while_others_run_equals_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let roomy = Limits { kv_blocks: 512, context_len: 512, ..limits() };
+    let asked = |i: u32| GenerateRequest { logprobs: Some(2), ..greedy(&text(i, 300), 60) };
+    let alone: Vec<Answer> = (0..12).map(|i| ask(&engine(roomy.clone()).0, asked(i))).collect();
+    let (handle, thread) = keeping(folder.path(), roomy);
+    let running: Vec<_> = (0..12).map(|i| handle.submit(asked(i)).unwrap()).collect();
+    for (got, want) in running.into_iter().map(collect).zip(&alone) {
+        assert_eq!((&got.tokens, &got.logprobs), (&want.tokens, &want.logprobs));
+    }
+    written(&handle);
+    let stats = end((handle, thread));
+    let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+    assert!(count(&stats.kv_spilled) >= 12 * (300 / 16), "{stats:?}");
+    assert_eq!((count(&stats.kv_dropped), count(&stats.prefix_evictions)), (0, 0));
+    assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+}

@@ -208,6 +208,12 @@ pub struct Stats {
     pub prefix_hit_tokens: AtomicU64,
     /// Blocks that the prefix cache had to forget.
     pub prefix_evictions: AtomicU64,
+    /// Blocks that are worth a place on the shelf and wait for it,
+    pub kv_unkept: AtomicUsize,
+    /// that are on their way there,
+    pub kv_sent: AtomicUsize,
+    /// and that were written and not flushed.
+    pub kv_unflushed: AtomicUsize,
     /// Blocks that were written to the shelf,
     pub kv_spilled: AtomicU64,
     /// that came back from it,
@@ -245,6 +251,15 @@ pub struct Stats {
     pub failures: AtomicU64,
     /// Mean microseconds between finished requests; 0 until one has finished.
     pub finish_interval_us: AtomicU64,
+}
+
+impl Stats {
+    /// Blocks that are worth a place on the shelf and are not safe there. Asked in the order in
+    /// which they move, so none is missed.
+    pub fn kv_waiting(&self) -> usize {
+        let stages = [&self.kv_unkept, &self.kv_sent, &self.kv_unflushed];
+        stages.map(|stage| stage.load(Ordering::Acquire)).iter().sum()
+    }
 }
 
 /// A request on its way to the engine thread.

@@ -48,8 +48,9 @@ use std::time::{Duration, Instant};
 use hearth_models::{KvDType, Model, RowOutput};
 
 use self::draft::Draft;
+use self::exchange::Credit;
 use self::flight::{Flight, caught, panic_message};
-use self::floor::{Floor, LOAD_BLOCKS_MIN};
+use self::floor::{Floor, KEEP_BLOCKS_MIN, LOAD_BLOCKS_MIN};
 use self::grammar::Masks;
 use self::handle::{
     Command, EngineHandle, Keep, Limits, PROPOSED_ROWS, SCORE_CHUNK, Speculation, Stats, Submission,
@@ -72,7 +73,8 @@ pub fn spawn(
     let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
     let masks = Masks::spawn().map_err(no_thread)?;
     let (handle, commands) = EngineHandle::new(limits);
-    let config = scheduler_config(handle.limits(), &speculation);
+    let mut config = scheduler_config(handle.limits(), &speculation);
+    config.keep_blocks_min = keep.is_some().then_some(KEEP_BLOCKS_MIN);
     let draft = speculation.draft.take().map(|draft| Draft::new(draft, kv_dtype)).transpose()?;
     let floor = keep.map(|Keep { shelf, content }| {
         let layout = runner.layout()?;
@@ -86,6 +88,7 @@ pub fn spawn(
         flight: None,
         landed: Instant::now(),
         floor,
+        credit: Credit::new(Instant::now()),
         rested: false,
         heard: Instant::now(),
         runner,
@@ -118,6 +121,7 @@ fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConf
         proposed_rows: if speculation.is_on() { PROPOSED_ROWS } else { 0 },
         price: speculation.price,
         load_blocks_min: LOAD_BLOCKS_MIN,
+        keep_blocks_min: None,
         target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
@@ -132,6 +136,8 @@ struct Engine {
     landed: Instant,
     /// Where blocks go that memory has no room for.
     floor: Option<Floor>,
+    /// Time for copies that do not have to be made yet.
+    credit: Credit,
     /// The last step had no rows.
     rested: bool,
     /// When a block came from the floor last, or nobody waited for one.
@@ -228,7 +234,7 @@ impl Engine {
         loop {
             let command = match self.live.is_empty() && !self.draining {
                 true => {
-                    let woken = self.commands.recv().map_err(|_| true);
+                    let woken = self.idle();
                     self.last_finish = Instant::now(); // the pace of work has no idle time in it
                     woken
                 }
@@ -469,6 +475,7 @@ impl Engine {
         let pool = self.scheduler.pool();
         stats.kv_blocks_used.store(self.scheduler.used_blocks(), Ordering::Relaxed);
         stats.kv_blocks_cached.store(pool.idle_count(), Ordering::Relaxed);
+        stats.kv_unkept.store(pool.unkept_count(), Ordering::Release);
         stats.prefix_evictions.store(pool.evictions(), Ordering::Relaxed);
         stats.preemptions.fetch_add(batch.preempted.len() as u64, Ordering::Relaxed);
         if !batch.entries.is_empty() {

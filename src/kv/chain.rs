@@ -34,7 +34,8 @@ impl Chain {
     }
 }
 
-/// A block whose text was forgotten. Its keys and values are still there until somebody writes.
+/// A block and its text, which may have been forgotten. Its keys and values are there until
+/// somebody writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forgotten {
     /// The block.
@@ -47,6 +48,8 @@ pub struct Forgotten {
     pub depth: usize,
     /// Its own text.
     pub text: Box<[TokenId]>,
+    /// More than one sequence had a use for it.
+    pub shared: bool,
 }
 
 /// Blocks that are kept outside of the pool.

@@ -9,11 +9,13 @@
 //! absent: the storage itself (`hearth_models::kv_store`) and any knowledge of sequences.
 
 mod chain;
+mod line;
 mod prefix;
 
 use std::collections::BTreeMap;
 
 pub use chain::{Chain, Forgotten, Kept};
+use line::Line;
 pub use prefix::Before;
 use prefix::PrefixIndex;
 
@@ -32,6 +34,7 @@ pub struct BlockPool {
     idle_since: Vec<u64>,
     tick: u64,
     index: PrefixIndex,
+    line: Line,
     /// Blocks that ever had to forget their text.
     evictions: u64,
     /// Those of them that nobody has asked for yet.
@@ -49,9 +52,15 @@ impl BlockPool {
             idle_since: vec![0; count],
             tick: 0,
             index: PrefixIndex::new(count),
+            line: Line::new(count, None),
             evictions: 0,
             forgotten: Vec::new(),
         }
+    }
+
+    /// The same, where blocks are kept outside of the pool: at once if so many are new in a prompt.
+    pub fn keeping(self, new_min: Option<usize>) -> Self {
+        Self { line: Line::new(self.refs.len(), new_min), ..self }
     }
 
     /// A block for one holder, or `None` when all are held.
@@ -121,11 +130,68 @@ impl BlockPool {
         text: &[TokenId],
     ) -> (BlockId, Before) {
         let Some((known, name)) = self.find(before, text) else {
+            self.line.enter(block);
             return (block, self.index.insert(block, before, text));
         };
-        self.retain(known);
+        self.adopt(known);
         self.release(block);
         (known, name)
+    }
+
+    /// One more holder of a known block, for whom it need not be computed.
+    pub fn adopt(&mut self, block: BlockId) {
+        self.retain(block);
+        self.share_above(block);
+        self.line.again(block);
+    }
+
+    /// A known block is of a prompt of which so many blocks were new.
+    pub fn is_new(&mut self, block: BlockId, new: usize) {
+        self.line.is_new(block, new);
+    }
+
+    /// A known block came from outside of the pool.
+    pub fn came(&mut self, block: BlockId) {
+        self.share_above(block);
+        self.line.came(block);
+    }
+
+    /// What stands before a block of use is of use: forks have not taken it up, and it may have
+    /// been computed because it alone had no file.
+    fn share_above(&mut self, block: BlockId) {
+        let mut above = Vec::new();
+        let mut next = self.index.block_above(block).filter(|_| self.line.is_open());
+        while let Some(block) = next.filter(|block| !self.line.is_shared(*block)) {
+            above.push(block);
+            next = self.index.block_above(block);
+        }
+        above.into_iter().rev().for_each(|block| self.line.again(block));
+    }
+
+    /// Known blocks that are worth to be kept outside of the pool, and are not.
+    pub fn unkept_count(&self) -> usize {
+        self.line.waiting()
+    }
+
+    /// What is to be kept next, the beginning of a text before its end; also what is kept already
+    /// and was used again. Nobody writes into it: it is known.
+    pub fn next_unkept(&mut self) -> Option<Forgotten> {
+        let block = self.line.next()?;
+        self.describe(block)
+    }
+
+    /// What was kept may be lost: whatever is still here goes again.
+    pub fn keep_again(&mut self) {
+        let blocks = (0..self.refs.len() as u32).map(BlockId);
+        let depths = blocks.filter_map(|block| Some((self.index.depth(block)?, block)));
+        let mut depths: Vec<_> = depths.collect();
+        depths.sort_unstable();
+        self.line.again_all(depths.into_iter().map(|(_, block)| block));
+    }
+
+    /// Nothing is kept outside of the pool any more.
+    pub fn keep_nothing(&mut self) {
+        self.line.close();
     }
 
     /// Only one sequence holds it and its text is not known: it may be written.
@@ -167,7 +233,7 @@ impl BlockPool {
     /// What all idle blocks hold, the one that was let go last first: of one text the beginning
     /// before the end.
     pub fn idle(&self) -> impl Iterator<Item = Forgotten> {
-        self.idle.values().rev().filter_map(|block| self.index.describe(*block))
+        self.idle.values().rev().filter_map(|block| self.describe(*block))
     }
 
     /// Blocks that ever had to forget their text.
@@ -185,6 +251,7 @@ impl BlockPool {
             return Err(format!("block {i}: counted {}, kept {}", refs[i], self.refs[i]));
         }
         self.index.check()?;
+        self.line.check(|block| self.index.contains(block))?;
         let free = |known: bool| {
             let ids = (0..refs.len() as u32).map(BlockId);
             ids.filter(move |&b| self.is_free(b) && self.index.contains(b) == known)
@@ -208,10 +275,17 @@ impl BlockPool {
     /// The block that has been idle longest, its text forgotten.
     fn evict(&mut self) -> Option<BlockId> {
         let (_, block) = self.idle.pop_first()?;
-        let forgotten = self.index.remove(block);
-        self.forgotten.push(forgotten);
+        self.forgotten.extend(self.describe(block));
+        self.index.remove(block);
+        self.line.leave(block);
         self.evictions += 1;
         Some(block)
+    }
+
+    /// What a known block holds.
+    fn describe(&self, block: BlockId) -> Option<Forgotten> {
+        let forgotten = self.index.describe(block)?;
+        Some(Forgotten { shared: self.line.is_shared(block), ..forgotten })
     }
 }
 

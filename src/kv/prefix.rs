@@ -89,26 +89,37 @@ impl PrefixIndex {
         Before::Block(name, block)
     }
 
-    /// Forgets a block, and says what it was.
-    pub fn remove(&mut self, block: BlockId) -> Forgotten {
-        let forgotten = self.describe(block);
-        let place = self.places[block.0 as usize].take().zip(forgotten);
-        let (place, forgotten) = place.expect("only an indexed block is forgotten; this is a bug");
+    /// Forgets a block.
+    pub fn remove(&mut self, block: BlockId) {
+        let place = self.places[block.0 as usize].take();
+        let place = place.expect("only an indexed block is forgotten; this is a bug");
         let siblings =
             self.children.get_mut(&place.before).expect("it hangs where it says; this is a bug");
         siblings.remove(&place.text);
         if siblings.is_empty() {
             self.children.remove(&place.before);
         }
-        forgotten
     }
 
-    /// What an indexed block holds.
+    /// Blocks before it.
+    pub fn depth(&self, block: BlockId) -> Option<usize> {
+        self.places[block.0 as usize].as_ref().map(|place| place.depth)
+    }
+
+    /// The block before it, unless that has forgotten its text.
+    pub fn block_above(&self, block: BlockId) -> Option<BlockId> {
+        let place = self.places[block.0 as usize].as_ref()?;
+        let Before::Block(_, above) = place.before else { return None };
+        let its = self.places[above.0 as usize].as_ref()?;
+        ((its.scope, its.chains[1]) == (place.scope, place.chains[0])).then_some(above)
+    }
+
+    /// What an indexed block holds; who used it is not known here.
     pub fn describe(&self, block: BlockId) -> Option<Forgotten> {
         let Place { before: _, text, scope, chains, depth } =
             self.places[block.0 as usize].as_ref()?;
         let (scope, before, depth) = (*scope, chains[0], *depth);
-        Some(Forgotten { block, scope, before, depth, text: text.clone() })
+        Some(Forgotten { block, scope, before, depth, text: text.clone(), shared: false })
     }
 
     /// Scope, text and blocks of what stands there. Whoever names a block holds it, so it is here.

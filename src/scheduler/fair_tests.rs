@@ -32,6 +32,7 @@ impl Room {
             proposed_rows: 8,
             price: None,
             load_blocks_min: 1,
+            keep_blocks_min: None,
         });
         Self { scheduler, now_ms: 0.0, next_id: 0, asked: Vec::new() }
     }

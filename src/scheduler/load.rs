@@ -61,6 +61,7 @@ impl Scheduler {
         }
         seq.take_computed(self.config.block_len);
         seq.publish(&mut self.pool, self.config.block_len);
+        self.pool.came(seq.blocks[seq.known - 1]);
     }
 
     /// Nothing more comes of a load: the next block is computed.

@@ -10,10 +10,9 @@
 //! Policy, in this order: rows that yield a token of a running answer; then new sequences come in
 //! while blocks last; then rows of prompts, as many as keep the step within its time; then, if
 //! there is room in all of that, rows of tokens that were proposed. Whose turn it is among new
-//! ones and prompts, `fair` says. When blocks run out, the youngest sequence of the
-//! tenant with the most gives its own back and waits again at its old place; and so it does for
-//! a tenant that has less, and whose turn it is. Who is set aside by the engine is not here until
-//! it is brought back (`aside`).
+//! ones and prompts, `fair` says. When blocks run out, the youngest sequence of the tenant with the
+//! most gives its own back and waits again at its old place; and so it does for a tenant that has
+//! less, and whose turn it is. Who is set aside is not here until it is brought back (`aside`).
 
 mod aside;
 mod batch;
@@ -23,6 +22,7 @@ mod fair;
 mod fair_tests;
 #[cfg(test)]
 mod flight_tests;
+mod keep;
 mod load;
 mod order;
 mod pace;
@@ -67,6 +67,8 @@ pub struct SchedulerConfig {
     pub price: Option<f64>,
     /// Fewer kept blocks in a row are computed sooner than fetched.
     pub load_blocks_min: usize,
+    /// So many new blocks of a prompt are kept as soon as they are known; `None`: none ever is.
+    pub keep_blocks_min: Option<usize>,
 }
 
 /// The state machine.
@@ -95,7 +97,8 @@ impl Scheduler {
     /// Nothing waits, nothing runs.
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
-        let (pool, pace) = (BlockPool::new(config.block_count), Pace::new(config.target_ms));
+        let pool = BlockPool::new(config.block_count).keeping(config.keep_blocks_min);
+        let pace = Pace::new(config.target_ms);
         let (tenants, running) = (Tenants::default(), Vec::new());
         Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
     }

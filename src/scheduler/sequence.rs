@@ -206,7 +206,7 @@ impl Sequence {
         block_len: usize,
     ) {
         for &(block, next) in found {
-            pool.retain(block);
+            pool.adopt(block);
             match self.blocks.get_mut(self.known) {
                 Some(own) => pool.release(std::mem::replace(own, block)),
                 None => self.blocks.push(block),
@@ -263,6 +263,7 @@ impl Sequence {
 
     /// Lets others know of the blocks that have become full.
     pub(super) fn publish(&mut self, pool: &mut BlockPool, block_len: usize) {
+        let new = self.prompt_len.saturating_sub(self.cached) / block_len;
         while let Some(place) = self.place
             && (self.known + 1) * block_len <= self.computed
         {
@@ -271,6 +272,9 @@ impl Sequence {
             self.blocks[self.known] = block;
             self.known += 1;
             self.place = Some(next);
+            if self.known * block_len <= self.prompt_len {
+                pool.is_new(block, new);
+            }
         }
     }
 

@@ -5,10 +5,20 @@ pub(super) mod promise;
 use super::*;
 use crate::types::{CacheScope, Priority, Tenant};
 
+pub(super) const BLOCK_LEN: usize = 4;
+
 pub(super) fn scheduler(block_count: usize, batch_tokens: usize, running_len: usize) -> Scheduler {
-    let config = SchedulerConfig {
+    Scheduler::new(config(block_count, batch_tokens, running_len))
+}
+
+pub(super) fn config(
+    block_count: usize,
+    batch_tokens: usize,
+    running_len: usize,
+) -> SchedulerConfig {
+    SchedulerConfig {
         block_count,
-        block_len: 4,
+        block_len: BLOCK_LEN,
         batch_tokens,
         running_len,
         score_chunk: 3,
@@ -16,8 +26,8 @@ pub(super) fn scheduler(block_count: usize, batch_tokens: usize, running_len: us
         proposed_rows: 8,
         price: None,
         load_blocks_min: 1,
-    };
-    Scheduler::new(config)
+        keep_blocks_min: None,
+    }
 }
 
 pub(super) fn sequence(id: u64, prompt: usize) -> NewSequence {

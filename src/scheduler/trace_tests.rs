@@ -7,11 +7,12 @@
 //! after the next one was scheduled and handed over. Clients leave, and stop reading for a while:
 //! then their sequences stand aside as the engine has it, and others of theirs as it might.
 
+mod kept;
+
 use std::collections::HashMap;
 
 use super::tests::promise::*;
 use super::*;
-use crate::kv::Forgotten;
 use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
@@ -24,6 +25,7 @@ fn random_traces_keep_every_promise() {
     let seen = run(false);
     assert!(seen.right > 0, "nothing that was proposed was right");
     assert!(seen.came > 0, "nothing came back");
+    assert!(seen.kept > 0 && seen.again > 0, "nothing went before it had to: {seen:?}");
     assert!(seen.stood > 0 && seen.wanted > 0, "{seen:?}");
     assert_eq!(seen.unknown + seen.late + seen.short + seen.failed + seen.flew, 0, "{seen:?}");
 }
@@ -32,7 +34,7 @@ fn random_traces_keep_every_promise() {
 fn random_traces_keep_every_promise_one_step_ahead() {
     let seen = run(true);
     assert!(seen.right > 0 && seen.unknown > 0, "{seen:?}");
-    assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0, "{seen:?}");
+    assert!(seen.late > 0 && seen.short > 0 && seen.failed > 0 && seen.kept > 0, "{seen:?}");
     assert!(seen.stood > 0 && seen.wanted > 0 && seen.flew > 0, "{seen:?}");
 }
 
@@ -71,6 +73,8 @@ struct Trace {
     shelf: Shelf,
     /// Loads that are not done: what is left of each.
     loads: Vec<Load>,
+    /// What ever went, by the last that was stored for it.
+    gone: HashMap<(CacheScope, Chain), u64>,
 }
 
 impl Trace {
@@ -88,6 +92,7 @@ impl Trace {
             proposed_rows: random.below(12),
             price: None,
             load_blocks_min: 1 + random.below(3),
+            keep_blocks_min: [None, Some(1 + random.below(6))][random.below(4).min(1)],
         };
         Self {
             seed,
@@ -106,6 +111,7 @@ impl Trace {
             seen: Seen::default(),
             shelf: Shelf::default(),
             loads: Vec::new(),
+            gone: HashMap::new(),
         }
     }
 
@@ -305,28 +311,6 @@ impl Trace {
             }
             self.check();
         }
-    }
-
-    /// Keeps most of what is forgotten, and says what is waited for.
-    fn exchange(&mut self, batch: &Batch) {
-        if self.ahead {
-            return;
-        }
-        for Forgotten { block, scope, before, depth: _, text } in &batch.forgotten {
-            if self.random.below(4) > 0 {
-                let stored = (0..BLOCK_LEN).map(|offset| self.kv[&(*block, offset)]).collect();
-                self.shelf.0.insert((*scope, before.then(text)), stored);
-            }
-        }
-        for load in &batch.loads {
-            let running = self.scheduler.running(load.id);
-            let at = load.depth * BLOCK_LEN;
-            let text = running.map(|seq| &seq.tokens()[at..at + load.text.len()]);
-            assert_eq!(text, Some(&load.text[..]), "seed {}", self.seed);
-            let rows = batch.entries.iter().any(|entry| entry.id == load.id);
-            assert!(!rows && !load.text.is_empty(), "seed {}", self.seed);
-        }
-        self.loads.extend(batch.loads.iter().cloned());
     }
 
     /// Hands a batch over as it is, and says who goes on.

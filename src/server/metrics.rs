@@ -160,6 +160,11 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 27] = [
     counter("prefix_cache_evictions", "KV blocks that the prefix cache had to forget", |m| {
         m.engine().stats().prefix_evictions.load(Ordering::Relaxed)
     }),
+    gauge(
+        "kv_store_waiting_blocks",
+        "KV blocks worth a file in --kv-store that are not written and flushed",
+        |m| m.engine().stats().kv_waiting() as u64,
+    ),
     counter("kv_store_spilled_blocks", "KV blocks written to --kv-store", |m| {
         m.engine().stats().kv_spilled.load(Ordering::Relaxed)
     }),

@@ -22,6 +22,8 @@ struct Entry {
     bytes: u64,
     /// Microseconds of Unix time, see [`super::Shelf::used_us`].
     used_us: u64,
+    /// What its file says of that.
+    told_us: u64,
 }
 
 impl Index {
@@ -36,7 +38,7 @@ impl Index {
 
     pub fn insert(&mut self, name: Name, bytes: u64, used_us: u64) {
         self.remove(&name);
-        self.files.insert(name, Entry { bytes, used_us });
+        self.files.insert(name, Entry { bytes, used_us, told_us: used_us });
         self.order.insert((used_us, name));
         self.bytes += bytes;
         self.counter(name.model).fetch_add(bytes, Ordering::Relaxed);
@@ -47,13 +49,27 @@ impl Index {
         self.order.last().map_or(0, |&(used_us, _)| used_us)
     }
 
-    /// It is used again.
-    pub fn touch(&mut self, name: &Name, used_us: u64) {
-        if let Some(entry) = self.files.get_mut(name) {
+    /// When the one unused longest was used.
+    pub fn oldest_us(&self) -> Option<u64> {
+        self.order.first().map(|&(used_us, _)| used_us)
+    }
+
+    /// It is used again; no use makes it older. Says what its file lags behind, if it is there.
+    pub fn touch(&mut self, name: &Name, used_us: u64) -> Option<u64> {
+        let entry = self.files.get_mut(name)?;
+        if used_us > entry.used_us {
             self.order.remove(&(entry.used_us, *name));
             entry.used_us = used_us;
             self.order.insert((used_us, *name));
         }
+        Some(entry.used_us - entry.told_us)
+    }
+
+    /// Its file is told, from now on; of what.
+    pub fn tell(&mut self, name: &Name) -> Option<u64> {
+        let entry = self.files.get_mut(name)?;
+        entry.told_us = entry.used_us;
+        Some(entry.told_us)
     }
 
     pub fn remove(&mut self, name: &Name) {
@@ -64,16 +80,22 @@ impl Index {
         }
     }
 
-    /// What must go until `more` bytes fit into `max`; forgotten already.
-    pub fn make_room(&mut self, more: u64, max: u64) -> Vec<Name> {
-        let mut gone = Vec::new();
-        while self.bytes + more > max
-            && let Some(&(_, name)) = self.order.first()
-        {
-            self.remove(&name);
+    /// What must go until `more` bytes that were used then fit into `max`; forgotten already.
+    /// `None` if it would have been used later than they.
+    pub fn make_room(&mut self, more: u64, max: u64, used_us: u64) -> Option<Vec<Name>> {
+        let (mut left, mut gone) = (self.bytes, Vec::new());
+        for &(oldest_us, name) in &self.order {
+            if left + more <= max {
+                break;
+            }
+            if oldest_us > used_us {
+                return None;
+            }
+            left -= self.files[&name].bytes;
             gone.push(name);
         }
-        gone
+        gone.iter().for_each(|name| self.remove(name));
+        Some(gone)
     }
 
     /// What is kept twice is the same.

@@ -1,6 +1,9 @@
 //! Names of what is kept: everything that makes a block's keys and values what they are.
 
 use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use ring::digest::{Context, SHA256};
 
@@ -12,14 +15,26 @@ use crate::types::{CacheScope, TokenId};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+/// Longer parts are hashed in pieces of this, side by side, and count as the hashes of these.
+const PIECE: usize = 1 << 20;
+/// No disk gives more threads something to read.
+const THREADS_MAX: usize = 8;
+
 impl Digest {
-    /// Of everything that is told.
+    /// Of everything that is told. Whoever tells long parts tells how long they are.
     pub fn of<E>(tell: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), E>) -> Result<Self, E> {
         let mut hash = Context::new(&SHA256);
-        tell(&mut |bytes| hash.update(bytes))?;
+        tell(&mut |bytes| match bytes.len() <= PIECE {
+            true => hash.update(bytes),
+            false => of_pieces(bytes).iter().for_each(|digest| hash.update(&digest.0)),
+        })?;
+        Ok(Self::finished(hash))
+    }
+
+    fn finished(hash: Context) -> Self {
         let mut digest = Self::default();
         digest.0.copy_from_slice(hash.finish().as_ref());
-        Ok(digest)
+        digest
     }
 
     /// Of parts, each with its length, so that no two lists have the same.
@@ -41,6 +56,30 @@ impl Digest {
             text
         })
     }
+}
+
+/// Of each piece, on as many threads as there are processors.
+fn of_pieces(bytes: &[u8]) -> Vec<Digest> {
+    let pieces: Vec<&[u8]> = bytes.chunks(PIECE).collect();
+    let (next, digests) = (AtomicUsize::new(0), Mutex::new(vec![Digest::default(); pieces.len()]));
+    let work = || {
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = pieces.get(place) else { break };
+            let mut hash = Context::new(&SHA256);
+            hash.update(piece);
+            digests.lock().unwrap_or_else(PoisonError::into_inner)[place] = Digest::finished(hash);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(pieces.len()) {
+            // Without it there is one fewer.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    digests.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A model as far as its keys and values go: its content, what computes it and how they are stored.

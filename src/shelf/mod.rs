@@ -2,12 +2,14 @@
 //! place in memory and the process.
 //!
 //! A folder of one process (a lock says so), shared by all its models, bounded in bytes: the files
-//! unused longest go first. A file is called after everything that its numbers follow from (`key`)
-//! and says it again inside (`file`); what is not exactly what was asked for is removed and never
-//! given out. Written beside its name and renamed; not flushed, since a file that a power cut
-//! damaged is found out by its sum. Only files with names of this form, in folders of this form,
-//! are ever removed. A folder that cannot be written makes writing pause, and is no error of
-//! anybody. It blocks; callers bring a thread. Deliberately absent: which blocks are worth it.
+//! unused longest go first, and what only one ever used counts as half as fresh: it comes into the
+//! middle of the line. A file is called after everything that its numbers follow from (`key`) and
+//! says it again inside (`file`); what is not exactly what was asked for is removed and never given
+//! out. Written beside its name and renamed, and flushed when its writer finds the time: a file
+//! that a power cut damaged before that is found out by its sum. Only files with names of this
+//! form, in folders of this form, are ever removed. A folder that cannot be written makes writing
+//! pause, and is no error of anybody. It blocks; callers bring a thread. Deliberately absent: which
+//! blocks are worth it.
 
 mod file;
 mod index;
@@ -15,6 +17,7 @@ mod key;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,8 @@ pub use self::key::{Digest, Label, ModelKey, Name};
 
 /// After a write that failed none is tried for this long.
 const PAUSE: Duration = Duration::from_secs(30);
+/// A file that lags so far behind the last use of its block is told.
+const STALE: Duration = Duration::from_secs(600);
 /// A file takes whole pages of a disk.
 const PAGE: u64 = 4096;
 /// Folder of all models; changes with the way in which files are named.
@@ -76,10 +81,21 @@ pub enum Put {
     Written,
     /// It was there already.
     Known,
-    /// Writing pauses, or it is larger than the shelf.
+    /// Writing pauses, or there is no room for it but that of blocks that were used later.
     Dropped,
     /// It could not be written; writing pauses.
     Failed,
+}
+
+/// Whether a block is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is.
+    Yes,
+    /// It is, and its file knows nothing of its last uses.
+    Stale,
+    /// It is not.
+    No,
 }
 
 /// Why a block does not come.
@@ -124,8 +140,8 @@ impl Shelf {
             opened: (Instant::now(), opened_us),
             _lock: lock,
         };
-        let gone = shelf.index().make_room(0, bytes_max);
-        gone.iter().for_each(|name| shelf.unlink(name));
+        let gone = shelf.index().make_room(0, bytes_max, u64::MAX);
+        gone.iter().flatten().for_each(|name| shelf.unlink(name));
         Ok(shelf)
     }
 
@@ -144,26 +160,45 @@ impl Shelf {
         self.index().contains(name)
     }
 
-    /// Notes that a block is of use, where it is there.
-    pub fn touch(&self, name: &Name, depth: usize) -> bool {
+    /// Notes that a block is of use, to several or to one, where it is there.
+    pub fn touch(&self, name: &Name, depth: usize, shared: bool) -> Found {
         let mut index = self.index();
-        index.touch(name, self.used_us(depth));
-        index.contains(name)
+        let used_us = self.used_us(depth, shared, index.oldest_us());
+        match index.touch(name, used_us) {
+            None => Found::No,
+            Some(lag_us) if u128::from(lag_us) > STALE.as_micros() => Found::Stale,
+            Some(_) => Found::Yes,
+        }
     }
 
-    /// Writes a block, unless it is there. Others make room for it.
-    pub fn put(&self, label: &Label<'_>, payload: &[u8]) -> Put {
+    /// Tells a file when its block was used last, so that the next process knows it.
+    pub fn tell(&self, name: &Name) {
+        let told_us = self.index().tell(name);
+        if let Some(told_us) = told_us
+            && let Ok(file) = OpenOptions::new().write(true).open(self.path(name))
+        {
+            // Without it, it goes earlier.
+            let _ = file.set_modified(UNIX_EPOCH + Duration::from_micros(told_us));
+        }
+    }
+
+    /// Writes a block, unless it is there. Others make room for it, if they were used earlier.
+    pub fn put(&self, label: &Label<'_>, payload: &[u8], shared: bool) -> Put {
         let name = label.name();
-        if self.touch(&name, label.depth) {
+        if self.touch(&name, label.depth, shared) != Found::No {
             return Put::Known;
         }
         let bytes = on_disk(file::len(label, payload.len()));
         if bytes > self.bytes_max || self.is_paused() {
             return Put::Dropped;
         }
-        let gone = self.index().make_room(bytes, self.bytes_max);
+        let (used_us, gone) = {
+            let mut index = self.index();
+            let used_us = self.used_us(label.depth, shared, index.oldest_us());
+            (used_us, index.make_room(bytes, self.bytes_max, used_us))
+        };
+        let Some(gone) = gone else { return Put::Dropped };
         gone.iter().for_each(|name| self.unlink(name));
-        let used_us = self.used_us(label.depth);
         match self.write(&name, label, payload, used_us) {
             Ok(()) => {
                 self.index().insert(name, bytes, used_us);
@@ -192,13 +227,14 @@ impl Shelf {
         let read = opened.map_err(Bad::Io).and_then(|file| {
             let payload = file::read(&file, label, payload_len)?;
             // Its time is its place in the line after a restart; without it, it goes earlier.
-            let used = Duration::from_micros(self.used_us(label.depth));
+            let used = Duration::from_micros(self.used_us(label.depth, true, None));
             let _ = file.set_modified(UNIX_EPOCH + used);
             Ok(payload)
         });
         match read {
             Ok(payload) => {
-                self.touch(&name, label.depth);
+                self.touch(&name, label.depth, true);
+                self.index().tell(&name);
                 Ok(payload)
             }
             Err(Bad::Corrupt) => {
@@ -241,16 +277,34 @@ impl Shelf {
         written
     }
 
+    /// Makes files that were written safe from a power cut, as far as the disk keeps its word.
+    pub fn flush(&self, names: &[Name]) {
+        let mut folders = BTreeSet::from([self.folder.clone()]);
+        for name in names {
+            let path = self.path(name);
+            // What had to go meanwhile, or cannot be flushed, is found out when it is read.
+            let _ = File::open(&path).and_then(|file| file.sync_data());
+            folders.extend(path.parent().map(Path::to_owned));
+        }
+        for folder in folders {
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+    }
+
     /// Now, and earlier for every block before it: of one text the end goes first. By so much that
-    /// it holds for blocks that are used one after the other, as a text is read.
-    fn used_us(&self, depth: usize) -> u64 {
+    /// it holds for blocks that are used one after the other, as a text is read. What only one ever
+    /// used, half way back to the oldest.
+    fn used_us(&self, depth: usize, shared: bool, oldest_us: Option<u64>) -> u64 {
         const BLOCK_US: u64 = 10_000;
         let (opened, opened_us) = self.opened;
         let now_us = opened_us.saturating_add(opened.elapsed().as_micros() as u64);
-        now_us.saturating_sub(BLOCK_US * depth as u64)
+        let age_us = now_us.saturating_sub(oldest_us.unwrap_or(now_us));
+        let back_us = if shared { 0 } else { age_us / 2 };
+        now_us.saturating_sub(back_us).saturating_sub(BLOCK_US * depth as u64)
     }
 
-    fn is_paused(&self) -> bool {
+    /// Nothing is written now.
+    pub fn is_paused(&self) -> bool {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         paused.is_some_and(|until| Instant::now() < until)
     }

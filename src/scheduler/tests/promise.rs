@@ -11,8 +11,12 @@ use crate::types::{BlockId, CacheScope, Tenant, TokenId};
 pub(in crate::scheduler) struct Seen {
     /// Proposed tokens that were right.
     pub right: usize,
-    /// Blocks that came.
+    /// Blocks that came,
     pub came: usize,
+    /// that went before they had to,
+    pub kept: usize,
+    /// and that were used when they had gone.
+    pub again: usize,
     /// Rows whose token nobody knew when they were scheduled.
     pub unknown: usize,
     /// Rows of sequences that were gone when they were computed.
