@@ -264,6 +264,30 @@ mod tests {
     }
 
     #[test]
+    fn prompts_in_a_queue_come_forward_as_answers_end() {
+        let mut pace = Pace::new(100.0);
+        assert_eq!(pace.spread_rows(32, 1), usize::MAX, "nothing is known");
+        pace.learn(32, 0, 0, 4.0);
+        pace.learn(32, 0, 64, 8.0); // two rows are as dear as an answer
+        assert_eq!([1, 2, 10].map(|free| pace.spread_rows(32, free)), [16, 32, 160]);
+        assert_eq!(pace.spread_rows(0, 32), usize::MAX, "nothing else would be in the step");
+    }
+
+    #[test]
+    fn answers_are_cheap_apart_where_a_step_costs_little_without_them() {
+        let mut pace = Pace::new(100.0);
+        (0..3).for_each(|_| pace.learn(30, 0, 0, 15.0));
+        assert!(!pace.is_cheap_apart(30), "no step was shorter");
+        pace.learn(30, 0, 40, 60.0);
+        pace.learn(0, 0, 0, 0.0); // nothing was computed
+        assert!(!pace.is_cheap_apart(30));
+        pace.learn(0, 0, 20, 5.0);
+        assert!(pace.is_cheap_apart(30) && !pace.is_cheap_apart(1));
+        (0..9).for_each(|_| pace.learn(30, 0, 0, 50.0));
+        assert!(!pace.is_cheap_apart(30), "they are a heavy load");
+    }
+
+    #[test]
     fn a_proposed_row_has_the_price_that_was_measured() {
         let mut pace = Pace::new(100.0);
         assert_eq!(pace.price(1), PRICE_FIRST);
