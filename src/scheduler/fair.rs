@@ -210,6 +210,13 @@ impl Tenants {
         self.accounts.get(&tenant).is_some_and(self.over_share())
     }
 
+    /// Its share runs, or more, and something of it waits all the same.
+    pub fn is_queueing(&self, tenant: u64) -> bool {
+        let account = self.accounts.get(&tenant).filter(|a| !a.waiting.is_empty());
+        let (running, weights) = self.running_and_weights();
+        account.is_some_and(|a| a.running as u64 * weights >= running * a.weight())
+    }
+
     /// How many may come in soon, less those in the background and of tenants that have more than
     /// their share; with the prompts that run.
     pub fn waiting_in_share<'a>(&self, begun: impl Iterator<Item = &'a Sequence>) -> usize {
@@ -222,10 +229,14 @@ impl Tenants {
     }
 
     fn over_share(&self) -> impl Fn(&Account) -> bool + use<> {
-        let active = || self.accounts.values().filter(|a| a.is_active());
-        let running: u64 = active().map(|a| a.running as u64).sum();
-        let weights: u64 = active().map(Account::weight).sum();
+        let (running, weights) = self.running_and_weights();
         move |a| a.running > 1 && a.running as u64 * weights > running * a.weight()
+    }
+
+    /// Of all that have something here.
+    fn running_and_weights(&self) -> (u64, u64) {
+        let active = || self.accounts.values().filter(|a| a.is_active());
+        (active().map(|a| a.running as u64).sum(), active().map(Account::weight).sum())
     }
 
     /// The tenant that has to give a sequence back when blocks run out: one in the background, or

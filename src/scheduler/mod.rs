@@ -22,6 +22,8 @@ mod fair;
 mod fair_tests;
 #[cfg(test)]
 mod flight_tests;
+#[cfg(test)]
+mod greedy_tests;
 mod keep;
 mod load;
 mod order;
@@ -89,9 +91,6 @@ pub struct Scheduler {
 
 /// Known blocks, and the place after each.
 type Found = Vec<(BlockId, Before)>;
-
-/// Rows of prompts in the background in a step, while somebody in the foreground is here.
-const BACKGROUND_ROWS: usize = 16;
 
 impl Scheduler {
     /// Nothing waits, nothing runs.
@@ -193,7 +192,7 @@ impl Scheduler {
             seq.land(entry);
             seq.publish(&mut self.pool, self.config.block_len);
             seq.give_back(wanted, &mut self.pool);
-            seq.moved = self.steps;
+            seq.moved = self.steps.max(seq.moved); // rows of it may fly already
             self.tenants.charge(seq.tenant.id, seq.computed - entry.start);
             self.begin_forks(place, &entry.forks);
         }
@@ -276,11 +275,8 @@ impl Scheduler {
     fn give_to_prompts(&mut self, answers: &[SeqId], kept: &dyn Kept, batch: &mut Batch) {
         let order = self.prompts(|s| answers.binary_search(&s.id).is_err());
         let loading = self.loading_count() > 0;
-        let mut background = match self.tenants.in_foreground() {
-            true => BACKGROUND_ROWS,
-            false => usize::MAX,
-        };
-        for ((in_background, _), id) in order {
+        let mut share = self.shares(answers.len(), batch);
+        for (due, id) in order {
             let place = self.place(id).expect("it runs, and nobody stops it; this is a bug");
             let seq = &mut self.running[place];
             // Somebody may have computed meanwhile what comes next in it.
@@ -289,7 +285,7 @@ impl Scheduler {
             if self.waits_for_kept(place, kept, loading, batch) {
                 continue;
             }
-            let bound = if in_background { background } else { usize::MAX };
+            let bound = self.bound(&share, self.running[place].tenant.id);
             if self.row_limit(&self.running[place], batch).min(bound) == 0 {
                 continue;
             }
@@ -297,11 +293,10 @@ impl Scheduler {
             batch.copies.extend(seq.begin_alike(&mut self.pool, self.config.block_len));
             let seq = &self.running[place];
             let rows = self.row_limit(seq, batch).min(bound);
-            if in_background {
-                background -= rows;
-            }
             batch.push(seq, rows, self.fork_room(seq, batch));
+            self.take(&mut share, place, due, rows);
         }
+        self.stand_back(&share, batch);
     }
 
     /// What room is left goes to answers that may go on in a known way. Nobody waits for these

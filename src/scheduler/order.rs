@@ -11,6 +11,19 @@ use crate::types::{Priority, SeqId};
 /// moves in every eighth step, which is when it would not be noticed by anybody else.
 const SLOW_STRIDE: usize = 8;
 
+/// Rows of prompts in the background in a step, while somebody in the foreground is here.
+const BACKGROUND_ROWS: usize = 16;
+
+/// Rows of a step that some prompts may still have.
+pub(super) struct Shares {
+    /// Those in the background, while somebody is not.
+    background: usize,
+    /// Those of tenants that have their share and a queue.
+    queueing: usize,
+    /// When the first prompt was due that ends in this step.
+    first: Option<Turn>,
+}
+
 /// The first of the waiting room.
 pub(super) struct Next {
     pub(super) tenant: u64,
@@ -34,10 +47,7 @@ impl Scheduler {
         let least = if self.pace.are_heavy(answers) { first_due() } else { None };
         let foreground = self.tenants.in_foreground();
         let is_slow = |s: &&Sequence| {
-            let tenant = s.tenant.id;
-            let greedy = least.is_some_and(|least| {
-                self.tenants.turn(tenant) > least && self.tenants.is_over_share(tenant)
-            });
+            let greedy = least.is_some_and(|least| self.is_greedy(s.tenant.id, least));
             s.is_answer() && (greedy || s.tenant.background && foreground)
         };
         let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
@@ -46,6 +56,59 @@ impl Scheduler {
         let mut slow: Vec<SeqId> = slow[moving..].iter().map(|s| s.id).collect();
         slow.sort_unstable();
         slow
+    }
+
+    /// The tenant has more than its share, and had its turn when this was due.
+    fn is_greedy(&self, tenant: u64, due: Turn) -> bool {
+        self.tenants.turn(tenant) > due && self.tenants.is_over_share(tenant)
+    }
+
+    /// What prompts may have of a step, by whose they are: in one with so many of all `answers`.
+    pub(super) fn shares(&self, answers: usize, batch: &Batch) -> Shares {
+        let free = self.config.running_len.saturating_sub(answers);
+        Shares {
+            background: if self.tenants.in_foreground() { BACKGROUND_ROWS } else { usize::MAX },
+            queueing: self.pace.spread_rows(batch.answers, free),
+            first: None,
+        }
+    }
+
+    /// Rows that the prompts of a tenant may still have. A first token of somebody with less does
+    /// not wait for any of one who has too much.
+    pub(super) fn bound(&self, shares: &Shares, tenant: u64) -> usize {
+        if shares.first.is_some_and(|due| self.is_greedy(tenant, due)) {
+            return 0;
+        }
+        let (in_background, _) = self.tenants.turn(tenant);
+        let background = if in_background { shares.background } else { usize::MAX };
+        let queueing = if self.tenants.is_queueing(tenant) { shares.queueing } else { usize::MAX };
+        background.min(queueing)
+    }
+
+    /// The prompt at `place` has these.
+    pub(super) fn take(&self, shares: &mut Shares, place: usize, due: Turn, rows: usize) {
+        let seq = &self.running[place];
+        shares.background = shares.background.saturating_sub(if due.0 { rows } else { 0 });
+        let queueing = self.tenants.is_queueing(seq.tenant.id);
+        shares.queueing = shares.queueing.saturating_sub(if queueing { rows } else { 0 });
+        if rows == seq.todo() {
+            shares.first.get_or_insert(due);
+        }
+    }
+
+    /// Nor does it wait for answers of that one, where a step of their own is cheap and they moved
+    /// in the last one.
+    pub(super) fn stand_back(&self, shares: &Shares, batch: &mut Batch) {
+        let Some(due) = shares.first.filter(|_| self.pace.is_cheap_apart(batch.answers)) else {
+            return;
+        };
+        let last = self.steps + u64::from(self.flies());
+        batch.entries.retain(|entry| {
+            let seq = self.running(entry.id).filter(|s| s.is_answer() && s.moved >= last);
+            let stands = seq.is_some_and(|s| self.is_greedy(s.tenant.id, due));
+            batch.answers -= usize::from(stands);
+            !stands
+        });
     }
 
     /// Some sequences of those that nothing is fetched for, in the order in which they are due.

@@ -23,12 +23,16 @@ pub(super) struct Pace {
     row_ms: Option<f64>,
     /// What a proposed row adds; `None` before the first one.
     proposed_ms: Option<f64>,
+    /// No step took less: it costs that before its first row, or less.
+    least_ms: f64,
 }
 
 /// Rows of the very first prompt, of which nothing is known.
 const FIRST_ROWS: usize = 64;
 /// A prompt is never cut smaller than this, so that it always arrives.
 const ROWS_MIN: usize = 16;
+/// A prompt that waits in line with others takes as long in a step as so many answers.
+const SPREAD: usize = 8;
 /// Where no answer waits, only newcomers do, and a longer step computes a little faster.
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
@@ -59,7 +63,8 @@ const SURPRISE_MAX: f64 = 2.0;
 
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
-        Self { target_ms, answers_ms: 0.0, answers: 0.0, row_ms: None, proposed_ms: None }
+        let (answers_ms, answers, least_ms) = (0.0, 0.0, f64::INFINITY);
+        Self { target_ms, answers_ms, answers, row_ms: None, proposed_ms: None, least_ms }
     }
 
     /// Rows of prompts for a step that also carries `answers` rows of answers, while so many
@@ -88,6 +93,26 @@ impl Pace {
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
     }
 
+    /// Rows of prompts that nobody misses soon, beside `answers` and `free` places without one: for
+    /// each of these as long as some answers take. So as many prompts come forward as answers end,
+    /// and no step is much longer than the others: who comes in next waits for the end of one.
+    pub fn spread_rows(&self, answers: usize, free: usize) -> usize {
+        match self.row_ms {
+            Some(row_ms) if row_ms > 0.0 && answers > 0 => {
+                let answer_ms = self.expected_ms(answers) / answers as f64;
+                let left_ms = answer_ms * (free * SPREAD) as f64;
+                ((left_ms / row_ms) as usize).max(ROWS_MIN)
+            }
+            _ => usize::MAX,
+        }
+    }
+
+    /// So many answers add more to a step than one costs that holds them alone, and are no heavy
+    /// load.
+    pub fn is_cheap_apart(&self, answers: usize) -> bool {
+        2.0 * self.least_ms < self.expected_ms(answers) && !self.are_heavy(answers)
+    }
+
     /// So many answers take so much of the target that prompts come forward slowly.
     pub fn are_heavy(&self, answers: usize) -> bool {
         self.expected_ms(answers) > self.target_ms * HEAVY
@@ -111,6 +136,9 @@ impl Pace {
     /// A step took this long.
     pub fn learn(&mut self, answers: usize, proposed: usize, prompt_rows: usize, took_ms: f64) {
         let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
+        if answers + proposed + prompt_rows > 0 {
+            self.least_ms = self.least_ms.min(took_ms);
+        }
         match (prompt_rows, self.row_ms) {
             // Of a few rows most is what the step would have cost without them.
             (rows, _) if answers == 0 && rows < ROWS_MIN => {}
@@ -233,6 +261,30 @@ mod tests {
         let rows = |waiting| pace.prompt_rows(4, waiting);
         assert_eq!([1, 4, 6, 8, 100].map(rows), [40, 40, 65, 90, 90]);
         assert_eq!(pace.prompt_rows(0, 100), pace.prompt_rows(0, 1), "nobody waits for this step");
+    }
+
+    #[test]
+    fn prompts_in_a_queue_come_forward_as_answers_end() {
+        let mut pace = Pace::new(100.0);
+        assert_eq!(pace.spread_rows(32, 1), usize::MAX, "nothing is known");
+        pace.learn(32, 0, 0, 4.0);
+        pace.learn(32, 0, 64, 8.0); // two rows are as dear as an answer
+        assert_eq!([1, 2, 10].map(|free| pace.spread_rows(32, free)), [16, 32, 160]);
+        assert_eq!(pace.spread_rows(0, 32), usize::MAX, "nothing else would be in the step");
+    }
+
+    #[test]
+    fn answers_are_cheap_apart_where_a_step_costs_little_without_them() {
+        let mut pace = Pace::new(100.0);
+        (0..3).for_each(|_| pace.learn(30, 0, 0, 15.0));
+        assert!(!pace.is_cheap_apart(30), "no step was shorter");
+        pace.learn(30, 0, 40, 60.0);
+        pace.learn(0, 0, 0, 0.0); // nothing was computed
+        assert!(!pace.is_cheap_apart(30));
+        pace.learn(0, 0, 20, 5.0);
+        assert!(pace.is_cheap_apart(30) && !pace.is_cheap_apart(1));
+        (0..9).for_each(|_| pace.learn(30, 0, 0, 50.0));
+        assert!(!pace.is_cheap_apart(30), "they are a heavy load");
     }
 
     #[test]
