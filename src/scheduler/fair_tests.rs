@@ -12,7 +12,6 @@ pub(super) struct Room {
     pub(super) costs_ms: [f64; 3],
     /// Steps between two looks at everything.
     pub(super) check_every: u64,
-    /// Id, arrival, first token, length at the end.
     pub(super) asked: Vec<Asked>,
 }
 
