@@ -89,7 +89,7 @@ impl<B: Backend> Decoder<B> {
         let ops = &self.ops;
         let lora = batch.lora_rows();
         let hidden = self.hidden(batch, step, &lora, kv)?;
-        let hidden = ops.select_logit_rows(&hidden, step)?;
+        let hidden = hidden.ok_or_else(|| Error::Batch("no logits are wanted".into()))?;
         let hidden = ops.widen(ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?)?;
         let lora = lora.selected(&batch.logit_rows);
         match &self.head {
@@ -102,14 +102,15 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// The residual stream behind the last layer. `[T, hidden]`
+    /// The residual stream behind the last layer, of the rows whose logits are wanted; none where
+    /// none are. There the other rows end with their keys and values. `[logit_rows, hidden]`
     fn hidden(
         &self,
         batch: &ForwardBatch,
         step: &B::Step<'_>,
         lora: &LoraRows,
         kv: &mut KvStore,
-    ) -> Result<B::Rows> {
+    ) -> Result<Option<B::Rows>> {
         if let Some((slot, _)) = lora.groups().find(|(slot, _)| !self.slots.contains(slot)) {
             return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
         }
@@ -118,7 +119,11 @@ impl<B: Backend> Decoder<B> {
         let mut hidden = embed(ops, table, (step, &batch.tokens), lora)?;
         // What the last layer added to the stream is added where the next one reads it.
         let mut update: Option<B::Rows> = None;
-        for layer in &self.layers {
+        let wanted = &batch.logit_rows;
+        let trimmed = ops.trims() && wanted.len() < batch.row_count();
+        let selected = lora.selected(wanted);
+        let mut lora = lora;
+        for (index, layer) in self.layers.iter().enumerate() {
             let x = match update {
                 None => ops.rms_norm(&hidden, &layer.attention_norm, eps)?,
                 Some(y) => {
@@ -127,14 +132,27 @@ impl<B: Backend> Decoder<B> {
                     x
                 }
             };
-            let mixed = layer.attention.forward(ops, &x, step, lora, kv)?;
+            let mut mixed = layer.attention.mix(ops, &x, step, lora, kv)?;
+            if trimmed && index + 1 == self.layers.len() {
+                if wanted.is_empty() {
+                    return Ok(None);
+                }
+                hidden = ops.select_logit_rows(&hidden, step)?;
+                mixed = ops.select_logit_rows(&mixed, step)?;
+                lora = &selected;
+            }
+            let mixed = layer.attention.project(ops, &mixed, lora)?;
             let (sum, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
             hidden = sum;
             update = Some(layer.mlp.forward(ops, &x, lora)?);
         }
-        match update {
-            Some(y) => ops.add(hidden, &y),
-            None => Ok(hidden),
+        if let Some(y) = update {
+            hidden = ops.add(hidden, &y)?;
+        }
+        match (wanted.is_empty(), trimmed) {
+            (true, _) => Ok(None),
+            (_, true) => Ok(Some(hidden)),
+            (_, false) => ops.select_logit_rows(&hidden, step).map(Some),
         }
     }
 

@@ -293,6 +293,43 @@ fn batch_equals_single() {
     }
 }
 
+/// Of which rows logits are wanted changes none of them, nor the keys and values of the others.
+#[test]
+fn rows_of_which_nothing_is_wanted_may_be_there() {
+    let wanted: [fn(usize) -> bool; 3] = [|row| row % 3 == 1, |row| row == 34, |_| false];
+    for compute in [fused(2), plain()] {
+        let run = |wanted: fn(usize) -> bool| {
+            let mut bench = Bench::new(model(&tiny::config(), DType::F32, &compute), KvDType::F32);
+            let sequences = [Sequence::new(tokens(31, 1), 0), Sequence::new(tokens(6, 2), 9)];
+            let (mut batch, mut after) = (ForwardBatch::empty(), ForwardBatch::empty());
+            for sequence in &sequences {
+                let last = sequence.ids.len() - 1;
+                sequence.push(&mut batch, 0..last);
+                sequence.push(&mut after, last..last + 1);
+            }
+            batch.logit_rows.retain(|&row| wanted(row as usize));
+            (bench.forward(&batch), bench.forward(&after))
+        };
+        let (all, after) = run(|_| true);
+        for wanted in wanted {
+            let (some, then) = run(wanted);
+            let rows = all.chunks_exact(512).enumerate().filter(|(row, _)| wanted(*row));
+            let want: Vec<f32> = rows.flat_map(|(_, row)| row.to_vec()).collect();
+            match &compute {
+                Compute::Plain(..) => {
+                    assert!(want.is_empty() == some.is_empty());
+                    assert!(want.is_empty() || relative_error(&some, &want) < 1e-6);
+                    assert!(relative_error(&then, &after) < 1e-6);
+                }
+                _ => {
+                    assert_eq!(bits(&some), bits(&want));
+                    assert_same_bits(&then, &after, "the next rows");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn chunked_equals_whole() {
     let (fused, sequence) = (fused(2), Sequence::new(tokens(70, 3), 5));

@@ -168,8 +168,8 @@ fn put_mix(model: &mut dyn Model) {
     }
 }
 
-/// Logits of every new row of the mix: all sequences in one batch, or each in its own.
-fn run_mix(model: &dyn Model, together: bool) -> Vec<f32> {
+/// Logits of the wanted of each sequence's new rows: all sequences in one batch, or each in its own.
+fn run_mix(model: &dyn Model, together: bool, wanted: fn(usize) -> bool) -> Vec<f32> {
     let (mut kv, mut batch, mut logits) = (store(model, 64), ForwardBatch::empty(), Vec::new());
     let mut first = 0;
     for (context, rows, slot) in MIX {
@@ -186,7 +186,8 @@ fn run_mix(model: &dyn Model, together: bool) -> Vec<f32> {
         let at = batch.row_count() as u32;
         batch.push(&ids[context..], context, table, BLOCK_LEN);
         *batch.lora_slot.last_mut().unwrap() = slot;
-        batch.logit_rows.extend(at..at + rows as u32);
+        let own = (0..rows).filter(|&row| wanted(row));
+        batch.logit_rows.extend(own.map(|row| at + row as u32));
         if !together {
             batch.check(model.config().vocab_len, BLOCK_LEN, 64).unwrap();
             logits.extend(model.forward(&batch, &mut kv).unwrap());
@@ -208,7 +209,8 @@ fn a_batch_of_adapters_is_each_of_them_alone() {
                 let compute = Compute::Fused(Arc::new(Pool::new(threads)));
                 let mut model = tiny::load(&config, dtype, 7, &compute).unwrap();
                 put_mix(&mut *model);
-                let (got, want) = (run_mix(&*model, true), run_mix(&*model, false));
+                let run = |together| run_mix(&*model, together, |_| true);
+                let (got, want) = (run(true), run(false));
                 let same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same && got.len() == want.len(), "{dtype} on {threads} threads");
             }
@@ -217,12 +219,24 @@ fn a_batch_of_adapters_is_each_of_them_alone() {
 }
 
 #[test]
+fn wanted_rows_keep_their_adapters() {
+    let mut model = tiny::load(&tiny::config(), DType::Q8_0, 7, &fused()).unwrap();
+    put_mix(&mut *model);
+    let all = run_mix(&*model, true, |_| true);
+    let some = run_mix(&*model, true, |row| row % 4 == 2);
+    let rows = MIX.iter().flat_map(|&(_, rows, _)| 0..rows).zip(all.chunks_exact(512));
+    let want = rows.filter(|(row, _)| row % 4 == 2).flat_map(|(_, logits)| logits);
+    assert!(some.iter().map(|x| x.to_bits()).eq(want.map(|x| x.to_bits())));
+    assert!(!some.is_empty());
+}
+
+#[test]
 fn plain_equals_fused() {
     for config in configs() {
         let run = |compute: &Compute, dtype| {
             let mut model = tiny::load(&config, dtype, 7, compute).unwrap();
             put_mix(&mut *model);
-            run_mix(&*model, true)
+            run_mix(&*model, true, |_| true)
         };
         let (got, want) = (run(&fused(), DType::F32), run(&plain(), DType::F32));
         let error = largest(&got, &want);

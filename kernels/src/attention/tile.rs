@@ -96,7 +96,7 @@ impl<E: Form> Kernel for WholeTile<'_, E> {
         let Scratch { work, sums, partials } = scratch;
         let numbers = partial_numbers(call.kv.shape());
         let len = tile.lines.len() * numbers;
-        load_queries(call, tile, &mut work.queries);
+        load_queries(simd, call, tile, &mut work.queries);
         E::prepare(simd, work);
         sums.resize(len, 0.0);
         partials.resize(len, 0.0);
@@ -125,7 +125,7 @@ impl<E: Form> Kernel for PartialsOfChunks<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let PartialsOfChunks { call, tile, chunks, out, scratch } = self;
         let Scratch { work, .. } = scratch;
-        load_queries(call, tile, &mut work.queries);
+        load_queries(simd, call, tile, &mut work.queries);
         E::prepare(simd, work);
         let numbers = tile.lines.len() * partial_numbers(call.kv.shape());
         for (chunk, out) in chunks.zip(out.chunks_exact_mut(numbers)) {
@@ -232,17 +232,28 @@ fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
 }
 
 /// Scaled queries of a tile; lines beyond the tile are 0.
-fn load_queries<E>(call: &Call<'_, E>, tile: &Tile, queries: &mut Vec<[[f32; LANES]; LINES]>) {
+#[inline(always)]
+fn load_queries<S: Simd, E>(
+    simd: S,
+    call: &Call<'_, E>,
+    tile: &Tile,
+    queries: &mut Vec<[[f32; LANES]; LINES]>,
+) {
     let dim = call.kv.shape().head_dim;
-    queries.clear();
+    if tile.lines.len() < LINES {
+        queries.clear();
+    }
     queries.resize(dim.div_ceil(LANES), [[0.0; LANES]; LINES]);
+    let scale = simd.splat(call.params.scale);
     for (i, line) in tile.lines.clone().enumerate() {
         let start = query_start(call, tile, line);
         let vectors = call.q[start..start + dim].chunks(LANES);
-        for (place, vector) in queries.iter_mut().zip(vectors) {
-            for (place, x) in place[i].iter_mut().zip(vector) {
-                *place = x * call.params.scale;
-            }
+        for (place, x) in queries.iter_mut().zip(vectors) {
+            let x = match x.try_into() {
+                Ok(whole) => simd.load(whole),
+                Err(_) => simd.load_part(x, 0.0),
+            };
+            simd.store(simd.mul(x, scale), &mut place[i]);
         }
     }
 }

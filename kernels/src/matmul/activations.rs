@@ -42,7 +42,7 @@ pub struct Activations<'a> {
     pub(super) k: usize,
     /// (m, k), for `Float`; else empty.
     pub(super) x: &'a [f32],
-    /// (k / block, m, block)
+    /// (k / block, m, block), and what is left of a larger input, here and below.
     pub(super) codes: Vec<i8>,
     /// (k / block, m)
     pub(super) scales: Vec<f32>,
@@ -90,13 +90,13 @@ impl<'a> Activations<'a> {
         assert_eq!(k % block, 0, "rows of {k} elements in blocks of {block}");
         let ActivationBuffers { mut codes, mut scales, mut sums, mut sub_sums } = buffers;
         if kind != ActivationKind::Float {
-            codes.resize(m * k, 0);
-            scales.resize(m * k / block, 0.0);
+            grow(&mut codes, m * k);
+            grow(&mut scales, m * k / block);
         }
         match kind {
             ActivationKind::Float => {}
-            ActivationKind::Block32 => sums.resize(m * k / 32, 0),
-            ActivationKind::Block256 => sub_sums.resize(m * k / 256 * SUB_SUMS, 0),
+            ActivationKind::Block32 => grow(&mut sums, m * k / 32),
+            ActivationKind::Block256 => grow(&mut sub_sums, m * k / 256 * SUB_SUMS),
         }
         let mut made = Activations { kind, m, k, x: &[], codes, scales, sums, sub_sums };
         match kind {
@@ -144,6 +144,13 @@ impl<'a> Activations<'a> {
                 unsafe { fill_row(kind, x, m, row, &out) };
             }
         });
+    }
+}
+
+/// Makes room. What was longer stays so: cut off, it would be cleared anew by the next that is.
+fn grow<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
+    if numbers.len() < len {
+        numbers.resize(len, T::default());
     }
 }
 
@@ -197,11 +204,11 @@ unsafe fn fill_row_portable(kind: ActivationKind, x: &[f32], m: usize, row: usiz
             let sums =
                 unsafe { std::slice::from_raw_parts_mut(out.sub_sums.at(at * SUB_SUMS), SUB_SUMS) };
             let (by_16, by_32) = sums.split_at_mut(16);
-            for (sum, codes) in by_16.iter_mut().zip(codes.chunks_exact(16)) {
-                *sum = codes.iter().map(|&q| i16::from(q)).sum();
-            }
-            for (sum, pair) in by_32.iter_mut().zip(by_16.chunks_exact(2)) {
-                *sum = pair[0] + pair[1];
+            let pairs = by_16.as_chunks_mut::<2>().0.iter_mut().zip(by_32);
+            for ((pair, both), codes) in pairs.zip(codes.as_chunks::<32>().0) {
+                let sum = |codes: &[i8]| codes.iter().map(|&q| i16::from(q)).sum::<i16>();
+                let (first, second) = (sum(&codes[..16]), sum(&codes[16..]));
+                (*pair, *both) = ([first, second], first + second);
             }
         }
     }

@@ -449,6 +449,10 @@ impl Backend for Cuda {
         Ok(self.gpu.add(x, y)?)
     }
 
+    fn trims(&self) -> bool {
+        self.seat.is_none()
+    }
+
     #[cfg(feature = "nccl")]
     fn reduce(&self, x: Rows) -> Result<Rows> {
         match &self.seat {

@@ -352,6 +352,10 @@ impl Backend for Fused {
         Ok(x)
     }
 
+    fn trims(&self) -> bool {
+        self.seat.is_none()
+    }
+
     fn reduce(&self, mut x: Rows) -> Result<Rows> {
         if let Some(seat) = &self.seat {
             seat.sum(&mut x)?;

@@ -168,6 +168,10 @@ pub trait Backend: Send + Sized {
     /// `x + y`.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
 
+    /// Whether rows of which nothing more is wanted may be left out of a pass. Not by a rank of a
+    /// divided model: only the first of them knows what is wanted.
+    fn trims(&self) -> bool;
+
     /// Sums that are complete where every rank of a divided model has a part of them.
     fn reduce(&self, x: Self::Rows) -> Result<Self::Rows> {
         Ok(x)

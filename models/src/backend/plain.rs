@@ -420,6 +420,10 @@ impl Backend for Plain {
         Ok((x + y)?)
     }
 
+    fn trims(&self) -> bool {
+        self.seat.is_none()
+    }
+
     fn reduce(&self, x: Tensor) -> Result<Tensor> {
         let Some(seat) = &self.seat else { return Ok(x) };
         let shape = x.shape().clone();

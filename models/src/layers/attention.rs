@@ -27,8 +27,9 @@ pub struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// `x [T, hidden]` to `[T, hidden]`; keys and values of the rows go to the store.
-    pub fn forward(
+    /// `x [T, hidden]` to what the heads bring, `[T, heads * dim]`; keys and values of the rows go
+    /// to the store.
+    pub fn mix(
         &self,
         ops: &B,
         x: &B::Rows,
@@ -38,7 +39,11 @@ impl<B: Backend> Attention<B> {
     ) -> Result<B::Rows> {
         let qkv = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v], lora)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.norm_eps));
-        let mixed = ops.attend(qkv, norms, step, kv, &self.params)?;
-        ops.reduce(self.out.forward(ops, &mixed, lora)?)
+        ops.attend(qkv, norms, step, kv, &self.params)
+    }
+
+    /// What [`mix`](Self::mix) brings, to `[rows, hidden]`.
+    pub fn project(&self, ops: &B, mixed: &B::Rows, lora: &LoraRows) -> Result<B::Rows> {
+        ops.reduce(self.out.forward(ops, mixed, lora)?)
     }
 }
