@@ -165,7 +165,7 @@ __device__ __forceinline__ void decode_scores(float *scores, const int *slots, c
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int head = part * 2 + i % 2, at = key + tile * 16 + i / 2 * 8;
-                float score = has_scales<S>() ? sum[i] * scales[at] : sum[i];
+                float score = has_scales<S> ? sum[i] * scales[at] : sum[i];
                 if (head < G) scores[head * SCORE_STRIDE + at] = score;
             }
         }
@@ -193,7 +193,7 @@ __device__ __forceinline__ float2 decode_softmax(float *scores, const float *v_s
     for (int i = 0; i < CHUNK / 32; i++) {
         float weight = exp2_fast(x[i] - largest);
         sum += weight;
-        if (has_scales<S>()) weight *= v_scales[i * 32 + lane];
+        if (has_scales<S>) weight *= v_scales[i * 32 + lane];
         weights[i * 32 + lane] = from_f32<KV>(weight);
     }
     return make_float2(largest, warp_sum(sum));
@@ -346,7 +346,7 @@ __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float
         bool seen = key >= b.first && key < b.end;
         int slot = seen ? slot_of(tables, table, block_len, position) : -1;
         slots[key] = slot;
-        if constexpr (has_scales<S>()) {
+        if constexpr (has_scales<S>) {
             long long at = scale_at(max(slot, 0), kv_heads, b.kv_head);
             scales[key] = seen ? layer.k_scales[at] : 0;
             scales[CHUNK + key] = seen ? layer.v_scales[at] : 0;
@@ -488,7 +488,7 @@ __device__ __forceinline__ void widen_keys(typename Meets<S>::type *wide, const 
 template <typename S>
 __device__ __forceinline__ float scale_to_copy(const Layer<S> &layer, int slot, int kv_heads,
                                                int kv_head) {
-    if (!has_scales<S>() || slot < 0) return 0;
+    if (!has_scales<S> || slot < 0) return 0;
     const float *scales = threadIdx.x % 32 < 16 ? layer.k_scales : layer.v_scales;
     return scales[scale_at(slot, kv_heads, kv_head)];
 }
@@ -722,7 +722,7 @@ __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, Layer<S> layer
         if constexpr (BYTES) {
             widen_keys<S, D>(wide, stored + stage * STAGE);
             int lane = threadIdx.x % 32, of_values = lane / 16 * TILE_KEYS;
-            if (has_scales<S>())
+            if (has_scales<S>)
                 scales[of_values + threadIdx.x / 32 * 16 + lane % 16] = own_scale;
         }
         if (first_key + TILE_KEYS < t.end) {
@@ -738,10 +738,10 @@ __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, Layer<S> layer
         const KV *now = BYTES ? wide : reinterpret_cast<const KV *>(stored + stage * STAGE);
         float scores[2][8][4];
         tile_scores<KV, D>(scores, queries, now);
-        if (has_scales<S>()) scale_scores(scores, scales);
+        if (has_scales<S>) scale_scores(scores, scales);
         if (!all) mask_scores(scores, t, first_key);
         tile_softmax<D>(scores, rows, scale * LOG2_E);
-        if (has_scales<S>()) scale_scores(scores, scales + TILE_KEYS);
+        if (has_scales<S>) scale_scores(scores, scales + TILE_KEYS);
         tile_values<KV, D>(rows, scores, now + TILE_KEYS * D);
     }
     if (warp_row < t.rows)
@@ -791,12 +791,12 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<
             score = lane == i ? x : score;
         }
         long long scale_place = scale_at(slot, kv_heads, kv_head);
-        if (has_scales<S>() && lane < count) score *= layer.k_scales[scale_place];
+        if (has_scales<S> && lane < count) score *= layer.k_scales[scale_place];
         float before = largest;
         largest = fmaxf(largest, warp_max(score));
         float factor = exp2_fast(before - largest), weight = exp2_fast(score - largest);
         sum = sum * factor + weight;
-        if (has_scales<S>() && lane < count) weight *= layer.v_scales[scale_place];
+        if (has_scales<S> && lane < count) weight *= layer.v_scales[scale_place];
 #pragma unroll
         for (int i = 0; i < ANY_EACH; i++) total[i] *= factor;
 #pragma unroll 4

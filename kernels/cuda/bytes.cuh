@@ -25,8 +25,8 @@ template <> struct Meets<q8> {
 template <> struct Meets<e4m3> {
     typedef __half type;
 };
-template <typename S> constexpr bool has_scales() { return false; }
-template <> constexpr bool has_scales<q8>() { return true; }
+template <typename S> constexpr bool has_scales = false;
+template <> constexpr bool has_scales<q8> = true;
 
 // Where the scale of a head is: 16 slots stand beside each other, then those of the next head.
 __device__ __forceinline__ long long scale_at(int slot, int kv_heads, int head) {

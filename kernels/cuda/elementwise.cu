@@ -430,7 +430,7 @@ __device__ __forceinline__ void rope_store_head(const Heads<T> &a, long long row
     Head<WIDE> k(a.k + from, a.dim, a.rot), v(a.v + from, a.dim, a.rot);
     if (a.k_norm != nullptr) k.norm(a.k_norm, a.eps);
     k.turn(cos, sin);
-    if constexpr (has_scales<T>()) {
+    if constexpr (has_scales<T>) {
         long long scale = scale_at(a.slots[row], a.kv_heads, head);
         k.write_scaled(a.k_store + to, a.k_scales + scale);
         v.write_scaled(a.v_store + to, a.v_scales + scale);

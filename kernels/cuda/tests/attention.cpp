@@ -19,7 +19,7 @@ template <typename S> struct Store {
         : block_len(block_len), kv_heads(kv_heads), width(kv_heads * dim), dim(dim),
           k(poison<S>(size_t(blocks) * block_len * width)), v(k), unused(shuffled(blocks)) {
         int slots = (blocks * block_len + 15) / 16 * 16;
-        if (has_scales<S>()) k_scales = v_scales = poison<float>(size_t(slots) * kv_heads);
+        if (has_scales<S>) k_scales = v_scales = poison<float>(size_t(slots) * kv_heads);
     }
 
     // A sequence of so many keys of which the first `freed` are gone: where its table begins.
@@ -43,7 +43,7 @@ template <typename S> struct Store {
     void fill(vector<S> &x, vector<float> &scales, int slot, float most) {
         for (int i = 0; i < width; i++) {
             S &number = x[size_t(slot) * width + i];
-            if constexpr (has_scales<S>()) {
+            if constexpr (has_scales<S>) {
                 number = S{int8_t(below(255) - 127)};
                 float factor = between(0, 1) * (below(20) ? 1 : 3);
                 if (i % dim == 0)
@@ -57,7 +57,7 @@ template <typename S> struct Store {
     double number(const vector<S> &x, const vector<float> &scales, int slot, int head,
                   int i) const {
         double raw = to_f32(x[size_t(slot) * width + head * dim + i]);
-        return has_scales<S>() ? raw * scales[scale_at(slot, kv_heads, head)] : raw;
+        return has_scales<S> ? raw * scales[scale_at(slot, kv_heads, head)] : raw;
     }
     double key(int slot, int head, int i) const { return number(k, k_scales, slot, head, i); }
     double value(int slot, int head, int i) const { return number(v, v_scales, slot, head, i); }
