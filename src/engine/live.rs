@@ -180,7 +180,7 @@ impl Live {
     }
 
     /// What the device may do with the row of the token so many places ahead. It is read out where
-    /// the host is asked what else was probable, or knows more of the tokens before than the device.
+    /// the host is asked what else was probable, or knows more of the tokens before it.
     pub fn wanted(&mut self, ahead: usize, vocab_len: usize) -> Wanted {
         let needs_host = self.edits_tokens() || self.guide.is_some();
         if self.request.logprobs.is_some() || (ahead > 0 && needs_host) {

@@ -92,8 +92,7 @@ impl Communicators {
                 let all = self.gpus.iter().map(|gpu| gpu.rows(1, len, float));
                 let all = all.collect::<Result<Vec<_>>>()?;
                 result::group_start()?;
-                let each = all.iter().enumerate();
-                let asked = each.map(|(rank, x)| self.ask(rank, x)).collect::<Result<Vec<()>>>();
+                let asked = all.iter().enumerate().try_for_each(|(rank, x)| self.ask(rank, x));
                 // A group that was begun is ended, whatever came of it.
                 let ended = result::group_end();
                 asked?;

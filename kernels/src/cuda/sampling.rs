@@ -133,8 +133,8 @@ impl Gpu {
     }
 }
 
-/// Seeds, positions, temperatures, `top_k`, `top_p`, `min_p`, which mask: a list of each, one behind
-/// the other; then the masks, each as long as the vocabulary.
+/// Seeds, positions, temperatures, `top_k`, `top_p`, `min_p`, which mask: a list of each, one
+/// behind the other; then the masks, each as long as the vocabulary.
 fn words(vocab_len: usize, picks: &[Option<Pick>]) -> Vec<u32> {
     let masks = picks.iter().flatten().filter_map(|pick| pick.mask.as_ref());
     let (count, len) = (picks.len(), vocab_len.div_ceil(32));
@@ -147,15 +147,13 @@ fn words(vocab_len: usize, picks: &[Option<Pick>]) -> Vec<u32> {
     }
     let nothing = f32::NAN.to_bits();
     let top_k = |p: &Pick| i32::try_from(p.params.top_k).unwrap_or(i32::MAX) as u32;
-    let lists: [(&dyn Fn(&Pick) -> u32, u32); 4] = [
-        (&|p| p.params.temperature.to_bits(), nothing),
-        (&top_k, 0),
-        (&|p| p.params.top_p.to_bits(), 0),
-        (&|p| p.params.min_p.to_bits(), 0),
-    ];
-    for (number, absent) in lists {
+    let mut list = |absent: u32, number: &dyn Fn(&Pick) -> u32| {
         words.extend(picks.iter().map(|pick| pick.as_ref().map_or(absent, number)));
-    }
+    };
+    list(nothing, &|p| p.params.temperature.to_bits());
+    list(0, &top_k);
+    list(0, &|p| p.params.top_p.to_bits());
+    list(0, &|p| p.params.min_p.to_bits());
     let mut place = 0;
     words.extend(picks.iter().map(|pick| {
         let masked = pick.as_ref().is_some_and(|pick| pick.mask.is_some());

@@ -214,7 +214,7 @@ fn forbid(row: &mut [f32], mask: Option<&[u32]>) {
 }
 
 /// Rows that stay on the device are what they were when passes later, recorded ones too, a token is
-/// chosen from them; and what the pass in between chose is still there for the next one.
+/// chosen from them.
 #[test]
 fn kept_rows() {
     let Some(gpu) = gpu() else { return };

@@ -1,4 +1,5 @@
-//! The end of a pass: logits on their way to the host, tokens chosen where they are, rows that stay.
+//! The end of a pass: logits on their way to the host, tokens chosen where they are, and rows that
+//! stay.
 
 use std::sync::Arc;
 
