@@ -31,7 +31,7 @@ fn tolerance(weights: DType, kv: KvDType) -> f64 {
         (DType::F32 | DType::F16 | DType::BF16, KvDType::F16) => 1e-3,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::BF16) => 7e-3,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::Q8_0) => 2e-2,
-        (_, KvDType::Fp8) => 0.1,
+        (_, KvDType::Fp8) => 0.12,
         (DType::Q8_0 | DType::Q4_0, _) => 0.04,
         (DType::Q4K | DType::Q6K, _) => 0.05,
         (other, _) => panic!("no tolerance for {other}"),

@@ -96,7 +96,7 @@ fn differing(
         .map(|i| {
             let (seed, position) = (0x1234_5678_9abc * i as u64 + 7, (i * i) as u64);
             let (params, edits, mask) = (params(i), Vec::new(), mask(i, vocab));
-            (i % 17 != 13).then(|| Pick { params, edits, seed, position, mask })
+            (i % 17 != 13).then_some(Pick { params, edits, seed, position, mask })
         })
         .collect();
     let got = report.ask(name, || {
