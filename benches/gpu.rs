@@ -2,10 +2,10 @@
 //! multiplies: one row of a table for each measurement.
 //!
 //! `cargo bench --features cuda --bench gpu -- [WORD]...`; a word is a part (`limits`, `prefill`,
-//! `decode`, `host`, `lora`, `serve`, `embed`), a model (`8b-bf16`, `8b-q4_k_m`, `0.6b-bf16`,
-//! `0.6b-q4_k_m`) or one half of its name. Without words everything runs, else what is named: parts
-//! of all models, all parts of models, or these parts of these models. `benches/gpu.sh` runs it
-//! beside its peers.
+//! `decode`, `host`, `kv`, `mask`, `lora`, `serve`, `embed`), a model (`8b-bf16`, `8b-q4_k_m`,
+//! `0.6b-bf16`, `0.6b-q4_k_m`) or one half of its name. Without words everything runs, else what is
+//! named: parts of all models, all parts of models, or these parts of these models.
+//! `benches/gpu.sh` runs it beside its peers.
 
 #[cfg(feature = "cuda")]
 #[path = "gpu/run.rs"]

@@ -4,9 +4,9 @@
 #
 #   benches/gpu.sh [WORD]...
 #
-# A word is `equality`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host lora
-# serve embed; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs, else what is
-# named; a model alone is all parts of it. The exit status is 1 if an equality failed or did not
+# A word is `equality`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host kv mask
+# lora serve embed; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs, else what
+# is named; a model alone is all parts of it. The exit status is 1 if an equality failed or did not
 # finish, 2 if only a measurement did, 3 for a word that means nothing.
 #
 #   HEARTH_GPU_BIN=target/gpu   the folder of `kernels_cuda` and `models_cuda` (the suites of the
@@ -18,7 +18,7 @@ set -uo pipefail
 bin=${HEARTH_GPU_BIN:-target/gpu}
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
-parts="limits prefill decode host lora serve embed"
+parts="limits prefill decode host kv mask lora serve embed"
 models="8b-bf16 8b-q4_k_m 0.6b-bf16 0.6b-q4_k_m"
 ends=525 # seconds; all of it takes less than nine minutes
 rows=$(mktemp)
@@ -85,7 +85,7 @@ if [ "$all" ] || has equality "${words[@]}"; then
 fi
 if [ "$measures" ]; then
     if [ ${#named_parts[@]} -eq 0 ]; then
-        named_parts=(prefill decode host lora serve)
+        named_parts=(prefill decode host kv mask lora serve)
         [ ${#named_models[@]} -gt 0 ] || named_parts=($parts)
     fi
     [ ${#named_models[@]} -gt 0 ] || named_models=($models)
@@ -97,7 +97,7 @@ if [ "$measures" ]; then
     if [ ${#of_models[@]} -gt 0 ]; then
         for model in $models; do
             has "$model" "${named_models[@]}" || continue
-            part 70 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
+            part 85 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
         done
     fi
     if has embed "${named_parts[@]}"; then part 30 "$bin/gpu" embed || failed=1; fi

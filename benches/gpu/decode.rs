@@ -10,7 +10,7 @@ use hearth_models::backend::Cuda;
 use hearth_models::decoder::Decoder;
 use hearth_models::weights::{Mix, Role};
 use hearth_models::{
-    Adapter, ForwardBatch, KvDType, KvStore, LoraSlot, Model, ModelConfig, Pick, tiny,
+    Adapter, ForwardBatch, KvDType, KvStore, LoraSlot, Model, ModelConfig, Pick, Wanted, tiny,
 };
 
 use super::limits::{Ceiling, each};
@@ -51,6 +51,9 @@ pub struct Subject<'a> {
     pub model: Decoder<Cuda>,
     pub shape: Shape,
     pub kv: KvStore,
+    kind: KvDType,
+    /// Out of which tokens are chosen.
+    mask: Option<Vec<u32>>,
     blocks: usize,
     ceiling: &'a Ceiling,
 }
@@ -69,7 +72,8 @@ impl<'a> Subject<'a> {
         let wanted = wanted.max().unwrap_or(0);
         let blocks = wanted.min(free.saturating_sub(RESERVE) / block_bytes);
         let kv = model.kv_store(shape.config.kv_geometry(blocks, BLOCK_LEN, KvDType::BF16))?;
-        let mut subject = Self { gpu, model, shape, kv, blocks, ceiling };
+        let (kind, mask) = (KvDType::BF16, None);
+        let mut subject = Self { gpu, model, shape, kv, kind, mask, blocks, ceiling };
         subject.fill()?;
         Ok(subject)
     }
@@ -101,30 +105,33 @@ impl<'a> Subject<'a> {
 
     /// Prompts, each alone in its pass.
     pub fn prefill(&mut self) -> Result<(), Failure> {
-        for tokens in PROMPTS {
-            let what = format!("prefill {tokens}");
-            if tokens > self.blocks * BLOCK_LEN {
-                self.row(what).part("left out: too little memory".into()).print();
-                continue;
-            }
-            let mut random = weights::Random(tokens as u64);
-            let vocab = self.shape.config.vocab_len as u64;
-            let ids: Vec<u32> = (0..tokens).map(|_| random.below(vocab)).collect();
-            let mut batch = ForwardBatch::whole(&ids, 0, BLOCK_LEN);
-            batch.logit_rows = vec![tokens as u32 - 1];
-            let time = self.time(&batch, 1, 7)?;
-            let cost = self.shape.prefill(tokens);
-            let part = cost.flops / time / self.ceiling.product;
-            let row = self
-                .row(what)
-                .ms(time * 1e3)
-                .tokens(tokens as f64 / time)
-                .rate(format!("{} TFLOP/s", digits(cost.flops / time / 1e12)))
-                .part(format!("{:.0} % of the product", 100.0 * part));
-            match self.is_8b() && tokens == 8192 {
-                true => row.target(">= 55 % of the product", part >= 0.55).print(),
-                false => row.print(),
-            }
+        PROMPTS.into_iter().try_for_each(|tokens| self.prompt(tokens, ""))
+    }
+
+    /// One prompt; `with` says with what.
+    fn prompt(&mut self, tokens: usize, with: &str) -> Result<(), Failure> {
+        let what = format!("prefill {tokens}{with}");
+        if tokens > self.blocks * BLOCK_LEN {
+            self.row(what).part("left out: too little memory".into()).print();
+            return Ok(());
+        }
+        let mut random = weights::Random(tokens as u64);
+        let vocab = self.shape.config.vocab_len as u64;
+        let ids: Vec<u32> = (0..tokens).map(|_| random.below(vocab)).collect();
+        let mut batch = ForwardBatch::whole(&ids, 0, BLOCK_LEN);
+        batch.logit_rows = vec![tokens as u32 - 1];
+        let time = self.time(&batch, 1, 7)?;
+        let cost = self.shape.prefill(tokens);
+        let part = cost.flops / time / self.ceiling.product;
+        let row = self
+            .row(what)
+            .ms(time * 1e3)
+            .tokens(tokens as f64 / time)
+            .rate(format!("{} TFLOP/s", digits(cost.flops / time / 1e12)))
+            .part(format!("{:.0} % of the product", 100.0 * part));
+        match self.is_8b() && tokens == 8192 && with.is_empty() {
+            true => row.target(">= 55 % of the product", part >= 0.55).print(),
+            false => row.print(),
         }
         Ok(())
     }
@@ -133,13 +140,7 @@ impl<'a> Subject<'a> {
     pub fn decode(&mut self) -> Result<(), Failure> {
         for (batch, depth) in DECODES {
             let what = format!("decode {batch} x {depth}");
-            if batch * depth.div_ceil(BLOCK_LEN) > self.blocks {
-                self.row(what).part("left out: too little memory".into()).print();
-                continue;
-            }
-            let time = self.time(&self.step(batch, depth), WARM, STEPS)?;
-            let cost = self.shape.decode(batch, depth);
-            let row = self.against(what, time, batch, &cost);
+            let Some((row, cost, time)) = self.decode_row(what, batch, depth)? else { continue };
             let copied = cost.bytes / time / self.ceiling.copy;
             let ideal = cost.at_least(self.ceiling) / time;
             let row = match (self.is_8b(), batch, depth) {
@@ -151,6 +152,68 @@ impl<'a> Subject<'a> {
                 _ => row,
             };
             row.print();
+        }
+        Ok(())
+    }
+
+    /// A row of one shape, unless there is too little memory for it.
+    fn decode_row(
+        &mut self,
+        what: String,
+        batch: usize,
+        depth: usize,
+    ) -> Result<Option<(Row, Cost, f64)>, Failure> {
+        if batch * depth.div_ceil(BLOCK_LEN) > self.blocks {
+            self.row(what).part("left out: too little memory".into()).print();
+            return Ok(None);
+        }
+        let time = self.time(&self.step(batch, depth), WARM, STEPS)?;
+        let cost = self.shape.decode(batch, depth, self.kind);
+        Ok(Some((self.against(what, time, batch, &cost), cost, time)))
+    }
+
+    /// Some contexts and a prompt with keys and values of each type, in turns.
+    pub fn kinds(&mut self) -> Result<(), Failure> {
+        for kind in [KvDType::Q8_0, KvDType::Fp8, KvDType::BF16] {
+            self.kv = KvStore::Nothing; // the old one goes first
+            let geometry = self.shape.config.kv_geometry(self.blocks, BLOCK_LEN, kind);
+            (self.kv, self.kind) = (self.model.kv_store(geometry)?, kind);
+            self.fill()?;
+            let name = kind.name();
+            for (batch, depth) in [(128, 1024), (8, 32_768)] {
+                let what = format!("decode {batch} x {depth}, kv {name}");
+                if let Some((row, ..)) = self.decode_row(what, batch, depth)? {
+                    row.print();
+                }
+            }
+            self.prompt(8192, &format!(", kv {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Steps whose tokens are chosen under a grammar's mask (half of all tokens), against the same
+    /// without; and what it takes to bring the logits back in their place.
+    pub fn masks(&mut self) -> Result<(), Failure> {
+        let words = self.shape.config.vocab_len.div_ceil(32);
+        for count in [1, 64] {
+            let batch = self.step(count, 1024);
+            let free = self.time(&batch, WARM, STEPS)?;
+            self.mask = Some(vec![0x5555_5555; words]);
+            let masked = self.time(&batch, WARM, STEPS);
+            self.mask = None;
+            let masked = masked?;
+            let mut read_out = Vec::with_capacity(STEPS);
+            for _ in 0..STEPS {
+                let start = Instant::now();
+                self.model.forward(&batch, &mut self.kv)?;
+                read_out.push(start.elapsed().as_secs_f64());
+            }
+            self.row(format!("decode {count} x 1024, each row under a mask"))
+                .ms(masked * 1e3)
+                .tokens(count as f64 / masked)
+                .rate(format!("logits read out: {} ms", digits(median(&read_out) * 1e3)))
+                .part(format!("{:.0} % of the rate without", 100.0 * free / masked))
+                .print();
         }
         Ok(())
     }
@@ -229,13 +292,14 @@ impl<'a> Subject<'a> {
         let vocab_len = self.shape.config.vocab_len;
         batch.check(vocab_len, BLOCK_LEN, self.blocks)?;
         let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let pick = Pick { params, edits: Vec::new(), seed: 0, position: 0, vocab_len };
-        let picks = vec![Some(pick); batch.logit_rows.len()];
+        let (edits, mask) = (Vec::new(), self.mask.clone());
+        let pick = Pick { params, edits, seed: 0, position: 0, vocab_len, mask };
+        let wanted = vec![Wanted::Token(pick); batch.logit_rows.len()];
         let mut times = Vec::with_capacity(warm + steps);
         let begun = Instant::now();
         while times.len() < warm + steps && (times.len() < 2 || begun.elapsed() < PATIENCE) {
             let start = Instant::now();
-            self.model.step(batch, &mut self.kv, &picks)?;
+            self.model.step(batch, &mut self.kv, &wanted)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(&times[warm.min(times.len() - 1)..]))

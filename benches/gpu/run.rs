@@ -22,7 +22,8 @@ use table::Row;
 /// Anything that ends a part.
 pub type Failure = Box<dyn std::error::Error>;
 
-const PARTS: [&str; 7] = ["limits", "prefill", "decode", "host", "lora", "serve", "embed"];
+const PARTS: [&str; 9] =
+    ["limits", "prefill", "decode", "host", "kv", "mask", "lora", "serve", "embed"];
 
 /// The words of the command line.
 struct Words(Vec<String>);
@@ -72,7 +73,7 @@ pub fn main() -> ExitCode {
         }
     };
     let mut sound = true;
-    let of_models = ["prefill", "decode", "host", "lora", "serve"];
+    let of_models = ["prefill", "decode", "host", "kv", "mask", "lora", "serve"];
     if of_models.iter().any(|part| words.part(part)) {
         for shape in shapes.into_iter().filter(|shape| words.model(shape.name)) {
             let name = shape.name;
@@ -115,6 +116,12 @@ fn model(shape: Shape, words: &Words, ceiling: &Ceiling) -> Result<(), Failure> 
     }
     if words.part("host") {
         sound &= told(name, "host", subject.host());
+    }
+    if words.part("kv") && name.ends_with("bf16") {
+        sound &= told(name, "kv", subject.kinds());
+    }
+    if words.part("mask") {
+        sound &= told(name, "mask", subject.masks());
     }
     if words.part("lora") {
         sound &= told(name, "lora", subject.lora());

@@ -1,9 +1,10 @@
 //! The models that are measured, as numbers, and what a pass of one cannot do without.
 
-use hearth_models::ModelConfig;
 use hearth_models::config::{Knobs, RopeConfig, RopeScaling};
 use hearth_models::weights::{Mix, Role};
+use hearth_models::{KvDType, ModelConfig};
 
+use super::decode::BLOCK_LEN;
 use super::limits::Ceiling;
 
 /// A model without its weights.
@@ -93,11 +94,12 @@ fn qwen_06b() -> ModelConfig {
 
 impl Shape {
     /// One new token of each of `batch` sequences with `depth` keys.
-    pub fn decode(&self, batch: usize, depth: usize) -> Cost {
+    pub fn decode(&self, batch: usize, depth: usize, kv: KvDType) -> Cost {
         let (layers, head) = (self.products(false), self.products(true));
         let sequences = batch as f64;
         let keys = depth as f64 * sequences * self.config.layer_count as f64;
-        let kv = keys * 2.0 * self.config.kv_len() as f64 * 2.0; // keys and values in bf16
+        let token = self.config.kv_geometry(1, BLOCK_LEN, kv).bytes() / BLOCK_LEN;
+        let kv = (batch * depth * token) as f64;
         Cost {
             bytes: layers.bytes + head.bytes + kv,
             flops: (layers.flops + head.flops) * sequences

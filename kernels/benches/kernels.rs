@@ -278,7 +278,7 @@ const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
 
 fn attentions(pool: &Pool, table: &Table) {
     for (&(n_heads, n_kv_heads, head_dim, rows, keys), kv_type) in
-        ATTENTIONS.iter().flat_map(|a| [KvType::F16, KvType::BF16, KvType::Q8_0].map(|t| (a, t)))
+        ATTENTIONS.iter().flat_map(|a| KvType::ALL[1..].iter().map(move |t| (a, *t)))
     {
         let op = format!("attention {}", kv_type.name());
         let what = format!("{n_heads}/{n_kv_heads} heads of {head_dim}, {rows} rows, {keys} keys");

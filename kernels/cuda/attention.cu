@@ -2,41 +2,54 @@
 // rows (prefill, encoders).
 //
 // q and out are bf16 [rows][n_heads][dim]. The keys and the values of a layer are two buffers
-// [slot][kv_heads][dim] of bf16 or f16, slot = block * block_len + offset; `tables` holds the block
-// tables one after the other. Query head h reads KV head h / (n_heads / kv_heads). A row at
+// [slot][kv_heads][dim] of bf16, f16, e4m3 or q8 (bytes.cuh), slot = block * block_len + offset;
+// k_scales and v_scales, [slot / 16][kv_heads][16] in f32, are those of q8 and are not read
+// otherwise. `tables` holds the block tables one after the other. Query head h reads KV head
+// h / (n_heads / kv_heads). A row at
 // position p sees the keys j <= p, with a window those of p - window < j <= p (0: no window). Keys
 // and values of the new rows are in the store already. A slot that no row of a tile or item sees is
 // never read. scale > 0.
 //
 // Weights are powers of two: scale * log2(e) is folded into the scores. Scores, maxima, sums and
 // accumulators are f32; tensor cores multiply q (in the type of the keys) by the keys and the
-// weights (rounded to that type) by the values. Keys are reduced in chunks and tiles that begin at
+// weights (rounded to that type) by the values. Bytes are widened without loss to the type that
+// they meet (Meets<S>); a scale of q8 multiplies the score, or the weight before it is rounded.
+// Keys are reduced in chunks and tiles that begin at
 // multiples of their length from position 0, so a row's result does not depend on its neighbours,
 // nor on how a prompt was cut.
 //
 // Sources: Dao, FlashAttention-2 (2023), for the tiles; Dao et al., Flash-Decoding (2023), for the
 // split of one row's keys over blocks; Milakov and Gimelshein (2018) for the softmax in one pass.
 //
-// attention_decode_{bf16,f16}_d{64,128}_g{1,2,4,8}: chunks of CHUNK = 256 keys, joined by the block
-//   that ends last.
+// attention_decode_{bf16,f16,e4m3,q8}_d{64,128}_g{1,2,4,8}: chunks of CHUNK = 256 keys, joined by
+//   the block that ends last.
 //   grid (chunks of the longest item or more, kv_heads * ceil(group / g), items), where group =
-//   n_heads / kv_heads; block 2 * dim; shared 512 * dim + 1024 + 1040 * g bytes.
+//   n_heads / kv_heads; block 2 * dim; shared 512 * dim + 1024 + 1040 * g bytes, of keys in bytes
+//   256 * dim + 3072 + 1040 * g.
 //   partial [item][head][gridDim.x][dim], stats [item][head][gridDim.x] = (largest score in the
 //   log2 domain, sum of weights), (-inf, 0) where the chunk has no key that the row sees; `partial`
 //   is not written there. ended [item][gridDim.y] is 0 before and after. An item of context 0 is
 //   padding: its row of `out` is not written.
-// attention_prefill_{bf16,f16}_d{64,128}: TILE_ROWS = 128 rows of one head against 64 keys at once.
-//   grid (n_heads, tiles), block 128, shared 768 * dim bytes (98304 for 128, 49152 for 64).
+// attention_prefill_{bf16,f16,e4m3,q8}_d{64,128}: TILE_ROWS = 128 rows of one head against 64 keys
+//   at once.
+//   grid (n_heads, tiles), block 128, shared 768 * dim bytes (98304 for 128, 49152 for 64), of keys
+//   in bytes 512 more.
 //   A tile is 1..128 consecutive rows of one sequence. causal = 0: every row sees all tile_keys
 //   keys and `window` is not read. tables = null: the slot of key j is tile_table + j.
-// attention_any_{bf16,f16}: the same for any dim up to 256, without tensor cores.
+// attention_any_{bf16,f16,e4m3,q8}: the same for any dim up to 256, without tensor cores.
 //   grid (rows of the largest tile, n_heads, tiles), block 32, no dynamic shared memory.
-#include "common.cuh"
+#include "bytes.cuh"
 
 namespace {
 
 const unsigned ALL = 0xffffffffu;
 const float LOG2_E = 1.4426950408889634f;
+
+// Keys and values of a layer. `k` and `v` begin at some head.
+template <typename S> struct Layer {
+    const S *k, *v;
+    const float *k_scales, *v_scales;
+};
 
 // Two bf16 in one register, as two numbers of the type of the keys.
 __device__ __forceinline__ uint32_t query_pair(uint32_t pair, bf16) { return pair; }
@@ -67,6 +80,12 @@ __device__ __forceinline__ long long store_row(int slot, int width) {
 template <int D> __device__ __forceinline__ int swizzled(int row, int column16) {
     return row * D + (column16 ^ (row & 7)) * 8;
 }
+// The same of rows as they are stored. Of bytes, eight even rows (or odd ones) of one column lie in
+// different banks, or four of them where a row is short.
+template <typename S, int D> __device__ __forceinline__ int stored_at(int row, int column16) {
+    if (sizeof(S) == 2) return swizzled<D>(row, column16);
+    return row * D + (column16 ^ (D == 128 ? row & 7 : row / 2 & 3)) * 16;
+}
 
 // ---------------------------------------------------------------------------------- decode
 
@@ -92,30 +111,44 @@ __device__ __forceinline__ DecodeBlock decode_block(int context, int n_heads, in
     return b;
 }
 
+// Eight numbers of a key, out of what a lane loaded of it.
+template <typename S, int LOADS>
+__device__ __forceinline__ uint4 eight(const uint4 (&loads)[LOADS], int i) {
+    if constexpr (sizeof(S) == 2) {
+        return loads[i];
+    } else {
+        uint4 x = loads[i / 2];
+        return i % 2 ? widen8<S>(x.z, x.w) : widen8<S>(x.x, x.y);
+    }
+}
+
 // Scores of the chunk, K by q: keys are the rows of the product and heads its columns. A lane loads
-// 16 bytes of a key, which are its share of two steps of the product: the order of the numbers of
-// a head is another one than in memory, the same for K and q.
-template <typename KV, int D, int G>
-__device__ __forceinline__ void decode_scores(float *scores, const int *slots, const bf16 *q,
-                                              const KV *k, int heads, int kv_heads) {
-    const int STEPS = D / 32, KEYS = CHUNK / (D / 16), TILES = 128 / D;
+// 16 bytes of a key, which are its share of two steps of the product, or of four: the order of the
+// numbers of a head is another one than in memory, the same for K and q.
+template <typename S, int D, int G>
+__device__ __forceinline__ void decode_scores(float *scores, const int *slots, const float *scales,
+                                              const bf16 *q, const S *k, int heads, int kv_heads) {
+    typedef typename Meets<S>::type KV;
+    const int WIDE = 16 / sizeof(S), LOADS = D / (4 * WIDE), STEPS = D / 32;
+    const int KEYS = CHUNK / (D / 16), TILES = 128 / D * 2 / sizeof(S);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, part = lane % 4;
     uint4 query[STEPS];
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
-        query[i] = quad < heads ? load_query<KV>(q + quad * D + i * 32 + part * 8)
-                                : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < STEPS; i++) {
+        int at = i / (WIDE / 8) * 4 * WIDE + part * WIDE + i % (WIDE / 8) * 8;
+        query[i] = quad < heads ? load_query<KV>(q + quad * D + at) : make_uint4(0, 0, 0, 0);
+    }
 #pragma unroll 1
     for (int base = 0; base < KEYS; base += 16 * TILES) {
         int key = warp * KEYS + base + quad;
-        uint4 keys[2 * TILES][STEPS]; // of the keys key, key + 8, key + 16...
+        uint4 keys[2 * TILES][LOADS]; // of the keys key, key + 8, key + 16...
 #pragma unroll
         for (int row = 0; row < 2 * TILES; row++) {
             int slot = slots[key + row * 8];
-            const KV *from = k + store_row(slot, kv_heads * D) + part * 8;
+            const S *from = k + store_row(slot, kv_heads * D) + part * WIDE;
 #pragma unroll
-            for (int i = 0; i < STEPS; i++)
-                keys[row][i] = slot >= 0 ? *reinterpret_cast<const uint4 *>(from + i * 32)
+            for (int i = 0; i < LOADS; i++)
+                keys[row][i] = slot >= 0 ? *reinterpret_cast<const uint4 *>(from + i * 4 * WIDE)
                                          : make_uint4(0, 0, 0, 0);
         }
 #pragma unroll
@@ -123,7 +156,7 @@ __device__ __forceinline__ void decode_scores(float *scores, const int *slots, c
             float sum[4] = {0, 0, 0, 0};
 #pragma unroll
             for (int i = 0; i < STEPS; i++) {
-                uint4 low = keys[tile * 2][i], high = keys[tile * 2 + 1][i];
+                uint4 low = eight<S>(keys[tile * 2], i), high = eight<S>(keys[tile * 2 + 1], i);
                 uint32_t a0[4] = {low.x, high.x, low.y, high.y}, b0[2] = {query[i].x, query[i].y};
                 uint32_t a1[4] = {low.z, high.z, low.w, high.w}, b1[2] = {query[i].z, query[i].w};
                 mma_16816(sum, a0, b0, KV());
@@ -131,16 +164,20 @@ __device__ __forceinline__ void decode_scores(float *scores, const int *slots, c
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int head = part * 2 + i % 2;
-                if (head < G) scores[head * SCORE_STRIDE + key + tile * 16 + i / 2 * 8] = sum[i];
+                int head = part * 2 + i % 2, at = key + tile * 16 + i / 2 * 8;
+                float score = has_scales<S> ? sum[i] * scales[at] : sum[i];
+                if (head < G) scores[head * SCORE_STRIDE + at] = score;
             }
         }
     }
 }
 
-// One warp turns the scores of one head into weights, which take the place of the scores.
-template <typename KV>
-__device__ __forceinline__ float2 decode_softmax(float *scores, int first, int end, float scale) {
+// One warp turns the scores of one head into weights, which take the place of the scores; each
+// times the scale of its value where there are any.
+template <typename S>
+__device__ __forceinline__ float2 decode_softmax(float *scores, const float *v_scales, int first,
+                                                 int end, float scale) {
+    typedef typename Meets<S>::type KV;
     int lane = threadIdx.x % 32;
     float x[CHUNK / 32], largest = -INFINITY, sum = 0;
 #pragma unroll
@@ -156,26 +193,54 @@ __device__ __forceinline__ float2 decode_softmax(float *scores, int first, int e
     for (int i = 0; i < CHUNK / 32; i++) {
         float weight = exp2_fast(x[i] - largest);
         sum += weight;
+        if (has_scales<S>) weight *= v_scales[i * 32 + lane];
         weights[i * 32 + lane] = from_f32<KV>(weight);
     }
     return make_float2(largest, warp_sum(sum));
 }
 
+// What a lane has of 16 numbers of a head and 16 keys from `key` on, as V^T in a product.
+template <typename S, int D>
+__device__ __forceinline__ void load_values(uint32_t (&a)[4], const S *values, int key) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if constexpr (sizeof(S) == 2) {
+        int row = lane / 16 * 8 + lane % 8, column = warp * 2 + lane / 8 % 2;
+        ldmatrix_x4_trans(a, values + swizzled<D>(key + row, column));
+    } else {
+        // Two neighbours of each of two keys: the first goes to a row of the upper half of the
+        // product, the second to one of the lower half.
+        uint32_t two[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int row = key + lane % 4 * 2 + i / 2 * 8 + i % 2;
+            const S *at = values + stored_at<S, D>(row, warp) + lane / 4 * 2;
+            two[i] = *reinterpret_cast<const uint16_t *>(at);
+        }
+        widen(__byte_perm(two[0], two[1], 0x5140), a[0], a[1], S());
+        widen(__byte_perm(two[2], two[3], 0x5140), a[2], a[3], S());
+    }
+}
+
+// Which number of a head a row of that product is.
+template <typename S> __device__ __forceinline__ int number_of_row(int row) {
+    return sizeof(S) == 2 ? row : row % 8 * 2 + row / 8;
+}
+
 // Weighted sum of the values, V^T by the weights: a warp has 16 of the numbers of the head as rows
 // of the product, heads are the columns.
-template <typename KV, int D>
-__device__ __forceinline__ void decode_values(float (&out)[4], const KV *values,
+template <typename S, int D>
+__device__ __forceinline__ void decode_values(float (&out)[4], const S *values,
                                               const float *scores, int heads) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4;
+    typedef typename Meets<S>::type KV;
+    int lane = threadIdx.x % 32, quad = lane / 4;
     bool used = quad < heads;
     const uint32_t *weights =
         reinterpret_cast<const uint32_t *>(scores + (used ? quad : 0) * SCORE_STRIDE) + lane % 4;
-    int row = lane / 16 * 8 + lane % 8, column = warp * 2 + lane / 8 % 2;
     float sum[2][4] = {};
 #pragma unroll
     for (int key = 0; key < CHUNK; key += 16) {
         uint32_t a[4];
-        ldmatrix_x4_trans(a, values + swizzled<D>(key + row, column));
+        load_values<S, D>(a, values, key);
         uint32_t low = weights[key / 2], high = weights[key / 2 + 4];
         uint32_t b[2] = {used ? low : 0, used ? high : 0};
         mma_16816(sum[key / 16 % 2], a, b, KV());
@@ -256,16 +321,17 @@ __device__ __forceinline__ bool is_last(int *ended) {
     return last;
 }
 
-template <typename KV, int D, int G>
+template <typename S, int D, int G>
 __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float2 *stats,
-                                             const bf16 *q, const KV *k, const KV *v, int row,
+                                             const bf16 *q, const Layer<S> &layer, int row,
                                              int table, const int *tables, int n_heads,
                                              int kv_heads, int block_len, float scale,
                                              const DecodeBlock &b) {
-    const int THREADS = 2 * D, WARPS = D / 16, COLUMNS = D / 8;
-    KV *values = reinterpret_cast<KV *>(shared);                     // [CHUNK][D], swizzled
-    int *slots = reinterpret_cast<int *>(shared + CHUNK * D * 2);    // [CHUNK], -1: not seen
-    float *scores = reinterpret_cast<float *>(slots + CHUNK);        // [G][SCORE_STRIDE]
+    const int THREADS = 2 * D, WARPS = D / 16, WIDE = 16 / sizeof(S), COLUMNS = D / WIDE;
+    S *values = reinterpret_cast<S *>(shared);               // [CHUNK][D], stored_at
+    int *slots = reinterpret_cast<int *>(values + CHUNK * D); // [CHUNK], -1: not seen
+    float *scales = reinterpret_cast<float *>(slots + CHUNK); // of bytes: [CHUNK] of K, then of V
+    float *scores = scales + (sizeof(S) == 1 ? 2 * CHUNK : 0); // [G][SCORE_STRIDE]
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     // Of head b.head + i: (place + i * gridDim.x).
     long long place = blockIdx.x;
@@ -278,42 +344,51 @@ __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float
     for (int i = 0; i < CHUNK / THREADS; i++) {
         int key = i * THREADS + thread, position = blockIdx.x * CHUNK + key;
         bool seen = key >= b.first && key < b.end;
-        slots[key] = seen ? slot_of(tables, table, block_len, position) : -1;
+        int slot = seen ? slot_of(tables, table, block_len, position) : -1;
+        slots[key] = slot;
+        if constexpr (has_scales<S>) {
+            long long at = scale_at(max(slot, 0), kv_heads, b.kv_head);
+            scales[key] = seen ? layer.k_scales[at] : 0;
+            scales[CHUNK + key] = seen ? layer.v_scales[at] : 0;
+        }
     }
     __syncthreads();
 
-    const KV *v_head = v + b.kv_head * D + thread % COLUMNS * 8;
+    const S *v_head = layer.v + b.kv_head * D + thread % COLUMNS * WIDE;
 #pragma unroll
     for (int i = 0; i < CHUNK * COLUMNS / THREADS; i++) {
         int key = i * (THREADS / COLUMNS) + thread / COLUMNS, slot = slots[key];
-        const KV *from = v_head + store_row(max(slot, 0), kv_heads * D);
-        cp_async16(values + swizzled<D>(key, thread % COLUMNS), from, slot >= 0);
+        const S *from = v_head + store_row(max(slot, 0), kv_heads * D);
+        cp_async16(values + stored_at<S, D>(key, thread % COLUMNS), from, slot >= 0);
     }
     cp_async_commit();
     const bf16 *q_head = q + (static_cast<long long>(row) * n_heads + b.head) * D;
-    decode_scores<KV, D, G>(scores, slots, q_head, k + b.kv_head * D, b.heads, kv_heads);
+    decode_scores<S, D, G>(scores, slots, scales, q_head, layer.k + b.kv_head * D, b.heads,
+                           kv_heads);
     __syncthreads();
     for (int head = warp; head < b.heads; head += WARPS) {
         float *of_head = scores + head * SCORE_STRIDE;
-        float2 stat = decode_softmax<KV>(of_head, b.first, b.end, scale * LOG2_E);
+        float2 stat =
+            decode_softmax<S>(of_head, scales + CHUNK, b.first, b.end, scale * LOG2_E);
         if (lane == 0) stats[place + static_cast<long long>(head) * gridDim.x] = stat;
     }
     cp_async_wait<0>();
     __syncthreads();
 
     float out[4];
-    decode_values<KV, D>(out, values, scores, b.heads);
+    decode_values<S, D>(out, values, scores, b.heads);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int head = lane % 4 * 2 + i % 2, dim = warp * 16 + i / 2 * 8 + lane / 4;
+        int head = lane % 4 * 2 + i % 2;
+        int dim = warp * 16 + number_of_row<S>(i / 2 * 8 + lane / 4);
         if (head < b.heads)
             partial[(place + static_cast<long long>(head) * gridDim.x) * D + dim] = out[i];
     }
 }
 
-template <typename KV, int D, int G>
+template <typename S, int D, int G>
 __device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats, int *ended,
-                                       const bf16 *q, const KV *k, const KV *v,
+                                       const bf16 *q, const Layer<S> &layer,
                                        const int *item_row, const int *item_table,
                                        const int *item_context, const int *tables, int n_heads,
                                        int kv_heads, int block_len, float scale, int window) {
@@ -322,8 +397,8 @@ __device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats,
     DecodeBlock b = decode_block<G>(context, n_heads, kv_heads, window);
     long long place = (static_cast<long long>(item) * n_heads + b.head) * gridDim.x;
     stats += place, partial += place * D;
-    decode_chunk<KV, D, G>(shared, partial, stats, q, k, v, row, item_table[item], tables, n_heads,
-                           kv_heads, block_len, scale, b);
+    decode_chunk<S, D, G>(shared, partial, stats, q, layer, row, item_table[item], tables, n_heads,
+                          kv_heads, block_len, scale, b);
     if (context == 0 || !is_last(ended + item * gridDim.y + blockIdx.y)) return;
     out += (static_cast<long long>(row) * n_heads + b.head) * D;
     join<D, G>(shared, out, partial, stats, b.heads, (context + CHUNK - 1) / CHUNK);
@@ -360,21 +435,62 @@ __device__ __forceinline__ int slot_to_copy(const Tile &t, const int *tables, in
     return key >= t.first && key < t.end ? slot_of(tables, t.table, block_len, key) : -1;
 }
 
-// Starts the copy of a tile of keys and values. A warp copies 16 rows of each.
-template <typename KV, int D>
-__device__ __forceinline__ void copy_keys(KV *keys, KV *values, const KV *k, const KV *v, int slot,
-                                          int kv_heads) {
-    const int COLUMNS = D / 8, AT_ONCE = 32 / COLUMNS;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane % COLUMNS;
+// Which 16 bytes of a tile a thread copies in its turn `i`: a warp copies 16 rows of keys, and the
+// same of values, so many at once.
+template <typename S, int D> struct Piece {
+    static constexpr int WIDE = 16 / sizeof(S), COLUMNS = D / WIDE, AT_ONCE = 32 / COLUMNS;
+    int in_warp, row, column;
+
+    __device__ __forceinline__ explicit Piece(int i) {
+        int lane = threadIdx.x % 32;
+        in_warp = i + lane / COLUMNS, row = threadIdx.x / 32 * 16 + in_warp;
+        column = lane % COLUMNS;
+    }
+};
+
+// Starts the copy of a tile of keys and values.
+template <typename S, int D>
+__device__ __forceinline__ void copy_keys(S *tile, const Layer<S> &layer, int slot, int kv_heads) {
+    typedef Piece<S, D> P;
 #pragma unroll
-    for (int i = 0; i < 16; i += AT_ONCE) {
-        int row = i + lane / COLUMNS, from = __shfl_sync(ALL, slot, row);
-        long long at = store_row(max(from, 0), kv_heads * D) + column * 8;
-        int to = swizzled<D>(warp * 16 + row, column);
-        cp_async16(keys + to, k + at, from >= 0);
-        cp_async16(values + to, v + at, from >= 0);
+    for (int i = 0; i < 16; i += P::AT_ONCE) {
+        P piece(i);
+        int from = __shfl_sync(ALL, slot, piece.in_warp);
+        long long at = store_row(max(from, 0), kv_heads * D) + piece.column * P::WIDE;
+        S *to = tile + stored_at<S, D>(piece.row, piece.column);
+        cp_async16(to, layer.k + at, from >= 0);
+        cp_async16(to + TILE_KEYS * D, layer.v + at, from >= 0);
     }
     cp_async_commit();
+}
+
+// Widens those bytes of a tile that this thread has copied.
+template <typename S, int D>
+__device__ __forceinline__ void widen_keys(typename Meets<S>::type *wide, const S *tile) {
+    typedef Piece<S, D> P;
+#pragma unroll
+    for (int i = 0; i < 16; i += P::AT_ONCE) {
+        P piece(i);
+#pragma unroll
+        for (int which = 0; which < 2; which++) {
+            const S *from = tile + which * TILE_KEYS * D + stored_at<S, D>(piece.row, piece.column);
+            typename Meets<S>::type *to = wide + which * TILE_KEYS * D;
+            uint4 x = *reinterpret_cast<const uint4 *>(from);
+            *reinterpret_cast<uint4 *>(to + swizzled<D>(piece.row, 2 * piece.column)) =
+                widen8<S>(x.x, x.y);
+            *reinterpret_cast<uint4 *>(to + swizzled<D>(piece.row, 2 * piece.column + 1)) =
+                widen8<S>(x.z, x.w);
+        }
+    }
+}
+
+// The scale of the key in the slots of a lane of the lower half, of its value in one of the upper.
+template <typename S>
+__device__ __forceinline__ float scale_to_copy(const Layer<S> &layer, int slot, int kv_heads,
+                                               int kv_head) {
+    if (!has_scales<S> || slot < 0) return 0;
+    const float *scales = threadIdx.x % 32 < 16 ? layer.k_scales : layer.v_scales;
+    return scales[scale_at(slot, kv_heads, kv_head)];
 }
 
 // Where this block's head of a row is, in q and out.
@@ -466,6 +582,20 @@ __device__ __forceinline__ void mask_scores(float (&scores)[2][8][4], const Tile
                     score = from + n * 8 + i < seen ? score : -INFINITY;
                 }
         }
+}
+
+// Each score by the scale of its key, or each weight by that of its value.
+__device__ __forceinline__ void scale_scores(float (&scores)[2][8][4], const float *scales) {
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        float2 scale =
+            *reinterpret_cast<const float2 *>(scales + n * 8 + threadIdx.x % 4 * 2);
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                scores[m][n][half * 2] *= scale.x, scores[m][n][half * 2 + 1] *= scale.y;
+    }
 }
 
 // Scores become weights; what was summed before is brought to the new maximum.
@@ -562,18 +692,23 @@ __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &
     }
 }
 
-template <typename KV, int D>
-__device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, const KV *k, const KV *v,
-                                        const Tile &t, const int *tables, int n_heads, int kv_heads,
+template <typename S, int D>
+__device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, Layer<S> layer, const Tile &t,
+                                        const int *tables, int n_heads, int kv_heads,
                                         int block_len, float scale) {
-    DYNAMIC_SHARED(KV, queries);            // [TILE_ROWS][D]
-    KV *keys = queries + TILE_ROWS * D;     // twice [TILE_KEYS][D] keys, [TILE_KEYS][D] values
-    const int STAGE = 2 * TILE_KEYS * D;
+    typedef typename Meets<S>::type KV;
+    const bool BYTES = sizeof(S) == 1;
+    const int STAGE = 2 * TILE_KEYS * D;  // numbers of a tile: [TILE_KEYS][D] keys, then values
+    DYNAMIC_SHARED(KV, queries);          // [TILE_ROWS][D]
+    KV *wide = queries + TILE_ROWS * D;   // of bytes a tile as it meets the queries
+    S *stored = reinterpret_cast<S *>(wide + (BYTES ? STAGE : 0)); // two tiles
+    float *scales = reinterpret_cast<float *>(stored + 2 * STAGE); // of q8: [TILE_KEYS] each
     int head = blockIdx.x, kv_head = head / (n_heads / kv_heads);
-    k += kv_head * D, v += kv_head * D;
+    layer.k += kv_head * D, layer.v += kv_head * D;
     int first_key = t.first / TILE_KEYS * TILE_KEYS;
     int slot = slot_to_copy(t, tables, block_len, first_key);
-    copy_keys<KV, D>(keys, keys + TILE_KEYS * D, k, v, slot, kv_heads);
+    copy_keys<S, D>(stored, layer, slot, kv_heads);
+    float own_scale = scale_to_copy(layer, slot, kv_heads, kv_head);
     slot = slot_to_copy(t, tables, block_len, first_key + TILE_KEYS);
     copy_queries<KV, D>(queries, q, t, n_heads);
 
@@ -584,20 +719,29 @@ __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, const KV *k, c
     for (int stage = 0; first_key < t.end; first_key += TILE_KEYS, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();
+        if constexpr (BYTES) {
+            widen_keys<S, D>(wide, stored + stage * STAGE);
+            int lane = threadIdx.x % 32, of_values = lane / 16 * TILE_KEYS;
+            if (has_scales<S>)
+                scales[of_values + threadIdx.x / 32 * 16 + lane % 16] = own_scale;
+        }
         if (first_key + TILE_KEYS < t.end) {
-            KV *next = keys + (stage ^ 1) * STAGE;
-            copy_keys<KV, D>(next, next + TILE_KEYS * D, k, v, slot, kv_heads);
+            copy_keys<S, D>(stored + (stage ^ 1) * STAGE, layer, slot, kv_heads);
+            own_scale = scale_to_copy(layer, slot, kv_heads, kv_head);
             slot = slot_to_copy(t, tables, block_len, first_key + 2 * TILE_KEYS);
         }
+        if (BYTES) __syncthreads();
         int last_key = first_key + TILE_KEYS - 1;
         bool none = first_key >= high + t.after || last_key <= low - t.before;
         bool all = last_key < min(t.end, low + t.after) && first_key > high - t.before;
         if (warp_row >= t.rows || none) continue;
-        const KV *now = keys + stage * STAGE;
+        const KV *now = BYTES ? wide : reinterpret_cast<const KV *>(stored + stage * STAGE);
         float scores[2][8][4];
         tile_scores<KV, D>(scores, queries, now);
+        if (has_scales<S>) scale_scores(scores, scales);
         if (!all) mask_scores(scores, t, first_key);
         tile_softmax<D>(scores, rows, scale * LOG2_E);
+        if (has_scales<S>) scale_scores(scores, scales + TILE_KEYS);
         tile_values<KV, D>(rows, scores, now + TILE_KEYS * D);
     }
     if (warp_row < t.rows)
@@ -608,8 +752,8 @@ __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, const KV *k, c
 
 const int ANY_EACH = 8; // numbers of a head in each lane: widths up to 256
 
-template <typename KV>
-__device__ __forceinline__ float dot(const float (&q)[ANY_EACH], const KV *k, int dim) {
+template <typename S>
+__device__ __forceinline__ float dot(const float (&q)[ANY_EACH], const S *k, int dim) {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < ANY_EACH; i++) {
@@ -620,14 +764,15 @@ __device__ __forceinline__ float dot(const float (&q)[ANY_EACH], const KV *k, in
 }
 
 // One warp has a row of one head: 32 keys at a time, a key's slot, score and weight in one lane.
-template <typename KV>
-__device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k, const KV *v,
+template <typename S>
+__device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<S> &layer,
                                           const Tile &t, const int *tables, int n_heads,
                                           int kv_heads, int block_len, float scale, int dim) {
     int lane = threadIdx.x, row = blockIdx.x, head = blockIdx.y;
     if (row >= t.rows) return;
     long long place = (static_cast<long long>(t.row + row) * n_heads + head) * dim;
-    int offset = head / (n_heads / kv_heads) * dim, position = t.position + row;
+    int kv_head = head / (n_heads / kv_heads), offset = kv_head * dim;
+    int position = t.position + row;
     int first = max(0, position - t.before + 1), end = min(t.end, position + t.after);
     float query[ANY_EACH], total[ANY_EACH], largest = -INFINITY, sum = 0;
 #pragma unroll
@@ -642,13 +787,16 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
 #pragma unroll 4
         for (int i = 0; i < count; i++) {
             long long at = store_row(__shfl_sync(ALL, slot, i), kv_heads * dim);
-            float x = warp_sum(dot(query, k + at + offset, dim));
+            float x = warp_sum(dot(query, layer.k + at + offset, dim));
             score = lane == i ? x : score;
         }
+        long long scale_place = scale_at(slot, kv_heads, kv_head);
+        if (has_scales<S> && lane < count) score *= layer.k_scales[scale_place];
         float before = largest;
         largest = fmaxf(largest, warp_max(score));
         float factor = exp2_fast(before - largest), weight = exp2_fast(score - largest);
         sum = sum * factor + weight;
+        if (has_scales<S> && lane < count) weight *= layer.v_scales[scale_place];
 #pragma unroll
         for (int i = 0; i < ANY_EACH; i++) total[i] *= factor;
 #pragma unroll 4
@@ -658,7 +806,7 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
 #pragma unroll
             for (int j = 0; j < ANY_EACH; j++) {
                 int d = j * 32 + lane;
-                if (d < dim) total[j] = fmaf(w, to_f32(v[at + offset + d]), total[j]);
+                if (d < dim) total[j] = fmaf(w, to_f32(layer.v[at + offset + d]), total[j]);
             }
         }
     }
@@ -674,54 +822,68 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const KV *k,
 
 // ------------------------------------------------------------------------------ the kernels
 
-#define DECODE(NAME, KV, D, G, BLOCKS)                                                             \
+#define DECODE(NAME, S, D, G, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__(2 * D, BLOCKS)                                    \
         attention_decode_##NAME##_d##D##_g##G(                                                     \
-            bf16 *out, float *partial, float2 *stats, int *ended, const bf16 *q, const KV *k,      \
-            const KV *v, const int *item_row, const int *item_table, const int *item_context,      \
-            const int *tables, int n_heads, int kv_heads, int block_len, float scale,              \
-            int window) {                                                                          \
+            bf16 *out, float *partial, float2 *stats, int *ended, const bf16 *q, const S *k,       \
+            const S *v, const float *k_scales, const float *v_scales, const int *item_row,         \
+            const int *item_table, const int *item_context, const int *tables, int n_heads,        \
+            int kv_heads, int block_len, float scale, int window) {                                \
         grid_begin();                                                                              \
-        decode<KV, D, G>(out, partial, stats, ended, q, k, v, item_row, item_table, item_context,  \
-                         tables, n_heads, kv_heads, block_len, scale, window);                     \
+        Layer<S> layer = {k, v, k_scales, v_scales};                                               \
+        decode<S, D, G>(out, partial, stats, ended, q, layer, item_row, item_table, item_context,  \
+                        tables, n_heads, kv_heads, block_len, scale, window);                      \
     }
-#define DECODE_GROUPS(NAME, KV, D, BLOCKS)                                                         \
-    DECODE(NAME, KV, D, 1, BLOCKS)                                                                 \
-    DECODE(NAME, KV, D, 2, BLOCKS)                                                                 \
-    DECODE(NAME, KV, D, 4, BLOCKS)                                                                 \
-    DECODE(NAME, KV, D, 8, BLOCKS)
+#define DECODE_GROUPS(NAME, S, D, BLOCKS)                                                          \
+    DECODE(NAME, S, D, 1, BLOCKS)                                                                  \
+    DECODE(NAME, S, D, 2, BLOCKS)                                                                  \
+    DECODE(NAME, S, D, 4, BLOCKS)                                                                  \
+    DECODE(NAME, S, D, 8, BLOCKS)
 DECODE_GROUPS(bf16, bf16, 64, 4)
 DECODE_GROUPS(f16, __half, 64, 4)
+DECODE_GROUPS(e4m3, e4m3, 64, 4)
+DECODE_GROUPS(q8, q8, 64, 4)
 DECODE_GROUPS(bf16, bf16, 128, 3)
 DECODE_GROUPS(f16, __half, 128, 3)
+DECODE_GROUPS(e4m3, e4m3, 128, 3)
+DECODE_GROUPS(q8, q8, 128, 3)
 
-#define PREFILL(NAME, KV, D)                                                                       \
+#define PREFILL(NAME, S, D)                                                                        \
     extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2)                               \
         attention_prefill_##NAME##_d##D(                                                           \
-            bf16 *out, const bf16 *q, const KV *k, const KV *v, const int *tile_row,               \
-            const int *tile_rows, const int *tile_position, const int *tile_table,                 \
-            const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,     \
-            float scale, int window, int causal) {                                                \
+            bf16 *out, const bf16 *q, const S *k, const S *v, const float *k_scales,               \
+            const float *v_scales, const int *tile_row, const int *tile_rows,                      \
+            const int *tile_position, const int *tile_table, const int *tile_keys,                 \
+            const int *tables, int n_heads, int kv_heads, int block_len, float scale, int window,  \
+            int causal) {                                                                          \
         grid_begin();                                                                              \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.y, window, causal);                                         \
-        prefill<KV, D>(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale);           \
+        prefill<S, D>(out, q, Layer<S>{k, v, k_scales, v_scales}, tile, tables, n_heads, kv_heads, \
+                      block_len, scale);                                                           \
     }
 PREFILL(bf16, bf16, 64)
 PREFILL(f16, __half, 64)
+PREFILL(e4m3, e4m3, 64)
+PREFILL(q8, q8, 64)
 PREFILL(bf16, bf16, 128)
 PREFILL(f16, __half, 128)
+PREFILL(e4m3, e4m3, 128)
+PREFILL(q8, q8, 128)
 
-#define ANY(NAME, KV)                                                                              \
+#define ANY(NAME, S)                                                                               \
     extern "C" __global__ void __launch_bounds__(32) attention_any_##NAME(                         \
-        bf16 *out, const bf16 *q, const KV *k, const KV *v, const int *tile_row,                   \
-        const int *tile_rows, const int *tile_position, const int *tile_table,                     \
-        const int *tile_keys, const int *tables, int n_heads, int kv_heads, int block_len,         \
-        float scale, int window, int causal, int dim) {                                           \
+        bf16 *out, const bf16 *q, const S *k, const S *v, const float *k_scales,                   \
+        const float *v_scales, const int *tile_row, const int *tile_rows,                          \
+        const int *tile_position, const int *tile_table, const int *tile_keys, const int *tables,  \
+        int n_heads, int kv_heads, int block_len, float scale, int window, int causal, int dim) {  \
         grid_begin();                                                                              \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.z, window, causal);                                         \
-        any_width(out, q, k, v, tile, tables, n_heads, kv_heads, block_len, scale, dim);           \
+        any_width(out, q, Layer<S>{k, v, k_scales, v_scales}, tile, tables, n_heads, kv_heads,     \
+                  block_len, scale, dim);                                                          \
     }
 ANY(bf16, bf16)
 ANY(f16, __half)
+ANY(e4m3, e4m3)
+ANY(q8, q8)

@@ -15,11 +15,11 @@
 // add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, silu_mul, gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
 //   grid (ceil(count / 8 / 256)), block 256, `count` elements. out may be an input of its type.
 // select_rows_{f32,bf16}: grid (count), any block. out[i] = x[rows[i]].
-// rope_store_{bf16,f16}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for each
-//   head of a row, of at most 256 elements. q_norm and k_norm (an RMS norm of every head, before it
-//   turns) may be null. A row whose slot is negative is not stored; cos and sin are
-//   [positions][rot / 2].
-#include "common.cuh"
+// rope_store_{bf16,f16,e4m3,q8}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for
+//   each head of a row, of at most 256 elements. q_norm and k_norm (an RMS norm of every head,
+//   before it turns) may be null. A row whose slot is negative is not stored; cos and sin are
+//   [positions][rot / 2]. k_scales and v_scales are those of q8 (bytes.cuh), null otherwise.
+#include "bytes.cuh"
 
 namespace {
 
@@ -295,6 +295,22 @@ template <class T> __device__ __forceinline__ void store_some(T *at, const float
 template <class T> __device__ __forceinline__ void store_some(T *at, const float (&x)[2]) {
     *reinterpret_cast<uint32_t *>(at) = pack2<T>(narrow<T>(x[0]), narrow<T>(x[1]));
 }
+__device__ __forceinline__ void store_bytes(void *at, uint32_t first, uint32_t second) {
+    *static_cast<uint16_t *>(at) = static_cast<uint16_t>((first & 0xff) | second << 8);
+}
+template <> __device__ __forceinline__ void store_some(e4m3 *at, const float (&x)[1]) {
+    at[0] = from_f32<e4m3>(x[0]);
+}
+template <> __device__ __forceinline__ void store_some(e4m3 *at, const float (&x)[2]) {
+    store_bytes(at, from_f32<e4m3>(x[0]).raw, from_f32<e4m3>(x[1]).raw);
+}
+// Whole numbers.
+template <> __device__ __forceinline__ void store_some(q8 *at, const float (&x)[1]) {
+    at[0] = q8{static_cast<int8_t>(__float2int_rn(x[0]))};
+}
+template <> __device__ __forceinline__ void store_some(q8 *at, const float (&x)[2]) {
+    store_bytes(at, __float2int_rn(x[0]), __float2int_rn(x[1]));
+}
 
 // A head in the registers of a warp, as pairs of WIDE neighbours each: first those that turn with
 // each other, from both halves of the rotary part, then what does not turn.
@@ -356,6 +372,28 @@ template <int WIDE> struct Head {
     template <class T> __device__ __forceinline__ void write(T *to) {
         each([&](int at, const float(&x)[WIDE]) { store_some(to + at, x); });
     }
+
+    // As multiples of a 127th of the largest, which is the scale, as src/kv/q8.rs does it: a head
+    // that holds what is no number is none, one next to zero is zeros.
+    __device__ __forceinline__ void write_scaled(q8 *to, float *scale) {
+        float largest = 0.0f, poison = 0.0f;
+        each([&](int, const float(&x)[WIDE]) {
+#pragma unroll
+            for (int i = 0; i < WIDE; i++) {
+                largest = fmaxf(largest, fabsf(x[i]));
+                poison += x[i] - x[i];
+            }
+        });
+        largest = warp_max(largest), poison = warp_sum(poison);
+        bool zeros = poison != 0.0f || largest < 1e-30f;
+        float inverse = zeros ? 0.0f : 127.0f / largest;
+        each([&](int at, float(&x)[WIDE]) {
+#pragma unroll
+            for (int i = 0; i < WIDE; i++) x[i] *= inverse;
+            store_some(to + at, x);
+        });
+        if (lane() == 0) *scale = poison != 0.0f ? NAN : zeros ? 0.0f : largest / 127.0f;
+    }
 };
 
 // Whether the heads of a matrix can be read two elements at a time.
@@ -366,6 +404,7 @@ template <class T> struct Heads {
     bf16 *q;
     const bf16 *k, *v;
     T *k_store, *v_store;
+    float *k_scales, *v_scales;
     const int *slots, *positions;
     const float *cos, *sin, *q_norm, *k_norm;
     float eps;
@@ -391,8 +430,14 @@ __device__ __forceinline__ void rope_store_head(const Heads<T> &a, long long row
     Head<WIDE> k(a.k + from, a.dim, a.rot), v(a.v + from, a.dim, a.rot);
     if (a.k_norm != nullptr) k.norm(a.k_norm, a.eps);
     k.turn(cos, sin);
-    k.write(a.k_store + to);
-    v.write(a.v_store + to);
+    if constexpr (has_scales<T>) {
+        long long scale = scale_at(a.slots[row], a.kv_heads, head);
+        k.write_scaled(a.k_store + to, a.k_scales + scale);
+        v.write_scaled(a.v_store + to, a.v_scales + scale);
+    } else {
+        k.write(a.k_store + to);
+        v.write(a.v_store + to);
+    }
 }
 
 template <class T> __device__ __forceinline__ void rope_store(const Heads<T> &a, int rows) {
@@ -521,19 +566,17 @@ KERNEL select_rows_bf16(const bf16 *x, const int *rows, bf16 *out, int width, in
     select_rows(x, rows, out, width, count);
 }
 
-KERNEL rope_store_bf16(bf16 *q, const bf16 *k, const bf16 *v, bf16 *k_store, bf16 *v_store,
-                       const int *slots, const int *positions, const float *cos, const float *sin,
-                       const float *q_norm, const float *k_norm, float eps, int rows, int heads,
-                       int kv_heads, int dim, int rot) {
-    grid_begin();
-    rope_store(Heads<bf16>{q, k, v, k_store, v_store, slots, positions, cos, sin, q_norm, k_norm,
-                           eps, heads, kv_heads, dim, rot}, rows);
-}
-KERNEL rope_store_f16(bf16 *q, const bf16 *k, const bf16 *v, __half *k_store, __half *v_store,
-                      const int *slots, const int *positions, const float *cos, const float *sin,
-                      const float *q_norm, const float *k_norm, float eps, int rows, int heads,
-                      int kv_heads, int dim, int rot) {
-    grid_begin();
-    rope_store(Heads<__half>{q, k, v, k_store, v_store, slots, positions, cos, sin, q_norm, k_norm,
-                             eps, heads, kv_heads, dim, rot}, rows);
-}
+#define ROPE_STORE(NAME, T)                                                                        \
+    KERNEL rope_store_##NAME(bf16 *q, const bf16 *k, const bf16 *v, T *k_store, T *v_store,        \
+                             float *k_scales, float *v_scales, const int *slots,                   \
+                             const int *positions, const float *cos, const float *sin,             \
+                             const float *q_norm, const float *k_norm, float eps, int rows,        \
+                             int heads, int kv_heads, int dim, int rot) {                          \
+        grid_begin();                                                                              \
+        rope_store(Heads<T>{q, k, v, k_store, v_store, k_scales, v_scales, slots, positions, cos,  \
+                            sin, q_norm, k_norm, eps, heads, kv_heads, dim, rot}, rows);           \
+    }
+ROPE_STORE(bf16, bf16)
+ROPE_STORE(f16, __half)
+ROPE_STORE(e4m3, e4m3)
+ROPE_STORE(q8, q8)

@@ -14,7 +14,9 @@
 // summed in integers and therefore exact.
 //
 // sample: grid (rows), block 1024. Parameters are arrays with one number a row. A row whose
-//   temperature is NaN is left out (-2); -1 where every token is ruled out.
+//   temperature is NaN is left out (-2); -1 where every token is ruled out. `mask` says which of
+//   the masks a row has, -1: none. A mask is ceil(vocab / 32) words: bit i % 32 of word i / 32 is
+//   token i, and a token whose bit is 0 counts as minus infinity.
 // edit_logits: grid (ceil(count / 256)), block 256. At most one edit for a token of a row.
 // take_chosen: grid (ceil(rows / 256)), block 256. A token below 0 is a row of `chosen`, its highest
 //   bit aside: what was chosen there takes its place, or 0 where nothing was.
@@ -66,6 +68,8 @@ __device__ __forceinline__ float exp_of_negative(float x) {
 
 struct Row {
     const float *logits;
+    // Or null: any token.
+    const uint32_t *mask;
     int vocab;
     // Groups of four logits that lie on 16 bytes; the first one begins `lead` logits too early.
     int lead, groups;
@@ -110,9 +114,9 @@ struct Shared {
     int count;
 };
 
-__device__ Row row_at(const float *logits, int vocab) {
+__device__ Row row_at(const float *logits, const uint32_t *mask, int vocab) {
     Row row;
-    row.logits = logits, row.vocab = vocab;
+    row.logits = logits, row.mask = mask, row.vocab = vocab;
     row.lead = static_cast<int>(reinterpret_cast<unsigned long long>(logits) / 4 % 4);
     row.groups = (vocab + row.lead + 3) / 4;
     row.largest = 0.0f, row.temperature = 1.0f, row.inverse = 1.0f;
@@ -136,15 +140,27 @@ __device__ __forceinline__ Span whole(int count) {
 
 // ---- visits
 
+// The bits of the four tokens from `id` on, which may begin before the first.
+__device__ __forceinline__ uint32_t bits_of(const Row &row, int id) {
+    int first = max(id, 0), word = first / 32, shift = first % 32;
+    uint32_t bits = row.mask[word] >> shift;
+    if (shift > 28 && 32 * (word + 1) < row.vocab) bits |= row.mask[word + 1] << (32 - shift);
+    return bits << (first - id);
+}
+
 __device__ __forceinline__ float4 group_of(const Row &row, int group) {
     int id = 4 * group - row.lead;
+    uint32_t bits = row.mask == nullptr ? 15 : bits_of(row, id);
     if (id >= 0 && id + 4 <= row.vocab) {
-        return *reinterpret_cast<const float4 *>(row.logits + id);
+        float4 x = *reinterpret_cast<const float4 *>(row.logits + id);
+        if ((bits & 15) == 15) return x;
+        return make_float4(bits & 1 ? x.x : -INFINITY, bits & 2 ? x.y : -INFINITY,
+                           bits & 4 ? x.z : -INFINITY, bits & 8 ? x.w : -INFINITY);
     }
     float x[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        bool inside = id + i >= 0 && id + i < row.vocab;
+        bool inside = id + i >= 0 && id + i < row.vocab && (bits >> i & 1);
         x[i] = inside ? row.logits[id + i] : -INFINITY;
     }
     return make_float4(x[0], x[1], x[2], x[3]);
@@ -534,7 +550,7 @@ __device__ int draw(Shared &s, float own, int top_k, float top_p, float min_p, d
 extern "C" __global__ void __launch_bounds__(1024)
 sample(const float *logits, int vocab, int stride, const float *temperature, const int *top_k,
        const float *top_p, const float *min_p, const unsigned long long *seed,
-       const unsigned long long *position, int *out) {
+       const unsigned long long *position, const int *mask, const uint32_t *masks, int *out) {
     grid_begin();
     __shared__ Shared s;
     int at = blockIdx.x;
@@ -543,7 +559,9 @@ sample(const float *logits, int vocab, int stride, const float *temperature, con
         if (threadIdx.x == 0) out[at] = -2;
         return;
     }
-    Row row = row_at(logits + static_cast<long long>(at) * stride, vocab);
+    const uint32_t *own_mask =
+        mask[at] < 0 ? nullptr : masks + static_cast<long long>(mask[at]) * ((vocab + 31) / 32);
+    Row row = row_at(logits + static_cast<long long>(at) * stride, own_mask, vocab);
     float own = -INFINITY;
     int best = NO_TOKEN;
     each_logit<4>(row, whole(row.groups), [&](int id, float logit) {

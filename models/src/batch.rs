@@ -169,7 +169,19 @@ impl ForwardBatch {
     }
 }
 
-/// How a token is to be chosen from a row of logits, where the device can do that.
+/// What becomes of a row of logits, where the device can do that; elsewhere they are read out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wanted {
+    /// They are read out.
+    Logits,
+    /// A token is chosen from them.
+    Token(Pick),
+    /// They stay where they are: whoever wants a token does not know yet how it is to be chosen.
+    /// Only a model that [runs ahead](crate::Model::runs_ahead) keeps them.
+    Kept,
+}
+
+/// How a token is to be chosen from a row of logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pick {
     /// Temperature, `top_k`, `top_p`, `min_p`; penalties are among the edits.
@@ -182,19 +194,57 @@ pub struct Pick {
     pub position: u64,
     /// Ids from here on are padding of the embedding.
     pub vocab_len: usize,
+    /// The tokens that may be chosen: bit `i % 32` of word `i / 32` is token `i`, and those beyond
+    /// the last word may not. `None` is all.
+    pub mask: Option<Vec<u32>>,
+}
+
+/// A row of logits that stays on its device until a token is chosen from it.
+pub struct Kept(Choose);
+
+type Choose = Box<dyn FnOnce(Pick) -> Result<Pass> + Send>;
+
+impl Kept {
+    /// `choose` asks for the one token.
+    pub fn new(choose: impl FnOnce(Pick) -> Result<Pass> + Send + 'static) -> Self {
+        Self(Box::new(choose))
+    }
+
+    /// Asks for a token, in the order of the passes; it is row 0 of what the pass gives.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn choose(self, pick: Pick) -> Result<Pass> {
+        (self.0)(pick)
+    }
 }
 
 /// What became of the logit rows of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Output {
-    /// Of the rows from which nothing was chosen, in order. `[rows, vocab]`
+    /// Of the rows that are read out, in order. `[rows, vocab]`
     logits: Vec<f32>,
-    /// What was chosen from each row; empty where nothing was chosen at all.
-    chosen: Vec<Option<Chosen>>,
+    /// What became of each row; empty where all are read out.
+    rows: Vec<Made>,
+}
+
+/// What became of a logit row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// Its logits are read out.
+    Logits,
+    /// This was chosen.
+    Token(Chosen),
+    /// It is kept.
+    Kept,
 }
 
 /// A pass that was asked for.
-pub struct Pass(Box<dyn FnOnce() -> Result<Output> + Send>);
+pub struct Pass {
+    wait: Box<dyn FnOnce() -> Result<Output> + Send>,
+    /// Rows that stay on the device, by their place among the logit rows.
+    kept: Vec<(usize, Kept)>,
+}
 
 impl Pass {
     /// What it gives is known already.
@@ -204,7 +254,18 @@ impl Pass {
 
     /// `wait` waits for it.
     pub fn new(wait: impl FnOnce() -> Result<Output> + Send + 'static) -> Self {
-        Self(Box::new(wait))
+        Self { wait: Box::new(wait), kept: Vec::new() }
+    }
+
+    /// The same beside rows that it keeps.
+    pub fn keeping(self, kept: Vec<(usize, Kept)>) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// Rows that stay on the device, each with its place among the logit rows. They are there to be
+    /// chosen from before the pass is waited for.
+    pub fn take_kept(&mut self) -> Vec<(usize, Kept)> {
+        std::mem::take(&mut self.kept)
     }
 
     /// What it gives, when that is there.
@@ -212,7 +273,7 @@ impl Pass {
     /// # Errors
     /// The device failed.
     pub fn wait(self) -> Result<Output> {
-        (self.0)()
+        (self.wait)()
     }
 }
 
@@ -226,17 +287,19 @@ pub enum RowOutput<'a> {
     Logits(&'a [f32]),
     /// The token.
     Chosen(Chosen),
+    /// Nothing yet: see [`Pass::take_kept`].
+    Kept,
 }
 
 impl Output {
     /// Nothing was chosen.
     pub fn of_logits(logits: Vec<f32>) -> Self {
-        Self { logits, chosen: Vec::new() }
+        Self { logits, rows: Vec::new() }
     }
 
-    /// Something was: logits of the other rows, in order.
-    pub fn new(logits: Vec<f32>, chosen: Vec<Option<Chosen>>) -> Self {
-        Self { logits, chosen }
+    /// What became of each row, and the logits of those that are read out, in order.
+    pub fn new(logits: Vec<f32>, rows: Vec<Made>) -> Self {
+        Self { logits, rows }
     }
 
     /// All logits, of rows from which nothing was chosen.
@@ -246,10 +309,12 @@ impl Output {
 
     /// One row.
     pub fn row(&self, row: usize, vocab_len: usize) -> RowOutput<'_> {
-        if let Some(Some(chosen)) = self.chosen.get(row) {
-            return RowOutput::Chosen(*chosen);
+        match self.rows.get(row) {
+            Some(Made::Token(chosen)) => return RowOutput::Chosen(*chosen),
+            Some(Made::Kept) => return RowOutput::Kept,
+            Some(Made::Logits) | None => {}
         }
-        let before = self.chosen.iter().take(row).filter(|chosen| chosen.is_some()).count();
+        let before = self.rows.iter().take(row).filter(|made| **made != Made::Logits).count();
         let start = (row - before) * vocab_len;
         RowOutput::Logits(&self.logits[start..start + vocab_len])
     }

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::adapter::{self, Adapter};
 use crate::backend::{AttentionParams, Backend, Plain};
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Pick};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Wanted};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
@@ -250,7 +250,7 @@ impl<B: Backend> Model for Decoder<B> {
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass> {
         if !B::RUNS_AHEAD && !batch.chosen.is_empty() {
             return Err(Error::Batch("no token is kept from one pass to the next".into()));
@@ -261,7 +261,7 @@ impl<B: Backend> Model for Decoder<B> {
             self.hidden(batch, &step, &batch.lora_rows(), kv)?;
             return self.ops.finish();
         }
-        self.ops.output(self.logits(batch, kv)?, picks)
+        self.ops.output(self.logits(batch, kv)?, wanted)
     }
 
     fn put_adapters(&mut self, slot: LoraSlot, adapters: &[(Arc<Adapter>, f32)]) -> Result<()> {

@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use hearth_kernels::Isa;
-use hearth_kernels::kv::{KvShape, KvSlab};
+use hearth_kernels::kv::{KvShape, KvSlab, fp8};
 
 use crate::{Error, Result};
 
@@ -31,7 +31,7 @@ pub struct KvGeometry {
 
 impl KvGeometry {
     /// Bytes of all blocks of all layers, K and V, as the fused path stores them. (The plain path
-    /// keeps `q8_0` in f32.)
+    /// keeps `q8_0` and `fp8` in f32.)
     pub fn bytes(&self) -> usize {
         self.layer_count * self.slab_shape().bytes(self.dtype)
     }
@@ -263,18 +263,17 @@ impl TensorKv {
     }
 }
 
-/// The tensors that stand for a type: where there is none for bytes with scales, what they say
-/// is kept in f32, as the reference of the fused path.
+/// The tensors that stand for a type: where there is none for bytes, what they say is kept in f32,
+/// as the reference of the fused path.
 pub(crate) fn stored_as(dtype: KvDType, on_cpu: bool) -> Result<DType> {
     match dtype {
         KvDType::F32 => Ok(DType::F32),
         KvDType::F16 => Ok(DType::F16),
         KvDType::BF16 => Ok(DType::BF16),
-        KvDType::Q8_0 if on_cpu => Ok(DType::F32),
-        KvDType::Q8_0 => {
-            let what =
-                "keys and values of q8_0 are stored on the CPU only; choose f16, bf16 or f32";
-            Err(Error::Device(what.into()))
+        KvDType::Q8_0 | KvDType::Fp8 if on_cpu => Ok(DType::F32),
+        KvDType::Q8_0 | KvDType::Fp8 => {
+            let what = format!("keys and values of {} are not stored on this device", dtype.name());
+            Err(Error::Device(format!("{what}; choose f16, bf16 or f32")))
         }
     }
 }
@@ -295,6 +294,7 @@ impl LayerKv<'_> {
         let largest = match self.dtype {
             KvDType::F32 => return Ok(rows),
             KvDType::Q8_0 => return on_grid(&rows, self.head_dim),
+            KvDType::Fp8 => return as_fp8(&rows),
             KvDType::F16 => f16::MAX.to_f32(),
             KvDType::BF16 => bf16::MAX.to_f32(),
         };
@@ -334,6 +334,13 @@ fn on_grid(rows: &Tensor, head_dim: usize) -> Result<Tensor> {
     Ok(bytes.broadcast_mul(&scale)?.reshape((count, width))?)
 }
 
+/// Every number as the eight bits of it say.
+fn as_fp8(rows: &Tensor) -> Result<Tensor> {
+    let mut numbers = rows.flatten_all()?.to_vec1::<f32>()?;
+    numbers.iter_mut().for_each(|x| *x = fp8::to_f32(fp8::from_f32(*x)));
+    Ok(Tensor::from_vec(numbers, rows.shape(), rows.device())?)
+}
+
 #[cfg(test)]
 mod tests {
     use hearth_kernels::Pool;
@@ -354,8 +361,10 @@ mod tests {
             for slot in 32..64 {
                 let (mut k, mut v) = (row(0), row(0));
                 slabs[0].read(slot + 32, &mut k, &mut v);
-                let near =
-                    |got: [f32; 10], want: u32| got.iter().all(|x| (x - want as f32).abs() < 1e-4);
+                let off = if kv_type == KvDType::Fp8 { 1.0 / 16.0 } else { 1e-6 };
+                let near = |got: [f32; 10], want: u32| {
+                    got.iter().all(|x| (x - want as f32).abs() <= off * want as f32)
+                };
                 assert!(near(k, slot) && near(v, slot + 100), "{kv_type:?}: {k:?} {v:?}");
             }
         }
@@ -446,8 +455,9 @@ mod tests {
     fn bytes_are_refused_where_they_would_not_be_bytes() {
         for dtype in KvDType::ALL {
             let refused = stored_as(dtype, false).err().map(|e| e.to_string());
-            assert_eq!(refused.is_some(), dtype == KvDType::Q8_0, "{dtype:?}");
-            assert!(refused.is_none_or(|e| e.contains("q8_0") && e.contains("f16")));
+            let bytes = matches!(dtype, KvDType::Q8_0 | KvDType::Fp8);
+            assert_eq!(refused.is_some(), bytes, "{dtype:?}");
+            assert!(refused.is_none_or(|e| e.contains(dtype.name()) && e.contains("f16")));
         }
     }
 }

@@ -30,7 +30,9 @@ pub mod train;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{ForwardBatch, LoraSlot, Output, Pass, Pick, RowOutput, TokenEdit};
+pub use batch::{
+    ForwardBatch, Kept, LoraSlot, Made, Output, Pass, Pick, RowOutput, TokenEdit, Wanted,
+};
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
 pub use export::Export;
@@ -54,26 +56,22 @@ pub trait Model: Send {
     }
 
     /// Asks for a pass that computes every row of `batch`, writes its keys and values to `kv`, and
-    /// gives what became of `batch.logit_rows`: their logits, or, where `picks` asks for it and the
-    /// device can, the tokens chosen from them. `picks` is empty or has one entry for each logit
-    /// row. Passes are computed in the order in which they are asked for.
+    /// gives what became of `batch.logit_rows`: their logits, or what `wanted` says of them where
+    /// the device can do it. That is asked once at most, when the rows themselves have been asked
+    /// for: what becomes known meanwhile counts. It is empty (all logits) or has one entry for each
+    /// logit row. Passes are computed in the order in which they are asked for.
     ///
     /// The caller has passed `batch` through [`ForwardBatch::check`].
     fn launch(
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass>;
 
     /// [`Model::launch`], waited for.
-    fn step(
-        &self,
-        batch: &ForwardBatch,
-        kv: &mut KvStore,
-        picks: &[Option<Pick>],
-    ) -> Result<Output> {
-        self.launch(batch, kv, picks)?.wait()
+    fn step(&self, batch: &ForwardBatch, kv: &mut KvStore, wanted: &[Wanted]) -> Result<Output> {
+        self.launch(batch, kv, &mut || wanted.to_vec())?.wait()
     }
 
     /// [`Model::step`] for the logits of all rows. `[logit_rows, vocab]`

@@ -18,11 +18,11 @@ const SEED: u64 = 7;
 /// Every weight type that has a quantiser.
 const WEIGHTS: [DType; 7] =
     [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
-const KV: [KvDType; 4] = KvDType::ALL;
+const KV: [KvDType; 5] = KvDType::ALL;
 
 /// Allowed error of the fused path against the plain path with f32 KV and the same (dequantised)
 /// weights: root mean square of the error over that of the logits, about twice what is measured.
-/// f16 keys and values keep 11 bits, bf16 ones 8, q8_0 ones 8 below the largest of a head.
+/// f16 keys and values keep 11 bits, bf16 ones 8, q8_0 ones 8 below the largest of a head, fp8 4.
 /// Quantised weights meet 8-bit activations with one scale for 32 of them (K types: for 256), which
 /// hides the rounding of KV.
 fn tolerance(weights: DType, kv: KvDType) -> f64 {
@@ -31,6 +31,7 @@ fn tolerance(weights: DType, kv: KvDType) -> f64 {
         (DType::F32 | DType::F16 | DType::BF16, KvDType::F16) => 1e-3,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::BF16) => 7e-3,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::Q8_0) => 2e-2,
+        (_, KvDType::Fp8) => 0.12,
         (DType::Q8_0 | DType::Q4_0, _) => 0.04,
         (DType::Q4K | DType::Q6K, _) => 0.05,
         (other, _) => panic!("no tolerance for {other}"),

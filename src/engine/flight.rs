@@ -13,7 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use hearth_models::Wanted;
+
 use super::Engine;
+use super::late::Late;
 use super::runner::Asked;
 use crate::scheduler::{Batch, Entry, Sequence};
 use crate::types::SeqId;
@@ -23,6 +26,8 @@ pub(super) struct Flight {
     pub batch: Batch,
     /// Or what was wrong with it.
     pub pass: Result<Asked, String>,
+    /// Tokens that were asked for beside it, out of rows of earlier ones.
+    pub late: Vec<Late>,
     /// When it was scheduled.
     pub started: Instant,
 }
@@ -31,12 +36,19 @@ impl Engine {
     /// Asks for the forward pass. A panic in it is an error of this batch.
     pub(super) fn compute(&mut self, batch: &Batch) -> Result<Asked, String> {
         let (runner, scheduler) = (&mut self.runner, &self.scheduler);
-        let (live, vocab_len) = (&self.live, self.sampler.vocab_len());
-        let pick = |id: SeqId, ahead: usize| {
+        let (live, vocab_len) = (&mut self.live, self.sampler.vocab_len());
+        let wanted = |id: SeqId, ahead: usize| {
             let unknown = scheduler.running(id).map_or(0, Sequence::unknown);
-            live.get(&id)?.pick(unknown + ahead, vocab_len)
+            let live = live.get_mut(&id);
+            live.map_or(Wanted::Logits, |live| live.wanted(unknown + ahead, vocab_len))
         };
-        caught(|| runner.launch(batch, scheduler, pick))
+        let mut asked = caught(|| runner.launch(batch, scheduler, wanted))?;
+        for (id, kept) in asked.take_kept() {
+            if let Some(live) = self.live.get_mut(&id) {
+                live.hold(kept);
+            }
+        }
+        Ok(asked)
     }
 
     /// Whose next row may be asked for before their token is known. A draft model reads every token

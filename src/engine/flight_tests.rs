@@ -7,11 +7,12 @@ use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 
 use hearth_kernels::sampling::{self, Scratch};
 use hearth_models::{
-    Adapter, Error, ForwardBatch, KvGeometry, KvStore, LoraSlot, ModelConfig, Output, Pass, Pick,
-    RowOutput,
+    Adapter, Error, ForwardBatch, Kept, KvGeometry, KvStore, LoraSlot, Made, ModelConfig, Output,
+    Pass, Pick, RowOutput, Wanted,
 };
 
 use super::adapter_tests::sets;
+use super::grammar::Mask;
 use super::handle::{GenerateRequest, SamplingParams};
 use super::readers_tests::stand_aside;
 use super::speculate_tests::{Even, always, counts, same, varied};
@@ -19,21 +20,24 @@ use super::tests::*;
 use super::*;
 
 /// Request `i` of the varied set, as a device answers it: without what was probable.
-fn request(i: u32) -> GenerateRequest {
+pub(super) fn request(i: u32) -> GenerateRequest {
     GenerateRequest { logprobs: None, ..super::tests::request(i) }
 }
 
 /// What became of passes, told to the test.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     /// Asked for and not waited for.
-    under_way: AtomicUsize,
+    pub under_way: AtomicUsize,
     /// Asked for while another one was under way.
     ahead: AtomicU64,
     /// Tokens that were read where they were chosen.
     read: AtomicU64,
+    /// Rows whose logits came back, and rows that stayed.
+    pub read_out: AtomicU64,
+    pub kept: AtomicU64,
     /// The next pass fails.
-    fails: AtomicBool,
+    pub fails: AtomicBool,
 }
 
 /// A model that is somewhere else.
@@ -41,13 +45,17 @@ struct Remote {
     config: ModelConfig,
     jobs: Sender<Job>,
     seen: Arc<Seen>,
+    /// Of rows that are kept.
+    names: AtomicU64,
 }
 
 enum Job {
     Store(KvGeometry),
     Put(LoraSlot, Vec<(Arc<Adapter>, f32)>),
     Drop(LoraSlot),
-    Pass(Box<ForwardBatch>, Vec<Option<Pick>>, SyncSender<Result<Output, String>>),
+    Pass(Box<ForwardBatch>, Vec<Wanted>, u64, SyncSender<Result<Output, String>>),
+    /// A token out of a row that was kept.
+    Choose(u64, Box<Pick>, SyncSender<Result<Output, String>>),
 }
 
 impl Remote {
@@ -56,17 +64,22 @@ impl Remote {
         let (jobs, todo) = channel();
         let notes = Arc::clone(&seen);
         std::thread::spawn(move || {
-            let (mut kv, mut chosen) = (KvStore::Nothing, Vec::new());
+            let (mut kv, mut rows) = (KvStore::Nothing, Left::default());
             for (i, job) in todo.into_iter().enumerate() {
                 match job {
                     Job::Store(geometry) => kv = model.kv_store(geometry).unwrap(),
                     Job::Put(slot, adapters) => model.put_adapters(slot, &adapters).unwrap(),
                     Job::Drop(slot) => model.drop_adapters(slot),
-                    Job::Pass(batch, picks, reply) => {
+                    Job::Choose(name, pick, reply) => {
+                        let row = rows.kept.remove(&name).expect("kept, and chosen from once");
+                        let token = choose(&row, &pick, &mut Scratch::new());
+                        let _ = reply.send(Ok(Output::new(Vec::new(), vec![Made::Token(token)])));
+                    }
+                    Job::Pass(batch, wanted, name, reply) => {
                         // Results are sometimes there before they are asked for.
                         std::thread::sleep(Duration::from_micros(150 * (i as u64 % 3)));
                         let fails = notes.fails.swap(false, Ordering::AcqRel);
-                        let work = || compute(&*model, *batch, &picks, &mut kv, &mut chosen);
+                        let work = || compute(&*model, *batch, &wanted, name, &mut kv, &mut rows);
                         let made = catch_unwind(AssertUnwindSafe(work));
                         let made = made.unwrap_or_else(|_| Err("a pass panicked".to_owned()));
                         let failed = Err("a pass was to fail".to_owned());
@@ -75,34 +88,63 @@ impl Remote {
                 }
             }
         });
-        (Box::new(Self { config, jobs, seen: Arc::clone(&seen) }), seen)
+        let names = AtomicU64::new(0);
+        (Box::new(Self { config, jobs, seen: Arc::clone(&seen), names }), seen)
+    }
+
+    /// A row that stays there.
+    fn kept(&self, name: u64) -> Kept {
+        let jobs = self.jobs.clone();
+        Kept::new(move |pick| {
+            let (reply, made) = sync_channel(1);
+            jobs.send(Job::Choose(name, Box::new(pick), reply)).unwrap();
+            Ok(Pass::new(move || made.recv().unwrap().map_err(Error::Batch)))
+        })
     }
 }
 
-/// One pass, with the tokens of the one before it.
+/// What a pass leaves where it was computed.
+#[derive(Default)]
+struct Left {
+    /// What became of its logit rows.
+    made: Vec<Made>,
+    /// Rows that were kept, also of passes before it.
+    kept: BTreeMap<u64, Vec<f32>>,
+}
+
+/// One pass, with the tokens of the one before it. Rows that are kept are named after `name`.
 fn compute(
     model: &dyn Model,
     mut batch: ForwardBatch,
-    picks: &[Option<Pick>],
+    wanted: &[Wanted],
+    name: u64,
     kv: &mut KvStore,
-    chosen: &mut Vec<Option<Option<u32>>>,
+    left: &mut Left,
 ) -> Result<Output, String> {
     for (row, from) in std::mem::take(&mut batch.chosen) {
-        batch.tokens[row as usize] = chosen[from as usize].unwrap().unwrap_or(0);
+        let Made::Token(token) = left.made[from as usize] else { panic!("it chose no token") };
+        batch.tokens[row as usize] = token.unwrap_or(0);
     }
     let output = model.step(&batch, kv, &[]).map_err(|e| e.to_string())?;
     let (mut rest, mut scratch) = (Vec::new(), Scratch::new());
-    chosen.clear();
-    for (row, pick) in picks.iter().enumerate() {
+    left.made.clear();
+    for (row, wanted) in wanted.iter().enumerate() {
         let RowOutput::Logits(logits) = output.row(row, model.config().vocab_len) else {
             panic!("nothing was to be chosen");
         };
-        chosen.push(pick.as_ref().map(|pick| choose(logits, pick, &mut scratch)));
-        if pick.is_none() {
-            rest.extend_from_slice(logits);
-        }
+        left.made.push(match wanted {
+            Wanted::Token(pick) => Made::Token(choose(logits, pick, &mut scratch)),
+            Wanted::Logits => {
+                rest.extend_from_slice(logits);
+                Made::Logits
+            }
+            Wanted::Kept => {
+                left.kept.insert(name + row as u64, logits.to_vec());
+                Made::Kept
+            }
+        });
     }
-    Ok(Output::new(rest, chosen.clone()))
+    Ok(Output::new(rest, left.made.clone()))
 }
 
 /// As on a device.
@@ -114,6 +156,9 @@ fn choose(logits: &[f32], pick: &Pick, scratch: &mut Scratch) -> Option<u32> {
             *x = if *x > 0.0 { *x / edit.divide } else { *x * edit.divide };
         }
         *x = *x - edit.subtract + edit.add;
+    }
+    if let Some(mask) = &pick.mask {
+        Mask(mask.clone()).apply(&mut row);
     }
     sampling::sample(&row, &pick.params, pick.seed, pick.position, scratch)
 }
@@ -136,20 +181,27 @@ impl Model for Remote {
         &self,
         batch: &ForwardBatch,
         _: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass, Error> {
         let under_way = self.seen.under_way.fetch_add(1, Ordering::AcqRel);
         assert!(under_way < 2, "two at most");
         self.seen.ahead.fetch_add(under_way as u64, Ordering::Relaxed);
         self.seen.read.fetch_add(batch.chosen.len() as u64, Ordering::Relaxed);
+        let (wanted, name) = (wanted(), self.names.fetch_add(1 << 20, Ordering::Relaxed));
+        let rows = |of: Wanted| wanted.iter().filter(|wanted| **wanted == of).count() as u64;
+        self.seen.read_out.fetch_add(rows(Wanted::Logits), Ordering::Relaxed);
+        self.seen.kept.fetch_add(rows(Wanted::Kept), Ordering::Relaxed);
         let (reply, made) = sync_channel(1);
-        self.jobs.send(Job::Pass(Box::new(batch.clone()), picks.to_vec(), reply)).unwrap();
+        let kept = wanted.iter().enumerate().filter(|(_, wanted)| **wanted == Wanted::Kept);
+        let kept = kept.map(|(row, _)| (row, self.kept(name + row as u64))).collect();
+        self.jobs.send(Job::Pass(Box::new(batch.clone()), wanted, name, reply)).unwrap();
         let landed = Landed(Arc::clone(&self.seen));
-        Ok(Pass::new(move || {
+        let pass = Pass::new(move || {
             let made = made.recv().unwrap().map_err(Error::Batch);
             drop(landed);
             made
-        }))
+        });
+        Ok(pass.keeping(kept))
     }
 
     fn put_adapters(&mut self, slot: LoraSlot, all: &[(Arc<Adapter>, f32)]) -> Result<(), Error> {
@@ -171,12 +223,12 @@ impl Drop for Landed {
     }
 }
 
-fn remote(limits: Limits, speculation: Speculation) -> (EngineHandle, Arc<Seen>) {
+pub(super) fn remote(limits: Limits, speculation: Speculation) -> (EngineHandle, Arc<Seen>) {
     let (remote, seen) = Remote::new(model());
     (spawn(remote, STORED.get(), limits, speculation, None).unwrap().0, seen)
 }
 
-fn count(counter: &AtomicU64) -> u64 {
+pub(super) fn count(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 

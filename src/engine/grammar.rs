@@ -6,7 +6,7 @@
 //! grammar is made of.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hearth_models::{Pick, RowOutput};
+use hearth_models::{Kept, Pick, RowOutput, Wanted};
 
 use super::door::Seat;
 use super::events::{Event, Logprobs, Outbox, UNREAD_LITTLE, UNREAD_MAX};
@@ -24,8 +24,10 @@ pub(super) struct Live {
     stopped: Arc<AtomicBool>,
     history: History,
     guide: Option<Guide>,
-    /// Logits whose grammar did not know yet what may come.
-    held: Option<Vec<f32>>,
+    /// A row whose grammar did not know yet what may come.
+    held: Option<Held>,
+    /// A token was asked for out of such a row.
+    late: bool,
     /// What may come next, read out of what came before; where that is wanted, from the first token
     /// on.
     lookup: Option<Lookup>,
@@ -39,6 +41,13 @@ pub(super) struct Live {
     begun: Option<Instant>,
     /// First generated token.
     answered: Option<Instant>,
+}
+
+/// A row of logits.
+enum Held {
+    Logits(Vec<f32>),
+    /// On the device.
+    Kept(Kept),
 }
 
 /// What became of a row of logits.
@@ -82,6 +91,7 @@ impl Live {
             history,
             guide,
             held: None,
+            late: false,
             lookup: None,
             reads,
             generated: 0,
@@ -118,12 +128,12 @@ impl Live {
     /// Stands aside, as after a preemption, or goes on.
     pub fn stand_aside(&mut self, aside: bool) {
         self.set_stage(if aside { Stage::Unread } else { Stage::Again });
-        self.held = None;
+        (self.held, self.late) = (None, false);
     }
 
     /// Its rows will be computed again.
     pub fn preempted(&mut self) {
-        self.held = None;
+        (self.held, self.late) = (None, false);
         if self.has_begun() {
             self.set_stage(Stage::Again);
         }
@@ -189,22 +199,60 @@ impl Live {
         first
     }
 
-    /// How the device may choose the token so many places ahead; `None` where the choice needs
-    /// what only the host has: a grammar, what else was probable.
-    pub fn pick(&self, ahead: usize, vocab_len: usize) -> Option<Pick> {
-        let request = &self.request;
-        if request.logprobs.is_some() || self.guide.is_some() || (ahead > 0 && self.edits_tokens())
-        {
-            return None;
+    /// What the device may do with the row of the token so many places ahead. It is read out where
+    /// the host is asked what else was probable, or knows more of the tokens before it.
+    pub fn wanted(&mut self, ahead: usize, vocab_len: usize) -> Wanted {
+        let needs_host = self.edits_tokens() || self.guide.is_some();
+        if self.request.logprobs.is_some() || (ahead > 0 && needs_host) {
+            return Wanted::Logits;
         }
-        let position = self.generated + ahead;
-        Some(Pick {
+        match self.mask(Duration::ZERO) {
+            Some(mask) => Wanted::Token(self.pick(ahead, vocab_len, mask)),
+            None => Wanted::Kept,
+        }
+    }
+
+    fn pick(&self, ahead: usize, vocab_len: usize, mask: Option<Vec<u32>>) -> Pick {
+        let (request, position) = (&self.request, self.generated + ahead);
+        Pick {
             params: request.sampling,
             edits: self.history.edits(request, position, vocab_len),
             seed: request.seed,
             position: position as u64,
             vocab_len,
-        })
+            mask,
+        }
+    }
+
+    /// The tokens out of which one is to be chosen, if that is known and there are any.
+    fn mask(&mut self, patience: Duration) -> Option<Option<Vec<u32>>> {
+        let Some(guide) = &mut self.guide else { return Some(None) };
+        match guide.allowed(patience)? {
+            Allowed::Any => Some(None),
+            Allowed::Only(mask) => Some(Some(mask.0.clone())),
+            Allowed::End | Allowed::Failed(_) => None,
+        }
+    }
+
+    /// Its row stays on the device.
+    pub fn hold(&mut self, kept: Kept) {
+        self.held = Some(Held::Kept(kept));
+    }
+
+    /// That row, and how its token is to be chosen, once its grammar knows.
+    pub fn choose_kept(&mut self, vocab_len: usize, patience: Duration) -> Option<(Kept, Pick)> {
+        let Some(Held::Kept(_)) = &self.held else { return None };
+        let mask = self.mask(patience)?;
+        let pick = self.pick(0, vocab_len, mask);
+        let Some(Held::Kept(kept)) = self.held.take() else { return None };
+        self.late = true;
+        Some((kept, pick))
+    }
+
+    /// A token was asked for out of a row that the device kept, and its rows were not given up
+    /// since.
+    pub fn awaits_late(&self) -> bool {
+        self.late
     }
 
     /// Where the device chooses the token so many places ahead, its row may be asked for before
@@ -212,7 +260,8 @@ impl Live {
     /// (`price` is what a guess has to be worth).
     pub fn goes_on(&self, ahead: usize, price: f64) -> bool {
         let last = self.generated + ahead + 1 >= self.request.max_tokens;
-        !last && !self.edits_tokens() && self.propose(price, 1).is_empty()
+        let needs_host = self.edits_tokens() || self.guide.is_some();
+        !last && !needs_host && self.propose(price, 1).is_empty()
     }
 
     /// What is chosen depends on the tokens before it beyond their logits.
@@ -225,25 +274,43 @@ impl Live {
         let logits = match row {
             RowOutput::Logits(logits) => logits,
             RowOutput::Chosen(id) => return self.chosen(id, None),
+            RowOutput::Kept => return self.settle(),
         };
         let choice = self.choose(logits, sampler, Duration::ZERO);
         if matches!(choice, Choice::Later) {
-            self.held = Some(logits.to_vec());
+            self.held = Some(Held::Logits(logits.to_vec()));
         }
+        choice
+    }
+
+    /// What can be said of a row that the device keeps: that no token is wanted of it.
+    fn settle(&mut self) -> Choice {
+        let choice = match self.guide.as_mut().and_then(|guide| guide.allowed(Duration::ZERO)) {
+            Some(Allowed::End) => Choice::Complete,
+            Some(Allowed::Failed(why)) => stuck(why),
+            Some(Allowed::Any | Allowed::Only(_)) | None => return Choice::Later,
+        };
+        self.held = None;
         choice
     }
 
     /// The same with the logits that were kept, if there are any.
     pub fn sample_held(&mut self, sampler: &mut Sampler, patience: Duration) -> Choice {
-        let Some(logits) = self.held.take() else { return Choice::Later };
+        let logits = match self.held.take() {
+            Some(Held::Logits(logits)) => logits,
+            kept => {
+                self.held = kept;
+                return self.settle();
+            }
+        };
         let choice = self.choose(&logits, sampler, patience);
         if matches!(choice, Choice::Later) {
-            self.held = Some(logits);
+            self.held = Some(Held::Logits(logits));
         }
         choice
     }
 
-    /// It keeps logits.
+    /// It has a row that waits.
     pub fn is_held(&self) -> bool {
         self.held.is_some()
     }
@@ -254,9 +321,7 @@ impl Live {
             Some(guide) => match guide.allowed(patience) {
                 None => return Choice::Later,
                 Some(Allowed::End) => return Choice::Complete,
-                Some(Allowed::Failed(why)) => {
-                    return Choice::Stuck(format!("the grammar cannot go on: {why}"));
-                }
+                Some(Allowed::Failed(why)) => return stuck(why),
                 Some(Allowed::Any) => None,
                 Some(Allowed::Only(mask)) => Some(mask),
             },
@@ -271,6 +336,7 @@ impl Live {
         let Some(id) = id else {
             return Choice::Stuck("the model's output leaves no token to choose".to_owned());
         };
+        self.late = false;
         let (expected, end) = self.take(id);
         Choice::Token(Sampled { id, logprobs, expected, end })
     }
@@ -340,4 +406,9 @@ impl Live {
     pub fn fail(&self, message: &str) {
         self.events.send(Event::Failed(message.to_owned()));
     }
+}
+
+/// Nothing can follow.
+fn stuck(why: &str) -> Choice {
+    Choice::Stuck(format!("the grammar cannot go on: {why}"))
 }

@@ -21,6 +21,9 @@ mod floor;
 mod floor_tests;
 mod grammar;
 pub mod handle;
+mod late;
+#[cfg(test)]
+mod late_tests;
 mod live;
 mod lookup;
 mod queue;
@@ -158,9 +161,6 @@ struct Engine {
     last_finish: Instant,
 }
 
-/// How long a step without rows waits for the grammar of one sequence.
-const GRAMMAR_PATIENCE: Duration = Duration::from_millis(20);
-
 /// What a step gave to a sequence.
 enum Outcome {
     /// A token.
@@ -207,16 +207,18 @@ impl Engine {
         self.begin(&batch);
         self.exchange(&batch);
         let pass = self.compute(&batch);
+        let late = self.choose_kept(&batch);
         self.scheduler.launch(&batch, &self.who_goes_on(&batch));
-        Flight { batch, pass, started }
+        Flight { batch, pass, late, started }
     }
 
     /// The second half: samples, updates, emits.
     fn land(&mut self, flight: Flight) {
-        let Flight { batch, pass, started } = flight;
+        let Flight { batch, pass, late, started } = flight;
         match pass.and_then(|pass| caught(|| pass.wait())) {
             Ok(logits) => {
-                let outcomes = self.sample(&batch, &logits);
+                let mut outcomes = self.sample(&batch, &logits);
+                self.take_late(late, &mut outcomes);
                 let took = self.took(started);
                 self.update(&batch, &outcomes, took);
                 self.publish(&batch); // whoever hears of an end finds it counted
@@ -224,6 +226,7 @@ impl Engine {
             }
             Err(message) => {
                 self.fail(&batch, &message);
+                self.give_up(late, &message);
                 self.publish(&batch);
             }
         }
@@ -382,23 +385,6 @@ impl Engine {
         for id in &entry.forks {
             if let Some(live) = self.live.get_mut(id) {
                 live.prompt_done(cached, logprobs.clone());
-            }
-        }
-    }
-
-    /// Logits of earlier steps whose grammar was late. With nothing else to do there is time to
-    /// wait for it.
-    fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
-        let mut patience = match batch.entries.is_empty() {
-            true => GRAMMAR_PATIENCE,
-            false => Duration::ZERO,
-        };
-        let computed = |id: &SeqId| batch.entries.iter().flat_map(Entry::ids).any(|e| e == *id);
-        for (id, live) in self.live.iter_mut().filter(|(id, live)| live.is_held() && !computed(id))
-        {
-            if let Some(outcome) = outcome(live.sample_held(&mut self.sampler, patience)) {
-                outcomes.push((*id, outcome));
-                patience = Duration::ZERO;
             }
         }
     }

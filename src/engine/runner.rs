@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use hearth_models::{
-    ForwardBatch, KvDType, KvStore, LoraSlot, Model, Output, Pass, Pick, RowOutput,
+    ForwardBatch, Kept, KvDType, KvStore, LoraSlot, Model, Output, Pass, RowOutput, Wanted,
 };
 
 use super::handle::{AdapterSet, Limits};
@@ -31,9 +31,15 @@ pub(super) struct Asked {
     pass: Option<Pass>,
     vocab_len: usize,
     entries: Vec<EntryRows>,
+    kept: Vec<(SeqId, Kept)>,
 }
 
 impl Asked {
+    /// Rows that stay on the device, by whose they are.
+    pub fn take_kept(&mut self) -> Vec<(SeqId, Kept)> {
+        std::mem::take(&mut self.kept)
+    }
+
     /// Waits for what became of it.
     pub fn wait(self) -> Result<Logits, hearth_models::Error> {
         let output = self.pass.map_or_else(|| Ok(Output::default()), Pass::wait)?;
@@ -138,28 +144,40 @@ impl Runner {
         }
     }
 
-    /// Asks for a forward pass. `pick` says how a sequence chooses its token so many rows ahead,
+    /// Asks for a forward pass. `wanted` says what becomes of a sequence's row so many rows ahead,
     /// where the device may do it.
     pub fn launch(
         &mut self,
         batch: &Batch,
         scheduler: &Scheduler,
-        pick: impl Fn(SeqId, usize) -> Option<Pick>,
+        mut wanted: impl FnMut(SeqId, usize) -> Wanted,
     ) -> Result<Asked, hearth_models::Error> {
         let vocab_len = self.model.config().vocab_len;
         let picked = std::mem::take(&mut self.picked);
         let (forward, entries) = self.pack(batch, scheduler, &picked);
         debug_assert!(batch.copies.is_empty() || forward.row_count() > 0, "copies are lost");
         if forward.row_count() == 0 {
-            return Ok(Asked { pass: None, vocab_len, entries });
+            return Ok(Asked { pass: None, vocab_len, entries, kept: Vec::new() });
         }
         forward.check(vocab_len, self.block_len, self.block_count)?;
-        let picks = picks(batch, &entries, forward.logit_rows.len(), pick);
-        let pass = self.model.launch(&forward, &mut self.kv, &picks)?;
-        let single = batch.entries.iter().zip(&entries).filter(|(_, rows)| rows.sample.len() == 1);
-        let picked = single.filter(|(_, rows)| picks[rows.sample.start].is_some());
-        self.picked = picked.map(|(entry, rows)| (entry.id, rows.sample.start as u32)).collect();
-        Ok(Asked { pass: Some(pass), vocab_len, entries })
+        let mut picked = BTreeMap::new();
+        let single = || {
+            let all = batch.entries.iter().zip(&entries);
+            all.filter(|(_, rows)| rows.sample.len() == 1)
+                .map(|(e, rows)| (e.id, rows.sample.start))
+        };
+        let mut asked = || {
+            let all = rows_wanted(batch, &entries, forward.logit_rows.len(), &mut wanted);
+            let chosen = single().filter(|(_, row)| matches!(all[*row], Wanted::Token(_)));
+            picked = chosen.map(|(id, row)| (id, row as u32)).collect();
+            all
+        };
+        let mut pass = self.model.launch(&forward, &mut self.kv, &mut asked)?;
+        let kept = pass.take_kept().into_iter();
+        let of = |row: usize| single().find(|(_, own)| *own == row).map(|(id, _)| id);
+        let kept = kept.filter_map(|(row, kept)| Some((of(row)?, kept))).collect();
+        self.picked = picked;
+        Ok(Asked { pass: Some(pass), vocab_len, entries, kept })
     }
 
     fn pack(
@@ -205,21 +223,21 @@ impl Runner {
     }
 }
 
-/// How tokens are chosen, row by row. Rows that are scored, or that several sequences choose from,
-/// are read out.
-fn picks(
+/// What is wanted of each row. Rows that are scored, or that several sequences choose from, are
+/// read out.
+fn rows_wanted(
     batch: &Batch,
     entries: &[EntryRows],
     row_count: usize,
-    pick: impl Fn(SeqId, usize) -> Option<Pick>,
-) -> Vec<Option<Pick>> {
-    let mut picks = vec![None; row_count];
+    mut wanted: impl FnMut(SeqId, usize) -> Wanted,
+) -> Vec<Wanted> {
+    let mut all = vec![Wanted::Logits; row_count];
     for (entry, rows) in batch.entries.iter().zip(entries).filter(|(e, _)| e.forks.is_empty()) {
         for (ahead, row) in rows.sample.clone().enumerate() {
             if !rows.score.contains(&row) {
-                picks[row] = pick(entry.id, ahead);
+                all[row] = wanted(entry.id, ahead);
             }
         }
     }
-    picks
+    all
 }

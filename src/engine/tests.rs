@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hearth_kernels::Pool;
 use hearth_kernels::quant::DType;
-use hearth_models::{Adapter, LoraSlot, Output, Pass, Pick};
+use hearth_models::{Adapter, LoraSlot, Output, Pass, Wanted};
 use hearth_models::{Compute, Error, ForwardBatch, KvGeometry, ModelConfig, tiny};
 
 use super::handle::{Event, GenerateRequest, Generation, Logprobs, SamplingParams, SubmitError};
@@ -35,10 +35,10 @@ impl Model for Faulty {
         &self,
         batch: &ForwardBatch,
         kv: &mut hearth_models::KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass, Error> {
         assert!(!batch.tokens.contains(&PANIC), "asked to");
-        let mut logits = self.0.step(batch, kv, picks)?.into_logits();
+        let mut logits = self.0.launch(batch, kv, wanted)?.wait()?.into_logits();
         if batch.tokens.contains(&TOO_FEW) {
             logits.truncate(1);
         }

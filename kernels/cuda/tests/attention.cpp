@@ -7,16 +7,20 @@
 using std::vector;
 
 // Paged keys and values, NaN where no sequence has any.
-template <typename KV> struct Store {
+template <typename S> struct Store {
     static constexpr int NOWHERE = 1 << 28;
 
-    int block_len, width, dim;
-    vector<KV> k, v;
+    int block_len, kv_heads, width, dim;
+    vector<S> k, v;
+    vector<float> k_scales, v_scales;
     vector<int> tables, unused;
 
     Store(int blocks, int block_len, int kv_heads, int dim)
-        : block_len(block_len), width(kv_heads * dim), dim(dim),
-          k(poison<KV>(size_t(blocks) * block_len * width)), v(k), unused(shuffled(blocks)) {}
+        : block_len(block_len), kv_heads(kv_heads), width(kv_heads * dim), dim(dim),
+          k(poison<S>(size_t(blocks) * block_len * width)), v(k), unused(shuffled(blocks)) {
+        int slots = (blocks * block_len + 15) / 16 * 16;
+        if (has_scales<S>) k_scales = v_scales = poison<float>(size_t(slots) * kv_heads);
+    }
 
     // A sequence of so many keys of which the first `freed` are gone: where its table begins.
     int add(int keys, int freed) {
@@ -28,16 +32,35 @@ template <typename KV> struct Store {
             if (!gone) unused.pop_back();
         }
         for (int key = freed; key < keys; key++) {
-            size_t at = size_t(slot(table, key)) * width;
-            for (int i = 0; i < width; i++) {
-                k[at + i] = from_f32<KV>(between(-2, 2)), v[at + i] = from_f32<KV>(between(-1, 1));
-            }
+            fill(k, k_scales, slot(table, key), 2), fill(v, v_scales, slot(table, key), 1);
         }
         return table;
     }
     int slot(int table, int key) const {
         return tables[table + key / block_len] * block_len + key % block_len;
     }
+    // Random numbers up to `most`; of those with a scale some heads are larger, some zeros.
+    void fill(vector<S> &x, vector<float> &scales, int slot, float most) {
+        for (int i = 0; i < width; i++) {
+            S &number = x[size_t(slot) * width + i];
+            if constexpr (has_scales<S>) {
+                number = S{int8_t(below(255) - 127)};
+                float factor = between(0, 1) * (below(20) ? 1 : 3);
+                if (i % dim == 0)
+                    scales[scale_at(slot, kv_heads, i / dim)] = most * factor / 127;
+            } else {
+                number = from_f32<S>(between(-most, most));
+            }
+        }
+    }
+    // One of a head of a slot.
+    double number(const vector<S> &x, const vector<float> &scales, int slot, int head,
+                  int i) const {
+        double raw = to_f32(x[size_t(slot) * width + head * dim + i]);
+        return has_scales<S> ? raw * scales[scale_at(slot, kv_heads, head)] : raw;
+    }
+    double key(int slot, int head, int i) const { return number(k, k_scales, slot, head, i); }
+    double value(int slot, int head, int i) const { return number(v, v_scales, slot, head, i); }
 };
 
 // The slots of the keys that a row sees.
@@ -52,25 +75,23 @@ struct Truth {
     vector<double> out, limit;
 };
 
-// `at` is where the KV head is in a slot. Weights are rounded to 8 bits, each in its own direction,
-// and so is the result.
-template <typename KV>
-Truth truth(const bf16 *q, const vector<KV> &k, const vector<KV> &v,
-                     const vector<int> &slots, int width, int at, int dim) {
+// `head` is that of the store. Weights are rounded to 8 bits, each in its own direction, and so is
+// the result.
+template <typename S>
+Truth truth(const bf16 *q, const Store<S> &store, const vector<int> &slots, int head) {
+    int dim = store.dim;
     vector<double> scores, out(dim), squares(dim);
     double largest = -INFINITY, total = 0;
     for (int slot : slots) {
-        const KV *key = &k[size_t(slot) * width + at];
         double dot = 0;
-        for (int i = 0; i < dim; i++) dot += double(to_f32(q[i])) * to_f32(key[i]);
+        for (int i = 0; i < dim; i++) dot += double(to_f32(q[i])) * store.key(slot, head, i);
         scores.push_back(dot / sqrt(double(dim))), largest = std::max(largest, scores.back());
     }
     for (size_t i = 0; i < slots.size(); i++) {
-        const KV *value = &v[size_t(slots[i]) * width + at];
         double weight = exp(scores[i] - largest);
         total += weight;
         for (int j = 0; j < dim; j++) {
-            double part = weight * to_f32(value[j]);
+            double part = weight * store.value(slots[i], head, j);
             out[j] += part, squares[j] += part * part;
         }
     }
@@ -117,17 +138,17 @@ struct Heads {
 
 // ---- decode
 
-template <typename KV>
-using Decode = void (*)(bf16 *, float *, float2 *, int *, const bf16 *, const KV *, const KV *,
-                        const int *, const int *, const int *, const int *, int, int, int, float,
-                        int);
-template <typename KV> Decode<KV> decode_kernel(int dim, int g);
-#define DECODE_KERNELS(KV, NAME)                                                                  \
-    template <> Decode<KV> decode_kernel<KV>(int dim, int g) {                                    \
-        static const Decode<KV> narrow[4] = {                                                     \
+template <typename S>
+using Decode = void (*)(bf16 *, float *, float2 *, int *, const bf16 *, const S *, const S *,
+                        const float *, const float *, const int *, const int *, const int *,
+                        const int *, int, int, int, float, int);
+template <typename S> Decode<S> decode_kernel(int dim, int g);
+#define DECODE_KERNELS(S, NAME)                                                                   \
+    template <> Decode<S> decode_kernel<S>(int dim, int g) {                                      \
+        static const Decode<S> narrow[4] = {                                                      \
             attention_decode_##NAME##_d64_g1, attention_decode_##NAME##_d64_g2,                   \
             attention_decode_##NAME##_d64_g4, attention_decode_##NAME##_d64_g8};                  \
-        static const Decode<KV> wide[4] = {                                                       \
+        static const Decode<S> wide[4] = {                                                        \
             attention_decode_##NAME##_d128_g1, attention_decode_##NAME##_d128_g2,                 \
             attention_decode_##NAME##_d128_g4, attention_decode_##NAME##_d128_g8};                \
         int at = g == 1 ? 0 : g == 2 ? 1 : g == 4 ? 2 : 3;                                        \
@@ -135,6 +156,8 @@ template <typename KV> Decode<KV> decode_kernel(int dim, int g);
     }
 DECODE_KERNELS(bf16, bf16)
 DECODE_KERNELS(__half, f16)
+DECODE_KERNELS(e4m3, e4m3)
+DECODE_KERNELS(q8, q8)
 
 // A batch of single rows. Item 1 is padding.
 template <typename KV> struct Batch {
@@ -165,8 +188,7 @@ template <typename KV> struct Batch {
                 size_t at = (size_t(row[i]) * h.heads() + head) * h.dim;
                 compare("attention_decode",
                         h.text() + ::text(", %d keys, head %d", contexts[i], head), &out[at],
-                        truth(&q[at], store.k, store.v, slots, store.width,
-                              head / h.group * h.dim, h.dim));
+                        truth(&q[at], store, slots, head / h.group));
             }
         }
         check_others("attention_decode", out, written);
@@ -182,11 +204,13 @@ template <typename KV> void decode(const Heads &h, int g, int extra) {
     vector<float2> stats = poison<float2>(parts);
     vector<int> ended(size_t(batch.items) * blocks, 0);
     dim3 grid = dim3(unsigned(chunks), unsigned(blocks), unsigned(batch.items));
-    EMULATE(decode_kernel<KV>(h.dim, g), grid, dim3(2 * unsigned(h.dim)),
-            512 * size_t(h.dim) + 1024 + 1040 * g, batch.out.data(), partial.data(), stats.data(),
-            ended.data(), batch.q.data(), batch.store.k.data(), batch.store.v.data(),
-            batch.row.data(), batch.table.data(), batch.contexts.data(),
-            batch.store.tables.data(), h.heads(), h.kv_heads, h.block_len, h.scale(), h.window);
+    size_t shared = sizeof(KV) == 2 ? 512 * size_t(h.dim) + 1024 : 256 * size_t(h.dim) + 3072;
+    EMULATE(decode_kernel<KV>(h.dim, g), grid, dim3(2 * unsigned(h.dim)), shared + 1040 * g,
+            batch.out.data(), partial.data(), stats.data(), ended.data(), batch.q.data(),
+            batch.store.k.data(), batch.store.v.data(), batch.store.k_scales.data(),
+            batch.store.v_scales.data(), batch.row.data(), batch.table.data(),
+            batch.contexts.data(), batch.store.tables.data(), h.heads(), h.kv_heads, h.block_len,
+            h.scale(), h.window);
     batch.check(h);
     bool all = std::all_of(stats.begin(), stats.end(), [](float2 part) { return part.y >= 0; });
     CHECK(all, "attention_decode, %s: stats are missing", h.text().c_str());
@@ -259,7 +283,7 @@ template <typename KV> struct Prefill {
     // Moves the keys of every sequence into rows of their own, with NaN between sequences.
     void lay_out() {
         vector<KV> k, v;
-        auto gap = [&] { k.resize(k.size() + store.width, from_f32<KV>(NAN)); };
+        auto gap = [&] { k.resize(k.size() + store.width, poison<KV>(1)[0]); };
         for (size_t i = 0; i < sequences.size(); i++) {
             gap();
             int first = int(k.size() / store.width);
@@ -270,12 +294,12 @@ template <typename KV> struct Prefill {
                 }
                 size_t from = size_t(store.slot(table[i], key)) * store.width;
                 k.insert(k.end(), &store.k[from], &store.k[from] + store.width);
-                v.resize(k.size() - store.width, from_f32<KV>(NAN));
+                v.resize(k.size() - store.width, poison<KV>(1)[0]);
                 v.insert(v.end(), &store.v[from], &store.v[from] + store.width);
             }
             table[i] = first;
         }
-        gap(), v.resize(k.size(), from_f32<KV>(NAN));
+        gap(), v.resize(k.size(), poison<KV>(1)[0]);
         store.k = k, store.v = v;
     }
 
@@ -316,38 +340,36 @@ template <typename KV> struct Prefill {
                     h.text() + ::text(", row %d of %d of %d keys, head %d", row, s.rows, s.context,
                                       head),
                     &out[at],
-                    truth(&q[at], store.k, store.v, slots, store.width, head / h.group * h.dim,
-                          h.dim));
+                    truth(&q[at], store, slots, head / h.group));
         }
     }
 };
 
 // The arguments that prefill and any share.
 #define PREFILL_ARGUMENTS(p)                                                                      \
-    (p).out.data(), (p).q.data(), (p).store.k.data(), (p).store.v.data(), (p).tile_row.data(),    \
+    (p).out.data(), (p).q.data(), (p).store.k.data(), (p).store.v.data(),                         \
+        (p).store.k_scales.data(), (p).store.v_scales.data(), (p).tile_row.data(),                \
         (p).tile_rows.data(), (p).tile_position.data(), (p).tile_table.data(),                    \
         (p).tile_keys.data(), (p).keys == Keys::paged ? (p).store.tables.data() : nullptr,        \
         (p).h.heads(), (p).h.kv_heads, (p).h.block_len, (p).h.scale(), (p).h.window,              \
         (p).sight == Sight::causal
 
-static void launch_prefill(Prefill<bf16> &p) {
-    dim3 grid = dim3(unsigned(p.h.heads()), unsigned(p.tile_row.size()));
-    auto kernel = p.h.dim == 64 ? attention_prefill_bf16_d64 : attention_prefill_bf16_d128;
-    EMULATE(kernel, grid, dim3(128), 768 * size_t(p.h.dim), PREFILL_ARGUMENTS(p));
-}
-static void launch_prefill(Prefill<__half> &p) {
-    dim3 grid = dim3(unsigned(p.h.heads()), unsigned(p.tile_row.size()));
-    auto kernel = p.h.dim == 64 ? attention_prefill_f16_d64 : attention_prefill_f16_d128;
-    EMULATE(kernel, grid, dim3(128), 768 * size_t(p.h.dim), PREFILL_ARGUMENTS(p));
-}
-static void launch_any(Prefill<bf16> &p) {
-    dim3 grid = dim3(p.tile_most, unsigned(p.h.heads()), unsigned(p.tile_row.size()));
-    EMULATE(attention_any_bf16, grid, dim3(32), 0, PREFILL_ARGUMENTS(p), p.h.dim);
-}
-static void launch_any(Prefill<__half> &p) {
-    dim3 grid = dim3(p.tile_most, unsigned(p.h.heads()), unsigned(p.tile_row.size()));
-    EMULATE(attention_any_f16, grid, dim3(32), 0, PREFILL_ARGUMENTS(p), p.h.dim);
-}
+#define LAUNCHES(S, NAME)                                                                         \
+    static void launch_prefill(Prefill<S> &p) {                                                   \
+        dim3 grid = dim3(unsigned(p.h.heads()), unsigned(p.tile_row.size()));                     \
+        size_t shared = 768 * size_t(p.h.dim) + (sizeof(S) == 1 ? 512 : 0);                       \
+        auto kernel =                                                                             \
+            p.h.dim == 64 ? attention_prefill_##NAME##_d64 : attention_prefill_##NAME##_d128;     \
+        EMULATE(kernel, grid, dim3(128), shared, PREFILL_ARGUMENTS(p));                           \
+    }                                                                                             \
+    static void launch_any(Prefill<S> &p) {                                                       \
+        dim3 grid = dim3(p.tile_most, unsigned(p.h.heads()), unsigned(p.tile_row.size()));        \
+        EMULATE(attention_any_##NAME, grid, dim3(32), 0, PREFILL_ARGUMENTS(p), p.h.dim);          \
+    }
+LAUNCHES(bf16, bf16)
+LAUNCHES(__half, f16)
+LAUNCHES(e4m3, e4m3)
+LAUNCHES(q8, q8)
 
 template <typename KV>
 void prefill(const Heads &h, Keys keys, Sight sight, const vector<Sequence> &sequences, int tile) {
@@ -378,6 +400,7 @@ template <typename KV> void prefills(int turn) {
             prefill<KV>({dim, group, 1, 16, 0}, Keys::paged, Sight::causal, {{70, 5}, {64, 64}},
                         64);
         }
+        if (sizeof(KV) == 1) continue; // bytes are always paged
         prefill<KV>({dim, 1, 2, 16, 0}, Keys::plain, Sight::all,
                     {{1, 1}, {63, 63}, {64, 64}, {65, 65}, {200, 200}, {150, 7}}, 128);
         prefill<KV>({dim, 2, 1, 24, 9}, Keys::paged, Sight::all, {{1, 1}, {150, 150}}, 128);
@@ -391,6 +414,7 @@ template <typename KV> void anys(int turn) {
         int window = windows[turn++ % 4], other = windows[turn % 4];
         any<KV>({dim, 2, 1, window ? 16 : 24, window}, Keys::paged, Sight::causal,
                 {{1, 1}, {5, 5}, {33, 33}, {130, 9}, {257, 3}});
+        if (sizeof(KV) == 1) continue;
         any<KV>({dim, 1, 2, 16, other}, Keys::plain, Sight::all, {{1, 1}, {33, 33}, {130, 3}});
     }
 }
@@ -412,10 +436,64 @@ template <typename KV> void cuts() {
     }
 }
 
+// Every byte of both kinds is what it means, alone and in pairs, and e4m3 comes back.
+static double meaning(e4m3 x) {
+    int exponent = x.raw >> 3 & 15, mantissa = x.raw & 7;
+    if ((x.raw & 0x7f) == 0x7f) return NAN;
+    double size = exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
+    return x.raw & 0x80 ? -size : size;
+}
+static double meaning(q8 x) { return x.raw; }
+template <typename S> void bytes_of() {
+    typedef typename Meets<S>::type KV;
+    auto same = [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+    for (int byte = 0; byte < 256; byte++) {
+        S number;
+        memcpy(&number, &byte, 1);
+        double want = meaning(number);
+        CHECK(same(to_f32(number), want), "byte %d is %g for %g", byte, to_f32(number), want);
+        uint32_t words[2];
+        widen(uint32_t(byte) * 0x01010101u, words[0], words[1], S());
+        KV wide[4];
+        memcpy(wide, words, sizeof wide);
+        for (KV x : wide) CHECK(same(to_f32(x), want), "byte %d is wide %g", byte, to_f32(x));
+        uint32_t lone = uint32_t(byte) << 8 * (byte % 4);
+        widen(lone, words[0], words[1], S());
+        memcpy(wide, words, sizeof wide);
+        CHECK(same(to_f32(wide[byte % 4]), want), "byte %d is in another place", byte);
+    }
+}
+static void bytes() {
+    bytes_of<q8>(), bytes_of<e4m3>();
+    for (int i = 0; i < 100000; i++) {
+        float x = i < 300 ? (i - 150) * 0.00048828125f : normal() * expf(between(-7, 6));
+        double got = meaning(from_f32<e4m3>(x)), off = fabs(got - std::min(fabs(x), 448.0f) *
+                                                                      (x < 0 ? -1 : 1));
+        double least = INFINITY; // the nearest of all
+        for (int byte = 0; byte < 256; byte++) {
+            double other = meaning(e4m3{uint8_t(byte)});
+            double away = fabs(other - std::min(fabs(x), 448.0f) * (x < 0 ? -1 : 1));
+            least = std::min(least, std::isnan(other) ? INFINITY : away);
+        }
+        CHECK(off == least, "%g becomes %g", x, got);
+    }
+    // Between two the even one.
+    for (int byte = 0; byte < 0x7e; byte++) {
+        double low = meaning(e4m3{uint8_t(byte)}), high = meaning(e4m3{uint8_t(byte + 1)});
+        int got = from_f32<e4m3>(float((low + high) / 2)).raw;
+        CHECK(got == byte + byte % 2, "between %d and the next: %d", byte, got);
+    }
+    for (float x : {INFINITY, -INFINITY, NAN}) {
+        CHECK((from_f32<e4m3>(x).raw & 0x7f) == 0x7f, "%g is a number", x);
+    }
+    CHECK(from_f32<e4m3>(1e30f).raw == 0x7e && from_f32<e4m3>(-1e30f).raw == 0xfe, "too large");
+}
+
 int main() {
-    decodes<bf16>(0), decodes<__half>(2);
-    prefills<bf16>(0), prefills<__half>(1);
-    anys<bf16>(0), anys<__half>(2);
-    cuts<bf16>();
+    bytes();
+    decodes<bf16>(0), decodes<__half>(2), decodes<e4m3>(3), decodes<q8>(1);
+    prefills<bf16>(0), prefills<__half>(1), prefills<e4m3>(1), prefills<q8>(0);
+    anys<bf16>(0), anys<__half>(2), anys<e4m3>(1), anys<q8>(3);
+    cuts<bf16>(), cuts<q8>();
     return finish();
 }

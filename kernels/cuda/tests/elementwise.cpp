@@ -10,18 +10,21 @@ template <typename T> const char *name_of();
 template <> const char *name_of<float>() { return "f32"; }
 template <> const char *name_of<bf16>() { return "bf16"; }
 template <> const char *name_of<__half>() { return "f16"; }
+template <> const char *name_of<e4m3>() { return "e4m3"; }
 
 // Half a unit in the last place of T.
 template <typename T> double half_unit();
 template <> double half_unit<float>() { return 0; }
 template <> double half_unit<bf16>() { return 0x1p-8; }
 template <> double half_unit<__half>() { return 0x1p-11; }
+template <> double half_unit<e4m3>() { return 0x1p-4; }
 
 // Every number is rounded to T and else at most `absolute` and `relative` off.
 template <typename T>
 static void compare(const string &kernel, const vector<T> &got, const vector<double> &want,
                     double absolute = 2e-6, double relative = 2e-6) {
-    if (std::is_same<T, __half>::value) absolute += 3e-8;  // the smallest have less than 11 bits
+    // The smallest have less bits.
+    absolute += std::is_same<T, __half>::value ? 3e-8 : std::is_same<T, e4m3>::value ? 0x1p-10 : 0;
     size_t wrong = 0, first = 0;
     for (size_t i = got.size(); i-- > 0;) {
         double limit = fabs(want[i]) * (half_unit<T>() * 1.001 + relative) + absolute;
@@ -263,8 +266,10 @@ static vector<double> turned(const vector<bf16> &x, int heads, const Shape &s, c
 
 // Finite numbers stay finite in the store.
 template <typename KV> double in_store(double x) {
-    double top = std::is_same<KV, bf16>::value ? 3.38953139e38 : 65504.0;
-    return std::isfinite(x) ? std::min(std::max(x, -top), top) : x;
+    if (std::is_same<KV, double>::value) return x;
+    bool byte = sizeof(KV) == 1;
+    double top = byte ? 448.0 : std::is_same<KV, bf16>::value ? 3.38953139e38 : 65504.0;
+    return std::isfinite(x) ? std::min(std::max(x, -top), top) : byte ? NAN : x;
 }
 
 // What a store of so many slots has after the rows came in; NaN where nothing did.
@@ -300,7 +305,8 @@ static void rope_store_case(const Shape &s, bool with_norms, Kernel kernel) {
 
     unsigned warps = unsigned(s.rows * (s.heads + s.kv_heads));
     EMULATE(kernel, dim3((warps + 7) / 8), dim3(256), 0, q_out.data(), k.data(), v.data(),
-            k_store.data(), v_store.data(), slots.data(), positions.data(), turns.cos.data(),
+            k_store.data(), v_store.data(), nullptr, nullptr, slots.data(), positions.data(),
+            turns.cos.data(),
             turns.sin.data(), with_norms ? q_norm.data() : nullptr,
             with_norms ? k_norm.data() : nullptr, 1e-6f, s.rows, s.heads, s.kv_heads, s.dim,
             s.rot);
@@ -310,6 +316,73 @@ static void rope_store_case(const Shape &s, bool with_norms, Kernel kernel) {
     compare(name + " k", k_store, stored<KV>(k_turned, slots, s.rows + 3), 1e-6, 1e-6);
     vector<double> v_rounded = rounded<KV>(stored<KV>(doubles(v), slots, s.rows + 3));
     same(name + " v", v_store, v_rounded);
+}
+
+// Heads as bytes with a scale: as what is computed in f32 (`want`, of one slot after the other,
+// NaN where nothing was stored) says.
+static void check_scaled(const string &kernel, const vector<q8> &got, const vector<float> &scales,
+                         const vector<double> &want, const Shape &s) {
+    for (size_t head = 0; head < want.size() / s.dim; head++) {
+        const double *x = &want[head * s.dim];
+        const q8 *bytes = &got[head * s.dim];
+        int slot = int(head) / s.kv_heads;
+        float scale = scales[scale_at(slot, s.kv_heads, int(head) % s.kv_heads)];
+        double largest = 0;
+        bool sound = true;
+        for (int i = 0; i < s.dim; i++) {
+            sound = sound && std::isfinite(x[i]), largest = std::max(largest, fabs(x[i]));
+        }
+        CHECK(sound ? fabs(scale - largest / 127) <= 1e-6 * largest / 127 : std::isnan(scale),
+              "%s: the scale of head %zu is %g for %g", kernel.c_str(), head, scale,
+              largest / 127);
+        int wrong = 0;
+        for (int i = 0; i < s.dim && sound; i++) {
+            double off = fabs(bytes[i].raw * double(scale) - x[i]);
+            wrong += off > largest * (0.5001 / 127 + 2e-6);
+        }
+        CHECK(wrong == 0, "%s: %d numbers of head %zu", kernel.c_str(), wrong, head);
+    }
+}
+
+// Rows as bytes with scales. One head is zeros, one next to it; one holds what is no number.
+static void rope_store_scaled(const Shape &s, bool with_norms) {
+    vector<bf16> q = randoms<bf16>(size_t(s.rows) * s.heads * s.dim), q_out = q;
+    vector<bf16> k = randoms<bf16>(size_t(s.rows) * s.kv_heads * s.dim, 40), v = k;
+    std::shuffle(v.begin(), v.end(), rng);
+    size_t heads = v.size() / s.dim;
+    for (int i = 0; i < s.dim && heads > 2; i++) {
+        v[i] = from_f32<bf16>(0), v[s.dim + i] = from_f32<bf16>(i % 2 ? 1e-31f : -1e-35f);
+    }
+    if (heads > 4) v[3 * s.dim] = from_f32<bf16>(NAN), v[4 * s.dim] = from_f32<bf16>(INFINITY);
+    vector<float> q_norm, k_norm;
+    if (with_norms) q_norm = randoms<float>(s.dim), k_norm = randoms<float>(s.dim);
+    Turns turns(s.rows + 5, s.rot);
+    int count = (s.rows + 3 + 15) / 16 * 16;
+    vector<int> positions, slots = shuffled(s.rows + 3);
+    slots.resize(s.rows);
+    if (s.rows > 1) slots[s.rows / 2] = -1;
+    for (int i = 0; i < s.rows; i++) positions.push_back(below(s.rows + 5));
+    vector<q8> k_store = poison<q8>(size_t(count) * s.kv_heads * s.dim), v_store = k_store;
+    vector<float> k_scales = poison<float>(size_t(count) * s.kv_heads), v_scales = k_scales;
+    unsigned warps = unsigned(s.rows * (s.heads + s.kv_heads));
+    EMULATE(rope_store_q8, dim3((warps + 7) / 8), dim3(256), 0, q_out.data(), k.data(), v.data(),
+            k_store.data(), v_store.data(), k_scales.data(), v_scales.data(), slots.data(),
+            positions.data(), turns.cos.data(), turns.sin.data(),
+            with_norms ? q_norm.data() : nullptr, with_norms ? k_norm.data() : nullptr, 1e-6f,
+            s.rows, s.heads, s.kv_heads, s.dim, s.rot);
+    compare("rope_store_q8 q", q_out, turned(q, s.heads, s, turns, positions, q_norm), 1e-6, 1e-6);
+    vector<double> k_turned = turned(k, s.kv_heads, s, turns, positions, k_norm);
+    check_scaled("rope_store_q8 k", k_store, k_scales, stored<double>(k_turned, slots, count), s);
+    vector<double> v_wanted = stored<double>(doubles(v), slots, count);
+    for (double &x : v_wanted) x = fabs(x) < 1e-30 ? 0 : x;
+    check_scaled("rope_store_q8 v", v_store, v_scales, v_wanted, s);
+    for (int slot = 0; slot < count; slot++) {
+        if (std::count(slots.begin(), slots.end(), slot)) continue;
+        for (int i = 0; i < s.kv_heads * s.dim; i++) {
+            bool good = poisoned(k_store[slot * s.kv_heads * s.dim + i]);
+            CHECK(good, "rope_store_q8 wrote slot %d", slot);
+        }
+    }
 }
 
 static void rope_stores() {
@@ -322,6 +395,8 @@ static void rope_stores() {
         for (bool with_norms : {false, true}) {
             rope_store_case<bf16>(shape, with_norms, rope_store_bf16);
             rope_store_case<__half>(shape, with_norms, rope_store_f16);
+            rope_store_case<e4m3>(shape, with_norms, rope_store_e4m3);
+            rope_store_scaled(shape, with_norms);
         }
     }
 }

@@ -130,7 +130,7 @@ static float temperature_of(int trial) {
 }
 static void weights() {
     for (int trial = 0; trial < 100; trial++) {
-        Row row = row_at(nullptr, 0);
+        Row row = row_at(nullptr, nullptr, 0);
         row.temperature = temperature_of(trial), row.inverse = 1.0f / row.temperature;
         auto check = [&](float x) {
             float exponent = x / row.temperature, got = row.weight(x);
@@ -152,10 +152,10 @@ struct Cut {
     int token = -7, last = -7, listed = -7;
     uint32_t least = 0;
 };
-static void cut_and_draw(const float *logits, int vocab, Settings settings, double place,
-                         Cut *out) {
+static void cut_and_draw(const float *logits, const uint32_t *mask, int vocab, Settings settings,
+                         double place, Cut *out) {
     __shared__ Shared s;
-    Row row = row_at(logits, vocab);
+    Row row = row_at(logits, mask, vocab);
     float own = -INFINITY;
     int best = NO_TOKEN;
     each_logit<4>(row, whole(row.groups), [&](int id, float x) {
@@ -174,14 +174,14 @@ static void cut_and_draw(const float *logits, int vocab, Settings settings, doub
 }
 
 // Of draws, some by a list and some by the row.
-static long listed_cuts, other_cuts;
+static long listed_cuts, other_cuts, masked_draws;
 
-static void check_cut(const std::string &name, const float *logits, int vocab,
-                      const Settings &settings, const Left &want) {
+static void check_cut(const std::string &name, const float *logits, const uint32_t *mask,
+                      int vocab, const Settings &settings, const Left &want) {
     double places[3] = {0.0, 1.0 - 0x1p-53, between(0, 1)};
     double place = places[below(3)];
     Cut cut;
-    EMULATE(cut_and_draw, dim3(1), dim3(1024), 0, logits, vocab, settings, place, &cut);
+    EMULATE(cut_and_draw, dim3(1), dim3(1024), 0, logits, mask, vocab, settings, place, &cut);
     (cut.listed >= 0 ? listed_cuts : other_cuts)++;
     vector<int> kept;
     for (int id = 0; id < vocab; id++) {
@@ -193,9 +193,10 @@ static void check_cut(const std::string &name, const float *logits, int vocab,
           want.draw(place), place);
 }
 
-// Rows of one kind and several seeds; the last one is left out.
-static void check_sample(const std::string &name, const float *logits, int vocab,
-                         const Settings &settings, const Left &want) {
+// Rows of one kind and several seeds; the last one is left out. With a mask it is the second of
+// two, and the first row has none: that one is not compared.
+static void check_sample(const std::string &name, const float *logits, const vector<uint32_t> &mask,
+                         int vocab, const Settings &settings, const Left &want) {
     const int rows = 3;
     vector<float> heat(rows, settings.temperature), p(rows, settings.top_p);
     vector<float> m(rows, settings.min_p);
@@ -205,9 +206,13 @@ static void check_sample(const std::string &name, const float *logits, int vocab
         seed.push_back(random_u64()), position.push_back(i % 2 ? rng() : random_u64());
     }
     heat[rows - 1] = NAN;
+    vector<int> which(rows, mask.empty() ? -1 : 1);
+    if (!mask.empty()) which[0] = -1;
+    vector<uint32_t> masks(mask.size(), 0);
+    masks.insert(masks.end(), mask.begin(), mask.end());
     EMULATE(sample, dim3(rows), dim3(1024), 0, logits, vocab, 0, heat.data(), k.data(), p.data(),
-            m.data(), seed.data(), position.data(), out.data());
-    for (int i = 0; i < rows - 1; i++) {
+            m.data(), seed.data(), position.data(), which.data(), masks.data(), out.data());
+    for (int i = mask.empty() ? 0 : 1; i < rows - 1; i++) {
         int token = want.drawn ? want.draw(place_of(seed[i], position[i])) : want.greedy;
         CHECK(out[i] == token, "%s: sampled %d for %d", name.c_str(), out[i], token);
     }
@@ -251,18 +256,44 @@ static vector<Settings> settings_of(int vocab) {
     return all;
 }
 
+// What a grammar may allow: every token, none, one, some, and of whole words all or none; a word
+// beyond the vocabulary has all bits.
+static vector<uint32_t> mask_of(int vocab) {
+    int words = (vocab + 31) / 32, kind = below(6);
+    vector<uint32_t> mask(words, kind == 0 ? 0xffffffffu : 0);
+    for (uint32_t &word : mask) {
+        if (kind == 3) word = uint32_t(rng());
+        if (kind == 4) word = below(2) ? 0xffffffffu : 0;
+        if (kind == 5) word = uint32_t(rng() & rng() & rng() & rng() & rng());
+    }
+    int only = below(vocab);
+    if (kind == 2) mask[only / 32] = 1u << only % 32;
+    if (vocab % 32) mask[words - 1] |= 0xffffffffu << vocab % 32;
+    return mask;
+}
+
 static void draws(const std::string &kind, int vocab) {
     // Rows begin anywhere and end where their memory does.
     int odd = below(4);
     vector<float> x = row_of(kind, vocab), memory(odd, 0.0f);
     memory.insert(memory.end(), x.begin(), x.end());
     memory.shrink_to_fit();
+    int turn = 0;
     for (const Settings &settings : settings_of(vocab)) {
         std::string name = text("%s, vocabulary %d, ", kind.c_str(), vocab) + settings.text();
-        Left want(x, settings);
-        if (want.drawn) check_cut(name, memory.data() + odd, vocab, settings, want);
+        vector<uint32_t> mask;
+        vector<float> allowed = x;
+        if (turn++ % 3 == 2) {
+            mask = mask_of(vocab), name += ", masked", masked_draws++;
+            for (int i = 0; i < vocab; i++) {
+                if (!(mask[i / 32] >> i % 32 & 1)) allowed[i] = -INFINITY;
+            }
+        }
+        const uint32_t *bits = mask.empty() ? nullptr : mask.data();
+        Left want(allowed, settings);
+        if (want.drawn) check_cut(name, memory.data() + odd, bits, vocab, settings, want);
         bool often = !want.drawn || below(2);
-        if (often) check_sample(name, memory.data() + odd, vocab, settings, want);
+        if (often) check_sample(name, memory.data() + odd, mask, vocab, settings, want);
     }
 }
 
@@ -306,6 +337,7 @@ int main() {
     }
     CHECK(listed_cuts > 0 && other_cuts > 0, "%ld cuts by a list, %ld by the row", listed_cuts,
           other_cuts);
+    CHECK(masked_draws > 50, "%ld draws under a mask", masked_draws);
     edits();
     chosen_tokens();
     return finish();

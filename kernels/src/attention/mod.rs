@@ -88,6 +88,7 @@ pub fn attention(
         KvType::F16 => attention_as::<f16>(pool, isa, q, kv, batch, params, out),
         KvType::BF16 => attention_as::<bf16>(pool, isa, q, kv, batch, params, out),
         KvType::Q8_0 => attention_as::<i8>(pool, isa, q, kv, batch, params, out),
+        KvType::Fp8 => attention_as::<u8>(pool, isa, q, kv, batch, params, out),
     }
 }
 

@@ -23,11 +23,42 @@ pub enum KvKind {
     BF16,
     /// Three more digits.
     F16,
+    /// Bytes, and a scale for each head of a slot.
+    Q8,
+    /// Bytes of E4M3.
+    Fp8,
 }
 
-/// Keys and values of all layers: `[slot][kv_heads][dim]` each, slot by slot.
+impl KvKind {
+    /// Of a number, scales apart.
+    fn bytes(self) -> usize {
+        match self {
+            Self::BF16 | Self::F16 => 2,
+            Self::Q8 | Self::Fp8 => 1,
+        }
+    }
+}
+
+/// Slots whose scales of one head stand beside each other.
+const SCALES: usize = 16;
+
+/// Keys or values of a layer.
+struct Stored {
+    /// `[slot][kv_heads][dim]`, slot by slot.
+    numbers: Buffer,
+    /// `[slot / 16][kv_heads][16]`, where numbers have scales.
+    scales: Option<Buffer>,
+}
+
+impl Stored {
+    fn scales(&self) -> Arg {
+        self.scales.as_ref().map_or(Arg::NULL, |scales| scales.at(0).into())
+    }
+}
+
+/// Keys and values of all layers.
 pub struct DeviceKv {
-    layers: Vec<(Buffer, Buffer)>,
+    layers: Vec<[Stored; 2]>,
     kind: KvKind,
     slots: usize,
     block_len: usize,
@@ -65,9 +96,16 @@ pub struct RopeTable {
 }
 
 impl DeviceKv {
-    /// How many bytes one layer's keys (or values) are away from each other, for `from` and `to`.
-    fn block_bytes(&self) -> usize {
-        self.block_len * self.kv_heads * self.dim * 2
+    /// Keys and values of a layer, and the scales of both.
+    fn layer(&self, layer: usize) -> [Arg; 4] {
+        let [k, v] = &self.layers[layer];
+        [k.numbers.at(0).into(), v.numbers.at(0).into(), k.scales(), v.scales()]
+    }
+
+    /// Bytes of a block of one layer's keys (or values), and of its scales.
+    fn block_bytes(&self) -> [usize; 2] {
+        let heads = self.block_len * self.kv_heads;
+        [heads * self.dim * self.kind.bytes(), heads * size_of::<f32>()]
     }
 }
 
@@ -82,24 +120,34 @@ impl Gpu {
         if dim > MAX_DIM {
             return Err(Error::Missing(format!("heads of {dim}: at most {MAX_DIM} on a GPU")));
         }
+        if kind == KvKind::Q8 && !block_len.is_multiple_of(SCALES) {
+            return Err(Error::Missing(format!("blocks of {block_len}: not of {SCALES}s")));
+        }
         let slots = blocks * block_len;
-        let bytes = slots * kv_heads * dim * 2;
-        let one = || -> Result<Buffer> {
+        let zeros = |bytes: usize| -> Result<Buffer> {
             let buffer = Buffer::new(&self.context, bytes)?;
             self.zero(&buffer)?;
             Ok(buffer)
         };
-        let layers = (0..layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
+        let one = || -> Result<Stored> {
+            let scales = (kind == KvKind::Q8).then(|| zeros(slots * kv_heads * size_of::<f32>()));
+            let numbers = zeros(slots * kv_heads * dim * kind.bytes())?;
+            Ok(Stored { numbers, scales: scales.transpose()? })
+        };
+        let layers = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_>>()?;
         let id = self.next_id();
         Ok(DeviceKv { layers, kind, slots, block_len, kv_heads, dim, id })
     }
 
     /// Copies all tokens of a block, in every layer.
     pub fn copy_block(&self, kv: &DeviceKv, from: usize, to: usize) -> Result<()> {
-        let bytes = kv.block_bytes();
+        let [bytes, scales] = kv.block_bytes();
         assert!(from.max(to) * kv.block_len < kv.slots, "a block that does not exist");
-        for buffer in kv.layers.iter().flat_map(|(k, v)| [k, v]) {
-            self.copy(buffer, from * bytes, to * bytes, bytes)?;
+        for stored in kv.layers.iter().flatten() {
+            self.copy(&stored.numbers, from * bytes, to * bytes, bytes)?;
+            if let Some(buffer) = &stored.scales {
+                self.copy(buffer, from * scales, to * scales, scales)?;
+            }
         }
         Ok(())
     }
@@ -136,7 +184,7 @@ impl Gpu {
         if !fits || q.count != step.shape.rows || k.count != step.shape.rows {
             return Err(Error::Missing("queries and keys of the heads of the store".into()));
         }
-        let (keys, values) = &kv.layers[layer];
+        let [keys, values, k_scales, v_scales] = kv.layer(layer);
         let (q_norm, k_norm, eps) = match turn.norms {
             Some((q, k, eps)) if q.len() == kv.dim && k.len() == kv.dim => (q.at(), k.at(), eps),
             Some(_) => return Err(Error::Missing("norms as wide as a head".into())),
@@ -146,8 +194,10 @@ impl Gpu {
             q.at(),
             k.at(),
             v.at(),
-            keys.at(0).into(),
-            values.at(0).into(),
+            keys,
+            values,
+            k_scales,
+            v_scales,
             step.slots(),
             step.positions(),
             turn.table.cos.at(),
@@ -164,6 +214,8 @@ impl Gpu {
         let name = match kv.kind {
             KvKind::BF16 => "rope_store_bf16",
             KvKind::F16 => "rope_store_f16",
+            KvKind::Q8 => "rope_store_q8",
+            KvKind::Fp8 => "rope_store_e4m3",
         };
         let warps = step.shape.rows * (heads + kv.kv_heads);
         // SAFETY: rows and heads as checked; the slots are below the store's by the contract of
@@ -212,7 +264,7 @@ impl Gpu {
         let together = group.next_power_of_two().min(8);
         let partial = self.rows(items * shape.heads * chunks, kv.dim, Float::F32)?;
         let stats = self.rows(items * shape.heads * chunks, 2, Float::F32)?;
-        let (keys, values) = &kv.layers[shape.layer];
+        let [keys, values, k_scales, v_scales] = kv.layer(shape.layer);
         let per_item = kv.kv_heads * group.div_ceil(together);
         if items * per_item > ENDED {
             return Err(Error::Missing(format!("{items} rows in one attention")));
@@ -223,8 +275,10 @@ impl Gpu {
             stats.at(),
             self.ended.at(0).into(),
             q.at(),
-            keys.at(0).into(),
-            values.at(0).into(),
+            keys,
+            values,
+            k_scales,
+            v_scales,
             row,
             table,
             context,
@@ -237,7 +291,7 @@ impl Gpu {
         ];
         let grid = (chunks, per_item, items);
         let name = decode_name(kv.kind, kv.dim, together);
-        let shared = (512 * kv.dim + 1024 + 1040 * together) as u32;
+        let shared = (decode_shared(kv.kind, kv.dim) + 1040 * together) as u32;
         // SAFETY: the contract of the kernel; the numbers of the step are those of a checked batch.
         unsafe { self.launch(name, Grid::of(grid, 2 * kv.dim as u32, shared), &args) }
     }
@@ -267,7 +321,8 @@ impl Gpu {
         shape: &AttentionShape,
         causal: bool,
     ) -> Result<()> {
-        let mut args = vec![out.at(), q.at(), source.keys, source.values];
+        let mut args = vec![out.at(), q.at()];
+        args.extend(source.layer);
         args.extend(tiles.lists);
         args.extend([
             tiles.tables,
@@ -287,6 +342,8 @@ impl Gpu {
                 let name = match source.kind {
                     KvKind::BF16 => "attention_any_bf16",
                     KvKind::F16 => "attention_any_f16",
+                    KvKind::Q8 => "attention_any_q8",
+                    KvKind::Fp8 => "attention_any_e4m3",
                 };
                 (name, Grid::of((tiles.rows, shape.heads, tiles.count), 32, 0))
             }
@@ -329,8 +386,8 @@ impl Gpu {
         };
         let out = self.rows(q.count, q.width, Float::BF16)?;
         let (kind, block_len) = (KvKind::BF16, 1);
-        let (keys, values) = (k.at(), v.at());
-        let source = Source { keys, values, kind, block_len, kv_heads: heads, dim };
+        let layer = [k.at(), v.at(), Arg::NULL, Arg::NULL];
+        let source = Source { layer, kind, block_len, kv_heads: heads, dim };
         let shape = AttentionShape { layer: 0, heads, scale, window: 0 };
         self.tiles(q, &out, &source, &tiles, &shape, false)?;
         Ok(out)
@@ -339,8 +396,8 @@ impl Gpu {
 
 /// Where keys and values are.
 struct Source {
-    keys: Arg,
-    values: Arg,
+    /// Keys, values, and the scales of both.
+    layer: [Arg; 4],
     kind: KvKind,
     block_len: usize,
     kv_heads: usize,
@@ -349,10 +406,8 @@ struct Source {
 
 impl Source {
     fn of_layer(kv: &DeviceKv, layer: usize) -> Self {
-        let (keys, values) = &kv.layers[layer];
         Self {
-            keys: keys.at(0).into(),
-            values: values.at(0).into(),
+            layer: kv.layer(layer),
             kind: kv.kind,
             block_len: kv.block_len,
             kv_heads: kv.kv_heads,
@@ -407,21 +462,31 @@ fn decode_name(kind: KvKind, dim: usize, group: usize) -> &'static str {
             }
         };
     }
-    names!(BF16 "bf16", F16 "f16")
+    names!(BF16 "bf16", F16 "f16", Q8 "q8", Fp8 "e4m3")
 }
 
-/// The tensor-core kernel for heads of this width, and its shared memory.
-fn prefill_name(kind: KvKind, dim: usize) -> Option<(&'static str, u32)> {
-    match (kind, dim) {
-        (KvKind::BF16, 64) => Some(("attention_prefill_bf16_d64", prefill_shared(64))),
-        (KvKind::F16, 64) => Some(("attention_prefill_f16_d64", prefill_shared(64))),
-        (KvKind::BF16, 128) => Some(("attention_prefill_bf16_d128", prefill_shared(128))),
-        (KvKind::F16, 128) => Some(("attention_prefill_f16_d128", prefill_shared(128))),
-        _ => None,
+/// A chunk of values, slots, and of bytes the scales of both.
+fn decode_shared(kind: KvKind, dim: usize) -> usize {
+    match kind {
+        KvKind::BF16 | KvKind::F16 => 512 * dim + 1024,
+        KvKind::Q8 | KvKind::Fp8 => 256 * dim + 3072,
     }
 }
 
-/// Two tiles of 64 keys and 64 values, and 128 queries.
-fn prefill_shared(dim: u32) -> u32 {
-    768 * dim
+/// The tensor-core kernel for heads of this width, and its shared memory: 128 queries and two tiles
+/// of 64 keys and 64 values, or, of bytes, one as it is multiplied, two as they are stored, and
+/// their scales.
+fn prefill_name(kind: KvKind, dim: usize) -> Option<(&'static str, u32)> {
+    let (name, scales) = match (kind, dim) {
+        (KvKind::BF16, 64) => ("attention_prefill_bf16_d64", 0),
+        (KvKind::F16, 64) => ("attention_prefill_f16_d64", 0),
+        (KvKind::Q8, 64) => ("attention_prefill_q8_d64", 512),
+        (KvKind::Fp8, 64) => ("attention_prefill_e4m3_d64", 512),
+        (KvKind::BF16, 128) => ("attention_prefill_bf16_d128", 0),
+        (KvKind::F16, 128) => ("attention_prefill_f16_d128", 0),
+        (KvKind::Q8, 128) => ("attention_prefill_q8_d128", 512),
+        (KvKind::Fp8, 128) => ("attention_prefill_e4m3_d128", 512),
+        _ => return None,
+    };
+    Some((name, 768 * dim as u32 + scales))
 }

@@ -16,7 +16,7 @@ use cudarc::nvrtc::Ptx;
 use super::attention::ENDED;
 use super::linear::Staging;
 use super::memory::{Arena, Buffer};
-use super::parcel::Parcels;
+use super::parcel::{Outgoing, Parcels};
 use super::step::StepRoom;
 
 /// What a device can answer instead of a result.
@@ -91,6 +91,11 @@ pub struct Gpu {
     pub(super) lists: Mutex<HashMap<Vec<u32>, Buffer>>,
     /// Where numbers land on their way back.
     pub(super) parcels: Arc<Parcels>,
+    /// Where they lie until they have left.
+    pub(super) outgoing: Outgoing,
+    /// Memory of rows that outlive their pass: recorded passes write to what was free in the other
+    /// arena when they were recorded.
+    pub(super) kept: Arc<Arena>,
     /// The tokens that were chosen last, and how many rows they are of.
     pub(super) chosen: Mutex<Option<(Buffer, usize)>>,
     /// Zeros between two uses.
@@ -200,7 +205,7 @@ impl Gpu {
         let place = workspace.at(0) as *mut c_void;
         // SAFETY: the workspace lives as long as the handle.
         unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), place, BLAS_WORKSPACE).result()? };
-        let arena = Arena::new(&context);
+        let (arena, kept) = (Arena::new(&context), Arena::new(&context));
         let (functions, room, lists) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (staging, chosen, parcels) = (Mutex::default(), Mutex::default(), Arc::default());
         let ids = AtomicU64::new(0);
@@ -221,6 +226,8 @@ impl Gpu {
             staging,
             lists,
             parcels,
+            outgoing: Outgoing::default(),
+            kept,
             chosen,
             ids,
             overlaps,

@@ -4,12 +4,21 @@
 //! everything else there. Nothing here knows whether the others will ask too: whoever calls makes
 //! sure of it, and calls [`Communicators::abort`] when one of them cannot, which ends what has
 //! begun on the others.
+//!
+//! A sum only asks: its thread waits for nobody, so neither does an abort, which needs the same
+//! communicator. The first sum of a kind is another matter, in which NCCL waits on the host for all
+//! devices to connect; so those are made when devices are brought together, by one thread for all
+//! of them, where none can be missing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::nccl::{result, sys};
 
 use super::{Error, Float, Gpu, Result, Rows};
+
+/// Numbers of the sums by which devices get to know each other: of one row of a narrow model up to
+/// many of a wide one.
+const KINDS: [usize; 4] = [1 << 10, 1 << 15, 1 << 19, 1 << 23];
 
 /// Devices that add up what they have, one rank each.
 pub struct Communicators {
@@ -72,7 +81,25 @@ impl Communicators {
         for (place, comm) in self.comms.iter().zip(made) {
             *lock(place) = Some(Comm(comm));
         }
-        Ok(())
+        self.connect()
+    }
+
+    /// Sums short and long, each on all devices at once: NCCL has a way for each kind, and connects
+    /// the devices of a way when it first takes it.
+    fn connect(&self) -> Result<()> {
+        for float in [Float::F32, Float::BF16] {
+            for len in KINDS {
+                let all = self.gpus.iter().map(|gpu| gpu.rows(1, len, float));
+                let all = all.collect::<Result<Vec<_>>>()?;
+                result::group_start()?;
+                let asked = all.iter().enumerate().try_for_each(|(rank, x)| self.ask(rank, x));
+                // A group that was begun is ended, whatever came of it.
+                let ended = result::group_end();
+                asked?;
+                ended?;
+            }
+        }
+        self.gpus.iter().try_for_each(|gpu| gpu.synchronize())
     }
 
     /// Ends what the devices have begun together and not ended, and parts them.
@@ -84,6 +111,11 @@ impl Communicators {
 
     /// The sum of what all ranks have, in place, once the stream comes to it.
     pub fn sum(&self, rank: usize, x: Rows) -> Result<Rows> {
+        self.ask(rank, &x)?;
+        Ok(x)
+    }
+
+    fn ask(&self, rank: usize, x: &Rows) -> Result<()> {
         let gpu = &self.gpus[rank];
         let comm = lock(&self.comms[rank]);
         let comm =
@@ -107,7 +139,7 @@ impl Communicators {
                 stream.cast(),
             )?;
         }
-        Ok(x)
+        Ok(())
     }
 }
 

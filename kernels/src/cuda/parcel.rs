@@ -1,11 +1,15 @@
-//! Numbers on their way back to the host, while the stream goes on.
+//! Numbers on their way back to the host, or from it, while the stream goes on.
 //!
 //! They land in page-locked memory; a mark in the stream behind the copy says when they are there.
+//! What is sent is copied there first: out of other memory the driver may send much only when the
+//! stream has come as far.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaEvent, PinnedHostSlice, result, sys};
 
+use super::memory::Buffer;
 use super::{Gpu, Result, Rows};
 
 /// Numbers of 4 bytes that were asked for.
@@ -24,6 +28,10 @@ struct Room {
 /// Rooms between two uses. One stream orders all copies into them.
 #[derive(Default)]
 pub(super) struct Parcels(Mutex<Vec<Room>>);
+
+/// Rooms of what was sent last; the oldest first.
+#[derive(Default)]
+pub(super) struct Outgoing(Mutex<VecDeque<Room>>);
 
 /// Rooms that are kept: of two passes, tokens and logits of each.
 const KEPT: usize = 4;
@@ -62,16 +70,58 @@ impl Parcels {
         if let Some(place) = rooms.iter().position(|room| room.memory.len() >= len) {
             return Ok(rooms.remove(place));
         }
+        Room::new(context, len)
+    }
+}
+
+impl Room {
+    fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
         // The processor reads it, so it is not write-combined.
         // SAFETY: read only where numbers were copied to.
         let memory = unsafe {
             context.alloc_pinned_with_flags::<u32>(len.next_power_of_two().max(LEAST), 0)?
         };
-        Ok(Room { memory, there: context.new_event(None)? })
+        Ok(Self { memory, there: context.new_event(None)? })
+    }
+}
+
+impl Outgoing {
+    /// A room that nothing is sent from any more.
+    fn take(&self, context: &Arc<CudaContext>, len: usize) -> Result<Room> {
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = |room: &Room| room.memory.len() >= len && room.there.is_complete();
+        match rooms.iter().position(free).and_then(|place| rooms.remove(place)) {
+            Some(room) => Ok(room),
+            None => Room::new(context, len),
+        }
+    }
+
+    fn give(&self, room: Room) {
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.push_back(room);
+        // What was sent long ago has arrived, so none that goes is waited for.
+        while rooms.len() > KEPT && rooms.front().is_some_and(|room| room.there.is_complete()) {
+            rooms.pop_front();
+        }
     }
 }
 
 impl Gpu {
+    /// Sends words in the order of the stream; nothing is waited for, however many they are.
+    pub(super) fn send_words(&self, words: &[u32]) -> Result<Buffer> {
+        let buffer = self.arena.take(4 * words.len())?;
+        self.context.bind_to_thread()?;
+        let mut room = self.outgoing.take(&self.context, words.len())?;
+        let memory = &mut room.memory.as_mut_slice()?[..words.len()];
+        memory.copy_from_slice(words);
+        // SAFETY: the buffer is as long, and the room is not written again before the mark behind
+        // this copy.
+        unsafe { result::memcpy_htod_async(buffer.at(0), memory, self.stream.cu_stream())? };
+        room.there.record(&self.stream)?;
+        self.outgoing.give(room);
+        Ok(buffer)
+    }
+
     /// Asks for numbers from the device, or for nothing but the end of what was asked for before.
     pub(super) fn fetch(&self, from: sys::CUdeviceptr, len: usize) -> Result<Parcel> {
         let mut room = self.parcels.take(&self.context, len)?;

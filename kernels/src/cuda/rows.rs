@@ -1,5 +1,7 @@
 //! Activations on the device, and the small operations on them (`cuda/elementwise.cu`).
 
+use cudarc::driver::result;
+
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
 use super::{Error, Gpu, Result, Vector};
@@ -244,6 +246,18 @@ impl Gpu {
         // SAFETY: the callers have checked the numbers against `x`.
         unsafe { self.launch(name, Grid::new(count, 128), &args)? };
         Ok(out)
+    }
+
+    /// A copy of one row of `x`, for longer than its pass.
+    pub fn keep(&self, x: &Rows, row: usize) -> Result<Rows> {
+        assert!(row < x.count, "a row that does not exist");
+        let bytes = x.width * x.float.bytes();
+        let buffer = self.kept.take(bytes)?;
+        self.context.bind_to_thread()?;
+        let (to, from, stream) = (buffer.at(0), x.buffer.at(row * bytes), self.stream.cu_stream());
+        // SAFETY: both hold so many bytes, in different buffers.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream)? };
+        Ok(Rows { buffer, count: 1, ..*x })
     }
 
     /// Some rows of `x`, in the order given.

@@ -8,11 +8,12 @@
 //!        V [16 tokens][head_dim]   rows padded with zeroes to a multiple of sixteen numbers
 //! ```
 //! A slot, `block * block_len + offset`, names the place of one token. Finite numbers beyond the
-//! range of f16 or bf16 are stored as its largest, so one huge activation does not become infinite.
-//! What differs where numbers are bytes says `q8.rs`.
+//! range of f16, bf16 or fp8 are stored as its largest, so one huge activation does not become
+//! infinite. What differs where numbers are bytes with scales says `q8.rs`.
 //!
 //! Deliberately absent: which block belongs to whom, reference counts, and layers.
 
+pub mod fp8;
 pub(crate) mod q8;
 
 use crate::buffer::{HugeBuf, lead};
@@ -35,11 +36,14 @@ pub enum KvType {
     BF16,
     /// One byte, and one f32 scale for each head of a token: half the memory of f16.
     Q8_0,
+    /// One byte, E4M3: half the memory of f16, 4 bits.
+    Fp8,
 }
 
 impl KvType {
     /// Every one.
-    pub const ALL: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
+    pub const ALL: [KvType; 5] =
+        [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Fp8];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -48,6 +52,7 @@ impl KvType {
             KvType::F16 => "f16",
             KvType::BF16 => "bf16",
             KvType::Q8_0 => "q8_0",
+            KvType::Fp8 => "fp8",
         }
     }
 
@@ -56,7 +61,7 @@ impl KvType {
         match self {
             KvType::F32 => 4,
             KvType::F16 | KvType::BF16 => 2,
-            KvType::Q8_0 => 1,
+            KvType::Q8_0 | KvType::Fp8 => 1,
         }
     }
 }
@@ -173,6 +178,7 @@ impl KvSlab {
             KvType::F16 => self.write_as::<f16>(isa, pool, k, v, slots),
             KvType::BF16 => self.write_as::<bf16>(isa, pool, k, v, slots),
             KvType::Q8_0 => self.write_as::<i8>(isa, pool, k, v, slots),
+            KvType::Fp8 => self.write_as::<u8>(isa, pool, k, v, slots),
         }
     }
 
@@ -229,6 +235,7 @@ impl KvSlab {
                 KvType::F16 => read_floats(self.unit::<f16>(unit), lane, k, v),
                 KvType::BF16 => read_floats(self.unit::<bf16>(unit), lane, k, v),
                 KvType::Q8_0 => q8::read(self.unit(unit), lane, k, v),
+                KvType::Fp8 => read_floats(self.unit::<u8>(unit), lane, k, v),
             }
         }
     }
@@ -336,7 +343,7 @@ macro_rules! elements {
     };
 }
 
-elements!(f32: F32, f16: F16, bf16: BF16, i8: Q8_0);
+elements!(f32: F32, f16: F16, bf16: BF16, i8: Q8_0, u8: Fp8);
 
 /// A float that K and V are stored in.
 pub(crate) trait Number: Element {
@@ -411,6 +418,24 @@ impl Number for bf16 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[bf16; LANES]) -> S::V {
         simd.load_bf16(x)
+    }
+}
+
+impl Number for u8 {
+    #[inline(always)]
+    fn narrow<S: Simd>(_: S, x: &[f32], out: &mut [u8; LANES]) {
+        out.fill(0);
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = fp8::from_f32(*x));
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        fp8::to_f32(self)
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[u8; LANES]) -> S::V {
+        simd.load(&x.map(fp8::to_f32))
     }
 }
 

@@ -17,6 +17,7 @@ fn rounded(kv_type: KvType, row: &[f32], head_dim: usize) -> Vec<f32> {
         KvType::F16 => row.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
         KvType::BF16 => row.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
         KvType::Q8_0 => row.chunks(head_dim).flat_map(to_grid).collect(),
+        KvType::Fp8 => row.iter().map(|x| fp8::to_f32(fp8::from_f32(*x))).collect(),
     }
 }
 
@@ -55,6 +56,11 @@ fn huge_numbers_saturate_and_nan_stays() {
     slab.write(&Pool::new(1), &[f32::MAX; 8], &[f32::MIN; 8], &[0]);
     slab.read(0, &mut k, &mut v);
     assert_eq!((k[0], v[0]), (bf16::MAX.to_f32(), bf16::MIN.to_f32()));
+    let mut slab = KvSlab::new(shape, KvType::Fp8);
+    slab.write(&Pool::new(1), &row, &row, &[3]);
+    slab.read(3, &mut k, &mut v);
+    assert_eq!((k[0], k[1], k[4], v[5], v[7]), (448.0, -448.0, 448.0, 0.0, 0.0));
+    assert!(v[2].is_nan() && k[3].is_nan(), "there is no infinity in eight bits");
 }
 
 #[test]
@@ -88,6 +94,7 @@ fn bytes_are_counted() {
     assert_eq!(KvSlab::new(shape, KvType::F32).bytes(), 5 * 16 * 2 * 64 * 2 * 4);
     let tokens = 5 * 16 * 2;
     assert_eq!(shape.bytes(KvType::Q8_0), tokens * (64 * 2 + 2 * 4), "numbers and scales");
+    assert_eq!(shape.bytes(KvType::Fp8), tokens * 64 * 2);
     let none = KvShape { n_blocks: 0, ..shape };
     assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);
 }

@@ -9,6 +9,10 @@ use crate::world::{Heads, World};
 /// and the weights, rounded to the type of the store.
 const BF16: Tolerance = Tolerance { norm: 4e-3, each: 3e-2 };
 const F16: Tolerance = Tolerance { norm: 3e-3, each: 2e-2 };
+/// Weights are rounded to bf16. A key or value on the border between two bytes may go the other way
+/// than the CPU's, which is a 127th of a head's largest number, or a 16th of the number.
+const Q8: Tolerance = Tolerance { norm: 5e-3, each: 4e-2 };
+const FP8: Tolerance = Tolerance { norm: 5e-3, each: 8e-2 };
 
 /// Both sides are rounded to bf16; a few numbers on the border between two go the other way.
 const TURNED: Tolerance = Tolerance { norm: 1e-3, each: 9e-3 };
@@ -17,6 +21,8 @@ fn tolerance(heads: &Heads) -> Tolerance {
     match heads.kind {
         KvKind::BF16 => BF16,
         KvKind::F16 => F16,
+        KvKind::Q8 => Q8,
+        KvKind::Fp8 => FP8,
     }
 }
 
@@ -36,7 +42,7 @@ const OTHERS: &[[usize; 4]] = &[
 /// All kinds of heads, every `step`-th group.
 fn all(step: usize) -> Vec<Heads> {
     let mut all = Vec::new();
-    for kind in [KvKind::BF16, KvKind::F16] {
+    for kind in [KvKind::BF16, KvKind::F16, KvKind::Q8, KvKind::Fp8] {
         for dim in [64, 128] {
             for (i, &[heads, kv_heads]) in GROUPS.iter().enumerate().step_by(step) {
                 let rot = [dim, dim / 2, dim, 20][i / step % 4];

@@ -51,6 +51,38 @@ fn logits(width: usize, row: u64) -> Vec<f32> {
     x
 }
 
+/// What a grammar would allow in every third row: about half of the tokens, one in sixteen, one
+/// alone, all, or none of those beyond the first words.
+fn mask(row: usize, vocab: usize) -> Option<Vec<u32>> {
+    let words = vocab.div_ceil(32);
+    let random = |seed: u64| -> Vec<u32> {
+        randoms(words, seed).iter().map(|x| (x * 2e9) as i32 as u32).collect()
+    };
+    let seed = row as u64;
+    let (one, two) = (random(seed), random(seed + 1));
+    (row % 3 == 2).then(|| match row / 3 % 5 {
+        0 => one,
+        1 => {
+            one.iter().zip(&two).map(|(a, b)| a & b & a.rotate_left(7) & b.rotate_left(3)).collect()
+        }
+        2 => {
+            let only = row * 7919 % vocab;
+            (0..words).map(|word| if word == only / 32 { 1 << (only % 32) } else { 0 }).collect()
+        }
+        3 => vec![u32::MAX; words],
+        _ => one[..words.div_ceil(2)].to_vec(),
+    })
+}
+
+/// As the engine lays a mask over logits.
+fn forbid(row: &mut [f32], mask: &[u32]) {
+    for (id, logit) in row.iter_mut().enumerate() {
+        if mask.get(id / 32).is_none_or(|word| word >> (id % 32) & 1 == 0) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 /// Draws of the device and of the CPU that differ, of how many.
 fn differing(
     gpu: &Gpu,
@@ -63,7 +95,8 @@ fn differing(
     let picks: Vec<Option<Pick>> = (0..rows)
         .map(|i| {
             let (seed, position) = (0x1234_5678_9abc * i as u64 + 7, (i * i) as u64);
-            (i % 17 != 13).then(|| Pick { params: params(i), edits: Vec::new(), seed, position })
+            let (params, edits, mask) = (params(i), Vec::new(), mask(i, vocab));
+            (i % 17 != 13).then_some(Pick { params, edits, seed, position, mask })
         })
         .collect();
     let got = report.ask(name, || {
@@ -73,8 +106,11 @@ fn differing(
     let mut scratch = Scratch::new();
     let mut others = Vec::new();
     for (i, (pick, got)) in picks.iter().zip(&got).enumerate() {
-        let row = &all[i][..vocab];
-        let want = pick.as_ref().map(|p| sample(row, &p.params, p.seed, p.position, &mut scratch));
+        let mut row = all[i][..vocab].to_vec();
+        if let Some(Pick { mask: Some(mask), .. }) = pick {
+            forbid(&mut row, mask);
+        }
+        let want = pick.as_ref().map(|p| sample(&row, &p.params, p.seed, p.position, &mut scratch));
         if want != *got {
             others.push(format!("row {i}: {got:?} for {want:?}, {pick:?}"));
         }
@@ -163,8 +199,9 @@ fn rows_without_a_choice() {
             SamplingParams { temperature: 1e-30, ..base },
             SamplingParams { temperature: 1e30, ..base },
         ] {
-            let pick =
-                |i: usize| Some(Pick { params, edits: Vec::new(), seed: i as u64, position: 3 });
+            let pick = |i: usize| {
+                Some(Pick { params, edits: Vec::new(), seed: i as u64, position: 3, mask: None })
+            };
             let picks: Vec<_> = (0..rows.len()).map(pick).collect();
             let got = report.ask(&format!("{params:?}"), || {
                 let logits = gpu.rows_from(&rows.concat(), rows.len(), Float::F32)?;

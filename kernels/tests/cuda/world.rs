@@ -102,7 +102,12 @@ impl World {
         };
         let cos: Vec<f32> = (0..POSITIONS * half).map(|i| angle(i).cos() as f32).collect();
         let sin: Vec<f32> = (0..POSITIONS * half).map(|i| angle(i).sin() as f32).collect();
-        let kv_type = if heads.kind == KvKind::F16 { KvType::F16 } else { KvType::BF16 };
+        let kv_type = match heads.kind {
+            KvKind::BF16 => KvType::BF16,
+            KvKind::F16 => KvType::F16,
+            KvKind::Q8 => KvType::Q8_0,
+            KvKind::Fp8 => KvType::Fp8,
+        };
         let norm = |seed: u64| -> Result<(Vec<f32>, Vector)> {
             let weight: Vec<f32> = randoms(dim, seed).iter().map(|x| 1.0 + 0.5 * x).collect();
             let vector = gpu.vector(&weight)?;

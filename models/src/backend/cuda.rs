@@ -8,6 +8,8 @@
 //! run operation by operation, and so does every pass of a rank of several: what NCCL adds up is
 //! not recorded.
 
+mod output;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +21,7 @@ use hearth_kernels::quant::DType;
 
 use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Pick};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotary;
 use crate::parallel::Seat;
@@ -93,9 +95,11 @@ impl Cuda {
         match dtype {
             KvDType::BF16 => Ok(KvKind::BF16),
             KvDType::F16 => Ok(KvKind::F16),
-            other => {
-                let what = format!("keys and values of {} are not stored on a GPU", other.name());
-                Err(Error::Device(format!("{what}; choose f16 or bf16")))
+            KvDType::Q8_0 => Ok(KvKind::Q8),
+            KvDType::Fp8 => Ok(KvKind::Fp8),
+            KvDType::F32 => {
+                let what = format!("keys and values of {} are not stored on a GPU", dtype.name());
+                Err(Error::Device(format!("{what}; choose f16, bf16, q8_0 or fp8")))
             }
         }
     }
@@ -268,27 +272,8 @@ impl Backend for Cuda {
         Ok(logits(pass.logits.alias()))
     }
 
-    fn output(&self, logits: Rows, picks: &[Option<Pick>]) -> Result<Pass> {
-        let vocab_len = picks.iter().flatten().map(|pick| pick.vocab_len).next();
-        let Some(vocab_len) = vocab_len else {
-            let all = self.gpu.fetch_rows(logits)?;
-            return Ok(Pass::new(move || Ok(Output::of_logits(all.open()?))));
-        };
-        let asked = picks.iter().map(|pick| {
-            let Pick { params, edits, seed, position, vocab_len: _ } = pick.as_ref()?.clone();
-            Some(cuda::Pick { params, edits, seed, position })
-        });
-        let chosen = self.gpu.choose(&logits, vocab_len, &asked.collect::<Vec<_>>())?;
-        let open = |i: &u32| picks[*i as usize].is_none();
-        let others: Vec<u32> = (0..picks.len() as u32).filter(open).collect();
-        let rest = match others.is_empty() {
-            true => None,
-            false => Some(self.gpu.fetch_rows(self.gpu.select(&logits, &others)?)?),
-        };
-        Ok(Pass::new(move || {
-            let rest = rest.map_or_else(|| Ok(Vec::new()), cuda::Parcel::open)?;
-            Ok(Output::new(rest, chosen.open()?))
-        }))
+    fn output(&self, logits: Rows, wanted: &mut dyn FnMut() -> Vec<Wanted>) -> Result<Pass> {
+        output::of(&self.gpu, logits, wanted())
     }
 
     fn finish(&self) -> Result<Pass> {

@@ -20,7 +20,7 @@ pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, Output, Pass, Pick};
+use crate::batch::{ForwardBatch, Output, Pass, Wanted};
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
@@ -56,10 +56,10 @@ pub trait Backend: Send + Sized {
         work(kv)
     }
 
-    /// The end of a pass: logits, or the tokens that are chosen from them where a backend can do
-    /// that. `picks` is empty or has one entry for each row.
-    fn output(&self, logits: Self::Rows, picks: &[Option<Pick>]) -> Result<Pass> {
-        let _ = picks;
+    /// The end of a pass: logits, or what is `wanted` of them where a backend can do that; see
+    /// [`Model::launch`](crate::Model).
+    fn output(&self, logits: Self::Rows, wanted: &mut dyn FnMut() -> Vec<Wanted>) -> Result<Pass> {
+        let _ = wanted;
         Ok(Pass::done(Output::of_logits(self.read(logits)?)))
     }
 

@@ -25,7 +25,7 @@ use std::thread::{self, ScopedJoinHandle};
 use hearth_kernels::lora::Factors;
 
 use crate::adapter::{self, Adapter, Delta, Dora};
-use crate::batch::{ForwardBatch, LoraSlot, Output, Pass, Pick};
+use crate::batch::{ForwardBatch, LoraSlot, Output, Pass, Wanted};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::weights::{Part, Role};
@@ -65,10 +65,10 @@ impl Parallel {
         rank: usize,
         batch: &ForwardBatch,
         kv: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Output> {
         let model = self.ranks[rank].lock().unwrap_or_else(PoisonError::into_inner);
-        let step = || model.step(batch, kv, picks);
+        let step = || model.launch(batch, kv, wanted)?.wait();
         let done = catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
             let what = format!("rank {rank} of the model panicked: {}", message(&*panic));
             Err(Error::Device(what))
@@ -103,7 +103,7 @@ impl Model for Parallel {
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass> {
         let [first, others @ ..] = kv.ranks()? else {
             return Err(Error::Batch("a KV store without ranks".into()));
@@ -116,14 +116,17 @@ impl Model for Parallel {
         let silent = &ForwardBatch { logit_rows: Vec::new(), ..batch.clone() };
         let done: Vec<Result<Output>> = thread::scope(|scope| {
             let begin = |(rank, kv)| {
-                let work = move || self.run(rank, silent, kv, &[]);
+                let work = move || self.run(rank, silent, kv, &mut Vec::new);
                 thread::Builder::new().name(format!("rank-{rank}")).spawn_scoped(scope, work)
             };
             let others: Vec<_> = (1..).zip(others).map(begin).collect();
             if others.iter().any(|rank| rank.is_err()) {
                 self.group.fail();
             }
-            let first = self.run(0, batch, first, picks);
+            // What is not waited for is not kept either.
+            let read_out = |row: Wanted| if row == Wanted::Kept { Wanted::Logits } else { row };
+            let mut wanted = || wanted().into_iter().map(read_out).collect();
+            let first = self.run(0, batch, first, &mut wanted);
             let end = |rank: io::Result<ScopedJoinHandle<'_, Result<Output>>>| match rank {
                 Ok(rank) => rank.join().expect("a rank's panics are caught; this is a bug"),
                 Err(error) => Err(Error::Device(format!("a rank has no thread: {error}"))),

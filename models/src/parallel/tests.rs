@@ -88,12 +88,12 @@ impl Model for Rank {
         &self,
         batch: &ForwardBatch,
         kv: &mut KvStore,
-        picks: &[Option<Pick>],
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass> {
         match self.mood.load(Ordering::Relaxed) {
             ERROR => Err(Error::Batch("out of sorts".into())),
             PANIC => panic!("out of its mind"),
-            _ => self.model.launch(batch, kv, picks),
+            _ => self.model.launch(batch, kv, wanted),
         }
     }
 

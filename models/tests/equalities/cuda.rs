@@ -7,7 +7,7 @@
 
 use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
-use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit};
+use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit, Wanted};
 
 use super::*;
 
@@ -19,6 +19,14 @@ fn limit(weights: DType) -> f64 {
         _ => 0.03,
     }
 }
+
+/// The same beside what the keys and values leave out.
+fn limit_of(weights: DType, kv: KvDType) -> f64 {
+    limit(weights).hypot(tolerance(weights, kv))
+}
+
+/// Every type that is stored there.
+const STORED: [KvDType; 4] = [KvDType::F16, KvDType::BF16, KvDType::Q8_0, KvDType::Fp8];
 
 fn gpu() -> Option<Compute> {
     match Compute::parse("cuda", &Arc::new(Pool::new(1))) {
@@ -45,10 +53,10 @@ fn every_knob() {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
-        for kv in [KvDType::F16, KvDType::BF16] {
+        for kv in STORED {
             let got =
                 Bench::new(model(&config, DType::F32, &gpu), kv).prefill_and_decode(&sequence, 37);
-            assert_near(&got, &want, limit(DType::F32), &format!("{name}, {kv:?}"));
+            assert_near(&got, &want, limit_of(DType::F32, kv), &format!("{name}, {kv:?}"));
         }
     }
 }
@@ -66,12 +74,15 @@ fn long_contexts() {
         let fused = fused(2);
         let want = Bench::new(model(&config, DType::F32, &fused), KvDType::F32)
             .prefill_and_decode(&sequence, 690);
-        let bench = || Bench::new(model(&config, DType::F32, &gpu), KvDType::F16);
-        let got = bench().prefill_and_decode(&sequence, 690);
-        assert_near(&got, &want, limit(DType::F32), &format!("heads of {dim}"));
-        for chunk in [129, 256, 300] {
-            let got = bench().chunked(&sequence, chunk);
-            assert_near(&got, &want, limit(DType::F32), &format!("heads of {dim} by {chunk}"));
+        for kv in [KvDType::F16, KvDType::Q8_0, KvDType::Fp8] {
+            let limit = limit_of(DType::F32, kv);
+            let bench = || Bench::new(model(&config, DType::F32, &gpu), kv);
+            let got = bench().prefill_and_decode(&sequence, 690);
+            assert_near(&got, &want, limit, &format!("heads of {dim}, {kv:?}"));
+            for chunk in [129, 256, 300] {
+                let got = bench().chunked(&sequence, chunk);
+                assert_near(&got, &want, limit, &format!("heads of {dim} by {chunk}, {kv:?}"));
+            }
         }
     }
 }
@@ -148,13 +159,15 @@ fn replayed_passes() {
 #[test]
 fn copied_blocks() {
     let Some(gpu) = gpu() else { return };
-    let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), KvDType::F16);
-    let mut sequence = Sequence::new(tokens(33, 3), 0);
-    let want = bench.rows(&sequence, 0..33)[32 * 512..].to_vec();
-    bench.kv.copy_block(1, 9).unwrap();
-    sequence.table[1] = 9;
-    let got = bench.rows(&sequence, 32..33);
-    assert_near(&got, &want, limit(DType::F32), "a copied block");
+    for kv in STORED {
+        let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), kv);
+        let mut sequence = Sequence::new(tokens(33, 3), 0);
+        let want = bench.rows(&sequence, 0..33)[32 * 512..].to_vec();
+        bench.kv.copy_block(1, 9).unwrap();
+        sequence.table[1] = 9;
+        let got = bench.rows(&sequence, 32..33);
+        assert_near(&got, &want, limit(DType::F32), &format!("a copied block, {kv:?}"));
+    }
 }
 
 #[test]
@@ -183,6 +196,66 @@ fn adapters_beside_each_other() {
     };
     let want = run(&plain(), KvDType::F32);
     assert_near(&run(&gpu, KvDType::F16), &want, limit(DType::F32), "four sequences");
+}
+
+/// What becomes of a row with or without a pick.
+fn wanted(pick: Option<Pick>) -> Wanted {
+    pick.map_or(Wanted::Logits, Wanted::Token)
+}
+
+/// Lays a mask over a row.
+fn forbid(row: &mut [f32], mask: Option<&[u32]>) {
+    let Some(mask) = mask else { return };
+    for (id, logit) in row.iter_mut().enumerate() {
+        if mask.get(id / 32).is_none_or(|word| word >> (id % 32) & 1 == 0) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Rows that stay on the device are what they were when passes later, recorded ones too, a token is
+/// chosen from them.
+#[test]
+fn kept_rows() {
+    let Some(gpu) = gpu() else { return };
+    let mut bench = Bench::new(model(&tiny::config(), DType::F32, &gpu), KvDType::F16);
+    let sequences: Vec<_> = (0..3).map(|s| Sequence::new(tokens(40, s), 4 * s as u32)).collect();
+    sequences.iter().for_each(|s| drop(bench.rows(s, 0..20)));
+    let params = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
+    let pick = |position: usize, mask| {
+        let (edits, position) = (Vec::new(), position as u64);
+        Pick { params, edits, seed: 3, position, vocab_len: 500, mask }
+    };
+    let mask = vec![0x1234_5678; 16];
+    let (mut waiting, mut different) = (Vec::new(), 0);
+    for at in 20..40 {
+        let mut batch = ForwardBatch::empty();
+        sequences.iter().for_each(|s| s.push(&mut batch, at..at + 1));
+        let logits = bench.forward(&batch);
+        let wanted = [Wanted::Token(pick(at, None)), Wanted::Kept, Wanted::Logits];
+        let mut pass = bench.model.launch(&batch, &mut bench.kv, &mut || wanted.to_vec()).unwrap();
+        let kept = pass.take_kept();
+        assert_eq!(kept.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [1]);
+        waiting.extend(kept.into_iter().map(|(_, kept)| (at, kept, logits[512..1024].to_vec())));
+        if at % 4 == 3 {
+            for (at, kept, mut own) in waiting.drain(..) {
+                own.truncate(500);
+                forbid(&mut own, Some(&mask));
+                let want = sample(&own, &params, 3, at as u64, &mut Scratch::new());
+                let late = kept.choose(pick(at, Some(mask.clone()))).unwrap().wait().unwrap();
+                let got = late.row(0, 512);
+                different += usize::from(got != RowOutput::Chosen(want));
+            }
+        }
+        let output = pass.wait().unwrap();
+        assert!(matches!(output.row(0, 512), RowOutput::Chosen(Some(_))));
+        assert_eq!(output.row(1, 512), RowOutput::Kept);
+        match output.row(2, 512) {
+            RowOutput::Logits(got) => assert_near(got, &logits[1024..], 1e-6, "read out beside"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(waiting.is_empty() && different <= 1, "{different} of 20 tokens differ");
 }
 
 /// What the device chooses is what the host would choose from the logits that the device has.
@@ -214,10 +287,12 @@ fn chosen_tokens() {
             .iter()
             .map(|p| {
                 let (position, edits) = (at as u64, edits.clone());
-                p.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500 })
+                let mask = at.is_multiple_of(3).then(|| vec![0x5a3c_0ff1; 15]);
+                p.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500, mask })
             })
             .collect();
-        let output = bench.model.step(&batch, &mut bench.kv, &picks).unwrap();
+        let wanted: Vec<Wanted> = picks.iter().cloned().map(wanted).collect();
+        let output = bench.model.step(&batch, &mut bench.kv, &wanted).unwrap();
         for (row, pick) in picks.iter().enumerate() {
             let own = &logits[row * 512..(row + 1) * 512];
             match (output.row(row, 512), pick) {
@@ -229,6 +304,7 @@ fn chosen_tokens() {
                         *x = if *x > 0.0 { *x / edit.divide } else { *x * edit.divide };
                         *x = *x - edit.subtract + edit.add;
                     }
+                    forbid(&mut own, pick.mask.as_deref());
                     let want = match pick.params.temperature > 0.0 {
                         true => sample(&own, &pick.params, 9, at as u64, &mut scratch),
                         false => argmax(&own),
@@ -280,9 +356,12 @@ fn passes_ahead() {
             }
             let pick = |params: Option<SamplingParams>| {
                 let (edits, position) = (Vec::new(), at as u64);
-                params.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500 })
+                let mask = None;
+                params.map(|params| Pick { params, edits, seed: 9, position, vocab_len: 500, mask })
             };
-            let pass = bench.model.launch(&batch, &mut bench.kv, &params.map(pick)).unwrap();
+            let wanted: Vec<Wanted> = params.map(pick).into_iter().map(wanted).collect();
+            let mut wanted = || wanted.clone();
+            let pass = bench.model.launch(&batch, &mut bench.kv, &mut wanted).unwrap();
             match ahead {
                 false => newest = land(pass),
                 true => drop(under_way.replace(pass).map(&mut land)),

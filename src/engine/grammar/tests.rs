@@ -11,14 +11,14 @@ use crate::types::FinishReason;
 
 /// The token at place `i` leaves the rest `i % 7` when divided by 7; there are `len` of them.
 #[derive(Clone, Copy, Debug)]
-struct Sevens {
-    len: usize,
-    delay: Duration,
-    panics: bool,
+pub(in crate::engine) struct Sevens {
+    pub len: usize,
+    pub delay: Duration,
+    pub panics: bool,
 }
 
 impl Sevens {
-    fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         Self { len, delay: Duration::ZERO, panics: false }
     }
 }
@@ -51,7 +51,7 @@ impl MaskSource for Place {
     }
 }
 
-fn under(grammar: Sevens, request: GenerateRequest) -> GenerateRequest {
+pub(in crate::engine) fn under(grammar: Sevens, request: GenerateRequest) -> GenerateRequest {
     GenerateRequest { grammar: Some(Arc::new(grammar)), ..request }
 }
 
@@ -82,7 +82,7 @@ fn a_grammar_decides_what_comes_and_when_it_ends() {
 }
 
 /// Even requests of the varied set are under a grammar, some of them slow.
-fn mixed(i: u32, delay_ms: u64) -> GenerateRequest {
+pub(in crate::engine) fn mixed(i: u32, delay_ms: u64) -> GenerateRequest {
     let delay = Duration::from_millis(delay_ms * u64::from(i.is_multiple_of(4)));
     match i % 2 {
         0 => under(Sevens { delay, ..Sevens::new(30) }, request(i)),
