@@ -99,7 +99,7 @@ impl Seat {
     pub fn set(&mut self, stage: Stage) {
         let before = std::mem::replace(&mut self.stage, stage);
         if before != stage {
-            let Guest { door, tenant } = &*self.guest;
+            let Guest { door, tenant, .. } = &*self.guest;
             door.change(|room| room.change(*tenant, before, stage));
         }
     }
