@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, scale_bytes};
-use super::{Activations, Job, ROWS_MAX, activations::SUB_SUMS};
+use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
 use codes::{Scales, halves, min_pairs, step_scales};
 use dots::{Input, Step, dots, is_biased};
