@@ -1,17 +1,18 @@
 //! AVX2: a tile is two registers of 8 columns; both go through a step before the next one.
 
+#![allow(clippy::needless_range_loop)] // rows and halves are numbers
+
 mod codes;
 mod dots;
 mod prepare;
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, scale_bytes};
-use super::{Activations, Job, ROWS_MAX, activations::SUB_SUMS};
+use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
 use codes::{Scales, halves, min_pairs, step_scales};
 use dots::{Input, Step, dots, is_biased};
@@ -23,9 +24,10 @@ const SIGNED: i32 = 128;
 /// Distance of prefetches, in bytes.
 const AHEAD: usize = 4096;
 
-/// Rows for which codes are not unpacked into memory first: so many where they have eight bits, half
-/// of it where they have fewer.
-const FEW: usize = 7;
+/// Rows for which codes of eight bits are not widened, and for which others are not unpacked into
+/// memory first.
+const FEW: usize = 16;
+const FEWER: usize = 3;
 
 /// Float sums of the 16 columns of a row.
 type Sums = [__m256; 2];
@@ -43,7 +45,7 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     debug_assert!(rows.len() <= ROWS_MAX);
     let few = match &job.w.storage {
         Storage::Blocks(record) | Storage::Supers(record) if record.codes.offset == SIGNED => FEW,
-        _ => FEW / 2,
+        _ => FEWER,
     };
     PREPARED.with_borrow_mut(|prepared| {
         // SAFETY: passed on from the caller.
@@ -144,7 +146,7 @@ unsafe fn blocks<
             prefetch(record, step, steps, record_bytes);
             let codes = record.add(HEAD + step * 64 * (LO + HI));
             let scales = |half| Scales::of::<OFFSET, D>(record, step, half);
-            if ROWS < ROWS_MAX {
+            if ROWS < ROWS_MAX || OFFSET != SIGNED {
                 for half in 0..2 {
                     let w = Step::<1>::new::<LO, HI, OFFSET>(codes, half, [[ones]; 2]);
                     let scales = scales(half);
@@ -158,62 +160,32 @@ unsafe fn blocks<
             }
             let w = Step::<2>::new::<LO, HI, OFFSET>(codes, 0, [[ones; 2]; 2]);
             let scales = [scales(0), scales(1)];
-            let x = match OFFSET {
-                SIGNED => x.wide(prepared.add(block * count * WIDE_STEP)),
-                _ => x,
-            };
-            add_blocks::<LO, HI, OFFSET>(&w, &scales, acts, at, x, acc);
+            let x = x.wide(prepared.add(block * count * WIDE_STEP));
+            macro_rules! add {
+                ($r:expr, $rows:literal) => {{
+                    let dots = dots::<LO, HI, OFFSET, STEP, $rows, 2>(&w, x.skip($r));
+                    for (i, dots) in dots.into_iter().enumerate() {
+                        let acc = acc[$r + i].assume_init_mut();
+                        for half in 0..2 {
+                            let acc = &mut acc[half];
+                            scales[half].add_block::<OFFSET>(acts, at + $r + i, dots[half], acc);
+                        }
+                    }
+                    $rows
+                }};
+            }
+            let mut r = 0;
+            while r < count {
+                r += match count - r {
+                    2 => add!(r, 2),
+                    3 | 5 => add!(r, 3),
+                    _ => add!(r, 4),
+                };
+            }
         }
     }
     // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
     unsafe { store(job, tile, rows, &acc) };
-}
-
-/// Adds a block to the sums of many rows, the first of which has its place in the activations at
-/// `at`. A function of its own, to which the codes are a secret: the compiler would take tiles apart
-/// to keep codes in registers, or copy them to another place first.
-///
-/// # Safety
-/// The activations and `x` have these rows; `acc` is initialised.
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_blocks<const LO: usize, const HI: usize, const OFFSET: i32>(
-    w: &Step<2>,
-    scales: &[Scales; 2],
-    acts: &Activations,
-    at: usize,
-    x: Input,
-    acc: &mut [MaybeUninit<Sums>],
-) {
-    macro_rules! add {
-        ($r:expr, $rows:literal) => {
-            let dots = dots::<LO, HI, OFFSET, STEP, $rows, 2>(black_box(w), x.skip($r));
-            for (i, dots) in dots.into_iter().enumerate() {
-                let acc = acc[$r + i].assume_init_mut();
-                for half in 0..2 {
-                    let acc = &mut acc[half];
-                    scales[half].add_block::<OFFSET>(acts, at + $r + i, dots[half], acc);
-                }
-            }
-        };
-    }
-    let mut r = 0;
-    // SAFETY: the caller's promise.
-    unsafe {
-        while r + 3 <= acc.len() {
-            add!(r, 3);
-            r += 3;
-        }
-        match acc.len() - r {
-            2 => {
-                add!(r, 2);
-            }
-            1 => {
-                add!(r, 1);
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Blocks of 256 with `SUB` weights per scale; `OFFSET` 0 means that there is a minimum.
@@ -278,7 +250,30 @@ unsafe fn supers<
                     _ if is_biased(OFFSET, SUB) => x.biased(prepared.add(steps * BIAS_STEP)),
                     _ => x,
                 };
-                add_steps::<LO, HI, OFFSET, SUB>(&w, x, step == 0, isum);
+                macro_rules! add {
+                    ($r:expr, $rows:literal) => {{
+                        let dots = dots::<LO, HI, OFFSET, SUB, $rows, 2>(&w, x.skip($r));
+                        for (i, dots) in dots.into_iter().enumerate() {
+                            for half in 0..2 {
+                                let mut dot = dots[half];
+                                if OFFSET == SIGNED {
+                                    let scale = _mm256_srai_epi32::<16>(scale[0][half]);
+                                    dot = _mm256_mullo_epi32(dot, scale);
+                                }
+                                add_step(&mut isum[$r + i], half, step == 0, dot);
+                            }
+                        }
+                        $rows
+                    }};
+                }
+                let mut r = 0;
+                while r < count {
+                    r += match count - r {
+                        2 => add!(r, 2),
+                        3 | 5 => add!(r, 3),
+                        _ => add!(r, 4),
+                    };
+                }
             }
             let done = OFFSET == SIGNED || ROWS == ROWS_MAX && is_biased(OFFSET, SUB);
             add_super::<OFFSET, SUB>(job, scales, at, done, isum, &mut acc[..count]);
@@ -286,52 +281,6 @@ unsafe fn supers<
     }
     // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
     unsafe { store(job, tile, rows, &acc) };
-}
-
-/// Adds a step to the integer sums of many rows; a function of its own as [`add_blocks`] is.
-///
-/// # Safety
-/// `x` has these rows; `isum` is initialised, but for the first step.
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_steps<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>(
-    w: &Step<2>,
-    x: Input,
-    first: bool,
-    isum: &mut [MaybeUninit<[__m256i; 2]>],
-) {
-    macro_rules! add {
-        ($r:expr, $rows:literal) => {
-            let dots = dots::<LO, HI, OFFSET, SUB, $rows, 2>(black_box(w), x.skip($r));
-            for (i, dots) in dots.into_iter().enumerate() {
-                for half in 0..2 {
-                    let mut dot = dots[half];
-                    if OFFSET == SIGNED {
-                        let scale = _mm256_srai_epi32::<16>(w.scales[0][half]);
-                        dot = _mm256_mullo_epi32(dot, scale);
-                    }
-                    add_step(&mut isum[$r + i], half, first, dot);
-                }
-            }
-        };
-    }
-    let mut r = 0;
-    // SAFETY: the caller's promise.
-    unsafe {
-        while r + 3 <= isum.len() {
-            add!(r, 3);
-            r += 3;
-        }
-        match isum.len() - r {
-            2 => {
-                add!(r, 2);
-            }
-            1 => {
-                add!(r, 1);
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Adds a step to the integer sums of a half of a row: the first one begins them.
@@ -370,9 +319,7 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         for (pair, mins) in mins[..pairs].iter_mut().enumerate() {
-            for half in 0..2 {
-                mins[half] = min_pairs::<OFFSET, SUB>(scales.add(16 * half), pair);
-            }
+            *mins = [0, 16].map(|at| min_pairs::<OFFSET, SUB>(scales.add(at), pair));
         }
         let head = scales.sub(HEAD);
         let (d, dmin) = ([0, 16].map(|at| halves(head.add(at))), head.add(32));

@@ -12,10 +12,12 @@
 //! 8     128 * 127 * 2 = 32512  1, as |w| * (q with the sign of w): the offset is gone already
 //! 4, looked up in a book: those of its levels, 5 (MXFP4) or 8 bits (IQ4)
 //! ```
-//! A single row does that with eight bits too. Many rows have them widened to 16 bits on both sides
+//! Few rows do that with eight bits too. Many have them widened to 16 bits on both sides
 //! (`vpmaddwd`): a sum less for every product. Four codes of x are brought to all columns once for
-//! both halves. Two halves of three rows are six sums: with those of four rows the compiler, which
-//! adds products before it adds them to a sum, has too few registers.
+//! both halves: two halves of up to four rows are as many sums as there are registers for. Blocks of
+//! 32 with fewer bits go by halves in any case, since theirs are scaled after every step.
+
+#![allow(clippy::needless_range_loop)] // rows and halves are numbers
 
 use std::arch::x86_64::*;
 
