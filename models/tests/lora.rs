@@ -168,7 +168,7 @@ fn put_mix(model: &mut dyn Model) {
     }
 }
 
-/// Logits of the wanted of each sequence's new rows: all sequences in one batch, or each in its own.
+/// Logits of the wanted of each sequence's new rows: all sequences in one batch, or each alone.
 fn run_mix(model: &dyn Model, together: bool, wanted: fn(usize) -> bool) -> Vec<f32> {
     let (mut kv, mut batch, mut logits) = (store(model, 64), ForwardBatch::empty(), Vec::new());
     let mut first = 0;

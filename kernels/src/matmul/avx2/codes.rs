@@ -6,8 +6,8 @@ use super::super::Activations;
 use super::super::layout::{BRAIN, WIDE, book};
 use super::SIGNED;
 
-/// The scales of a step, each twice in 16 bits, as [`Step`](super::dots::Step) wants them: one for every column, or
-/// two for the halves of the step.
+/// The scales of a step, each twice in 16 bits, as [`Step`](super::dots::Step) wants them: one for
+/// every column, or two for the halves of the step.
 ///
 /// # Safety
 /// `pair` points to the 16 scale bytes of 8 columns.

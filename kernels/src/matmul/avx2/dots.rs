@@ -14,8 +14,8 @@
 //! ```
 //! Few rows do that with eight bits too. Many have them widened to 16 bits on both sides
 //! (`vpmaddwd`): a sum less for every product. Four codes of x are brought to all columns once for
-//! both halves: two halves of up to four rows are as many sums as there are registers for. Blocks of
-//! 32 with fewer bits go by halves in any case, since theirs are scaled after every step.
+//! both halves: two halves of up to four rows are as many sums as there are registers for. Blocks
+//! of 32 with fewer bits go by halves in any case, since theirs are scaled after every step.
 
 #![allow(clippy::needless_range_loop)] // rows and halves are numbers
 
