@@ -128,6 +128,10 @@ impl Backend for Training {
         self.plain.silu_mul(gate, up)
     }
 
+    fn trims(&self) -> bool {
+        self.plain.trims()
+    }
+
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         self.plain.add(x, y)
     }

@@ -55,7 +55,7 @@ enum Command {
     #[command(subcommand)]
     Data(data::DataCommand),
     /// Measure prefill and decode speed of a model, or load a server.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Show what this machine offers and what would be used.
     Doctor(Common<doctor::DoctorArgs>),
 }
@@ -77,7 +77,7 @@ pub fn run() -> ExitCode {
         Command::Bundle(command) => bundle::run(command),
         Command::Keys(command) => keys::run(command),
         Command::Data(command) => data::run(command),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Doctor(common) => doctor::run(common),
     };
     match done {

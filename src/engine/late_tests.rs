@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::flight_tests::{count, remote, request};
+use super::flight_tests::{count, remote};
 use super::grammar::tests::{Sevens, mixed, under};
 use super::handle::GenerateRequest;
 use super::tests::*;

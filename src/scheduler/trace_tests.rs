@@ -13,6 +13,7 @@ use std::collections::HashMap;
 
 use super::tests::promise::*;
 use super::*;
+use crate::kv::Chain;
 use crate::types::{CacheScope, Priority, Tenant};
 
 const BLOCK_LEN: usize = 4;
