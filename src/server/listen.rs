@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of an answer that the system keeps for a client, or twice that. It says that some were
 /// taken once a third is free, so at the default time some kilobytes a second are reading.
 const SEND_BUFFER: usize = 128 << 10;
+/// Times that time, for what is unacknowledged and for a window that stays too small.
+#[cfg(target_os = "linux")]
+const WINDOW: u32 = 3;
 /// Looks in vain after which nobody is there: with the time before the first, that is the time to
 /// take something.
 const LOOKS: u32 = 3;
@@ -63,8 +66,9 @@ pub(super) fn impatient(socket: TcpStream, send_timeout: Duration) -> Socket {
 
 /// A connection whose client may be slow. Linux gives up an end whose window is too small for the
 /// next packet for as long as `TCP_USER_TIMEOUT` says, and does not care that it has taken others
-/// meanwhile, in parts. So once the buffer was full this is not asked for any more: from then on it
-/// is the time between two writes that counts, and TCP's keep-alive while nothing is written.
+/// meanwhile, in parts. So that is longer than the time to take something, and once the buffer was
+/// full it is not asked for any more: from then on it is the time between two writes that counts,
+/// and TCP's keep-alive while nothing is written.
 pub(super) struct Patient {
     socket: TcpStream,
     was_full: bool,
@@ -170,7 +174,7 @@ fn set_up(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_send_buffer_size(SEND_BUFFER)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(send_timeout))?;
+    socket.set_tcp_user_timeout(Some(send_timeout.saturating_mul(WINDOW)))?;
     let look = (send_timeout / 4).clamp(Duration::from_secs(1), LOOK_MAX);
     let looks = TcpKeepalive::new().with_time(look).with_interval(look).with_retries(LOOKS);
     socket.set_tcp_keepalive(&looks)
