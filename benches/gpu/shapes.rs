@@ -95,7 +95,7 @@ fn qwen_06b() -> ModelConfig {
 impl Shape {
     /// One new token of each of `batch` sequences with `depth` keys.
     pub fn decode(&self, batch: usize, depth: usize, kv: KvDType) -> Cost {
-        let (layers, head) = (self.products(false), self.products(true));
+        let (layers, head) = (self.products(|role| !is_table(role)), self.products(is_table));
         let sequences = batch as f64;
         let keys = depth as f64 * sequences * self.config.layer_count as f64;
         let token = self.config.kv_geometry(1, BLOCK_LEN, kv).bytes() / BLOCK_LEN;
@@ -109,24 +109,29 @@ impl Shape {
 
     /// A prompt of `tokens`, of which the last one's logits are wanted.
     pub fn prefill(&self, tokens: usize) -> Cost {
-        let (layers, head) = (self.products(false), self.products(true));
+        let last = self.config.layer_count - 1;
+        // Behind the last attention only the wanted row goes on.
+        let ends = |role: Role| match role {
+            Role::Out(l) | Role::Gate(l) | Role::Up(l) | Role::Down(l) => l == last,
+            role => is_table(role),
+        };
+        let (layers, ending) = (self.products(|role| !ends(role)), self.products(ends));
         let rows = tokens as f64;
         // Of the pairs of tokens, a half.
         let pairs = rows * rows / 2.0 * self.config.layer_count as f64;
         Cost {
-            bytes: layers.bytes + head.bytes,
-            flops: layers.flops * rows + head.flops + 4.0 * pairs * self.config.q_len() as f64,
+            bytes: layers.bytes + ending.bytes,
+            flops: layers.flops * rows + ending.flops + 4.0 * pairs * self.config.q_len() as f64,
         }
     }
 
-    /// The matrices that a row is multiplied with: those of the layers, or the last one.
-    fn products(&self, head: bool) -> Cost {
+    /// Some of the matrices that rows are multiplied with.
+    fn products(&self, is_asked: impl Fn(Role) -> bool) -> Cost {
         let mut cost = Cost { bytes: 0.0, flops: 0.0 };
         let output = if self.config.tied { Role::Embedding } else { Role::Head };
         for role in Role::all(&self.config) {
-            let is_table = matches!(role, Role::Embedding | Role::Head);
             let &[n, k] = &role.shape(&self.config)[..] else { continue };
-            if (is_table && role != output) || is_table != head {
+            if (is_table(role) && role != output) || !is_asked(role) {
                 continue;
             }
             let row_bytes = self.mix.dtype(role, &self.config).row_bytes(k);
@@ -135,4 +140,8 @@ impl Shape {
         }
         cost
     }
+}
+
+fn is_table(role: Role) -> bool {
+    matches!(role, Role::Embedding | Role::Head)
 }

@@ -96,6 +96,9 @@ impl Engine {
         }
         self.stats.aside.store(0, Ordering::Release);
         self.scheduler = self.scheduler.emptied();
+        if self.floor.is_none() {
+            self.scheduler.keep_nothing();
+        }
         let ids: Vec<SeqId> = self.live.keys().copied().collect();
         for id in ids {
             if let Some(live) = self.remove(id) {

@@ -6,7 +6,7 @@
 //! nothing else to do there is time to wait for a set. Deliberately absent: who waits for what; a
 //! sequence knows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hearth_models::Pass;
 
@@ -16,7 +16,7 @@ use super::{Engine, Outcome, outcome};
 use crate::scheduler::{Batch, Entry};
 use crate::types::SeqId;
 
-/// How long a step without rows waits for the grammar of one sequence.
+/// How long a step without rows waits for grammars.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A token that was asked for beside a pass, or what was wrong with it.
@@ -26,12 +26,12 @@ impl Engine {
     /// Asks for tokens out of rows that the device keeps.
     pub(super) fn choose_kept(&mut self, batch: &Batch) -> Vec<Late> {
         let rests = batch.entries.is_empty() && self.flight.is_none();
-        let mut patience = if rests { PATIENCE } else { Duration::ZERO };
+        let until = Instant::now() + if rests { PATIENCE } else { Duration::ZERO };
         let (vocab_len, mut late) = (self.sampler.vocab_len(), Vec::new());
         for (id, live) in &mut self.live {
+            let patience = until.saturating_duration_since(Instant::now());
             if let Some((kept, pick)) = live.choose_kept(vocab_len, patience) {
                 late.push((*id, caught(|| kept.choose(pick))));
-                patience = Duration::ZERO;
             }
         }
         late
@@ -67,13 +67,19 @@ impl Engine {
 
     /// Rows of earlier steps whose grammar was late, and that the host can settle.
     pub(super) fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
-        let mut patience = if batch.entries.is_empty() { PATIENCE } else { Duration::ZERO };
-        let computed = |id: &SeqId| batch.entries.iter().flat_map(Entry::ids).any(|e| e == *id);
+        let until =
+            Instant::now() + if batch.entries.is_empty() { PATIENCE } else { Duration::ZERO };
+        // A row of this batch has its turn, and one that flies belongs to the next.
+        let flying = self.flight.as_ref().map(|flight| &flight.batch);
+        let computed = |id: &SeqId| {
+            let mut batches = std::iter::once(batch).chain(flying);
+            batches.any(|b| b.entries.iter().flat_map(Entry::ids).any(|e| e == *id))
+        };
         for (id, live) in self.live.iter_mut().filter(|(id, live)| live.is_held() && !computed(id))
         {
+            let patience = until.saturating_duration_since(Instant::now());
             if let Some(outcome) = outcome(live.sample_held(&mut self.sampler, patience)) {
                 outcomes.push((*id, outcome));
-                patience = Duration::ZERO;
             }
         }
     }

@@ -241,7 +241,7 @@ impl Engine {
                     self.last_finish = Instant::now(); // the pace of work has no idle time in it
                     woken
                 }
-                false if self.all_stand_aside() => {
+                false if self.waits_for_readers() => {
                     self.last_finish = Instant::now();
                     self.rest()
                 }
@@ -266,6 +266,7 @@ impl Engine {
             }
             return;
         }
+        self.rested = false;
         let leader = &group[0];
         let request = &leader.request;
         let adapter = request.adapters.as_ref().map(|adapters| adapters.content);

@@ -14,8 +14,8 @@ use super::Engine;
 use super::handle::Command;
 use super::live::Live;
 
-/// How often an engine looks whether somebody has read, when all that is left stands aside. Half
-/// of what was unread is still there then, so nobody waits for it.
+/// How often an engine looks whether somebody has read, when nothing else is left to do. Half of
+/// what was unread is still there then, so nobody waits for it.
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Engine {
@@ -39,7 +39,7 @@ impl Engine {
         self.stats.aside.store(aside, Ordering::Release);
     }
 
-    /// All that is left stands aside: the next command, if one comes before it is time to look.
+    /// Somebody has to read first: the next command, if one comes before it is time to look.
     /// Otherwise whether no more will come.
     pub(super) fn rest(&self) -> Result<Command, bool> {
         self.commands.recv_timeout(LOOK).map_err(|error| {
@@ -51,7 +51,10 @@ impl Engine {
         })
     }
 
-    pub(super) fn all_stand_aside(&self) -> bool {
-        !self.live.is_empty() && self.live.values().all(Live::is_aside)
+    /// Nothing can be computed until somebody reads: all who are left stand aside, or wait for
+    /// their places.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        let held_up = self.rested && self.flight.is_none() && self.scheduler.running_count() == 0;
+        held_up && self.live.values().any(Live::is_aside)
     }
 }

@@ -32,6 +32,26 @@ pub(super) struct Tenants {
 /// Who is before whom: those in the background come last, then time decides.
 pub(super) type Turn = (bool, u64);
 
+/// All that have something here: how many of theirs run, and what they weigh.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Crowd {
+    running: u64,
+    weights: u64,
+}
+
+impl Crowd {
+    /// Several of it run, and more than its weight would have of all that run.
+    fn has_less_than(self, account: &Account) -> bool {
+        let share = self.running * account.weight();
+        account.running > 1 && account.running as u64 * self.weights > share
+    }
+
+    /// As many of it run as its weight has of all that run, or more.
+    fn has_no_more_than(self, account: &Account) -> bool {
+        account.running as u64 * self.weights >= self.running * account.weight()
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Account {
     tenant: Tenant,
@@ -206,37 +226,34 @@ impl Tenants {
     }
 
     /// Several of it run, and more than its weight would have of all that run.
-    pub fn is_over_share(&self, tenant: u64) -> bool {
-        self.accounts.get(&tenant).is_some_and(self.over_share())
+    pub fn is_over_share(&self, tenant: u64, crowd: Crowd) -> bool {
+        self.accounts.get(&tenant).is_some_and(|a| crowd.has_less_than(a))
     }
 
-    /// Its share runs, or more, and something of it waits all the same.
-    pub fn is_queueing(&self, tenant: u64) -> bool {
+    /// Its share runs, or more, and something of it waits all the same. Not where there are no
+    /// keys: who comes in next is the same tenant's, and behind its queue.
+    pub fn is_queueing(&self, tenant: u64, crowd: Crowd) -> bool {
         let account = self.accounts.get(&tenant).filter(|a| !a.waiting.is_empty());
-        let (running, weights) = self.running_and_weights();
-        account.is_some_and(|a| a.running as u64 * weights >= running * a.weight())
+        let has_keys = tenant != Tenant::default().id || self.accounts.len() > 1;
+        has_keys && account.is_some_and(|a| crowd.has_no_more_than(a))
     }
 
     /// How many may come in soon, less those in the background and of tenants that have more than
     /// their share; with the prompts that run.
     pub fn waiting_in_share<'a>(&self, begun: impl Iterator<Item = &'a Sequence>) -> usize {
-        let over_share = self.over_share();
-        let in_share = |a: &&Account| !a.tenant.background && !over_share(a);
+        let crowd = self.crowd();
+        let in_share = |a: &&Account| !a.tenant.background && !crowd.has_less_than(a);
         let open = self.accounts.values().filter(|a| a.is_open());
         let waiting: usize = open.filter(in_share).map(|a| a.waiting.len()).sum();
         let begun = begun.filter_map(|s| self.accounts.get(&s.tenant.id)).filter(in_share);
         waiting + begun.count()
     }
 
-    fn over_share(&self) -> impl Fn(&Account) -> bool + use<> {
-        let (running, weights) = self.running_and_weights();
-        move |a| a.running > 1 && a.running as u64 * weights > running * a.weight()
-    }
-
-    /// Of all that have something here.
-    fn running_and_weights(&self) -> (u64, u64) {
+    /// All that have something here.
+    pub fn crowd(&self) -> Crowd {
         let active = || self.accounts.values().filter(|a| a.is_active());
-        (active().map(|a| a.running as u64).sum(), active().map(Account::weight).sum())
+        let running = active().map(|a| a.running as u64).sum();
+        Crowd { running, weights: active().map(Account::weight).sum() }
     }
 
     /// The tenant that has to give a sequence back when blocks run out: one in the background, or

@@ -2,6 +2,7 @@
 
 use super::tests::{proposal, scheduler, sequence, show, step, text};
 use super::*;
+use crate::types::Tenant;
 
 #[test]
 fn a_step_is_scheduled_while_another_one_flies() {
@@ -46,4 +47,35 @@ fn nobody_is_sent_back_while_rows_fly() {
     s.update(&second, &[], 0.0);
     let third = s.schedule(Duration::ZERO, &[], &());
     assert_eq!((show(&third).as_str(), third.preempted), ("0:8+1!", vec![SeqId(1)]));
+}
+
+#[test]
+fn a_first_token_waits_for_no_answer_of_a_greedy_tenant_in_flight_either() {
+    let of = |tenant, id| NewSequence {
+        tenant: Tenant { id: tenant, ..Tenant::default() },
+        ..sequence(id, 5)
+    };
+    let mut s = scheduler(100, 64, 8);
+    let greedy: Vec<SeqId> = (0..4).map(SeqId).collect();
+    greedy.iter().for_each(|id| s.add(of(1, id.0)));
+    let tokens: Vec<_> = greedy.iter().map(|&id| (id, 9)).collect();
+    // What a step costs before its first row is learned from a short one.
+    let mut flies = s.schedule(Duration::ZERO, &[], &());
+    s.launch(&flies, &greedy);
+    let mut shown = Vec::new();
+    for i in 0..8 {
+        let next = s.schedule(Duration::ZERO, &[], &());
+        s.launch(&next, &greedy);
+        let moved = flies.entries.iter().filter_map(|e| tokens.iter().find(|t| t.0 == e.id));
+        let moved: Vec<_> = moved.copied().collect();
+        s.update(&flies, &moved, if i == 0 { 4.0 } else { 20.0 });
+        s.check().unwrap();
+        shown.push(show(&next));
+        flies = next;
+        if i == 4 {
+            s.add(of(2, 7));
+        }
+    }
+    assert_eq!(shown[5], "7:0+5!", "{shown:?}");
+    assert!(shown[6].starts_with("0:") && shown[6].contains("3:"), "{shown:?}");
 }

@@ -158,11 +158,12 @@ impl Scheduler {
     /// earlier one reads or writes.
     pub fn launch(&mut self, batch: &Batch, go_on: &[SeqId]) {
         let go_on: BTreeSet<SeqId> = go_on.iter().copied().collect();
+        let step = self.steps + 1 + u64::from(self.flies());
         for entry in &batch.entries {
             let Some(place) = self.place(entry.id) else { continue };
             let goes_on = entry.samples && go_on.contains(&entry.id);
             self.running[place].launch(entry, goes_on);
-            self.running[place].moved = self.steps + 1;
+            self.running[place].moved = step;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::fair::Turn;
+use super::fair::{Crowd, Turn};
 use super::{Batch, Found, Later, Scheduler, Sequence};
 use crate::types::{Priority, SeqId};
 
@@ -22,6 +22,7 @@ pub(super) struct Shares {
     queueing: usize,
     /// When the first prompt was due that ends in this step.
     first: Option<Turn>,
+    crowd: Crowd,
 }
 
 /// The first of the waiting room.
@@ -45,9 +46,9 @@ impl Scheduler {
             begun.into_iter().chain(first.map(|(due, _)| due)).min()
         };
         let least = if self.pace.are_heavy(answers) { first_due() } else { None };
-        let foreground = self.tenants.in_foreground();
+        let (foreground, crowd) = (self.tenants.in_foreground(), self.tenants.crowd());
         let is_slow = |s: &&Sequence| {
-            let greedy = least.is_some_and(|least| self.is_greedy(s.tenant.id, least));
+            let greedy = least.is_some_and(|least| self.is_greedy(s.tenant.id, least, crowd));
             s.is_answer() && (greedy || s.tenant.background && foreground)
         };
         let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
@@ -59,8 +60,8 @@ impl Scheduler {
     }
 
     /// The tenant has more than its share, and had its turn when this was due.
-    fn is_greedy(&self, tenant: u64, due: Turn) -> bool {
-        self.tenants.turn(tenant) > due && self.tenants.is_over_share(tenant)
+    fn is_greedy(&self, tenant: u64, due: Turn, crowd: Crowd) -> bool {
+        self.tenants.turn(tenant) > due && self.tenants.is_over_share(tenant, crowd)
     }
 
     /// What prompts may have of a step, by whose they are: in one with so many of all `answers`.
@@ -70,26 +71,27 @@ impl Scheduler {
             background: if self.tenants.in_foreground() { BACKGROUND_ROWS } else { usize::MAX },
             queueing: self.pace.spread_rows(batch.answers, free),
             first: None,
+            crowd: self.tenants.crowd(),
         }
     }
 
     /// Rows that the prompts of a tenant may still have. A first token of somebody with less does
     /// not wait for any of one who has too much.
     pub(super) fn bound(&self, shares: &Shares, tenant: u64) -> usize {
-        if shares.first.is_some_and(|due| self.is_greedy(tenant, due)) {
+        if shares.first.is_some_and(|due| self.is_greedy(tenant, due, shares.crowd)) {
             return 0;
         }
         let (in_background, _) = self.tenants.turn(tenant);
         let background = if in_background { shares.background } else { usize::MAX };
-        let queueing = if self.tenants.is_queueing(tenant) { shares.queueing } else { usize::MAX };
-        background.min(queueing)
+        let queueing = self.tenants.is_queueing(tenant, shares.crowd);
+        background.min(if queueing { shares.queueing } else { usize::MAX })
     }
 
     /// The prompt at `place` has these.
     pub(super) fn take(&self, shares: &mut Shares, place: usize, due: Turn, rows: usize) {
         let seq = &self.running[place];
         shares.background = shares.background.saturating_sub(if due.0 { rows } else { 0 });
-        let queueing = self.tenants.is_queueing(seq.tenant.id);
+        let queueing = self.tenants.is_queueing(seq.tenant.id, shares.crowd);
         shares.queueing = shares.queueing.saturating_sub(if queueing { rows } else { 0 });
         if rows == seq.todo() {
             shares.first.get_or_insert(due);
@@ -103,9 +105,16 @@ impl Scheduler {
             return;
         };
         let last = self.steps + u64::from(self.flies());
+        let stands = |id| {
+            let seq = self.running(id).filter(|s| s.moved >= last);
+            seq.is_some_and(|s| self.is_greedy(s.tenant.id, due, shares.crowd))
+        };
+        // What is behind the answers may have become one since, and ends in this step.
+        let mut left = batch.answers;
         batch.entries.retain(|entry| {
-            let seq = self.running(entry.id).filter(|s| s.is_answer() && s.moved >= last);
-            let stands = seq.is_some_and(|s| self.is_greedy(s.tenant.id, due));
+            let is_answer = left > 0;
+            left -= usize::from(is_answer);
+            let stands = is_answer && stands(entry.id);
             batch.answers -= usize::from(stands);
             !stands
         });

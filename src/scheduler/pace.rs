@@ -23,7 +23,7 @@ pub(super) struct Pace {
     row_ms: Option<f64>,
     /// What a proposed row adds; `None` before the first one.
     proposed_ms: Option<f64>,
-    /// No step took less: it costs that before its first row, or less.
+    /// Hardly a step took less lately: it costs that before its first row, or less.
     least_ms: f64,
 }
 
@@ -31,6 +31,8 @@ pub(super) struct Pace {
 const FIRST_ROWS: usize = 64;
 /// A prompt is never cut smaller than this, so that it always arrives.
 const ROWS_MIN: usize = 16;
+/// Fewer of them, and nothing else, say what a step costs and not what a row does.
+const ROWS_TELLING: usize = 4 * ROWS_MIN;
 /// A prompt that waits in line with others takes as long in a step as so many answers.
 const SPREAD: usize = 8;
 /// Where no answer waits, only newcomers do, and a longer step computes a little faster.
@@ -58,6 +60,8 @@ const TELLING: f64 = 8.0;
 /// With every step without any, what they cost is believed a little less: a guess that was too high
 /// would never be corrected.
 const FORGET: f64 = 0.998;
+/// With every step the least that one took is believed a little less: a clock may be wrong once.
+const DEARER: f64 = 1.01;
 /// One step changes a guess at most as if it had been this much longer than expected.
 const SURPRISE_MAX: f64 = 2.0;
 
@@ -137,11 +141,12 @@ impl Pace {
     pub fn learn(&mut self, answers: usize, proposed: usize, prompt_rows: usize, took_ms: f64) {
         let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
         if answers + proposed + prompt_rows > 0 {
-            self.least_ms = self.least_ms.min(took_ms);
+            self.least_ms = took_ms.min(self.least_ms * DEARER);
         }
         match (prompt_rows, self.row_ms) {
             // Of a few rows most is what the step would have cost without them.
-            (rows, _) if answers == 0 && rows < ROWS_MIN => {}
+            (rows, None) if answers == 0 && rows < ROWS_MIN => {}
+            (rows, Some(_)) if answers == 0 && rows < ROWS_TELLING => {}
             (0, _) if proposed > 0 => self.learn_proposed(answers, proposed, took_ms),
             (0, _) => {
                 self.answers_ms = nearer(self.expected_ms(answers), took_ms);

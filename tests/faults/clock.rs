@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
-use crate::server::{self, Server, chat, long_stream};
+use crate::server::{self, Server, chat, key, long_stream};
 use crate::{CHAT, QUESTION};
 
 const DAY: i64 = 86_400;
@@ -124,13 +124,9 @@ async fn the_clock_on_the_wall_may_jump() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_do_not_follow_the_clock_on_the_wall_and_dates_do() {
     let (clock, folder) = (Clock::new(), folder());
-    let key = |more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-        command.args(["keys", "create", "--name", "a", "--data-dir"]);
-        let output = command.arg(folder.path().join("data")).args(more).output().expect("a key");
-        String::from_utf8(output.stdout).expect("a key").trim().to_owned()
-    };
-    let (limited, dated) = (key(&["--requests-per-min", "6"]), key(&["--expires", "12h"]));
+    let data = folder.path().join("data");
+    let limited = key(&data, &["--requests-per-min", "6"]);
+    let dated = key(&data, &["--expires", "12h"]);
     let server = clock.start(folder, &[]);
     let ask = async |key: &str| {
         let bearer = format!("Bearer {key}");

@@ -247,6 +247,14 @@ pub(crate) fn command(data: &Path, extra: &[&str]) -> Command {
     command
 }
 
+/// A new key.
+pub(crate) fn key(data: &Path, more: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    command.args(["keys", "create", "--name", "a", "--data-dir"]);
+    let output = command.arg(data).args(more).output().expect("a key");
+    String::from_utf8(output.stdout).expect("a key").trim().to_owned()
+}
+
 /// The same command in a network of its own.
 pub(crate) fn apart(command: &Command) -> Command {
     let mut apart = Command::new("unshare");

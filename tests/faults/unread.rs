@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 
 use crate::http::{self, Answer, Pending};
 use crate::readers::{all_stand_aside, large_stream, narrow};
-use crate::server::{Server, chat, long_stream, text};
+use crate::server::{Server, chat, command, key, long_stream, text};
 use crate::{CHAT, QUESTION};
 
 /// Asks with a key, over a connection that takes little.
@@ -74,6 +74,29 @@ async fn what_a_key_leaves_unread_takes_places_in_the_queue() {
     server.is_idle().await;
     server.becomes("hearth_requests_unread", 0.0).await;
     assert_eq!(said(greedy("two").await), before);
+    server.is_well().await;
+}
+
+/// A key that may run two at once has two that nobody reads, and six that wait for them: there is
+/// nothing to do, and nothing is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_readers_takes_no_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, log) = (folder.path().join("data"), folder.path().join("log"));
+    let key = key(&data, &["--max-running", "2"]);
+    let server = Server::spawn(command(&data, &[]), folder, &log);
+    let unread = ask(server.address, &key, &large_stream()).await;
+    server.becomes("hearth_requests_aside", 2.0).await;
+    server.becomes("hearth_requests_waiting", 6.0).await;
+    let before = server.cpu_ms();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let busy_ms = server.cpu_ms() - before;
+    assert!(busy_ms < 400, "{busy_ms} of 2000 ms");
+    assert_eq!(server.metric("hearth_requests_aside").await, 2.0);
+    // The others have their turn when it is read.
+    let answer = unread.answer().await;
+    assert_eq!((answer.status, answer.body.matches("\"finish_reason\":\"").count()), (200, 8));
+    server.is_idle().await;
     server.is_well().await;
 }
 

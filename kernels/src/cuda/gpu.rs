@@ -74,13 +74,23 @@ const FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs
 /// What cuBLAS may use; what its documentation advises for Hopper.
 const BLAS_WORKSPACE: usize = 32 << 20;
 
+/// Kernels compiled for this, or newer, have `grid_wait` (common.cuh). As the driver counts.
+const WAITS: i32 = 90;
+
+/// A kernel, the shared memory that it may have, and whether it waits for those before it.
+struct Loaded {
+    function: CudaFunction,
+    shared: u32,
+    waits: bool,
+}
+
 /// One device. Work is asked for from one thread at a time.
 pub struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     modules: Vec<Arc<CudaModule>>,
     /// With the dynamic shared memory that each may use.
-    functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
+    functions: Mutex<HashMap<&'static str, Loaded>>,
     pub(super) blas: CudaBlas,
     pub(super) arena: Arc<Arena>,
     /// Where the numbers of a batch are on their way through.
@@ -211,7 +221,7 @@ impl Gpu {
         let ids = AtomicU64::new(0);
         // For comparisons: HEARTH_CUDA_OVERLAP=0 has each kernel begin when the last has ended.
         let wanted = std::env::var("HEARTH_CUDA_OVERLAP").map_or(true, |value| value != "0");
-        let overlaps = wanted && context.compute_capability()?.0 >= 9;
+        let overlaps = wanted && context.compute_capability()?.0 >= WAITS / 10;
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_most = usize::try_from(context.attribute(optin)?).unwrap_or(48 << 10);
         let ended = Buffer::new(&context, 4 * ENDED)?;
@@ -305,7 +315,7 @@ impl Gpu {
         if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
             return Ok(());
         }
-        let function = self.function(name, grid.shared)?;
+        let (function, waits) = self.function(name, grid.shared)?;
         let params = params.as_mut_ptr();
         self.context.bind_to_thread()?;
         let mut attributes = [overlap()];
@@ -319,7 +329,7 @@ impl Gpu {
             sharedMemBytes: grid.shared,
             hStream: self.stream.cu_stream(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::from(self.overlaps),
+            numAttrs: u32::from(self.overlaps && waits),
         };
         // SAFETY: by the contract of this function. A kernel that begins early waits for those
         // before it (`grid_wait` in common.cuh).
@@ -327,21 +337,27 @@ impl Gpu {
         Ok(())
     }
 
-    fn function(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+    /// A kernel that may have so much shared memory, and whether it waits for those before it.
+    fn function(&self, name: &'static str, shared: u32) -> Result<(sys::CUfunction, bool)> {
+        use sys::CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_MOST,
+            CU_FUNC_ATTRIBUTE_PTX_VERSION as COMPILED_FOR,
+        };
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if !functions.contains_key(name) {
             let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
             let missing = || Error::Missing(format!("there is no CUDA kernel `{name}`"));
-            functions.insert(name, (found.ok_or_else(missing)?, 48 << 10));
+            let function = found.ok_or_else(missing)?;
+            // A newer device compiles the text of an older one, in which nothing waits.
+            let waits = function.get_attribute(COMPILED_FOR)? >= WAITS;
+            functions.insert(name, Loaded { function, shared: 48 << 10, waits });
         }
-        let (function, allowed) = functions.get_mut(name).expect("put above; this is a bug");
-        if shared > *allowed {
-            let largest =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(largest, shared as i32)?;
-            *allowed = shared;
+        let loaded = functions.get_mut(name).expect("put above; this is a bug");
+        if shared > loaded.shared {
+            loaded.function.set_attribute(SHARED_MOST, shared as i32)?;
+            loaded.shared = shared;
         }
-        Ok(function.cu_function())
+        Ok((loaded.function.cu_function(), loaded.waits))
     }
 
     /// Memory with a copy of some numbers.

@@ -33,8 +33,9 @@ pub(super) struct Parcels(Mutex<Vec<Room>>);
 #[derive(Default)]
 pub(super) struct Outgoing(Mutex<VecDeque<Room>>);
 
-/// Rooms that are kept: of two passes, tokens and logits of each.
-const KEPT: usize = 4;
+/// Rooms that are kept: of two passes, tokens and logits of each, and of as many tokens that are
+/// chosen apart. To make one takes locks of the driver's.
+const KEPT: usize = 64;
 /// Numbers of the smallest room.
 const LEAST: usize = 1024;
 
@@ -117,9 +118,18 @@ impl Gpu {
         // SAFETY: the buffer is as long, and the room is not written again before the mark behind
         // this copy.
         unsafe { result::memcpy_htod_async(buffer.at(0), memory, self.stream.cu_stream())? };
-        room.there.record(&self.stream)?;
+        self.mark(&room)?;
         self.outgoing.give(room);
         Ok(buffer)
+    }
+
+    /// A mark behind the copy of a room; where there is none, the copy is waited for.
+    fn mark(&self, room: &Room) -> Result<()> {
+        if let Err(error) = room.there.record(&self.stream) {
+            self.stream.synchronize()?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// Asks for numbers from the device, or for nothing but the end of what was asked for before.
@@ -132,7 +142,7 @@ impl Gpu {
             // neither read, nor freed, before the mark behind this copy.
             unsafe { result::memcpy_dtoh_async(out, from, self.stream.cu_stream())? };
         }
-        room.there.record(&self.stream)?;
+        self.mark(&room)?;
         Ok(Parcel { room: Some(room), len, home: Arc::clone(&self.parcels) })
     }
 
