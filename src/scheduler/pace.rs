@@ -23,8 +23,9 @@ pub(super) struct Pace {
     row_ms: Option<f64>,
     /// What a proposed row adds; `None` before the first one.
     proposed_ms: Option<f64>,
-    /// Hardly a step took less lately: it costs that before its first row, or less.
-    least_ms: f64,
+    /// The shortest steps of all, the longest of these first: so many took no longer, so a step
+    /// costs no more than that before its first row. One alone may be a clock's mistake.
+    least_ms: [f64; 4],
 }
 
 /// Rows of the very first prompt, of which nothing is known.
@@ -60,14 +61,12 @@ const TELLING: f64 = 8.0;
 /// With every step without any, what they cost is believed a little less: a guess that was too high
 /// would never be corrected.
 const FORGET: f64 = 0.998;
-/// With every step the least that one took is believed a little less: a clock may be wrong once.
-const DEARER: f64 = 1.01;
 /// One step changes a guess at most as if it had been this much longer than expected.
 const SURPRISE_MAX: f64 = 2.0;
 
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
-        let (answers_ms, answers, least_ms) = (0.0, 0.0, f64::INFINITY);
+        let (answers_ms, answers, least_ms) = (0.0, 0.0, [f64::INFINITY; 4]);
         Self { target_ms, answers_ms, answers, row_ms: None, proposed_ms: None, least_ms }
     }
 
@@ -114,7 +113,7 @@ impl Pace {
     /// So many answers add more to a step than one costs that holds them alone, and are no heavy
     /// load.
     pub fn is_cheap_apart(&self, answers: usize) -> bool {
-        2.0 * self.least_ms < self.expected_ms(answers) && !self.are_heavy(answers)
+        2.0 * self.least_ms[0] < self.expected_ms(answers) && !self.are_heavy(answers)
     }
 
     /// So many answers take so much of the target that prompts come forward slowly.
@@ -141,7 +140,8 @@ impl Pace {
     pub fn learn(&mut self, answers: usize, proposed: usize, prompt_rows: usize, took_ms: f64) {
         let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
         if answers + proposed + prompt_rows > 0 {
-            self.least_ms = took_ms.min(self.least_ms * DEARER);
+            self.least_ms[0] = took_ms.min(self.least_ms[0]);
+            self.least_ms.sort_unstable_by(|a, b| b.total_cmp(a));
         }
         match (prompt_rows, self.row_ms) {
             // Of a few rows most is what the step would have cost without them.
@@ -281,11 +281,13 @@ mod tests {
     #[test]
     fn answers_are_cheap_apart_where_a_step_costs_little_without_them() {
         let mut pace = Pace::new(100.0);
-        (0..3).for_each(|_| pace.learn(30, 0, 0, 15.0));
+        (0..4).for_each(|_| pace.learn(30, 0, 0, 15.0));
         assert!(!pace.is_cheap_apart(30), "no step was shorter");
         pace.learn(30, 0, 40, 60.0);
         pace.learn(0, 0, 0, 0.0); // nothing was computed
         assert!(!pace.is_cheap_apart(30));
+        (0..3).for_each(|_| pace.learn(0, 0, 20, 5.0));
+        assert!(!pace.is_cheap_apart(30), "too few to be believed");
         pace.learn(0, 0, 20, 5.0);
         assert!(pace.is_cheap_apart(30) && !pace.is_cheap_apart(1));
         (0..9).for_each(|_| pace.learn(30, 0, 0, 50.0));

@@ -106,6 +106,20 @@ unsafe fn run_tile<const ROWS: usize>(
     }
 }
 
+/// Calls `add!(first, rows)` for groups of two to four of at least two rows: none is left alone.
+macro_rules! by_rows {
+    ($count:expr, $add:ident) => {{
+        let mut r = 0;
+        while r < $count {
+            r += match $count - r {
+                2 => $add!(r, 2),
+                3 | 5 => $add!(r, 3),
+                _ => $add!(r, 4),
+            };
+        }
+    }};
+}
+
 /// Blocks of 32; `OFFSET` 0 means that there is a minimum.
 ///
 /// # Safety
@@ -174,14 +188,7 @@ unsafe fn blocks<
                     $rows
                 }};
             }
-            let mut r = 0;
-            while r < count {
-                r += match count - r {
-                    2 => add!(r, 2),
-                    3 | 5 => add!(r, 3),
-                    _ => add!(r, 4),
-                };
-            }
+            by_rows!(count, add);
         }
     }
     // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
@@ -253,27 +260,12 @@ unsafe fn supers<
                 macro_rules! add {
                     ($r:expr, $rows:literal) => {{
                         let dots = dots::<LO, HI, OFFSET, SUB, $rows, 2>(&w, x.skip($r));
-                        for (i, dots) in dots.into_iter().enumerate() {
-                            for half in 0..2 {
-                                let mut dot = dots[half];
-                                if OFFSET == SIGNED {
-                                    let scale = _mm256_srai_epi32::<16>(scale[0][half]);
-                                    dot = _mm256_mullo_epi32(dot, scale);
-                                }
-                                add_step(&mut isum[$r + i], half, step == 0, dot);
-                            }
-                        }
+                        let isum = &mut isum[$r..$r + $rows];
+                        add_steps::<OFFSET, $rows>(isum, &scale[0], step == 0, dots);
                         $rows
                     }};
                 }
-                let mut r = 0;
-                while r < count {
-                    r += match count - r {
-                        2 => add!(r, 2),
-                        3 | 5 => add!(r, 3),
-                        _ => add!(r, 4),
-                    };
-                }
+                by_rows!(count, add);
             }
             let done = OFFSET == SIGNED || ROWS == ROWS_MAX && is_biased(OFFSET, SUB);
             add_super::<OFFSET, SUB>(job, scales, at, done, isum, &mut acc[..count]);
@@ -294,6 +286,30 @@ unsafe fn add_step(isum: &mut MaybeUninit<[__m256i; 2]>, half: usize, first: boo
     unsafe {
         let isum = isum.as_mut_ptr().cast::<__m256i>().add(half);
         isum.write(if first { dot } else { _mm256_add_epi32(isum.read(), dot) });
+    }
+}
+
+/// Adds a step of some rows; scales of signed bytes are multiplied here.
+///
+/// # Safety
+/// As [`add_step`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_steps<const OFFSET: i32, const ROWS: usize>(
+    isum: &mut [MaybeUninit<[__m256i; 2]>],
+    scale: &[__m256i; 2],
+    first: bool,
+    dots: [[__m256i; 2]; ROWS],
+) {
+    for (isum, dots) in isum.iter_mut().zip(dots) {
+        for half in 0..2 {
+            let mut dot = dots[half];
+            if OFFSET == SIGNED {
+                dot = _mm256_mullo_epi32(dot, _mm256_srai_epi32::<16>(scale[half]));
+            }
+            // SAFETY: the caller's promise.
+            unsafe { add_step(isum, half, first, dot) };
+        }
     }
 }
 
