@@ -88,7 +88,7 @@ impl Engine {
     /// to fetch what sequences wait for.
     pub(super) fn exchange(&mut self, batch: &Batch) {
         self.rested = batch.entries.is_empty();
-        let Some(floor) = &self.floor else { return };
+        let Some(floor) = &mut self.floor else { return };
         for forgotten in batch.forgotten.iter().rev() {
             floor.spill(forgotten, |out| self.runner.export(forgotten.block, out));
         }
@@ -116,23 +116,28 @@ impl Engine {
             self.scheduler.keep_again();
         }
         let block = floor.has_time().then(|| self.scheduler.next_unkept()).flatten();
-        if let Some(block) = &block {
-            floor.spill(block, |out| self.runner.export(block.block, out));
-        }
+        let taken = block.is_some_and(|block| {
+            let taken = floor.keep(&block, |out| self.runner.export(block.block, out));
+            if !taken {
+                self.scheduler.put_back(&block);
+            }
+            taken
+        });
         self.stats.kv_unkept.store(self.scheduler.unkept_count(), Ordering::Release);
-        block.is_some()
+        taken
     }
 
     /// The next command, or whether no more will come. Meanwhile what is worth a file goes there.
     pub(super) fn idle(&mut self) -> Result<Command, bool> {
         loop {
+            // Before it is asked what failed: what fails after that is still on its way here.
+            let sent = self.sent_count();
             let kept = catch_unwind(AssertUnwindSafe(|| self.keep_one()));
             let kept = kept.unwrap_or_else(|panic| {
                 self.start_over(&panic_message(&*panic));
                 false
             });
-            let (unkept, sent) = (self.scheduler.unkept_count(), self.sent_count());
-            let patience = match (kept, unkept, sent) {
+            let patience = match (kept, self.scheduler.unkept_count(), sent) {
                 (true, ..) => Duration::ZERO,
                 (false, 0, 0) => return self.commands.recv().map_err(|_| true),
                 (false, _, 0) => LOOK_RARELY,

@@ -3,12 +3,12 @@
 //!
 //! Two threads: one writes, one reads. The engine copies a block out before it is overwritten, into
 //! one of a fixed number of buffers; where none is free, the block is dropped and counted. Those
-//! that do not have to go yet take half of the buffers. A second after it was written a file is
-//! flushed. What was read waits in a channel of few places, and the engine takes as much of it in a
-//! step as it may. Deliberately absent: which blocks go and who waits for which: that is the
-//! scheduler's.
+//! that do not have to go yet take half of the buffers. A file is flushed a second after it was
+//! written, when nothing is to be written. What was read waits in a channel of few places, and the
+//! engine takes as much of it in a step as it may. Deliberately absent: which blocks go and who
+//! waits for which: that is the scheduler's.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,8 +36,10 @@ pub(super) const LOAD_BLOCKS_MIN: usize = 2;
 pub(super) const KEEP_BLOCKS_MIN: usize = 16;
 /// A file is flushed when it is so old: what leaves sooner need not be,
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
-/// and so many at a time, since blocks may wait to be written.
+/// and so many at a time, since blocks may wait to be written,
 const FLUSH_FILES: usize = 16;
+/// which come first until so many files wait.
+const FRESH_FILES: usize = 256;
 /// Scopes whose roots are remembered.
 const ROOTS_MAX: usize = 4096;
 /// What is in memory at the end is sent away for so long,
@@ -49,8 +51,14 @@ const END_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Floor {
     shared: Arc<Shared>,
     roots: HashMap<CacheScope, Digest>,
+    /// Scopes whose blocks could not be named; at most as many.
+    rootless: HashSet<CacheScope>,
+    /// One of them can be named again.
+    named: bool,
     /// Empty buffers.
     free: Receiver<Vec<u8>>,
+    /// One that was taken and not filled.
+    spare: Option<Vec<u8>>,
     buffer_count: usize,
     /// Writes that had failed when it was asked last.
     failures: u64,
@@ -80,6 +88,59 @@ struct Spill {
     shared: bool,
     /// `None` where its file is to be told that it was used.
     payload: Option<Vec<u8>>,
+    /// Let go last.
+    _sent: Sent,
+}
+
+/// A block is on its way, whatever becomes of it and of who has it.
+struct Sent(Arc<Stats>);
+
+impl Sent {
+    fn new(stats: &Arc<Stats>) -> Self {
+        stats.kv_sent.fetch_add(1, Ordering::Release);
+        Self(Arc::clone(stats))
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.0.kv_sent.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Files that are not flushed, and since when; counted as long as they are here.
+struct Fresh<'a> {
+    shared: &'a Shared,
+    files: VecDeque<(Instant, Name)>,
+}
+
+impl Fresh<'_> {
+    fn add(&mut self, name: Name) {
+        self.shared.stats.kv_unflushed.fetch_add(1, Ordering::Release);
+        self.files.push_back((Instant::now(), name));
+    }
+
+    /// How long it is until the first one is to be flushed.
+    fn due(&self) -> Option<Duration> {
+        self.files.front().map(|(since, _)| FLUSH_AFTER.saturating_sub(since.elapsed()))
+    }
+
+    /// Flushes some of those that are so old.
+    fn flush(&mut self, age: Duration) {
+        let old = self.files.iter().take_while(|(since, _)| since.elapsed() >= age);
+        let old: Vec<Name> = old.take(FLUSH_FILES).map(|(_, name)| *name).collect();
+        if !old.is_empty() {
+            self.shared.shelf.flush(&old);
+            self.files.drain(..old.len());
+            self.shared.stats.kv_unflushed.fetch_sub(old.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        self.shared.stats.kv_unflushed.fetch_sub(self.files.len(), Ordering::Relaxed);
+    }
 }
 
 struct Job {
@@ -124,61 +185,97 @@ impl Floor {
         let reading = Arc::clone(&shared);
         let reader = thread::Builder::new().name("hearth-kv-read".into());
         let reader = reader.spawn(move || reading.read(&jobs, &arrive))?;
-        let (roots, failures) = (HashMap::new(), 0);
-        let threads = (writer, reader);
-        Ok(Self { shared, roots, free, buffer_count, failures, spills, loads, arrivals, threads })
+        Ok(Self {
+            shared,
+            roots: HashMap::new(),
+            rootless: HashSet::new(),
+            named: false,
+            free,
+            spare: None,
+            buffer_count,
+            failures: 0,
+            spills,
+            loads,
+            arrivals,
+            threads: (writer, reader),
+        })
     }
 
     /// A sequence of this scope is here; so its blocks can be named.
     pub fn know(&mut self, scope: CacheScope, adapter: Option<Digest>) {
+        if self.roots.contains_key(&scope) {
+            return;
+        }
         if self.roots.len() >= ROOTS_MAX {
             self.roots.clear(); // what runs is not loaded or spilled until it is known again
         }
-        self.roots.entry(scope).or_insert_with(|| self.shared.model.root(scope, adapter));
+        self.roots.insert(scope, self.shared.model.root(scope, adapter));
+        self.named |= self.rootless.remove(&scope);
     }
 
-    /// Sends a block away, unless it is there. `export` copies it.
-    pub fn spill(&self, block: &Forgotten, export: impl FnOnce(&mut Vec<u8>) -> bool) {
+    /// Sends a block away that has to go, unless it is there. `export` copies it.
+    pub fn spill(&mut self, block: &Forgotten, export: impl FnOnce(&mut Vec<u8>) -> bool) {
         self.spill_within(block, Duration::ZERO, export);
     }
 
-    /// The same, waiting so long for a buffer.
+    /// The same, waiting so long for a buffer; where there is none, it is lost.
     fn spill_within(
-        &self,
+        &mut self,
         block: &Forgotten,
         patience: Duration,
         export: impl FnOnce(&mut Vec<u8>) -> bool,
     ) {
+        if !self.takes(block, patience, export) {
+            self.shared.stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends a block away that does not have to go yet. False where it was not taken and may be
+    /// tried again. One that cannot be named is not waited for: [`Floor::has_failed`] says so when
+    /// it can.
+    pub fn keep(&mut self, block: &Forgotten, export: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        if self.roots.contains_key(&block.scope) {
+            return self.takes(block, Duration::ZERO, export);
+        }
+        if self.rootless.len() < ROOTS_MAX {
+            self.rootless.insert(block.scope);
+        }
+        true
+    }
+
+    /// Whether a block is there, or on its way.
+    fn takes(
+        &mut self,
+        block: &Forgotten,
+        patience: Duration,
+        export: impl FnOnce(&mut Vec<u8>) -> bool,
+    ) -> bool {
         let &Forgotten { block: _, scope, before, depth, ref text, shared } = block;
-        let stats = &self.shared.stats;
-        let dropped = || {
-            stats.kv_dropped.fetch_add(1, Ordering::Relaxed);
-        };
-        let Some(&root) = self.roots.get(&scope) else { return dropped() };
+        let Some(&root) = self.roots.get(&scope) else { return false };
         let name = Name::new(self.shared.model, root, before.then(text));
         let payload = match self.shared.shelf.touch(&name, depth, shared) {
-            Found::Yes => return,
+            Found::Yes => return true,
+            // The disk has enough to do; without being told, a file goes earlier.
+            Found::Stale if self.sent_count() >= self.buffer_count => return true,
             Found::Stale => None,
             Found::No => {
-                let Ok(mut payload) = self.free.recv_timeout(patience) else { return dropped() };
+                let free = || self.free.recv_timeout(patience).ok();
+                let Some(mut payload) = self.spare.take().or_else(free) else { return false };
                 payload.clear();
                 if !export(&mut payload) {
-                    return dropped();
+                    self.spare = Some(payload);
+                    return false;
                 }
                 Some(payload)
             }
         };
-        stats.kv_sent.fetch_add(1, Ordering::Release);
-        let spill = Spill { root, before, depth, text: text.clone(), shared, payload };
-        if self.spills.send(spill).is_err() {
-            stats.kv_sent.fetch_sub(1, Ordering::Relaxed);
-            dropped();
-        }
+        let (text, _sent) = (text.clone(), Sent::new(&self.shared.stats));
+        self.spills.send(Spill { root, before, depth, text, shared, payload, _sent }).is_ok()
     }
 
-    /// Blocks on their way to the disk.
+    /// Blocks on their way to the disk. Where there were none, all writes that failed are counted.
     pub fn sent_count(&self) -> usize {
-        self.shared.stats.kv_sent.load(Ordering::Relaxed)
+        self.shared.stats.kv_sent.load(Ordering::Acquire)
     }
 
     /// Whether a block may be sent that does not have to go yet.
@@ -186,10 +283,12 @@ impl Floor {
         2 * self.sent_count() < self.buffer_count && !self.shared.shelf.is_paused()
     }
 
-    /// Writes have failed since this was asked last: blocks that were sent may be lost.
+    /// Writes have failed since this was asked last, or blocks can be named that could not:
+    /// blocks that were sent may be lost.
     pub fn has_failed(&mut self) -> bool {
         let failures = self.shared.stats.kv_spill_failures.load(Ordering::Relaxed);
-        std::mem::replace(&mut self.failures, failures) != failures
+        let named = std::mem::take(&mut self.named);
+        std::mem::replace(&mut self.failures, failures) != failures || named
     }
 
     /// Begins to fetch.
@@ -211,7 +310,7 @@ impl Floor {
 
     /// The end: sends away all that is given, and waits until it is written, as far as time allows.
     pub fn put_away(
-        self,
+        mut self,
         blocks: impl Iterator<Item = Forgotten>,
         export: impl Fn(&Forgotten, &mut Vec<u8>) -> bool,
     ) {
@@ -252,37 +351,33 @@ impl Kept for Option<Floor> {
 }
 
 impl Shared {
-    /// The thread that writes.
+    /// The thread that writes. To flush is for when nothing is to be written.
     fn write(&self, spills: &Receiver<Spill>, give_back: &Sender<Vec<u8>>) {
-        // What is not flushed, and since when.
-        let mut fresh: VecDeque<(Instant, Name)> = VecDeque::new();
+        let mut fresh = Fresh { shared: self, files: VecDeque::new() };
         loop {
-            let due = fresh.front().map(|(since, _)| FLUSH_AFTER.saturating_sub(since.elapsed()));
-            let spill = match due {
+            let spill = match fresh.due() {
                 None => spills.recv().map_err(RecvTimeoutError::from),
                 Some(due) => spills.recv_timeout(due),
             };
             match spill {
                 Ok(spill) => {
-                    let written = self.put(spill, give_back);
-                    fresh.extend(written.map(|name| (Instant::now(), name)));
+                    self.put(spill, give_back, &mut fresh);
+                    if fresh.files.len() >= FRESH_FILES {
+                        fresh.flush(Duration::ZERO);
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => fresh.flush(FLUSH_AFTER),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            let old = fresh.iter().take_while(|(since, _)| since.elapsed() >= FLUSH_AFTER);
-            let old = old.take(FLUSH_FILES).count();
-            let old: Vec<Name> = fresh.drain(..old).map(|(_, name)| name).collect();
-            if !old.is_empty() {
-                self.shelf.flush(&old);
-                self.stats.kv_unflushed.fetch_sub(old.len(), Ordering::Relaxed);
-            }
+        }
+        while !fresh.files.is_empty() {
+            fresh.flush(Duration::ZERO);
         }
     }
 
-    /// Writes a block; its name, if there is a new file.
-    fn put(&self, spill: Spill, give_back: &Sender<Vec<u8>>) -> Option<Name> {
-        let Spill { root, before, depth, text, shared, payload } = spill;
+    /// Writes a block.
+    fn put(&self, spill: Spill, give_back: &Sender<Vec<u8>>, fresh: &mut Fresh<'_>) {
+        let Spill { root, before, depth, text, shared, payload, _sent } = spill;
         let label = Label { model: self.model, root, before, depth, text: &text };
         let (name, stats) = (label.name(), &self.stats);
         let put = match &payload {
@@ -299,12 +394,12 @@ impl Shared {
             Put::Failed => Some(&stats.kv_spill_failures),
         };
         counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
-        let written = (put == Put::Written).then_some(name);
         // Counted there before it is not counted here: nobody finds it nowhere.
-        stats.kv_unflushed.fetch_add(usize::from(written.is_some()), Ordering::Release);
-        stats.kv_sent.fetch_sub(1, Ordering::Release);
+        if put == Put::Written {
+            fresh.add(name);
+        }
+        drop(_sent);
         payload.map(|payload| give_back.send(payload)); // the engine may be gone
-        written
     }
 
     /// The thread that reads.
@@ -337,5 +432,45 @@ impl Shared {
     /// A set of numbers is whole whoever panicked beside it.
     fn wanted(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_writer_that_panics_leaves_nothing_that_somebody_waits_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Arc::new(Shelf::open(folder.path(), 1 << 20, String::new()).unwrap());
+        let stats = Arc::new(Stats::default());
+        let floor = Floor::new(shelf, Digest([1; 32]), "layout", [1000, 16], &stats).unwrap();
+        let root = floor.shared.model.root(CacheScope::default(), None);
+        let (spills, to_write) = channel();
+        let spill = || {
+            let (text, _sent) = ([7; 16].into(), Sent::new(&stats));
+            let before = Chain::START;
+            Spill { root, before, depth: 0, text, shared: true, payload: None, _sent }
+        };
+        for _ in 0..3 {
+            spills.send(spill()).unwrap();
+        }
+        let waiting = || [stats.kv_sent.load(Ordering::Relaxed), stats.kv_waiting()];
+        assert_eq!(waiting(), [3, 3]);
+        let writes = || {
+            let mut fresh = Fresh { shared: &floor.shared, files: VecDeque::new() };
+            let _spill: Spill = to_write.recv().unwrap();
+            fresh.add(Name::new(floor.shared.model, root, Chain::START));
+            assert_eq!(waiting(), [3, 4]);
+            panic!("a bug in the writer");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(writes)).is_err());
+        assert_eq!(waiting(), [2, 2]);
+        drop(to_write);
+        assert_eq!(waiting(), [0, 0]);
+        assert!(spills.send(spill()).is_err());
+        assert_eq!(waiting(), [0, 0]);
     }
 }

@@ -8,8 +8,9 @@ use super::adapter_tests::sets;
 use super::handle::{AdapterSet, GenerateRequest};
 use super::tests::*;
 use super::*;
+use crate::kv::{Chain, Forgotten};
 use crate::shelf::{Digest, Shelf};
-use crate::types::CacheScope;
+use crate::types::{BlockId, CacheScope};
 
 const CONTENT: Digest = Digest([1; 32]);
 
@@ -260,4 +261,58 @@ fn written_while_others_run_equals_not() {
     assert!(count(&stats.kv_spilled) >= 12 * (300 / 16), "{stats:?}");
     assert_eq!((count(&stats.kv_dropped), count(&stats.prefix_evictions)), (0, 0));
     assert_eq!(stats.kv_blocks_used.load(Ordering::Relaxed), 0);
+}
+
+/// A floor without an engine, and a block of it.
+fn floor(folder: &Path, block_bytes: usize) -> (Floor, Arc<Stats>, impl Fn(u32) -> Forgotten) {
+    let shelf = Arc::new(Shelf::open(folder, 1 << 30, String::new()).unwrap());
+    let stats = Arc::new(Stats::default());
+    let floor = Floor::new(shelf, CONTENT, "layout", [block_bytes, 16], &stats).unwrap();
+    let (scope, before) = (CacheScope::default(), Chain::START);
+    let block = move |seed| {
+        let text = [seed; 16].into();
+        Forgotten { block: BlockId(0), scope, before, depth: 0, text, shared: true }
+    };
+    (floor, stats, block)
+}
+
+#[test]
+fn what_is_not_taken_may_be_tried_again_and_costs_no_buffer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut floor, stats, block) = floor(folder.path(), 8 << 20); // eight buffers
+    let fill = |out: &mut Vec<u8>| {
+        out.resize(1000, 7);
+        true
+    };
+    assert!(floor.keep(&block(1), |_| panic!("it has no name")) && !floor.has_failed());
+    floor.know(CacheScope::default(), None);
+    assert!(floor.has_failed() && !floor.has_failed(), "now it has, and is asked for once");
+    for _ in 0..20 {
+        assert!(!floor.keep(&block(1), |_| false));
+    }
+    assert_eq!((floor.sent_count(), stats.kv_dropped.load(Ordering::Relaxed)), (0, 0));
+    assert!(floor.keep(&block(1), fill));
+    floor.spill(&block(2), |_| false);
+    assert_eq!(stats.kv_dropped.load(Ordering::Relaxed), 1, "that one had to go");
+    floor.put_away([3, 4].map(block).into_iter(), |_, out| fill(out));
+    assert_eq!(stats.kv_spilled.load(Ordering::Relaxed), 3);
+    assert_eq!(stats.kv_waiting(), 0, "and all is flushed");
+}
+
+#[test]
+fn whose_scope_is_known_stays_known_when_there_are_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut floor, _, block) = floor(folder.path(), 1000);
+    let scope = |tenant| CacheScope { adapter: 0, tenant };
+    let full = |floor: &mut Floor| (0..4096).for_each(|tenant| floor.know(scope(tenant), None));
+    (0..2).for_each(|_| full(&mut floor));
+    let is_known = |floor: &mut Floor, tenant| {
+        let block = Forgotten { scope: scope(tenant), ..block(1) };
+        !floor.keep(&block, |_| false) // no name, no try
+    };
+    assert!(is_known(&mut floor, 0) && is_known(&mut floor, 4095));
+    floor.know(scope(5000), None);
+    assert!(!is_known(&mut floor, 0) && is_known(&mut floor, 5000));
+    floor.know(scope(0), None);
+    assert!(is_known(&mut floor, 0) && floor.has_failed());
 }

@@ -7,6 +7,7 @@
 //! value; off until it is asked for.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::types::BlockId;
 
@@ -28,7 +29,7 @@ struct State {
     new: bool,
     /// It has a file, or is on its way there.
     kept: bool,
-    place: Option<(Why, u64)>,
+    place: Option<(Why, i64)>,
 }
 
 /// The line.
@@ -36,10 +37,11 @@ struct State {
 pub(super) struct Line {
     /// So many new blocks make a long prompt; `None`: nothing has files.
     new_min: Option<usize>,
-    order: BTreeSet<(Why, u64, BlockId)>,
+    order: BTreeSet<(Why, i64, BlockId)>,
     /// By id; of no meaning for blocks whose text is not known.
     blocks: Vec<State>,
-    tick: u64,
+    /// Before and behind all who ever stood in it.
+    ticks: Range<i64>,
     /// Those in the line that have no file.
     waiting: usize,
 }
@@ -47,7 +49,7 @@ pub(super) struct Line {
 impl Line {
     pub fn new(block_count: usize, new_min: Option<usize>) -> Self {
         let blocks = vec![State::default(); block_count];
-        Self { new_min, order: BTreeSet::new(), blocks, tick: 0, waiting: 0 }
+        Self { new_min, order: BTreeSet::new(), blocks, ticks: 0..0, waiting: 0 }
     }
 
     /// Whether anything has files.
@@ -94,6 +96,9 @@ impl Line {
 
     /// It came out of a file.
     pub fn came(&mut self, block: BlockId) {
+        if !self.is_open() {
+            return;
+        }
         self.leave(block);
         let state = &mut self.blocks[block.0 as usize];
         (state.shared, state.kept) = (true, true);
@@ -115,18 +120,30 @@ impl Line {
         Some(block)
     }
 
+    /// The one that was [`Line::next`] did not get its file: it goes before all others.
+    pub fn back(&mut self, block: BlockId) {
+        if let Some(why) = self.has_none(block) {
+            self.ticks.start -= 1;
+            self.put(block, why, self.ticks.start);
+        }
+    }
+
     /// Those among these that went to files may have none: they go again, in this order.
     pub fn again_all(&mut self, blocks: impl Iterator<Item = BlockId>) {
         for block in blocks {
-            let state = &mut self.blocks[block.0 as usize];
-            if !std::mem::take(&mut state.kept) {
-                continue;
+            if let Some(why) = self.has_none(block) {
+                self.stand(block, why);
             }
-            match (state.shared, state.new) {
-                (true, _) => self.stand(block, Why::Shared),
-                (false, true) => self.stand(block, Why::New),
-                (false, false) => {}
-            }
+        }
+    }
+
+    /// It has no file after all. Why it is worth one, if it went to one and is.
+    fn has_none(&mut self, block: BlockId) -> Option<Why> {
+        let state = &mut self.blocks[block.0 as usize];
+        match (std::mem::take(&mut state.kept) && self.new_min.is_some(), state.shared, state.new) {
+            (true, true, _) => Some(Why::Shared),
+            (true, false, true) => Some(Why::New),
+            _ => None,
         }
     }
 
@@ -141,11 +158,15 @@ impl Line {
         if place.is_some_and(|(stands, _)| stands == why) {
             return;
         }
+        self.put(block, why, self.ticks.end);
+        self.ticks.end += 1;
+    }
+
+    fn put(&mut self, block: BlockId, why: Why, tick: i64) {
         self.leave(block);
-        self.blocks[block.0 as usize].place = Some((why, self.tick));
-        self.order.insert((why, self.tick, block));
+        self.blocks[block.0 as usize].place = Some((why, tick));
+        self.order.insert((why, tick, block));
         self.waiting += usize::from(why != Why::Again);
-        self.tick += 1;
     }
 
     /// What is kept twice is the same, and only known blocks stand here.
@@ -230,6 +251,26 @@ mod tests {
         line.enter(BlockId(0));
         line.is_new(BlockId(0), 100);
         line.again(BlockId(0));
+        line.came(BlockId(0));
+        line.again_all([BlockId(0)].into_iter());
         assert_eq!((line.waiting(), line.next()), (0, None));
+        line.back(BlockId(0));
+        assert_eq!((line.waiting(), line.next()), (0, None));
+    }
+
+    #[test]
+    fn who_is_put_back_stands_before_all_who_came_later() {
+        let mut line = line();
+        (0..6).for_each(|b| line.enter(BlockId(b)));
+        (0..4).for_each(|b| line.is_new(BlockId(b), 4));
+        for _ in 0..3 {
+            assert_eq!(line.next(), Some(BlockId(0)));
+            line.back(BlockId(0));
+            assert_eq!(line.waiting(), 4);
+        }
+        line.again(BlockId(5));
+        assert_eq!(all(&mut line), [5, 0, 1, 2, 3]);
+        line.back(BlockId(4));
+        assert_eq!(line.next(), None, "it was never in it");
     }
 }

@@ -180,6 +180,11 @@ impl BlockPool {
         self.describe(block)
     }
 
+    /// What was to be kept is not, and goes before all others.
+    pub fn put_back(&mut self, block: BlockId) {
+        self.line.back(block);
+    }
+
     /// What was kept may be lost: whatever is still here goes again.
     pub fn keep_again(&mut self) {
         let blocks = (0..self.refs.len() as u32).map(BlockId);

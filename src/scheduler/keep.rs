@@ -16,6 +16,11 @@ impl Scheduler {
         self.pool.next_unkept()
     }
 
+    /// It could not be copied now: it is the next one again.
+    pub fn put_back(&mut self, block: &Forgotten) {
+        self.pool.put_back(block.block);
+    }
+
     /// Something that was to be kept got lost on the way: all goes again that is still here.
     pub fn keep_again(&mut self) {
         self.pool.keep_again();
@@ -96,5 +101,31 @@ mod tests {
         ask(&mut s, 1, &[1, 2, 3]);
         ask(&mut s, 2, &[4, 5, 6]);
         assert_eq!((s.unkept_count(), goes(&mut s)), (0, vec![]));
+    }
+
+    #[test]
+    fn who_comes_back_to_its_own_blocks_is_nobody_else() {
+        let mut s = keeping();
+        ask(&mut s, 0, &[1, 2, 3]);
+        ask(&mut s, 1, &[70]);
+        (0..2 * BLOCK_LEN).for_each(|_| drop(step(&mut s)));
+        let want = [(1, 0, false), (2, 1, false), (3, 2, false)];
+        assert_eq!(goes(&mut s), want);
+        for id in [0, 1].map(SeqId) {
+            assert!(s.set_aside(id));
+            s.bring_back(id);
+        }
+        let blocks = s.pool().idle_count();
+        step(&mut s);
+        assert!(blocks > 5 && s.pool().idle_count() == 0, "they are back");
+        assert_eq!((s.unkept_count(), goes(&mut s)), (0, vec![]));
+        // What it had is worth as much as before, also when it stands in the line.
+        ask(&mut s, 2, &[4, 5, 6]);
+        assert!(s.set_aside(SeqId(2)));
+        s.bring_back(SeqId(2));
+        step(&mut s);
+        assert_eq!(goes(&mut s), [(4, 0, false), (5, 1, false), (6, 2, false)]);
+        ask(&mut s, 3, &[70]);
+        assert_eq!(goes(&mut s), [(70, 0, true)], "somebody else");
     }
 }

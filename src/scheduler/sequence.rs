@@ -206,7 +206,13 @@ impl Sequence {
         block_len: usize,
     ) {
         for &(block, next) in found {
-            pool.adopt(block);
+            // What it had itself before it lost its blocks is of use to nobody else by that.
+            let own = (self.known + 1) * block_len <= self.reached;
+            if own {
+                pool.retain(block)
+            } else {
+                pool.adopt(block)
+            }
             match self.blocks.get_mut(self.known) {
                 Some(own) => pool.release(std::mem::replace(own, block)),
                 None => self.blocks.push(block),
@@ -214,6 +220,9 @@ impl Sequence {
             self.known += 1;
             self.place = Some(next);
             self.take_computed(block_len);
+            if own {
+                self.note_new(block, pool, block_len);
+            }
         }
     }
 
@@ -263,7 +272,6 @@ impl Sequence {
 
     /// Lets others know of the blocks that have become full.
     pub(super) fn publish(&mut self, pool: &mut BlockPool, block_len: usize) {
-        let new = self.prompt_len.saturating_sub(self.cached) / block_len;
         while let Some(place) = self.place
             && (self.known + 1) * block_len <= self.computed
         {
@@ -272,9 +280,14 @@ impl Sequence {
             self.blocks[self.known] = block;
             self.known += 1;
             self.place = Some(next);
-            if self.known * block_len <= self.prompt_len {
-                pool.is_new(block, new);
-            }
+            self.note_new(block, pool, block_len);
+        }
+    }
+
+    /// Its last known block may be of its prompt, of which so many blocks nobody had computed.
+    fn note_new(&self, block: BlockId, pool: &mut BlockPool, block_len: usize) {
+        if self.known * block_len <= self.prompt_len {
+            pool.is_new(block, self.prompt_len.saturating_sub(self.cached) / block_len);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Blocks that leave a trace: because they have to, or before that. What goes is whole and its own
-//! text, whatever flies.
+//! text, whatever flies, and stands behind nothing that never went.
 
 use super::*;
 use crate::kv::Forgotten;
@@ -16,9 +16,16 @@ impl Trace {
         }
         for _ in 0..self.random.below(4) {
             let Some(block) = self.scheduler.next_unkept() else { break };
+            if self.random.below(8) == 0 {
+                self.scheduler.put_back(&block);
+                self.check();
+                break;
+            }
             let name = (block.scope, block.before.then(&block.text));
             self.seen.kept += 1;
             self.seen.again += usize::from(self.gone.contains_key(&name));
+            let stands = block.depth == 0 || self.gone.contains_key(&(block.scope, block.before));
+            assert!(stands, "seed {}: a gap before {block:?}", self.seed);
             self.goes(&block);
             self.check();
         }
