@@ -151,7 +151,7 @@ unsafe fn blocks<
         let step = block % steps;
         let at = block * acts.m + rows.start;
         let q = acts.codes.as_ptr().wrapping_add(at * STEP);
-        let x = Input { q, stride: STEP, bias: std::ptr::null() };
+        let x = Input::new(q, STEP);
         let acc = &mut acc[..count];
         // SAFETY: block, step and rows lie within the tile and the activations; `acc` is
         // initialised.
@@ -223,33 +223,29 @@ unsafe fn supers<
     let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
     for block in 0..job.acts.k / 256 {
         let at = block * job.acts.m + rows.start;
-        let isum = &mut isum[..count];
-        // SAFETY: block and rows lie within the tile and the activations; `acc` is initialised up
-        // to `count`, and `isum` by the first step.
+        // SAFETY: block and rows lie within the tile and the activations; `acc` is initialised,
+        // and `isum` by the first step.
         unsafe {
             let record = tile_start.add(block * record_bytes);
-            let scales = record.add(HEAD);
-            let codes = record.add(HEAD + scale_bytes);
+            let (scales, codes) = (record.add(HEAD), record.add(HEAD + scale_bytes));
             for step in 0..8 {
                 prefetch(record, step, 8, record_bytes);
                 let codes = codes.add(step * 64 * (LO + HI));
-                let q = job.acts.codes.as_ptr().add(at * 256 + step * STEP);
-                let x = Input { q, stride: 256, bias: std::ptr::null() };
+                let x = Input::new(job.acts.codes.as_ptr().add(at * 256 + step * STEP), 256);
                 let pair = scales.add(32 * (step * 16 / SUB));
                 let scale = |half| step_scales::<OFFSET, SUB>(pair.add(16 * half), step);
                 if ROWS < ROWS_MAX {
                     for half in 0..2 {
                         let scales = scale(half).map(|s| [s]);
                         let w = Step::<1>::new::<LO, HI, OFFSET>(codes, half, scales);
-                        for (r, isum) in isum.iter_mut().enumerate() {
+                        for (r, isum) in isum[..count].iter_mut().enumerate() {
                             let [[dot]] = dots::<LO, HI, OFFSET, SUB, 1, 1>(&w, x.skip(r));
                             add_step(isum, half, step == 0, dot);
                         }
                     }
                     continue;
                 }
-                let (one, other) = (scale(0), scale(1));
-                let scale = [[one[0], other[0]], [one[1], other[1]]];
+                let scale = paired(scale(0), scale(1));
                 let w = Step::<2>::new::<LO, HI, OFFSET>(codes, 0, scale);
                 let steps = (8 * block + step) * count;
                 let x = match OFFSET {
@@ -268,11 +264,18 @@ unsafe fn supers<
                 by_rows!(count, add);
             }
             let done = OFFSET == SIGNED || ROWS == ROWS_MAX && is_biased(OFFSET, SUB);
-            add_super::<OFFSET, SUB>(job, scales, at, done, isum, &mut acc[..count]);
+            add_super::<OFFSET, SUB>(job, scales, at, done, &isum[..count], &mut acc[..count]);
         }
     }
     // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
     unsafe { store(job, tile, rows, &acc) };
+}
+
+/// First and second scales of two halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn paired(one: [__m256i; 2], other: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+    [[one[0], other[0]], [one[1], other[1]]]
 }
 
 /// Adds a step to the integer sums of a half of a row: the first one begins them.

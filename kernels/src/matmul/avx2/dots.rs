@@ -68,14 +68,19 @@ impl<const H: usize> Step<H> {
 #[derive(Clone, Copy)]
 pub(super) struct Input {
     /// The 32 codes of the first row; 16 pairs of them in 16 bits where [`Step`] has them so.
-    pub(super) q: *const i8,
+    q: *const i8,
     /// Bytes from one row to the next.
-    pub(super) stride: usize,
+    stride: usize,
     /// Biases of the first row, where sums begin with them.
-    pub(super) bias: *const i8,
+    bias: *const i8,
 }
 
 impl Input {
+    /// Codes of 8 bits, without biases.
+    pub(super) fn new(q: *const i8, stride: usize) -> Input {
+        Input { q, stride, bias: std::ptr::null() }
+    }
+
     /// Moved on by some rows.
     pub(super) fn skip(self, rows: usize) -> Input {
         let q = self.q.wrapping_add(rows * self.stride);
