@@ -36,7 +36,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// taken once a third is free, so at the default time some kilobytes a second are reading.
 const SEND_BUFFER: usize = 128 << 10;
 /// Times that time, for what is unacknowledged and for a window that stays too small.
-#[cfg(target_os = "linux")]
 const WINDOW: u32 = 3;
 /// Looks in vain after which nobody is there: with the time before the first, that is the time to
 /// take something.
@@ -59,7 +58,8 @@ pub(super) type Socket = Pin<Box<TimeoutStream<Patient>>>;
 
 /// Sets that time.
 pub(super) fn impatient(socket: TcpStream, send_timeout: Duration) -> Socket {
-    let mut socket = TimeoutStream::new(Patient { socket, was_full: false });
+    let window = Some(send_timeout.saturating_mul(WINDOW));
+    let mut socket = TimeoutStream::new(Patient { socket, window, was_full: false });
     socket.set_write_timeout(Some(send_timeout));
     Box::pin(socket)
 }
@@ -68,21 +68,31 @@ pub(super) fn impatient(socket: TcpStream, send_timeout: Duration) -> Socket {
 /// next packet for as long as `TCP_USER_TIMEOUT` says, and does not care that it has taken others
 /// meanwhile, in parts. So that is longer than the time to take something, and once the buffer was
 /// full it is not asked for any more: from then on it is the time between two writes that counts,
-/// and TCP's keep-alive while nothing is written.
+/// and TCP's keep-alive while nothing is written. Nor is it before something was: keep-alive would
+/// wait as long.
 pub(super) struct Patient {
     socket: TcpStream,
+    /// That time, until something is written.
+    window: Option<Duration>,
     was_full: bool,
 }
 
 impl Patient {
     fn written<T>(&mut self, written: Poll<T>) -> Poll<T> {
-        if written.is_pending() && !self.was_full {
-            self.was_full = true;
-            #[cfg(target_os = "linux")]
-            if let Err(error) = SockRef::from(&self.socket).set_tcp_user_timeout(None) {
-                tracing::debug!(%error, "a slow connection keeps its option");
+        let window = match self.window.take() {
+            _ if written.is_pending() && !self.was_full => {
+                self.was_full = true;
+                None
             }
+            None => return written,
+            window => window,
+        };
+        #[cfg(target_os = "linux")]
+        if let Err(error) = SockRef::from(&self.socket).set_tcp_user_timeout(window) {
+            tracing::debug!(%error, "a connection keeps its option");
         }
+        #[cfg(not(target_os = "linux"))]
+        let _ = window;
         written
     }
 }
@@ -173,8 +183,6 @@ fn set_up(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_send_buffer_size(SEND_BUFFER)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(send_timeout.saturating_mul(WINDOW)))?;
     let look = (send_timeout / 4).clamp(Duration::from_secs(1), LOOK_MAX);
     let looks = TcpKeepalive::new().with_time(look).with_interval(look).with_retries(LOOKS);
     socket.set_tcp_keepalive(&looks)
