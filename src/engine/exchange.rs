@@ -158,9 +158,8 @@ impl Engine {
     /// The end of the engine: what is still cached is kept.
     pub(super) fn put_away(&mut self) {
         let Some(floor) = self.floor.take() else { return };
-        let worth: Vec<_> = std::iter::from_fn(|| self.scheduler.next_unkept()).collect();
-        let blocks = worth.into_iter().chain(self.scheduler.pool().idle());
-        floor.put_away(blocks, |block, out| self.runner.export(block.block, out));
+        let blocks = self.scheduler.put_away();
+        floor.put_away(blocks.into_iter(), |block, out| self.runner.export(block.block, out));
     }
 }
 

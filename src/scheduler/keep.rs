@@ -1,8 +1,11 @@
 //! Blocks that go to where they outlast memory before they have to leave it. What is worth it, and
 //! in which order, the pool knows (`kv::line`); when there is time for it, the engine.
 
+use std::collections::BTreeSet;
+
 use super::Scheduler;
 use crate::kv::Forgotten;
+use crate::types::BlockId;
 
 impl Scheduler {
     /// Blocks that are to be kept and are not.
@@ -24,6 +27,14 @@ impl Scheduler {
     /// Something that was to be kept got lost on the way: all goes again that is still here.
     pub fn keep_again(&mut self) {
         self.pool.keep_again();
+    }
+
+    /// The end: all that is to be kept and is not, and then whatever is idle; each block once.
+    pub fn put_away(&mut self) -> Vec<Forgotten> {
+        let mut blocks: Vec<Forgotten> = std::iter::from_fn(|| self.next_unkept()).collect();
+        let there: BTreeSet<BlockId> = blocks.iter().map(|block| block.block).collect();
+        blocks.extend(self.pool.idle().filter(|block| !there.contains(&block.block)));
+        blocks
     }
 
     /// Nothing is kept any more.
@@ -101,6 +112,18 @@ mod tests {
         ask(&mut s, 1, &[1, 2, 3]);
         ask(&mut s, 2, &[4, 5, 6]);
         assert_eq!((s.unkept_count(), goes(&mut s)), (0, vec![]));
+    }
+
+    #[test]
+    fn at_the_end_every_block_goes_once_and_what_is_worth_it_first() {
+        let mut s = keeping();
+        ask(&mut s, 0, &[70]);
+        ask(&mut s, 1, &[1, 2, 3]);
+        s.finish(SeqId(0));
+        s.finish(SeqId(1));
+        assert_eq!((s.unkept_count(), s.pool().idle_count()), (3, 4));
+        let away: Vec<_> = s.put_away().iter().map(|block| block.text[0]).collect();
+        assert_eq!(away, [1, 2, 3, 70]);
     }
 
     #[test]
