@@ -1,9 +1,10 @@
 //! What the scheduler itself takes of a step, without a model: sequences of a few tenants that all
-//! come at once, answer side by side, and all end at once. `cargo bench --bench scheduler`
+//! come at once, answer side by side, and all end at once; and what it takes to tell a newcomer how
+//! long it will wait behind as many. `cargo bench --bench scheduler`
 
 use std::time::{Duration, Instant};
 
-use hearth::scheduler::{Batch, NewSequence, Proposal, Scheduler, SchedulerConfig};
+use hearth::scheduler::{Batch, NewSequence, Newcomer, Proposal, Scheduler, SchedulerConfig};
 use hearth::types::{CacheScope, Priority, SeqId, Tenant};
 
 /// Rounds, of which the fastest counts.
@@ -15,20 +16,29 @@ const BLOCK_LEN: usize = 16;
 
 fn main() {
     println!(
-        "{:>8} {:>12} {:>12} {:>12} {:>12} {:>12} {:>12}",
-        "running", "come ms", "step ms", "ahead ms", "guesses ms", "slow ms", "end ms"
+        "{:>8} {:>12} {:>12} {:>12} {:>12} {:>12} {:>12} {:>12} {:>12}",
+        "running",
+        "come ms",
+        "step ms",
+        "ahead ms",
+        "guesses ms",
+        "slow ms",
+        "end ms",
+        "outlook ms",
+        "wait ms"
     );
     for running in [64, 256, 1024, 4096] {
-        let mut least = [f64::MAX; 6];
+        let mut least = [f64::MAX; 8];
         for _ in 0..ROUNDS {
-            for (least, ms) in least.iter_mut().zip(round(running)) {
+            let all = round(running).into_iter().chain(wait(running));
+            for (least, ms) in least.iter_mut().zip(all) {
                 *least = ms.min(*least);
             }
         }
-        let [come, step, ahead, guesses, slow, end] = least;
+        let [come, step, ahead, guesses, slow, end, outlook, wait] = least;
         println!(
             "{running:>8} {come:>12.3} {step:>12.3} {ahead:>12.3} {guesses:>12.3} {slow:>12.3} \
-             {end:>12.3}"
+             {end:>12.3} {outlook:>12.3} {wait:>12.3}"
         );
     }
 }
@@ -51,6 +61,26 @@ fn round(running: usize) -> [f64; 6] {
     step(&mut s, &[], false);
     let slow = least(|| step(&mut s, &[], false));
     [come, plain, ahead, guesses, slow, end]
+}
+
+/// Milliseconds of a look at so many who wait for 32 places, and of what follows for a newcomer.
+fn wait(waiting: usize) -> [f64; 2] {
+    let (mut s, _) = house(32, false);
+    s.finish(SeqId(0)); // so that something is known of how long answers are
+    (0..waiting as u64).for_each(|i| s.add(sequence(1000 + i)));
+    step(&mut s, &[], false);
+    let tenant = Tenant { id: 7, ..Tenant::default() };
+    let (priority, prompt, answer_max) = (Priority::Default, PROMPT, ANSWER);
+    let newcomer = Newcomer { tenant, priority, prompt, answer_max, count: 1 };
+    let timed = |work: &dyn Fn()| {
+        let begun = Instant::now();
+        work();
+        begun.elapsed().as_secs_f64() * 1e3
+    };
+    let outlook = s.outlook(Duration::ZERO, &Batch::default());
+    let look = || drop(s.outlook(Duration::ZERO, &Batch::default()));
+    let ask = || drop(outlook.wait(&newcomer, Duration::ZERO));
+    [least(|| timed(&look)), least(|| timed(&ask))]
 }
 
 /// So many answers that run, in the background or not, and milliseconds of the longest step before
@@ -108,7 +138,7 @@ fn sequence(id: u64) -> NewSequence {
     NewSequence {
         id: SeqId(id),
         prompt: (0..PROMPT as u32).map(|i| id as u32 * 100 + i).collect(),
-        samples: true,
+        answer_max: 1000,
         score: false,
         scope: CacheScope::default(),
         tenant: Tenant { id: 1 + id % TENANTS, ..Tenant::default() },

@@ -189,8 +189,8 @@ pub struct SamplingOverrides {
 pub struct Place {
     /// Sequences whose turn comes before.
     pub position: usize,
-    /// How long that takes, as fast as it went lately; `None` where it has to wait and nobody has
-    /// finished yet.
+    /// How long that takes, as fast as it goes; `None` where it has to wait and no answer is over
+    /// yet.
     pub wait: Option<Duration>,
 }
 

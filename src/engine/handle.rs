@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 pub use hearth_kernels::sampling::SamplingParams;
 use hearth_models::{Adapter, LoraSlot, Model};
 
-use super::door::{Door, Seat};
+use super::door::{Door, Entered, Seat};
 use super::events::{self, Inbox, Outbox};
 pub use super::events::{Event, Logprobs};
 pub use super::grammar::{Allowed, Grammar, Mask, MaskSource};
 use super::queue::{self, Refused};
+use crate::scheduler::{Newcomer, Outlook};
 use crate::shelf::{Digest, Shelf};
 use crate::types::{CacheScope, Place, Priority, SeqId, Tenant, TokenId};
 
@@ -87,6 +88,12 @@ impl GenerateRequest {
     pub(super) fn scope(&self) -> CacheScope {
         let adapter = self.adapters.as_ref().map_or(0, |adapters| adapters.slot.0);
         CacheScope { adapter, ..self.scope }
+    }
+
+    /// What it brings to the scheduler, with so many that share its prompt.
+    fn newcomer(&self, count: usize) -> Newcomer {
+        let Self { tenant, priority, max_tokens: answer_max, .. } = *self;
+        Newcomer { tenant, priority, prompt: self.prompt.len(), answer_max, count }
     }
 
     /// Two answers to one prompt, which is computed once for both.
@@ -249,8 +256,6 @@ pub struct Stats {
     pub expired: AtomicU64,
     /// Batches that failed.
     pub failures: AtomicU64,
-    /// Mean microseconds between finished requests; 0 until one has finished.
-    pub finish_interval_us: AtomicU64,
 }
 
 impl Stats {
@@ -328,10 +333,15 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    pub(super) fn new(limits: Limits) -> (Self, std_mpsc::Receiver<Command>) {
+    /// The engine counts time from `started` on, and sees nobody yet.
+    pub(super) fn new(
+        limits: Limits,
+        outlook: Outlook,
+        started: Instant,
+    ) -> (Self, std_mpsc::Receiver<Command>) {
         let (commands, receiver) = std_mpsc::channel();
         let stats = Arc::<Stats>::default();
-        let door = Door::new(limits.queue_len, &stats);
+        let door = Door::new(limits.queue_len, &stats, outlook, started);
         let handle =
             Self { commands, limits: Arc::new(limits), stats, door, next_id: Arc::default() };
         (handle, receiver)
@@ -351,7 +361,7 @@ impl EngineHandle {
     ) -> Result<Vec<Generation>, SubmitError> {
         requests.iter().try_for_each(|request| self.check(request))?;
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let (place, seats) = self.enter_queue(first.tenant, requests.len())?;
+        let (place, alone, seats) = self.enter_queue(first, requests.len())?;
         self.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let first_id = self.next_id.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let unread = Arc::default();
@@ -368,6 +378,8 @@ impl EngineHandle {
             }
         }
         for group in groups {
+            let newcomer = group[0].request.newcomer(group.len());
+            self.door.came(group[0].id, newcomer, alone);
             self.commands.send(Command::Submit(group)).map_err(|_| SubmitError::ShuttingDown)?;
         }
         Ok(generations)
@@ -392,8 +404,7 @@ impl EngineHandle {
     /// How long somebody would wait who came in now, behind everybody else; `None` while nothing
     /// is known of that.
     pub fn estimated_wait(&self) -> Option<Duration> {
-        let waiting = self.stats.waiting.load(Ordering::Acquire);
-        queue::wait(waiting, self.free(), self.interval())
+        self.door.wait_of_last()
     }
 
     /// Lets the engine finish what it has and stop.
@@ -430,32 +441,30 @@ impl EngineHandle {
         }
     }
 
-    /// Takes places in the waiting room.
-    fn enter_queue(&self, tenant: Tenant, count: usize) -> Result<(Place, Vec<Seat>), SubmitError> {
-        let interval = self.interval();
-        let retry_after = |count| queue::retry_after(count, interval.unwrap_or_default());
-        let entered = self.door.enter(tenant, count);
-        let (position, seats) = entered.map_err(|refused| match refused {
-            Refused::Full(waiting) => {
-                SubmitError::QueueFull { waiting, retry_after: retry_after(waiting) }
+    /// Takes places in the waiting room: where and for how long, and whether nobody else is here.
+    fn enter_queue(
+        &self,
+        first: &GenerateRequest,
+        count: usize,
+    ) -> Result<(Place, bool, Vec<Seat>), SubmitError> {
+        let newcomer = first.newcomer(1);
+        let wait = || self.door.wait(&newcomer);
+        match self.door.enter(first.tenant, count) {
+            Ok(Entered { before: position, alone, seats }) => {
+                let wait = if alone { Some(Duration::ZERO) } else { wait() };
+                Ok((Place { position, wait }, alone, seats))
             }
-            Refused::Unread(unread) => {
-                SubmitError::Unread { unread, retry_after: retry_after(unread) }
+            Err(Refused::Full(waiting)) => {
+                Err(SubmitError::QueueFull { waiting, retry_after: queue::retry_after(wait()) })
             }
-        })?;
-        Ok((Place { position, wait: queue::wait(position, self.free(), interval) }, seats))
+            Err(Refused::Unread(unread)) => {
+                Err(SubmitError::Unread { unread, retry_after: queue::retry_after(wait()) })
+            }
+        }
     }
 
-    /// How many more may run.
-    fn free(&self) -> usize {
-        let [running, aside] =
-            [&self.stats.running, &self.stats.aside].map(|count| count.load(Ordering::Acquire));
-        self.limits.running_len.saturating_sub(running.saturating_sub(aside))
-    }
-
-    /// Between two finished requests, lately.
-    fn interval(&self) -> Option<Duration> {
-        let mean_us = self.stats.finish_interval_us.load(Ordering::Relaxed);
-        (mean_us > 0).then(|| Duration::from_micros(mean_us))
+    /// Where newcomers come in.
+    pub(super) fn door(&self) -> &Door {
+        &self.door
     }
 }

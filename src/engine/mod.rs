@@ -50,6 +50,7 @@ use std::time::{Duration, Instant};
 
 use hearth_models::{KvDType, Model, RowOutput};
 
+use self::door::Door;
 use self::draft::Draft;
 use self::exchange::Credit;
 use self::flight::{Flight, caught, panic_message};
@@ -75,9 +76,11 @@ pub fn spawn(
     let runner = Runner::new(model, &limits, kv_dtype)?;
     let no_thread = |e| hearth_models::Error::Batch(format!("the engine has no thread: {e}"));
     let masks = Masks::spawn().map_err(no_thread)?;
-    let (handle, commands) = EngineHandle::new(limits);
-    let mut config = scheduler_config(handle.limits(), &speculation);
+    let mut config = scheduler_config(&limits, &speculation);
     config.keep_blocks_min = keep.is_some().then_some(KEEP_BLOCKS_MIN);
+    let (scheduler, started) = (Scheduler::new(config), Instant::now());
+    let outlook = scheduler.outlook(Duration::ZERO, &Batch::default());
+    let (handle, commands) = EngineHandle::new(limits, outlook, started);
     let draft = speculation.draft.take().map(|draft| Draft::new(draft, kv_dtype)).transpose()?;
     let floor = keep.map(|Keep { shelf, content }| {
         let layout = runner.layout()?;
@@ -95,7 +98,7 @@ pub fn spawn(
         rested: false,
         heard: Instant::now(),
         runner,
-        scheduler: Scheduler::new(config),
+        scheduler,
         sampler: Sampler::new(handle.limits().vocab_len),
         masks,
         lookup: speculation.lookup,
@@ -104,8 +107,10 @@ pub fn spawn(
         commands,
         stats: Arc::clone(handle.stats()),
         draining: false,
-        started: Instant::now(),
-        last_finish: Instant::now(),
+        started,
+        door: handle.door().clone(),
+        known: Vec::new(),
+        looked: started,
     };
     let thread = thread::Builder::new()
         .name("hearth-engine".into())
@@ -128,6 +133,9 @@ fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConf
         target_ms: limits.target_itl.as_secs_f64() * 1e3,
     }
 }
+
+/// Between two looks at what newcomers have before them.
+const LOOK: Duration = Duration::from_millis(10);
 
 struct Engine {
     runner: Runner,
@@ -158,7 +166,12 @@ struct Engine {
     draining: bool,
     /// From here on the scheduler counts time.
     started: Instant,
-    last_finish: Instant,
+    /// Where newcomers are told how long they will wait.
+    door: Door,
+    /// Newcomers who came to the scheduler since it was looked at,
+    known: Vec<SeqId>,
+    /// which was then.
+    looked: Instant,
 }
 
 /// What a step gave to a sequence.
@@ -205,6 +218,7 @@ impl Engine {
         let batch = self.scheduler.schedule(started - self.started, &proposals, &self.floor);
         self.expire(&batch);
         self.begin(&batch);
+        self.look(started, &batch);
         self.exchange(&batch);
         let pass = self.compute(&batch);
         let late = self.choose_kept(&batch);
@@ -236,15 +250,8 @@ impl Engine {
     fn wait_for_work(&mut self) -> bool {
         loop {
             let command = match self.live.is_empty() && !self.draining {
-                true => {
-                    let woken = self.idle();
-                    self.last_finish = Instant::now(); // the pace of work has no idle time in it
-                    woken
-                }
-                false if self.waits_for_readers() => {
-                    self.last_finish = Instant::now();
-                    self.rest()
-                }
+                true => self.idle(),
+                false if self.waits_for_readers() => self.rest(),
                 false => self.commands.try_recv().map_err(|e| e == TryRecvError::Disconnected),
             };
             match command {
@@ -257,6 +264,7 @@ impl Engine {
 
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
+        self.known.push(group[0].id);
         if let Err(error) = self.hold_adapters(&group) {
             for submission in group {
                 self.runner.release(submission.id);
@@ -274,7 +282,7 @@ impl Engine {
         self.scheduler.add(NewSequence {
             id: leader.id,
             prompt: request.prompt.clone(),
-            samples: request.max_tokens > 0,
+            answer_max: request.max_tokens,
             score: request.prompt_logprobs.is_some(),
             scope: request.scope(),
             tenant: request.tenant,
@@ -299,9 +307,8 @@ impl Engine {
         let closed = self.live.iter().filter(|(_, live)| live.is_closed());
         let closed: Vec<_> = closed.map(|(id, live)| (*id, live.is_stopped())).collect();
         for (id, stopped) in closed {
-            match stopped {
-                true => self.note_finish(),
-                false => drop(self.stats.cancelled.fetch_add(1, Ordering::Relaxed)),
+            if !stopped {
+                self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
             }
             self.remove(id);
         }
@@ -422,7 +429,6 @@ impl Engine {
             };
             if let Some(reason) = end {
                 // Told last: whoever hears of it finds the blocks free.
-                self.note_finish();
                 if let Some(live) = self.remove(id) {
                     live.finish(reason);
                 }
@@ -446,15 +452,13 @@ impl Engine {
         Some(live)
     }
 
-    /// A running mean of the time between two finished requests.
-    fn note_finish(&mut self) {
-        let now = Instant::now();
-        let interval_us = now.duration_since(self.last_finish).as_micros() as u64;
-        self.last_finish = now;
-        let mean = &self.stats.finish_interval_us;
-        let old = mean.load(Ordering::Relaxed);
-        let new = if old == 0 { interval_us } else { (7 * old + interval_us) / 8 };
-        mean.store(new.max(1), Ordering::Relaxed);
+    /// Shows newcomers what they have before them; not so often that it takes time.
+    fn look(&mut self, now: Instant, batch: &Batch) {
+        if now.duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            let outlook = self.scheduler.outlook(now - self.started, batch);
+            self.door.look(outlook, self.known.drain(..));
+        }
     }
 
     fn publish(&self, batch: &Batch) {

@@ -1,8 +1,8 @@
-//! The waiting room as its door sees it: who waits, whether there is a place, and for how long.
+//! The waiting room as its door sees it: who waits, and whether there is a place.
 //!
 //! Shared by the threads that submit and the engine's, so it counts and never schedules: whose turn
-//! it really is, the scheduler says. What is said here of a place in the queue is what its rules
-//! amount to for somebody who has just come in with a prompt of usual length.
+//! it really is, and when, the scheduler says. What is said here of a place in the queue is what its
+//! rules amount to for somebody who has just come in with a prompt of usual length.
 //!
 //! A place is taken by everybody who is here and does not run: who waits for a first turn, or for
 //! another one, who stands aside, and who is over and was not read. So there are never more here
@@ -75,7 +75,8 @@ impl WaitingRoom {
         // Those without a key are one tenant, and may be the only one.
         let has_key = tenant.id != 0;
         let unread = own[Stage::Unread as usize];
-        if has_key && unread >= (self.places / UNREAD).max(1) {
+        // In a small room one that is being read would be all that may be unread.
+        if has_key && self.places >= KEPT && unread >= self.places / UNREAD {
             return Err(Refused::Unread(unread));
         }
         let kept = match placed(&own) {
@@ -104,7 +105,9 @@ impl WaitingRoom {
     /// One that was to be read is here no longer.
     pub fn leave(&mut self, tenant: Tenant) {
         self.add(tenant, Stage::Unread, -1);
-        self.tenants.retain(|id, party| *id != tenant.id || party.counts != [0; STAGES]);
+        if self.tenants.get(&tenant.id).is_some_and(|party| party.counts == [0; STAGES]) {
+            self.tenants.remove(&tenant.id);
+        }
     }
 
     fn add(&mut self, tenant: Tenant, stage: Stage, count: isize) {
@@ -118,6 +121,11 @@ impl WaitingRoom {
     /// Of everybody.
     pub fn count(&self, stage: Stage) -> usize {
         self.counts[stage as usize]
+    }
+
+    /// Nobody is here who is computed for, or waits for that.
+    pub fn is_idle(&self) -> bool {
+        [Stage::Waiting, Stage::Running, Stage::Again].iter().all(|stage| self.count(*stage) == 0)
     }
 
     /// Those who will be admitted before one more of this tenant: its own, and of each other one
@@ -146,18 +154,10 @@ fn placed(counts: &[usize; STAGES]) -> usize {
     counts.iter().sum::<usize>() - counts[Stage::Running as usize]
 }
 
-/// How long it takes until one more is admitted, when there are `before` others and one is
-/// admitted every `interval`; `None` where that is not known and not zero.
-pub(super) fn wait(before: usize, free: usize, interval: Option<Duration>) -> Option<Duration> {
-    match (before + 1).saturating_sub(free) {
-        0 => Some(Duration::ZERO),
-        turns => Some(interval?.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))),
-    }
-}
-
-/// When it is worth asking again after a refusal: half of those who wait are gone by then.
-pub(super) fn retry_after(waiting: usize, interval: Duration) -> Duration {
-    let half = interval.saturating_mul(u32::try_from(waiting / 2).unwrap_or(u32::MAX));
+/// When it is worth asking again after a refusal, where a newcomer would wait so long for a turn:
+/// half of those who wait are gone by then.
+pub(super) fn retry_after(wait: Option<Duration>) -> Duration {
+    let half = wait.unwrap_or_default() / 2;
     half.clamp(Duration::from_secs(RETRY_S_MIN), Duration::from_secs(RETRY_S_MAX))
 }
 
@@ -238,9 +238,9 @@ mod tests {
         let mut room = WaitingRoom::new(16);
         assert!((0..16).all(|_| unread(&mut room, no_key).is_ok()), "who has no key may be many");
         assert_eq!(unread(&mut room, no_key), Err(Refused::Full(16)));
-        let mut room = WaitingRoom::new(1);
-        assert_eq!(unread(&mut room, greedy), Ok(0), "one in any case");
-        assert_eq!(unread(&mut room, greedy), Err(Refused::Unread(1)));
+        let mut room = WaitingRoom::new(7);
+        assert!((0..7).all(|_| unread(&mut room, greedy).is_ok()), "it is a small room");
+        assert_eq!(unread(&mut room, greedy), Err(Refused::Full(7)));
     }
 
     #[test]
@@ -267,14 +267,24 @@ mod tests {
     }
 
     #[test]
-    fn waits_follow_the_measured_rate() {
+    fn who_is_refused_comes_back_when_half_of_the_wait_is_over() {
         let second = Duration::from_secs(1);
-        assert_eq!(wait(0, 1, Some(second)), Some(Duration::ZERO));
-        assert_eq!(wait(0, 0, Some(second)), Some(second));
-        assert_eq!(wait(9, 2, Some(second)), Some(8 * second));
-        assert_eq!([wait(0, 1, None), wait(1, 1, None)], [Some(Duration::ZERO), None]);
-        assert_eq!(retry_after(10, second), 5 * second);
-        assert_eq!(retry_after(10, Duration::ZERO), second);
-        assert_eq!(retry_after(usize::MAX, second), 60 * second);
+        assert_eq!(retry_after(Some(10 * second)), 5 * second);
+        assert_eq!([retry_after(None), retry_after(Some(second))], [second; 2]);
+        assert_eq!(retry_after(Some(Duration::MAX)), 60 * second);
+    }
+
+    #[test]
+    fn a_room_is_idle_when_nothing_is_to_be_computed() {
+        let (mut room, one) = (WaitingRoom::new(4), tenant(0, 1));
+        assert!(room.is_idle());
+        room.enter(one, 1).unwrap();
+        let mut stage = Stage::Waiting;
+        for next in [Stage::Running, Stage::Again, Stage::Unread] {
+            assert!(!room.is_idle(), "{stage:?}");
+            room.change(one, stage, next);
+            stage = next;
+        }
+        assert!(room.is_idle(), "it only has to be read");
     }
 }

@@ -144,7 +144,7 @@ impl Batch {
             id: seq.id,
             start,
             rows,
-            samples: seq.samples && end == seq.len(),
+            samples: seq.answer_max > 0 && end == seq.len(),
             proposed: Vec::new(),
             forks: forks.to_vec(),
             score,

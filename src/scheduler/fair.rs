@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::Sequence;
+use super::outlook::Party;
 use crate::types::{SeqId, Tenant};
 
 /// All tenants that have something here, or had so recently that it matters.
@@ -308,6 +309,30 @@ impl Tenants {
             });
         }
         expired
+    }
+
+    /// All tenants, in order of id, without those who wait.
+    pub fn standings(&self) -> impl Iterator<Item = Party> {
+        self.accounts.values().map(|a| Party {
+            id: a.tenant.id,
+            background: a.tenant.background,
+            weight: a.weight() as f64,
+            time: a.time as f64 / TOKEN as f64,
+            running: a.running,
+            room: a.room(),
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Those of a tenant who wait, in order.
+    pub fn queue(&self, tenant: u64) -> impl Iterator<Item = &Sequence> {
+        self.accounts.get(&tenant).into_iter().flat_map(|a| &a.waiting)
+    }
+
+    /// The times of a tenant that has its share throughout, and of one in the background; and by
+    /// how much, at weight 1, somebody who comes back may be ahead of it. In tokens.
+    pub fn clocks(&self) -> ([f64; 2], f64) {
+        (self.clocks.map(|clock| clock as f64 / TOKEN as f64), CREDIT as f64)
     }
 
     /// Everybody who waits.

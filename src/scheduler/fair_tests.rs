@@ -12,6 +12,8 @@ pub(super) struct Room {
     pub(super) costs_ms: [f64; 3],
     /// Steps between two looks at everything.
     pub(super) check_every: u64,
+    /// Tokens that answers may have, where that is more than they get.
+    pub(super) answer_max: usize,
     pub(super) asked: Vec<Asked>,
 }
 
@@ -39,7 +41,8 @@ impl Room {
             keep_blocks_min: None,
         });
         let costs_ms = [14.0, 2.4, 2.4];
-        Self { scheduler, now_ms: 0.0, next_id: 0, costs_ms, check_every: 1, asked: Vec::new() }
+        let (now_ms, next_id, answer_max, asked) = (0.0, 0, 0, Vec::new());
+        Self { scheduler, now_ms, next_id, costs_ms, check_every: 1, answer_max, asked }
     }
 
     pub(super) fn ask(&mut self, tenant: Tenant, prompt: u32, answer: usize) {
@@ -55,7 +58,7 @@ impl Room {
         self.scheduler.add(NewSequence {
             id,
             prompt: (0..prompt).map(|i| 1000 * id.0 as u32 + i).collect(),
-            samples: true,
+            answer_max: answer.max(self.answer_max),
             score: false,
             scope: CacheScope::default(),
             tenant,
@@ -244,7 +247,7 @@ fn what_is_known_of_a_prompt_does_not_make_it_wait() {
     room.scheduler.add(NewSequence {
         id: SeqId(9),
         prompt: known.iter().copied().chain(90_000..90_040).collect(),
-        samples: true,
+        answer_max: 50,
         score: false,
         scope: CacheScope::default(),
         tenant: tenant(1),
@@ -423,15 +426,10 @@ fn a_deadline_counts_until_the_first_row() {
     let mut room = Room::new();
     room.ask(tenant(1), 20, 50);
     let late = |id: u64, deadline| NewSequence {
-        id: SeqId(id),
-        prompt: vec![1; 20],
-        samples: true,
-        score: false,
-        scope: CacheScope::default(),
         tenant: Tenant { max_running: Some(1), ..tenant(1) },
-        priority: Priority::Default,
         deadline: Some(Duration::from_secs(deadline)),
         forks: vec![SeqId(id + 1)],
+        ..super::tests::text(id, vec![1; 20])
     };
     room.step();
     room.scheduler.add(late(10, 5));
@@ -460,7 +458,7 @@ fn priority_passes_a_prompt_of_its_own_tenant_that_is_being_computed() {
     room.scheduler.add(NewSequence {
         id: SeqId(9),
         prompt: vec![7; 10],
-        samples: true,
+        answer_max: 50,
         score: false,
         scope: CacheScope::default(),
         tenant: tenant(1),
@@ -481,7 +479,7 @@ fn priority_orders_what_one_tenant_asks() {
         room.scheduler.add(NewSequence {
             id: SeqId(id),
             prompt: vec![id as u32; 10],
-            samples: true,
+            answer_max: 50,
             score: false,
             scope: CacheScope::default(),
             tenant: Tenant::default(),

@@ -22,11 +22,16 @@ mod fair;
 mod fair_tests;
 #[cfg(test)]
 mod flight_tests;
+mod forecast;
 #[cfg(test)]
 mod greedy_tests;
 mod keep;
+mod lengths;
 mod load;
 mod order;
+mod outlook;
+#[cfg(test)]
+mod outlook_tests;
 mod pace;
 mod sequence;
 #[cfg(test)]
@@ -39,9 +44,11 @@ use std::time::Duration;
 
 pub use batch::{Admit, Batch, Entry, Later, Proposal};
 pub use load::Load;
+pub use outlook::{Newcomer, Outlook};
 pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
+use self::lengths::Lengths;
 use self::order::Next;
 use self::pace::Pace;
 use crate::kv::{Before, BlockPool, Kept};
@@ -79,6 +86,7 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: BlockPool,
     pace: Pace,
+    lengths: Lengths,
     /// Sequences without blocks: by whose turn it is, and those that stand aside.
     tenants: Tenants,
     /// Sequences with blocks, in order of id.
@@ -98,8 +106,8 @@ impl Scheduler {
         assert!(config.batch_tokens >= config.running_len && config.score_chunk > 0);
         let pool = BlockPool::new(config.block_count).keeping(config.keep_blocks_min);
         let pace = Pace::new(config.target_ms);
-        let (tenants, running) = (Tenants::default(), Vec::new());
-        Self { config, pool, pace, tenants, running, steps: 0, loads: 0 }
+        let (tenants, running, lengths) = (Tenants::default(), Vec::new(), Lengths::default());
+        Self { config, pool, pace, lengths, tenants, running, steps: 0, loads: 0 }
     }
 
     /// The same bounds, with nothing in it.
@@ -111,7 +119,9 @@ impl Scheduler {
     /// come in another order than they were given, from threads that submit at once.
     pub fn add(&mut self, new: NewSequence) {
         assert!(!new.prompt.is_empty(), "an empty prompt has no row; this is a bug");
-        self.tenants.enter(Sequence::new(new));
+        let mut seq = Sequence::new(new);
+        self.lengths.came(seq.prompt_len, seq.look_ahead(&self.pool, self.config.block_len));
+        self.tenants.enter(seq);
     }
 
     /// Sequences that would go on with one row.
@@ -203,7 +213,9 @@ impl Scheduler {
 
     fn append(&mut self, id: SeqId, token: TokenId) {
         if let Some(place) = self.place(id) {
-            self.running[place].tokens.push(token);
+            let seq = &mut self.running[place];
+            self.lengths.grew(seq.answered());
+            seq.tokens.push(token);
         }
     }
 
@@ -213,6 +225,9 @@ impl Scheduler {
             Some(place) => Some(self.stop(place)),
             None => self.tenants.remove(id),
         };
+        if let Some(seq) = gone.as_ref().filter(|seq| seq.answered() > 0) {
+            self.lengths.is_over(seq.answered(), seq.answer_max);
+        }
         if gone.is_none() {
             let everybody = self.running.iter_mut().chain(self.tenants.waiting_mut());
             everybody.for_each(|s| s.forks.retain(|fork| *fork != id));
@@ -407,7 +422,7 @@ impl Scheduler {
 
     /// Blocks of all its tokens and the next one, so that only answers ever need more.
     fn blocks_wanted(&self, seq: &Sequence) -> usize {
-        (seq.tokens.len() + usize::from(seq.samples)).div_ceil(self.config.block_len)
+        (seq.tokens.len() + usize::from(seq.answer_max > 0)).div_ceil(self.config.block_len)
     }
 
     /// Makes sure that an answer has a block of its own for its newest token, taking blocks from
@@ -477,7 +492,7 @@ impl Scheduler {
     /// It does not run any more, and its blocks are free.
     fn stop(&mut self, place: usize) -> Sequence {
         let mut seq = self.running.remove(place);
-        seq.release(&mut self.pool);
+        seq.release(&mut self.pool, self.config.block_len);
         self.tenants.left(seq.tenant.id);
         seq
     }

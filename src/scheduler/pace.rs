@@ -110,6 +110,17 @@ impl Pace {
         }
     }
 
+    /// What a step takes with so many answers and rows of prompts, as far as that is known.
+    pub fn step_ms(&self, answers: usize, prompt_rows: usize) -> f64 {
+        let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
+        answers_ms + self.rows_ms(prompt_rows as f64).unwrap_or(0.0)
+    }
+
+    /// What rows of prompts add to a step; `None` before the first.
+    pub fn rows_ms(&self, rows: f64) -> Option<f64> {
+        Some(rows * self.row_ms?)
+    }
+
     /// So many answers add more to a step than one costs that holds them alone, and are no heavy
     /// load.
     pub fn is_cheap_apart(&self, answers: usize) -> bool {

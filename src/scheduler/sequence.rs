@@ -17,8 +17,8 @@ pub struct NewSequence {
     pub id: SeqId,
     /// Never empty.
     pub prompt: Vec<TokenId>,
-    /// Whether a token is wanted at all (prompt scoring wants none).
-    pub samples: bool,
+    /// Tokens that are wanted at most (prompt scoring wants none).
+    pub answer_max: usize,
     /// The logits of every prompt row are wanted.
     pub score: bool,
     /// With whom it shares prefixes. A scored prompt shares none: all its rows are computed.
@@ -61,7 +61,10 @@ pub struct Sequence {
     pub(super) load_from: usize,
     /// Prompt tokens whose KV somebody else had computed.
     cached: usize,
-    pub(super) samples: bool,
+    /// Tokens of its prompt that were known when it came, or are its own from before.
+    pub(super) known_len: usize,
+    /// Tokens that are wanted at most.
+    pub(super) answer_max: usize,
     pub(super) score: bool,
     pub(super) tenant: Tenant,
     pub(super) priority: Priority,
@@ -91,7 +94,8 @@ impl Sequence {
             coming: None,
             load_from: 0,
             cached: 0,
-            samples: new.samples,
+            known_len: 0,
+            answer_max: new.answer_max,
             score: new.score,
             tenant: new.tenant,
             priority: new.priority,
@@ -118,7 +122,7 @@ impl Sequence {
         Some(Self::new(NewSequence {
             id,
             prompt,
-            samples: self.samples,
+            answer_max: self.answer_max,
             score: self.score,
             scope: self.scope.unwrap_or_default(),
             tenant: self.tenant,
@@ -163,6 +167,11 @@ impl Sequence {
         self.unknown
     }
 
+    /// Tokens of its answer so far.
+    pub(super) fn answered(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
     /// Prompt and answer, with what is not known of it yet.
     pub(super) fn len(&self) -> usize {
         self.tokens.len() + self.unknown
@@ -196,6 +205,12 @@ impl Sequence {
             found.push((block, next));
         }
         found
+    }
+
+    /// It has just come: how much of its prompt is known.
+    pub(super) fn look_ahead(&mut self, pool: &BlockPool, block_len: usize) -> usize {
+        self.known_len = self.found(pool, block_len).len() * block_len;
+        self.known_len
     }
 
     /// Takes what was found, in exchange for blank blocks where it has some.
@@ -298,8 +313,9 @@ impl Sequence {
     }
 
     /// Gives all blocks back, the last one first.
-    pub(super) fn release(&mut self, pool: &mut BlockPool) {
+    pub(super) fn release(&mut self, pool: &mut BlockPool, block_len: usize) {
         self.blocks.drain(..).rev().for_each(|b| pool.release(b));
+        self.known_len = self.known * block_len;
         (self.computed, self.flying, self.unknown) = (0, 0, 0);
         self.known = 0;
         self.place = self.scope.map(Before::Start);

@@ -39,7 +39,7 @@ pub(super) fn text(id: u64, prompt: Vec<TokenId>) -> NewSequence {
     NewSequence {
         id: SeqId(id),
         prompt,
-        samples: true,
+        answer_max: 1000,
         score: false,
         scope: CacheScope::default(),
         tenant: Tenant::default(),
@@ -159,7 +159,7 @@ fn the_youngest_gives_way_and_comes_back_with_its_tokens() {
 #[test]
 fn scoring_walks_the_prompt_in_small_chunks_and_once() {
     let mut s = scheduler(100, 16, 4);
-    s.add(NewSequence { score: true, samples: false, ..sequence(0, 7) });
+    s.add(NewSequence { score: true, answer_max: 0, ..sequence(0, 7) });
     let mut scored = Vec::new();
     for _ in 0..3 {
         let batch = s.schedule(Duration::ZERO, &[], &());

@@ -148,6 +148,17 @@ impl Trace {
 
     fn check(&self) {
         self.scheduler.check().unwrap_or_else(|e| panic!("seed {}: {e}", self.seed));
+        if self.now.as_secs().is_multiple_of(32) {
+            let (tenant, priority) = (Tenant::default(), Priority::Default);
+            let newcomer = Newcomer { tenant, priority, prompt: 20, answer_max: 30, count: 2 };
+            let outlook = self.scheduler.outlook(self.now, &Batch::default());
+            let told = outlook.wait(&newcomer, self.now);
+            assert!(
+                told.is_none_or(|t| t < Duration::from_secs(3600)),
+                "seed {}: {told:?}",
+                self.seed
+            );
+        }
     }
 
     /// A prompt out of a few texts, so that many have a beginning in common; often for several
@@ -177,7 +188,7 @@ impl Trace {
         self.scheduler.add(NewSequence {
             id: ids[0],
             prompt,
-            samples: true,
+            answer_max: 1000,
             score: self.random.below(4) == 0,
             scope,
             tenant,
@@ -369,6 +380,7 @@ impl Trace {
             let Some(Flight { batch, texts }) = &mut self.flight else { continue };
             if let Some(place) = batch.entries.iter().position(|e| e.id == entry.id) {
                 drop((batch.entries.remove(place), texts.remove(place)));
+                batch.answers -= usize::from(place < batch.answers);
                 self.seen.failed += 1;
             }
         }
