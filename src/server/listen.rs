@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes of an answer that the system keeps for a client, or twice that. It says that some were
 /// taken once a third is free, so at the default time some kilobytes a second are reading.
-const SEND_BUFFER: usize = 128 << 10;
+pub(super) const SEND_BUFFER: usize = 128 << 10;
 /// Times that time, for what is unacknowledged and for a window that stays too small.
 const WINDOW: u32 = 3;
 /// Looks in vain after which nobody is there: with the time before the first, that is the time to

@@ -41,6 +41,7 @@ mod stored;
 mod tls;
 mod tokens;
 mod tools;
+mod unsent;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ use self::observe::Watch;
 use self::reference::{Routes, answers, get, post};
 use self::responses::Backgrounds;
 pub use self::tls::Tls;
+use self::unsent::Unsent;
 use crate::auth::{Caller, Keyring};
 use crate::error::Error;
 use crate::files::Files;
@@ -159,6 +161,7 @@ struct App {
     rooms: Rooms,
     metrics: Arc<Metrics>,
     backgrounds: Backgrounds,
+    unsent: Unsent,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
@@ -168,8 +171,16 @@ impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
-        let backgrounds = Backgrounds::default();
-        Self { config, pipeline, rooms, metrics, backgrounds, draining, in_work: Arc::default() }
+        Self {
+            config,
+            pipeline,
+            rooms,
+            metrics,
+            backgrounds: Backgrounds::default(),
+            unsent: Unsent::default(),
+            draining,
+            in_work: Arc::default(),
+        }
     }
 
     /// Before anything is read: `/v1` and `/api` want a key.

@@ -92,10 +92,12 @@ async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) ->
     if !is_text(request.uri().path()) {
         return ApiError::unknown_route(&watch.method, request.uri().path()).into_response();
     }
+    let mut whose = None;
     match app.caller(&request) {
         Err(error) => return error.into_response(),
         Ok(None) => {}
         Ok(Some(caller)) => {
+            whose = Some(caller.tenant.id);
             if let Some(limiter) = &caller.limiter {
                 watch.limiter.get_or_init(|| Arc::clone(limiter));
             }
@@ -105,10 +107,18 @@ async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) ->
             request.extensions_mut().insert(caller);
         }
     }
-    AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-        let error = Error::Internal("The server failed on this request.".to_owned());
-        ApiError::from(error).into_response()
-    })
+    if let Some(error) = whose.and_then(|_| app.unsent.admit(whose).err()) {
+        return ApiError::from(error).into_response();
+    }
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => {
+            app.unsent.hold(response, whose).await.unwrap_or_else(ApiError::into_response)
+        }
+        Err(_) => {
+            let error = Error::Internal("The server failed on this request.".to_owned());
+            ApiError::from(error).into_response()
+        }
+    }
 }
 
 /// Whether a path is UTF-8 once it is decoded. Nothing has a name that is none.

@@ -184,3 +184,53 @@ async fn who_reads_slowly_and_steadily_reads_all_of_it() {
     assert_eq!(server.metric("hearth_cancelled_total").await, 0.0);
     server.is_well().await;
 }
+
+/// Answers in one piece that nobody takes are in memory until somebody does: a key has a part of
+/// it, is told so, and others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_answers_that_nobody_takes_have_a_bound() {
+    const PART: usize = 64 << 20;
+    let server = Server::start(&["--api-key", "one", "--api-key", "two"]);
+    let (question, large) = (chat(QUESTION, 12, false), json!({"content": "x y ".repeat(900_000)}));
+    let send = async |key: &str, path, body: &Value| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("content-type", "application/json"), ("authorization", &bearer)];
+        let socket = narrow(server.address, 128 << 10).await;
+        http::send_over(socket, "POST", path, &headers, body.to_string().as_bytes()).await
+    };
+    let said = async |key| {
+        let answer = send(key, CHAT, &question).await.answer().await;
+        (answer.status, answer.json()["choices"][0]["message"].clone())
+    };
+    let before = said("two").await;
+    let len = send("one", "/tokenize", &large).await.answer().await.body.len();
+    let start = server.resident();
+    let mut unread = Vec::new();
+    let refused = loop {
+        let mut pending = send("one", "/tokenize", &large).await;
+        pending.wait_for("\r\n\r\n").await;
+        match pending.so_far().starts_with("HTTP/1.1 200") {
+            true => unread.push(pending),
+            false => break pending.answer().await,
+        }
+        assert!(unread.len() * len <= PART, "{} of {len} bytes", unread.len());
+    };
+    let grown = server.resident().saturating_sub(start) >> 20;
+    println!("{} answers of {len} bytes, {grown} MiB more", unread.len());
+    assert!((unread.len() + 1) * len > PART, "{} of {len} bytes", unread.len());
+    assert_eq!((refused.status, &refused.error()["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!(refused.header("retry-after").is_some());
+    // A short one is no burden, and another key hears nothing of it.
+    assert_eq!(said("two").await, before);
+    let other = send("two", "/tokenize", &large).await.answer().await;
+    assert_eq!((other.status, other.body.len()), (200, len));
+    // Whoever reads, or leaves, makes room.
+    let read = unread.remove(0).answer().await;
+    assert_eq!((read.status, read.body.len()), (200, len));
+    drop(unread);
+    let begun = Instant::now();
+    while send("one", "/tokenize", &large).await.answer().await.status != 200 {
+        assert!(begun.elapsed() < crate::server::PATIENCE, "there is no room");
+    }
+    server.is_well().await;
+}

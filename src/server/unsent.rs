@@ -1,0 +1,181 @@
+//! What was answered and not taken: a whole answer is in memory until its client has read it.
+//!
+//! A stream is made as it is read. An answer in one piece is not, and a client may be long about it
+//! as long as it takes something now and then, over as many connections as it likes. So the bytes of
+//! all that is not sent have a bound, and those of one key a part of it: beyond that nothing more is
+//! answered until some of it is read. What the system takes at once is not counted, so probes are
+//! answered whatever others leave unread.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::response::Response;
+
+use super::error::ApiError;
+use super::listen::SEND_BUFFER;
+use crate::error::Error;
+
+/// Bytes of all answers that are not sent, or one answer that is longer.
+const UNSENT_MAX: usize = 256 << 20;
+/// The part of them that one key may have, where there are keys; and all who send none.
+const SHARE: usize = 4;
+/// After that time it is worth asking again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whose answers: a tenant's, or of those of whom no key is wanted.
+pub(super) type Whose = Option<u64>;
+
+/// All of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unsent(Arc<Mutex<HashMap<Whose, Pile>>>);
+
+/// Those of one tenant; never empty.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pile {
+    answers: usize,
+    bytes: usize,
+}
+
+impl Unsent {
+    /// Whether one of these may ask for more.
+    pub fn admit(&self, whose: Whose) -> Result<(), Error> {
+        room_for(1, whose, &self.piles())
+    }
+
+    /// Counts an answer in one piece until it is sent, unless the system takes all of it at once.
+    ///
+    /// # Errors
+    /// There is no room for it until others are read.
+    pub async fn hold(&self, response: Response, whose: Whose) -> Result<Response, ApiError> {
+        let Some(len) = response.body().size_hint().exact() else { return Ok(response) };
+        if len <= SEND_BUFFER as u64 {
+            return Ok(response);
+        }
+        let held = self.take(usize::try_from(len).unwrap_or(usize::MAX), whose)?;
+        let (head, body) = response.into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await;
+        let bytes = bytes.map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(Response::from_parts(head, Body::from(Bytes::from_owner(Answer { bytes, _held: held }))))
+    }
+
+    fn take(&self, bytes: usize, whose: Whose) -> Result<Held, Error> {
+        let mut piles = self.piles();
+        room_for(bytes, whose, &piles)?;
+        let pile = piles.entry(whose).or_default();
+        pile.answers += 1;
+        pile.bytes += bytes;
+        Ok(Held { unsent: self.clone(), whose, bytes })
+    }
+
+    /// Counts are whole whoever panicked beside them.
+    fn piles(&self) -> MutexGuard<'_, HashMap<Whose, Pile>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether so much more of these may wait. Where nothing does, anything may.
+fn room_for(bytes: usize, whose: Whose, piles: &HashMap<Whose, Pile>) -> Result<(), Error> {
+    let own = piles.get(&whose).copied().unwrap_or_default();
+    let (mut answers, mut all) = (0, 0);
+    for pile in piles.values() {
+        answers += pile.answers;
+        all += pile.bytes;
+    }
+    let share = if whose == Some(0) { UNSENT_MAX } else { UNSENT_MAX / SHARE };
+    let retry_after = RETRY;
+    if own.bytes > 0 && own.bytes.saturating_add(bytes) > share {
+        return Err(Error::Unread { unread: own.answers, retry_after });
+    }
+    match all > 0 && all.saturating_add(bytes) > UNSENT_MAX {
+        true => Err(Error::QueueFull { waiting: answers, retry_after }),
+        false => Ok(()),
+    }
+}
+
+/// Counted until it is dropped.
+#[derive(Debug)]
+struct Held {
+    unsent: Unsent,
+    whose: Whose,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut piles = self.unsent.piles();
+        if let Some(pile) = piles.get_mut(&self.whose) {
+            pile.answers -= 1;
+            pile.bytes -= self.bytes;
+            if pile.answers == 0 {
+                piles.remove(&self.whose);
+            }
+        }
+    }
+}
+
+/// The bytes of an answer. The connection lets go of them when the last one is written.
+struct Answer {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(len: usize) -> Response {
+        Response::new(Body::from(vec![b'x'; len]))
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_until_its_bytes_are_gone() {
+        let unsent = Unsent::default();
+        let len = SEND_BUFFER + 1;
+        let held = unsent.hold(answer(len), Some(1)).await.unwrap();
+        assert_eq!(held.body().size_hint().exact(), Some(len as u64));
+        let bytes = axum::body::to_bytes(held.into_body(), len).await.unwrap();
+        let pile = |unsent: &Unsent| unsent.piles().get(&Some(1)).map(|pile| pile.bytes);
+        let part = bytes.slice(len - 1..);
+        drop(bytes);
+        assert_eq!(pile(&unsent), Some(len), "its end is not sent");
+        drop(part);
+        assert_eq!(pile(&unsent), None);
+        let short = unsent.hold(answer(SEND_BUFFER), Some(1)).await.unwrap();
+        let stream = Body::from_stream(futures_util::stream::pending::<Result<Bytes, Error>>());
+        let stream = unsent.hold(Response::new(stream), Some(1)).await.unwrap();
+        assert_eq!(pile(&unsent), None);
+        drop((short, stream));
+    }
+
+    #[test]
+    fn a_key_has_a_part_and_all_have_a_bound() {
+        const PART: usize = UNSENT_MAX / SHARE;
+        let unsent = Unsent::default();
+        let take = |bytes, whose| unsent.take(bytes, whose);
+        let first = take(PART, Some(1)).unwrap();
+        let refused = take(1, Some(1)).unwrap_err();
+        assert!(matches!(refused, Error::Unread { unread: 1, .. }), "{refused}");
+        assert!(unsent.admit(Some(1)).is_err() && unsent.admit(Some(2)).is_ok());
+        let others = [Some(2), Some(3), None].map(|whose| take(PART, whose).unwrap());
+        let refused = take(1, Some(4)).unwrap_err();
+        assert!(matches!(refused, Error::QueueFull { waiting: 4, .. }), "{refused}");
+        drop(first);
+        assert!(unsent.admit(Some(1)).is_ok(), "there is room again");
+        drop(others);
+        assert!(unsent.piles().is_empty());
+        let long = take(2 * UNSENT_MAX, Some(1)).unwrap();
+        assert!(take(1, Some(2)).is_err(), "one that is longer may be alone");
+        drop(long);
+        let half = take(UNSENT_MAX / 2, Some(0)).unwrap();
+        assert!(take(UNSENT_MAX / 2, Some(0)).is_ok(), "who has no key may be many");
+        drop(half);
+    }
+}
