@@ -129,6 +129,11 @@ impl AsRef<[u8]> for Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
 
     fn answer(len: usize) -> Response {
@@ -153,6 +158,33 @@ mod tests {
         let stream = unsent.hold(Response::new(stream), Some(1)).await.unwrap();
         assert_eq!(pile(&unsent), None);
         drop((short, stream));
+    }
+
+    #[tokio::test]
+    async fn a_connection_holds_its_answer_until_it_is_taken() {
+        const LEN: usize = 16 << 20; // more than the system takes at once
+        let unsent = Unsent::default();
+        let counts = unsent.clone();
+        let handler = move || async move { counts.hold(answer(LEN), Some(1)).await };
+        let router = axum::Router::new().fallback(handler);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let ask = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        client.write_all(ask).await.unwrap();
+        client.readable().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let pile = || unsent.piles().get(&Some(1)).map(|pile| pile.bytes);
+        assert_eq!(pile(), Some(LEN), "nobody has read it");
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert!(got.len() > LEN && got.starts_with(b"HTTP/1.1 200"));
+        let begun = Instant::now();
+        while pile().is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", pile());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     #[test]
