@@ -136,8 +136,8 @@ pub(super) async fn answer(
     Ok(Json(object(listing.await?)))
 }
 
-/// Lists are made one after the other, since one of them may look at everything that is stored; keys
-/// take turns, whoever asks for many at once.
+/// Lists are made one after the other, since one of them may look at everything that is stored;
+/// keys take turns, whoever asks for many at once.
 pub(super) struct Turns {
     all: Arc<Semaphore>,
     keys: Mutex<HashMap<u64, Arc<Semaphore>>>,
