@@ -380,6 +380,10 @@ fn default_data_dir() -> Option<PathBuf> {
     Some(share?.join("hearth"))
 }
 
+fn listed(words: &[String]) -> String {
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
 impl Config {
     /// Where to listen; port 0 until the system has picked one.
     pub fn address(&self) -> SocketAddr {
@@ -395,6 +399,8 @@ impl Config {
     pub fn describe(&self) -> String {
         let plan = &self.plan;
         let ctx = plan.ctx_size.map_or("what fits".to_owned(), |n| n.to_string());
+        let names: Vec<_> =
+            self.model_aliases.iter().map(|(name, id)| format!("{name}={id}")).collect();
         let lines = [
             (
                 "models",
@@ -431,19 +437,14 @@ impl Config {
                 self.memory.models_dir.as_ref().map_or("none".into(), |d| d.display().to_string()),
             ),
             ("keep-alive", self.memory.keep_alive.to_string()),
-            (
-                "lora",
-                match (self.loras.len(), self.lora_dirs.len()) {
-                    (0, 0) => "none".to_owned(),
-                    (n, dirs) => format!(
-                        "{n} named, {dirs} folders; in memory up to {} MB",
-                        self.lora_bytes >> 20
-                    ),
-                },
-            ),
+            ("pin", listed(&self.memory.pins)),
+            ("model-alias", listed(&names)),
+            ("lora", self.describe_loras()),
             ("kv-store", self.describe_kv_store()),
             ("send-timeout-s", self.send_timeout.as_secs().to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
+            ("files-quota-gb", (self.files_quota_bytes >> 30).to_string()),
+            ("cors-origin", listed(&self.cors_origins)),
             (
                 "api-key",
                 match self.api_keys.len() {
@@ -461,6 +462,14 @@ impl Config {
             ),
         ];
         lines.map(|(name, value)| format!("  {name:<15} {value}")).join("\n")
+    }
+
+    fn describe_loras(&self) -> String {
+        let mb = self.lora_bytes >> 20;
+        match (self.loras.len(), self.lora_dirs.len()) {
+            (0, 0) => "none".to_owned(),
+            (n, dirs) => format!("{n} named, {dirs} folders; in memory up to {mb} MB"),
+        }
     }
 
     fn describe_kv_store(&self) -> String {

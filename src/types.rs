@@ -65,11 +65,29 @@ pub struct Tenant {
 }
 
 impl Tenant {
+    /// Keys of the table count from 1 up, those of the command line from the top down.
+    const APART: u64 = 1 << 62;
+
     /// The same key's work in the background, which has a place of its own in the queue.
     pub fn in_background(self) -> Self {
-        // Keys of the table count from 1 up, those of the command line from the top down.
-        const APART: u64 = 1 << 62;
-        Self { id: self.id ^ APART, background: true, ..self }
+        Self { id: self.id ^ Self::APART, background: true, ..self }
+    }
+
+    /// The key that it is, whether or not somebody waits.
+    pub fn key(&self) -> u64 {
+        if self.background { self.id ^ Self::APART } else { self.id }
+    }
+
+    /// How many of a waiting room's places it leaves to others, when so many are its own: an eighth
+    /// is for those of whom nobody is here yet, and work in the background fills a quarter. Those
+    /// without a key are one tenant, and may be the only one.
+    pub fn leaves(&self, places: usize, own: usize) -> usize {
+        match own {
+            0 => 0,
+            _ if self.background => places - places / 4,
+            _ if self.id != 0 => places / 8,
+            _ => 0,
+        }
     }
 }
 

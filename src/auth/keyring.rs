@@ -101,13 +101,25 @@ impl Keyring {
         &self.store
     }
 
+    /// What a key may use in a minute, by the tenant that it is, for work that its own request has
+    /// left behind; `None` is as much as it likes.
+    pub fn limiter(&self, tenant: Tenant) -> Result<Option<Arc<Limiter>>, Error> {
+        let rows = self.rows()?;
+        let row = rows.iter().find(|row| row.id.unsigned_abs() == tenant.key());
+        Ok(row.and_then(|row| self.limiter_of(row)))
+    }
+
+    fn limiter_of(&self, row: &KeyRow) -> Option<Arc<Limiter>> {
+        let (requests, tokens) = (row.key.requests_per_min, row.key.tokens_per_min);
+        if (requests, tokens) == (None, None) {
+            return None;
+        }
+        let fresh = || Arc::new(Limiter::new(requests, tokens, Instant::now()));
+        Some(Arc::clone(self.state().limiters.entry(row.id).or_insert_with(fresh)))
+    }
+
     fn known(&self, row: &KeyRow) -> Caller {
-        let limits = (row.key.requests_per_min, row.key.tokens_per_min);
-        let limiter = (limits != (None, None)).then(|| {
-            let mut state = self.state();
-            let fresh = || Arc::new(Limiter::new(limits.0, limits.1, Instant::now()));
-            Arc::clone(state.limiters.entry(row.id).or_insert_with(fresh))
-        });
+        let limiter = self.limiter_of(row);
         let tenant = Tenant {
             // The table counts from 1.
             id: row.id.unsigned_abs(),
@@ -204,7 +216,11 @@ mod tests {
         assert_eq!((caller.tenant.weight, caller.tenant.max_running), (3, Some(2)));
         // One limiter for all requests of a key.
         let again = ring.caller(Some(&made.secret)).unwrap().unwrap();
-        assert!(Arc::ptr_eq(&caller.limiter.unwrap(), &again.limiter.unwrap()));
+        let limiter = again.limiter.unwrap();
+        assert!(Arc::ptr_eq(&caller.limiter.unwrap(), &limiter));
+        let later = ring.limiter(caller.tenant.in_background()).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&later, &limiter));
+        assert!(ring.limiter(Tenant::default()).unwrap().is_none());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Manifest {
     pub hearth: String,
     /// In the order in which they are served.
     pub models: Vec<Part>,
-    /// Adapters; nothing loads them by itself.
+    /// Adapters; the configuration serves them where there is one model.
     pub adapters: Vec<Part>,
     /// One program for each platform; the id is the platform's name.
     pub binaries: Vec<Part>,

@@ -21,8 +21,13 @@ pub(super) fn config(manifest: &Manifest) -> String {
     text += &list("alias", manifest.models.iter().map(|m| m.id.clone()).collect());
     text += "\n# To let other machines ask, choose a key and take the marks away:\n\
         # host = \"0.0.0.0\"\n# api-key = \"a word of your own\"\n# port = 8080\n";
-    if !manifest.adapters.is_empty() {
-        text += "\n# This version of Hearth loads no adapters; they lie in adapters/.\n";
+    match (manifest.adapters.is_empty(), &manifest.models[..]) {
+        (true, _) => {}
+        (false, [_]) => text += "\nlora-dir = [\"./adapters\"]\n",
+        (false, _) => {
+            text += "\n# Of several models one has the adapters; say which and take the mark away:\n\
+                # lora-dir = [\"MODEL=./adapters\"]\n";
+        }
     }
     text
 }
@@ -71,6 +76,14 @@ mod tests {
         let raw = RawConfig::from_file(&file).unwrap();
         assert_eq!(raw.model.model, ["./models/a -b-/x.gguf"]);
         assert_eq!(raw.server.alias, ["a \"b\""]);
+        assert!(raw.lora.lora_dir.is_empty());
+        let adapter = Part { id: "x".into(), path: "adapters/x".into() };
+        let one = Manifest { adapters: vec![adapter], ..manifest() };
+        std::fs::write(&file, config(&one)).unwrap();
+        assert_eq!(RawConfig::from_file(&file).unwrap().lora.lora_dir, ["./adapters"]);
+        let models = [manifest().models, manifest().models].concat();
+        let several = config(&Manifest { models, ..one });
+        assert!(several.contains("# lora-dir = [\"MODEL=./adapters\"]"), "{several}");
         // The lines to take the marks from are lines that it would read.
         std::fs::write(&file, config(&manifest()).replace("# ", "").replacen("Read", "#", 1))
             .unwrap();

@@ -32,8 +32,8 @@ pub(super) struct CreateArgs {
     /// name, or the hub id).
     #[arg(long)]
     alias: Vec<String>,
-    /// LoRA adapter to put in, a file or a folder; repeat for several. It is carried along: this
-    /// version serves no adapters.
+    /// LoRA adapter to put in, a file or a folder; repeat for several. They are served where there
+    /// is one model; of several, hearth.toml has a line that is to say which.
     #[arg(long, value_name = "PATH")]
     adapter: Vec<PathBuf>,
     /// Program for a platform that the bundle starts on; repeat for several (default: this one).

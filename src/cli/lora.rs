@@ -99,7 +99,13 @@ impl ServerArgs {
     fn ask<T>(&self, ask: impl Fn(&Client) -> Result<T, Failed>) -> Result<T, Failure> {
         let client = Client::new(&self.url, self.api_key.as_deref(), PATIENCE);
         let answer = client.and_then(|client| ask(&client));
-        answer.map_err(|failed| format!("{}: {failed}", self.url).into())
+        answer.map_err(|failed| {
+            let hint = match failed.kind.as_str() {
+                "connect" => "; is `hearth serve` running there? --url names another server",
+                _ => "",
+            };
+            format!("{}: {failed}{hint}", self.url).into()
+        })
     }
 }
 

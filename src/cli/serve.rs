@@ -71,6 +71,9 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// More than clients of one machine have any use for.
+const CONNECTIONS_MAX: usize = 16_384;
+
 /// Tells the operator. A full disk or a closed terminal is no reason to stop.
 fn tell(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
@@ -90,8 +93,14 @@ async fn listen(
     tell(format_args!("  OpenAI clients  base_url {url}/v1 with {key}"));
     // Who started it may read no further.
     let _ = writeln!(io::stdout(), "listening on {url}");
+    let connections_max = connections();
+    tell(format_args!(
+        "  connections     {connections_max} at once (half of `ulimit -n`), three quarters of them \
+         from one address"
+    ));
     let server = ServerConfig {
         tls,
+        connections_max,
         cors_origins: config.cors_origins,
         body_limit_bytes: config.body_limit_bytes,
         send_timeout: config.send_timeout,
@@ -111,6 +120,21 @@ async fn listen(
     };
     server::serve(server, pipeline, rooms, listener, shutdown).await;
     Ok(tells.await.unwrap_or_else(|_| Instant::now()))
+}
+
+/// Connections for which there are files enough: half of those that the process may have open
+/// (`ulimit -n`). The others are for the disk.
+fn connections() -> usize {
+    // Where the system does not tell, it is macOS, whose shells allow so many.
+    const UNKNOWN: usize = 256;
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let files = line.and_then(|line| line.split_whitespace().next());
+    let files = match files {
+        Some("unlimited") => usize::MAX,
+        files => files.and_then(|files| files.parse().ok()).unwrap_or(UNKNOWN),
+    };
+    (files / 2).clamp(1, CONNECTIONS_MAX)
 }
 
 fn open_store(config: &Config) -> Result<Store, Failure> {

@@ -194,8 +194,8 @@ pub struct ServerArgs {
     /// Size of that folder; what was not used longest goes first (default: 10G).
     #[arg(long, env = "HEARTH_KV_STORE_SIZE")]
     pub kv_store_size: Option<String>,
-    /// Key that clients must send; repeat for several. Without one, anyone who reaches the port
-    /// may ask.
+    /// Key that clients must send, besides those of `hearth keys`; repeat for several. Without any
+    /// key at all, anyone who reaches the port may ask.
     #[arg(long, env = "HEARTH_API_KEY", hide_env_values = true)]
     #[serde(deserialize_with = "one_or_many")]
     pub api_key: Vec<String>,

@@ -79,6 +79,17 @@ fn an_address_of_version_6_is_told_from_its_port() {
 }
 
 #[test]
+fn what_is_in_force_is_printed() {
+    let text = "model-alias = \"gpt=m\"\ncors-origin = \"*\"\nfiles-quota-gb = 7\npin = \"m\"";
+    let told = raw(text).validate().unwrap().describe();
+    for line in
+        ["model-alias     gpt=m", "cors-origin     *", "files-quota-gb  7", "pin             m"]
+    {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+}
+
+#[test]
 fn adapters_are_named_with_their_model_or_without() {
     let loras = |toml: &str| raw(toml).validate().unwrap().loras;
     let list = "lora = [\"a=x/y\", \"org/m:Q8_0:b=z=1\"]";

@@ -1,12 +1,21 @@
-//! Which texts are computed together: a pure function over what waits.
+//! Which texts are computed together, and whose: a value over what waits.
 //!
-//! Requests take turns, one text each, until the rows of a pass are used up, so a request of one
-//! short text does not wait for another's two thousand. There is no padding, so texts of any length
-//! share a batch; they stand in it by length, which lets those of one length be computed alike.
+//! Every tenant has a virtual time, which moves by the tokens computed for it, divided by its
+//! weight; the one that is least far has the next text, until the rows of a pass are used up. Of
+//! one tenant, requests take turns, one text each. So a short text waits neither for another's two
+//! thousand nor for the two hundred requests of a key that has so many. Work in the background has
+//! passes in which nobody else has anything. There is no padding, so texts of any length share a
+//! batch; they stand in it by length, which lets those of one length be computed alike.
 
-/// A request as the choice sees it: lengths of its texts, and how many of them are computed.
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::types::Tenant;
+
+/// A request as the choice sees it: whose it is, lengths of its texts, and how many of them are
+/// computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn<'a> {
+    pub tenant: Tenant,
     pub lengths: &'a [usize],
     pub begun: usize,
 }
@@ -19,27 +28,77 @@ pub(super) struct Pick {
     pub rows: usize,
 }
 
-/// The next batch: at most `rows_max` rows, or one text that is longer than that alone. Requests
-/// come in the order of their turns; the texts of one in theirs. Longest first.
-pub(super) fn choose(turns: &[Turn<'_>], rows_max: usize) -> Vec<Pick> {
-    let mut picks: Vec<Pick> = Vec::new();
-    let (mut rows, mut round) = (0, 0);
-    loop {
-        let before = picks.len();
-        for (request, turn) in turns.iter().enumerate() {
-            let text = turn.begun + round;
-            let Some(&len) = turn.lengths.get(text) else { continue };
+/// How far every tenant is that has something here, or had so recently that it matters.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    by_tenant: BTreeMap<u64, u64>,
+    /// The least time of those who wait. Who comes begins here. Never goes back.
+    clock: u64,
+}
+
+/// Virtual time of one token at weight 1.
+const TOKEN: u64 = 1 << 20;
+
+/// What a tenant has to be computed in this pass.
+struct Party {
+    time: u64,
+    weight: u64,
+    /// Requests in the order of their turns, each with its next text.
+    turns: VecDeque<(usize, usize)>,
+}
+
+impl Times {
+    /// The next batch: at most `rows_max` rows, or one text that is longer than that alone.
+    /// Requests come in the order of their turns; the texts of one in theirs. Longest first.
+    pub(super) fn choose(&mut self, turns: &[Turn<'_>], rows_max: usize) -> Vec<Pick> {
+        let mut parties = self.parties(turns);
+        let mut picks: Vec<Pick> = Vec::new();
+        let mut rows = 0;
+        while let Some(party) = parties
+            .values_mut()
+            .filter(|party| !party.turns.is_empty())
+            .min_by_key(|party| (party.time, party.turns.front().copied()))
+        {
+            let Some((request, text)) = party.turns.pop_front() else { break };
+            let lengths = turns[request].lengths;
+            let len = lengths[text];
             if rows > 0 && rows + len > rows_max {
-                // What does not fit waits; to let shorter ones pass would starve it.
-                return by_length(picks);
+                break; // What does not fit waits; to let shorter ones pass would starve it.
             }
             rows += len;
             picks.push(Pick { request, text, rows: len });
+            party.time += len as u64 * TOKEN / party.weight;
+            if text + 1 < lengths.len() {
+                party.turns.push_back((request, text + 1));
+            }
         }
-        if picks.len() == before {
-            return by_length(picks);
+        self.by_tenant.extend(parties.iter().map(|(id, party)| (*id, party.time)));
+        by_length(picks)
+    }
+
+    /// Who takes part in the next pass. Sets the clock, and forgets who is gone and owes nothing.
+    fn parties(&mut self, turns: &[Turn<'_>]) -> BTreeMap<u64, Party> {
+        let background = turns.iter().all(|turn| turn.tenant.background);
+        let here = || turns.iter().filter(|turn| turn.tenant.background == background);
+        let known = here().filter_map(|turn| self.by_tenant.get(&turn.tenant.id)).min();
+        self.clock = self.clock.max(known.copied().unwrap_or_default());
+        let clock = self.clock;
+        self.by_tenant.retain(|_, time| *time > clock);
+        let mut parties = BTreeMap::new();
+        for (request, turn) in turns.iter().enumerate() {
+            let Tenant { id, weight, max_running, .. } = turn.tenant;
+            if turn.tenant.background != background || turn.begun >= turn.lengths.len() {
+                continue;
+            }
+            let time = self.by_tenant.get(&id).copied().unwrap_or(clock);
+            let weight = u64::from(weight.max(1));
+            let new = || Party { time, weight, turns: VecDeque::new() };
+            let party = parties.entry(id).or_insert_with(new);
+            if max_running.is_none_or(|max| party.turns.len() < max) {
+                party.turns.push_back((request, turn.begun));
+            }
         }
-        round += 1;
+        parties
     }
 }
 
@@ -53,9 +112,17 @@ fn by_length(mut picks: Vec<Pick>) -> Vec<Pick> {
 mod tests {
     use super::*;
 
+    const NOBODY: u64 = 0;
+
+    fn tenant(id: u64, weight: u32) -> Tenant {
+        Tenant { id, weight, ..Tenant::default() }
+    }
+
     fn chosen(turns: &[(&[usize], usize)], rows_max: usize) -> Vec<(usize, usize)> {
-        let turns: Vec<_> = turns.iter().map(|&(lengths, begun)| Turn { lengths, begun }).collect();
-        choose(&turns, rows_max).iter().map(|pick| (pick.request, pick.text)).collect()
+        let turn = |&(lengths, begun)| Turn { tenant: tenant(NOBODY, 1), lengths, begun };
+        let turns: Vec<_> = turns.iter().map(turn).collect();
+        let picks = Times::default().choose(&turns, rows_max);
+        picks.iter().map(|pick| (pick.request, pick.text)).collect()
     }
 
     #[test]
@@ -77,11 +144,15 @@ mod tests {
     fn every_text_is_chosen_once() {
         let lengths: Vec<Vec<usize>> =
             (0..7).map(|r| (0..r * 5).map(|t| 1 + (r * 31 + t * 17) % 40).collect()).collect();
-        let mut begun = [0; 7];
+        let (mut begun, mut times) = ([0; 7], Times::default());
         loop {
-            let turns: Vec<_> =
-                (0..7).map(|r| Turn { lengths: &lengths[r], begun: begun[r] }).collect();
-            let picks = choose(&turns, 64);
+            let turn = |r: usize| Turn {
+                tenant: tenant(r as u64 % 3, 1),
+                lengths: &lengths[r],
+                begun: begun[r],
+            };
+            let turns: Vec<_> = (0..7).map(turn).collect();
+            let picks = times.choose(&turns, 64);
             let rows: usize = picks.iter().map(|pick| pick.rows).sum();
             assert!(rows <= 64);
             if picks.is_empty() {
@@ -95,5 +166,59 @@ mod tests {
             }
         }
         assert!((0..7).all(|r| begun[r] == lengths[r].len()));
+    }
+
+    /// Rows of each tenant in so many passes, when all of them always have enough.
+    fn rows_of(tenants: &[Tenant], times: &mut Times, passes: usize) -> BTreeMap<u64, usize> {
+        let lengths = vec![4; 64];
+        let turn = |tenant: &Tenant| Turn { tenant: *tenant, lengths: &lengths, begun: 0 };
+        let turns: Vec<_> = tenants.iter().map(turn).collect();
+        let mut rows = BTreeMap::new();
+        for pick in (0..passes).flat_map(|_| times.choose(&turns, 64)) {
+            *rows.entry(tenants[pick.request].id).or_default() += pick.rows;
+        }
+        rows
+    }
+
+    #[test]
+    fn keys_share_by_weight_however_many_requests_they_have() {
+        let (greedy, one, heavy) = (tenant(1, 1), tenant(2, 1), tenant(3, 2));
+        let crowd: Vec<_> = [vec![greedy; 200], vec![one, heavy]].concat();
+        let rows = rows_of(&crowd, &mut Times::default(), 40);
+        assert_eq!((rows[&1], rows[&2], rows[&3]), (640, 640, 1280));
+    }
+
+    #[test]
+    fn who_comes_is_served_at_once_and_saves_nothing_while_it_is_away() {
+        let mut times = Times::default();
+        let (greedy, one) = (tenant(1, 1), tenant(2, 1));
+        assert_eq!(rows_of(&[greedy; 9], &mut times, 100)[&1], 6400);
+        let first = rows_of(&[greedy, greedy, one], &mut times, 1);
+        assert_eq!(first[&2], 32, "half of the first pass, and no more for what it did not use");
+        let mut rows = [0; 2];
+        for pass in 0..40 {
+            let here = if pass % 2 == 0 { vec![greedy, one] } else { vec![greedy] };
+            for (id, count) in rows_of(&here, &mut times, 1) {
+                rows[id as usize - 1] += count;
+            }
+        }
+        assert_eq!(rows, [1920, 640], "an absent key saves nothing");
+    }
+
+    #[test]
+    fn work_in_the_background_has_the_passes_that_nobody_else_wants() {
+        let (work, one) = (tenant(1, 9).in_background(), tenant(1, 1));
+        let mut times = Times::default();
+        let rows = rows_of(&[work, one, work], &mut times, 3);
+        assert_eq!((rows.get(&1), rows.len()), (Some(&192), 1));
+        assert_eq!(rows_of(&[work], &mut times, 1)[&work.id], 64);
+    }
+
+    #[test]
+    fn no_more_requests_of_a_key_take_turns_than_may_run() {
+        let tenant = Tenant { max_running: Some(1), ..tenant(1, 1) };
+        let turn = |lengths| Turn { tenant, lengths, begun: 0 };
+        let picks = Times::default().choose(&[turn(&[4; 8]), turn(&[4; 8])], 16);
+        assert!(picks.len() == 4 && picks.iter().all(|pick| pick.request == 0), "{picks:?}");
     }
 }

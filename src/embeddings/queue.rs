@@ -5,10 +5,11 @@
 //! requests that were in it, and no other.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,9 @@ use hearth_models::{EncoderBatch, TextEncoder};
 use tokio::sync::oneshot;
 
 use super::Settings;
-use super::batch::{self, Pick, Turn};
+use super::batch::{Pick, Times, Turn};
 use super::pooling;
-use crate::types::TokenId;
+use crate::types::{Tenant, TokenId};
 
 /// Bounds derived once at start.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,18 @@ pub struct Queue {
     commands: Sender<Command>,
     bounds: Bounds,
     stats: Arc<Stats>,
+    tenants: Arc<Tenants>,
+}
+
+/// How many requests of each tenant are here; none that has none.
+#[derive(Debug, Default)]
+struct Tenants(Mutex<HashMap<u64, usize>>);
+
+impl Tenants {
+    /// Counts: whoever panicked beside them left them whole.
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -96,20 +109,21 @@ enum Command {
 impl Queue {
     /// Hands over texts, each of at least one token and within the model's tables (the caller has
     /// checked), or says at once why not.
-    pub fn submit(&self, texts: Vec<Vec<TokenId>>) -> Result<Vectors, SubmitError> {
-        let place = self.enter()?;
+    pub fn submit(&self, tenant: Tenant, texts: Vec<Vec<TokenId>>) -> Result<Vectors, SubmitError> {
+        let place = self.enter(tenant)?;
         let (reply, vectors) = oneshot::channel();
         if texts.is_empty() {
             let _ = reply.send(Ok(Vec::new())); // its receiver is `vectors`
             return Ok(Vectors(vectors));
         }
         let job = Job {
+            tenant,
             lengths: texts.iter().map(Vec::len).collect(),
             vectors: vec![Vec::new(); texts.len()],
             texts,
             begun: 0,
             reply,
-            _place: place,
+            place,
         };
         let sent = self.commands.send(Command::Submit(job));
         sent.map(|()| Vectors(vectors)).map_err(|_| SubmitError::ShuttingDown)
@@ -126,42 +140,55 @@ impl Queue {
         &self.stats
     }
 
-    /// Takes a place in the waiting room.
-    fn enter(&self) -> Result<Place, SubmitError> {
-        let room = |n| (n < self.bounds.queue_len).then_some(n + 1);
-        let waiting = &self.stats.waiting;
-        match waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room) {
-            Ok(_) => Ok(Place(Arc::clone(&self.stats))),
-            Err(waiting) => {
-                let pass_ms = self.stats.pass_ms.load(Ordering::Relaxed);
-                let wait_ms = (pass_ms * waiting as u64 / 2).clamp(1000, 60_000);
-                let retry_after = Duration::from_millis(wait_ms);
-                Err(SubmitError::QueueFull { waiting, retry_after })
-            }
+    /// Takes a place in the waiting room, of which every tenant leaves some to others.
+    fn enter(&self, tenant: Tenant) -> Result<Place, SubmitError> {
+        let (places, waiting) = (self.bounds.queue_len, &self.stats.waiting);
+        let mut tenants = self.tenants.lock();
+        let own = tenants.get(&tenant.id).copied().unwrap_or_default();
+        let taken = waiting.load(Ordering::Acquire);
+        if taken >= places - tenant.leaves(places, own) {
+            let pass_ms = self.stats.pass_ms.load(Ordering::Relaxed);
+            let wait_ms = (pass_ms * taken as u64 / 2).clamp(1000, 60_000);
+            let retry_after = Duration::from_millis(wait_ms);
+            return Err(SubmitError::QueueFull { waiting: taken, retry_after });
         }
+        tenants.insert(tenant.id, own + 1);
+        waiting.store(taken + 1, Ordering::Release);
+        let (stats, tenants) = (Arc::clone(&self.stats), Arc::clone(&self.tenants));
+        Ok(Place { stats, tenants, tenant: tenant.id })
     }
 }
 
 /// A place in the waiting room, given back when it is dropped.
 #[derive(Debug)]
-struct Place(Arc<Stats>);
+struct Place {
+    stats: Arc<Stats>,
+    tenants: Arc<Tenants>,
+    tenant: u64,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        let mut tenants = self.tenants.lock();
+        self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+        match tenants.get_mut(&self.tenant) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(tenants.remove(&self.tenant)),
+        }
     }
 }
 
 /// A request on its way.
 #[derive(Debug)]
 struct Job {
+    tenant: Tenant,
     texts: Vec<Vec<TokenId>>,
     lengths: Vec<usize>,
     /// Texts that were in a pass.
     begun: usize,
     vectors: Vec<Vec<f32>>,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, String>>,
-    _place: Place,
+    place: Place,
 }
 
 /// Starts the thread of a model.
@@ -172,12 +199,13 @@ pub(super) fn start(
 ) -> std::io::Result<(Queue, JoinHandle<()>)> {
     let (commands, receiver) = mpsc::channel();
     let stats = Arc::<Stats>::default();
-    let queue = Queue { commands, bounds, stats: Arc::clone(&stats) };
+    let queue = Queue { commands, bounds, stats: Arc::clone(&stats), tenants: Arc::default() };
     let worker = Worker {
         model,
         settings,
         batch_tokens: bounds.batch_tokens,
         jobs: Vec::new(),
+        times: Times::default(),
         commands: receiver,
         stats,
         draining: false,
@@ -192,6 +220,7 @@ struct Worker {
     batch_tokens: usize,
     /// In the order of their turns.
     jobs: Vec<Job>,
+    times: Times,
     commands: Receiver<Command>,
     stats: Arc<Stats>,
     draining: bool,
@@ -238,10 +267,13 @@ impl Worker {
         self.stats.cancelled.fetch_add(gone, Ordering::Relaxed);
     }
 
-    fn choose(&self) -> Vec<Pick> {
-        let turns: Vec<_> =
-            self.jobs.iter().map(|job| Turn { lengths: &job.lengths, begun: job.begun }).collect();
-        batch::choose(&turns, self.batch_tokens)
+    fn choose(&mut self) -> Vec<Pick> {
+        let turns = self.jobs.iter().map(|job| {
+            let Job { tenant, lengths, begun, .. } = job;
+            Turn { tenant: *tenant, lengths, begun: *begun }
+        });
+        let turns: Vec<_> = turns.collect();
+        self.times.choose(&turns, self.batch_tokens)
     }
 
     /// Hidden states of all rows of a batch, one text behind the other.
@@ -276,8 +308,12 @@ impl Worker {
         self.jobs = waiting;
         for job in served {
             match job.begun == job.texts.len() {
-                // Nobody may be there to hear it any more.
-                true => drop(job.reply.send(Ok(job.vectors))),
+                true => {
+                    // Who has an answer has no place any more.
+                    drop(job.place);
+                    // Nobody may be there to hear it.
+                    drop(job.reply.send(Ok(job.vectors)));
+                }
                 false => self.jobs.push(job),
             }
         }
@@ -322,147 +358,5 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use hearth_models::EncoderConfig;
-
-    use super::super::{Dimensions, Pooling};
-    use super::*;
-
-    /// Says its tokens back, after it was let go; panics on token 9, fails on 8.
-    struct Echo {
-        config: EncoderConfig,
-        gate: Mutex<Receiver<()>>,
-        batches: Arc<Mutex<Vec<Vec<u32>>>>,
-    }
-
-    impl TextEncoder for Echo {
-        fn config(&self) -> &EncoderConfig {
-            &self.config
-        }
-
-        fn forward(&self, batch: &EncoderBatch) -> hearth_models::Result<Vec<f32>> {
-            self.gate.lock().unwrap().recv().expect("the test opens the gate");
-            self.batches.lock().unwrap().push(batch.tokens.clone());
-            assert!(!batch.tokens.contains(&9), "token nine");
-            if batch.tokens.contains(&8) {
-                return Err(hearth_models::Error::Batch("token eight".into()));
-            }
-            Ok(batch.tokens.iter().flat_map(|id| [*id as f32, 1.0]).collect())
-        }
-    }
-
-    /// A queue of two places and passes of four rows; the gate; the batches so far.
-    struct World {
-        queue: Queue,
-        thread: JoinHandle<()>,
-        gate: Sender<()>,
-        batches: Arc<Mutex<Vec<Vec<u32>>>>,
-    }
-
-    fn world() -> World {
-        let (gate, closed) = mpsc::channel();
-        let batches = Arc::<Mutex<Vec<Vec<u32>>>>::default();
-        let config = EncoderConfig {
-            family: "echo",
-            hidden_len: 2,
-            ffn_len: 1,
-            layer_count: 1,
-            head_count: 1,
-            vocab_len: 10,
-            context_len: 4,
-            type_count: 1,
-            norm_eps: 0.0,
-            gelu: hearth_models::backend::Gelu::Erf,
-            names: Default::default(),
-        };
-        let model = Echo { config, gate: Mutex::new(closed), batches: Arc::clone(&batches) };
-        let settings = Settings {
-            pooling: Pooling::Mean,
-            normalize: false,
-            context_len: 4,
-            dimensions: Dimensions::Whole,
-        };
-        let bounds = Bounds { queue_len: 2, batch_tokens: 4 };
-        let (queue, thread) = start(Box::new(model), settings, bounds).unwrap();
-        World { queue, thread, gate, batches }
-    }
-
-    impl World {
-        fn open(&self, passes: usize) {
-            (0..passes).for_each(|_| self.gate.send(()).unwrap());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_long_request_and_a_short_one_share_passes() {
-        let world = world();
-        let long = world.queue.submit(vec![vec![1, 1], vec![2, 2], vec![3], vec![4, 6]]).unwrap();
-        let short = world.queue.submit(vec![vec![5, 7]]).unwrap();
-        world.open(9);
-        assert_eq!(short.wait().await.unwrap(), [[6.0, 1.0]]);
-        let want = [[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [5.0, 1.0]];
-        assert_eq!(long.wait().await.unwrap(), want);
-        let batches = world.batches.lock().unwrap().clone();
-        assert!(batches.iter().all(|batch| batch.len() <= 4), "{batches:?}");
-        let position = |id: u32| batches.iter().position(|batch| batch.contains(&id)).unwrap();
-        assert!(position(5) < position(4), "{batches:?}");
-        assert_eq!(world.queue.stats().texts.load(Ordering::Relaxed), 5);
-        assert_eq!(world.queue.stats().computed_tokens.load(Ordering::Relaxed), 9);
-    }
-
-    #[tokio::test]
-    async fn a_full_waiting_room_says_when_to_come_back_and_empties() {
-        let world = world();
-        let first = world.queue.submit(vec![vec![1]]).unwrap();
-        let second = world.queue.submit(vec![vec![2]]).unwrap();
-        let error = world.queue.submit(vec![vec![3]]).unwrap_err();
-        let SubmitError::QueueFull { waiting, retry_after } = error else { panic!("{error}") };
-        assert_eq!((waiting, retry_after), (2, Duration::from_secs(1)));
-        world.open(9);
-        first.wait().await.unwrap();
-        second.wait().await.unwrap();
-        assert!(world.queue.submit(vec![vec![3]]).is_ok());
-    }
-
-    #[tokio::test]
-    async fn who_leaves_is_not_computed() {
-        let world = world();
-        let first = world.queue.submit(vec![vec![1, 1, 1, 1]]).unwrap();
-        while world.queue.stats().waiting.load(Ordering::Relaxed) == 0 {
-            tokio::task::yield_now().await;
-        }
-        drop(world.queue.submit(vec![vec![2]]).unwrap());
-        world.open(9);
-        first.wait().await.unwrap();
-        world.queue.submit(vec![vec![3]]).unwrap().wait().await.unwrap();
-        assert!(!world.batches.lock().unwrap().concat().contains(&2));
-        assert_eq!(world.queue.stats().cancelled.load(Ordering::Relaxed), 1);
-    }
-
-    #[tokio::test]
-    async fn a_failing_pass_fails_its_requests_and_no_other() {
-        for (bad, word) in [(8, "token eight"), (9, "token nine")] {
-            let world = world();
-            world.open(9);
-            let message = world.queue.submit(vec![vec![bad]]).unwrap().wait().await.unwrap_err();
-            assert!(message.contains(word), "{message}");
-            let good = world.queue.submit(vec![vec![4]]).unwrap().wait().await;
-            assert_eq!(good.unwrap(), [[4.0, 1.0]]);
-            assert_eq!(world.queue.stats().failures.load(Ordering::Relaxed), 1);
-        }
-    }
-
-    #[tokio::test]
-    async fn draining_finishes_what_waits() {
-        let world = world();
-        let vectors = world.queue.submit(vec![vec![1], vec![2, 2, 2, 2]]).unwrap();
-        world.queue.drain();
-        world.open(9);
-        assert_eq!(vectors.wait().await.unwrap().len(), 2);
-        world.thread.join().unwrap();
-        assert_eq!(world.queue.submit(vec![vec![1]]).unwrap_err(), SubmitError::ShuttingDown);
-        assert_eq!(world.queue.stats().waiting.load(Ordering::Relaxed), 0);
-    }
-}
+#[path = "queue_tests.rs"]
+mod tests;

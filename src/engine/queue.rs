@@ -54,10 +54,6 @@ struct Party {
     background: bool,
 }
 
-/// Part of the places that is kept for tenants of whom nobody is here yet.
-const KEPT: usize = 8;
-/// Part of the places that work in the background may fill.
-const BACKGROUND: usize = 4;
 /// Part of the places that answers of one tenant may fill which nobody reads.
 const UNREAD: usize = 4;
 /// What is told to a client that was refused, at least and at most.
@@ -79,11 +75,7 @@ impl WaitingRoom {
         if has_key && self.places >= KEPT && unread >= self.places / UNREAD {
             return Err(Refused::Unread(unread));
         }
-        let kept = match placed(&own) {
-            1.. if tenant.background => self.places - self.places / BACKGROUND,
-            1.. if has_key => self.places / KEPT,
-            _ => 0,
-        };
+        let kept = tenant.leaves(self.places, placed(&own));
         let taken = placed(&self.counts);
         if taken + count > self.places - kept {
             return Err(Refused::Full(taken));

@@ -82,6 +82,18 @@ impl Blobs {
         Ok(Self { folder: Arc::new(Folder { path, temporary }), next: AtomicU64::new(0) })
     }
 
+    /// Removes what nobody will finish, where no other process is at work.
+    pub(super) fn clear_unfinished(&self) -> Result<(), Error> {
+        for entry in fs::read_dir(&self.folder.path).map_err(|e| failed(&e))? {
+            let name = entry.map_err(|e| failed(&e))?.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(UNFINISHED) {
+                self.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
     /// Begins contents of at most so many bytes.
     pub(super) fn begin(&self, bytes_max: u64) -> Result<Writing, Error> {
         let serial = self.next.fetch_add(1, Ordering::Relaxed);

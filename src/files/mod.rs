@@ -61,8 +61,12 @@ fn not_found(id: &str) -> Error {
 
 impl Files {
     /// Over an open store, with contents in its folder, or in a temporary one where it has none.
+    /// What a killed process left unfinished there is removed.
     pub fn open(store: Arc<Store>, quota: Quota) -> Result<Self, Error> {
         let blobs = Blobs::open(store.folder())?;
+        if store.was_alone() {
+            blobs.clear_unfinished()?;
+        }
         Ok(Self { store, blobs, quota })
     }
 

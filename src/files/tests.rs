@@ -62,6 +62,24 @@ fn what_is_not_finished_leaves_nothing() {
     assert_eq!(on_disk(&files), 0);
 }
 
+/// A power cut in the middle of uploads, once a lesson, fills no disk.
+#[test]
+fn what_a_killed_process_left_unfinished_is_removed_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        Files::open(store, Quota { project_bytes_max: 100 }).unwrap()
+    };
+    let files = open();
+    keep(&files, "file-1", "hello").unwrap();
+    let writing = written(&files, "half");
+    assert_eq!(on_disk(&open()), 2, "another process may be writing it");
+    std::mem::forget(writing);
+    drop(files);
+    let files = open();
+    assert_eq!((on_disk(&files), &*read(&files, "file-1")), (1, "hello"));
+}
+
 #[test]
 fn a_project_has_so_much_room_and_no_more() {
     let files = files(10);

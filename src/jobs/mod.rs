@@ -44,6 +44,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Reads a line, with no regard to others and without running it.
     fn check(&self, endpoint: &str, line: &[u8]) -> Result<Checked, Fault>;
 
+    /// Counts a line of a tenant that begins now, or says when one may.
+    fn admit(&self, tenant: Tenant) -> Result<(), Later>;
+
     /// Runs a line that was checked. Dropping the future cancels it. It never panics.
     fn run<'a>(
         &'a self,

@@ -66,6 +66,10 @@ impl Executor for Echo {
         Ok(Checked { custom_id, model: word("model").unwrap_or("m".into()), inputs: 1 })
     }
 
+    fn admit(&self, _: Tenant) -> Result<(), Later> {
+        Ok(())
+    }
+
     fn run<'a>(
         &'a self,
         _: &'a str,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use super::batch::{self, Done};
 use super::lines::{self, Line, Lines};
@@ -143,6 +144,7 @@ impl Worker {
             source,
             ahead: VecDeque::new(),
             lines: JoinSet::new(),
+            pause: Instant::now(),
         };
         let expires_s = body["expires_at"].as_u64().unwrap_or_default();
         let left = Duration::from_secs(expires_s.saturating_sub(unix_now_s()));
@@ -313,6 +315,8 @@ struct Running {
     source: Option<Source>,
     ahead: VecDeque<Line>,
     lines: JoinSet<(u64, Answer)>,
+    /// No line begins before.
+    pause: Instant,
 }
 
 impl Running {
@@ -327,7 +331,12 @@ impl Running {
             if self.ahead.is_empty() && self.lines.is_empty() {
                 return Ok(());
             }
-            let place = Arc::clone(&self.worker.places).acquire_owned();
+            // Who has used up what its key may use holds no place meanwhile.
+            let (places, pause) = (Arc::clone(&self.worker.places), self.pause);
+            let place = async move {
+                tokio::time::sleep_until(pause).await;
+                places.acquire_owned().await
+            };
             tokio::select! {
                 biased;
                 () = stop.notified() => return Ok(()),
@@ -337,7 +346,12 @@ impl Running {
                         return Ok(());
                     }
                 }
-                Ok(place) = place, if !self.ahead.is_empty() => self.begin(place),
+                Ok(place) = place, if !self.ahead.is_empty() => {
+                    match self.worker.executor.admit(self.tenant) {
+                        Ok(()) => self.begin(place),
+                        Err(Later { wait }) => self.pause = Instant::now() + wait,
+                    }
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, cut};
 use crate::error::Error;
 use crate::registry::Lease;
 use crate::text::Special;
-use crate::types::{KeepAlive, TokenId};
+use crate::types::{KeepAlive, Tenant, TokenId};
 
 /// A request for vectors.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct EmbedRequest {
     pub truncate: bool,
     /// How long the model stays in memory after it.
     pub keep_alive: Option<KeepAlive>,
+    /// Who asks.
+    pub tenant: Tenant,
 }
 
 impl EmbedRequest {
@@ -71,10 +73,10 @@ impl Pipeline {
     ) -> Result<Embeddings, Error> {
         let dimensions = check_dimensions(model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
-        let truncate = request.truncate;
+        let (truncate, tenant) = (request.truncate, request.tenant);
         let texts = self.aside(len, move || encode(&encoder, inputs, truncate)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
-        let vectors = model.queue().submit(texts).map_err(|error| match error {
+        let vectors = model.queue().submit(tenant, texts).map_err(|error| match error {
             SubmitError::QueueFull { waiting, retry_after } => {
                 Error::QueueFull { waiting, retry_after }
             }

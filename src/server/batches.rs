@@ -81,7 +81,7 @@ async fn list(
     uri: Uri,
 ) -> Answer {
     let (query, batches) = (Query::parse(&uri)?, Arc::clone(&app.rooms.batches));
-    paging::answer(&app, query, PAGE, move |page| batches.list(caller.project, page)).await
+    paging::answer(&app, &caller, query, PAGE, move |page| batches.list(caller.project, page)).await
 }
 
 async fn one(

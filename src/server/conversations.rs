@@ -157,7 +157,8 @@ async fn list(
     uri: Uri,
 ) -> Answer {
     let (query, history) = (include(&uri)?, Arc::clone(&app.rooms.history));
-    paging::answer(&app, query, PAGE, move |page| history.items(caller.project, &id, page)).await
+    paging::answer(&app, &caller, query, PAGE, move |page| history.items(caller.project, &id, page))
+        .await
 }
 
 async fn item(

@@ -13,7 +13,9 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::fields;
 use super::observe::Watch;
+use crate::auth::Caller;
 use crate::pipeline::{EmbedInput, EmbedRequest};
+use crate::types::Tenant;
 
 /// Inputs of one request, as at OpenAI.
 const INPUTS_MAX: usize = 2048;
@@ -68,13 +70,20 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
         }
     };
     let truncate = false;
-    let request = EmbedRequest { model, inputs, dimensions, truncate, keep_alive };
+    let tenant = Tenant::default(); // who asks, the answer knows
+    let request = EmbedRequest { model, inputs, dimensions, truncate, keep_alive, tenant };
     Ok(Call { request, encoding })
 }
 
 /// Answers a call. Dropping the future cancels it.
-pub(super) async fn answer(app: &App, watch: &Watch, call: Call) -> Result<Response, ApiError> {
-    let embeddings = app.pipeline.embed(call.request).await?;
+pub(super) async fn answer(
+    app: &App,
+    watch: &Watch,
+    caller: &Caller,
+    call: Call,
+) -> Result<Response, ApiError> {
+    let request = EmbedRequest { tenant: caller.tenant, ..call.request };
+    let embeddings = app.pipeline.embed(request).await?;
     let (model, prompt_tokens) = (embeddings.model, embeddings.prompt_tokens);
     watch.generating(&model, prompt_tokens, 0);
     let item = |(index, vector)| Item {

@@ -117,6 +117,20 @@ impl ApiError {
             .code("unsupported_media_type")
     }
 
+    /// A form with so many fields that nobody reads it to its end.
+    pub(super) fn too_many_fields(max: usize) -> Self {
+        let message = format!("The form has more than {max} fields.");
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("invalid_body")
+    }
+
+    /// So many long bodies come at once that there is no memory for one more.
+    pub(super) fn too_many_bodies() -> Self {
+        let message = "Too many long requests are being sent at once. Please retry later.";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            .code("rate_limit_exceeded")
+            .retry_after(Duration::from_secs(1))
+    }
+
     /// A body beyond the limit.
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("The request body is larger than the limit of {limit_bytes} bytes.");

@@ -131,7 +131,7 @@ async fn list(
     let purpose = query.take("purpose");
     let files = Arc::clone(&app.rooms.files);
     let list = move |page: &Page| files.list(caller.project, purpose.as_deref(), page);
-    paging::answer(&app, query, PAGE, list).await
+    paging::answer(&app, &caller, query, PAGE, list).await
 }
 
 /// `GET /v1/files/{file_id}`.
@@ -284,9 +284,12 @@ async fn form(
     let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|error| ApiError::not_a_form(&error.body_text()))?;
     let (mut words, mut filename, mut content) = (serde_json::Map::new(), None, None);
+    let mut count = 0;
     while let Some(field) = next(app, &mut form).await? {
-        if words.len() > FIELDS_MAX {
-            return Err(ApiError::unreadable_body());
+        // Counted here and not in `words`, where many are members of one.
+        count += 1;
+        if count > FIELDS_MAX {
+            return Err(ApiError::too_many_fields(FIELDS_MAX));
         }
         let name = field.name().unwrap_or_default().to_owned();
         if name == file {

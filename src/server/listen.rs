@@ -12,7 +12,9 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 
+use super::crowd::{Crowd, Guest, house};
 use super::error::ApiError;
 use super::tls::{Greeting, Tls};
 
@@ -47,6 +50,8 @@ const LOOK_MAX: Duration = Duration::from_secs(32_767);
 pub(super) struct Door {
     pub listener: TcpListener,
     pub tls: Option<Tls>,
+    /// Who is connected.
+    pub crowd: Arc<Crowd<IpAddr>>,
     /// For the greeting of TLS, and again for the head of each request.
     pub head_timeout: Duration,
     /// For the other end to take something.
@@ -155,20 +160,25 @@ pub(super) async fn until<S: Future<Output = ()>>(
             accepted = door.listener.accept() => accepted,
             () = &mut stop => return open.shutdown(),
         };
-        let socket = match accepted {
-            Ok((socket, _)) => socket,
+        let (socket, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
+        let Some(guest) = door.crowd.enter(house(address.ip())) else {
+            tracing::debug!(%address, "a connection too many, closed");
+            continue;
+        };
         if let Err(error) = set_up(&socket, door.send_timeout) {
             tracing::debug!(%error, "a connection without its options");
         }
         let send_timeout = door.send_timeout;
         let (http, router) = (http.clone(), router.clone());
-        let line = Line { http, router, watcher: open.watcher(), send_timeout };
+        let watcher = open.watcher();
+        let line = Line { http, router, watcher, send_timeout, _guest: guest };
         match door.tls.clone() {
             None => drop(tokio::spawn(line.serve(impatient(socket, send_timeout)))),
             Some(tls) => drop(tokio::spawn(line.greet(tls, socket, door.head_timeout))),
@@ -194,6 +204,7 @@ struct Line {
     router: Router,
     watcher: Watcher,
     send_timeout: Duration,
+    _guest: Guest<IpAddr>,
 }
 
 impl Line {

@@ -15,6 +15,7 @@ mod chat;
 mod completions;
 mod conversations;
 mod cors;
+mod crowd;
 mod dialect;
 mod embeddings;
 mod error;
@@ -56,6 +57,7 @@ use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use self::crowd::{Crowd, Guest};
 use self::error::ApiError;
 use self::extract::Fields;
 use self::listen::Door;
@@ -79,6 +81,8 @@ pub struct ServerConfig {
     pub tls: Option<Tls>,
     /// Origins whose pages may ask from a browser; none by default, `*` is every one.
     pub cors_origins: Vec<String>,
+    /// Connections at once, three quarters of them from one address; others are closed.
+    pub connections_max: usize,
     /// Longer bodies are refused with a 413.
     pub body_limit_bytes: usize,
     /// A connection on which no whole head of a request comes in this time is closed.
@@ -101,6 +105,7 @@ impl Default for ServerConfig {
         Self {
             tls: None,
             cors_origins: Vec::new(),
+            connections_max: 16_384,
             body_limit_bytes: 4 << 20,
             head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
@@ -136,7 +141,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let ServerConfig { drain_timeout, head_timeout, send_timeout, .. } = config;
-    let door = Door { listener, tls: config.tls.clone(), head_timeout, send_timeout };
+    let crowd = Arc::new(Crowd::new(config.connections_max));
+    let door = Door { listener, tls: config.tls.clone(), crowd, head_timeout, send_timeout };
     let app = Arc::new(App::new(config, pipeline, rooms));
     let lines = Arc::new(batches::Lines::new(Arc::clone(&app)));
     let batches = tokio::spawn(Arc::clone(&app.rooms.batches).run(lines));
@@ -162,6 +168,9 @@ struct App {
     metrics: Arc<Metrics>,
     backgrounds: Backgrounds,
     unsent: Unsent,
+    lists: paging::Turns,
+    /// Whose long bodies are being read.
+    bodies: Arc<Crowd<u64>>,
     draining: AtomicBool,
     /// Held once more by every request in work.
     in_work: Arc<()>,
@@ -171,6 +180,7 @@ impl App {
     fn new(config: ServerConfig, pipeline: Arc<Pipeline>, rooms: Rooms) -> Self {
         let metrics = Arc::new(Metrics::new(pipeline.clone()));
         let draining = AtomicBool::new(false);
+        let bodies = (BODIES_BYTES / config.body_limit_bytes.max(1)).clamp(4, 64);
         Self {
             config,
             pipeline,
@@ -178,6 +188,8 @@ impl App {
             metrics,
             backgrounds: Backgrounds::default(),
             unsent: Unsent::default(),
+            lists: paging::Turns::default(),
+            bodies: Arc::new(Crowd::new(bodies)),
             draining,
             in_work: Arc::default(),
         }
@@ -217,11 +229,24 @@ impl App {
         }
     }
 
+    /// A place among the long bodies, where this is one: they are in memory before anybody knows
+    /// what they ask.
+    fn place_for_body(&self, request: &Request) -> Result<Option<Guest<u64>>, ApiError> {
+        let len = request.headers().get(header::CONTENT_LENGTH);
+        let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+        if len.is_some_and(|len| len < LONG_BODY_BYTES) {
+            return Ok(None);
+        }
+        let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
+        self.bodies.enter(key).map(Some).ok_or_else(ApiError::too_many_bodies)
+    }
+
     /// Reads the body of a request.
     async fn body(&self, request: Request) -> Result<Fields, ApiError> {
         if !says_json(request.headers()) {
             return Err(ApiError::not_json());
         }
+        let _place = self.place_for_body(&request)?;
         let limit = self.config.body_timeout;
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
@@ -232,6 +257,10 @@ impl App {
         Fields::parse(&body)
     }
 }
+
+/// Bodies from this length on are counted, and together no longer than that while they are read.
+const LONG_BODY_BYTES: u64 = 64 << 10;
+const BODIES_BYTES: usize = 256 << 20;
 
 /// Whether a path is asked for with a key, where the server has any.
 fn wants_key(path: &str) -> bool {
@@ -339,10 +368,11 @@ async fn aside<T: Send + 'static>(
 async fn text_embeddings(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let call = embeddings::parse(app.body(request).await?, app.config.lenient_fields)?;
-    embeddings::answer(&app, &watch, call).await
+    embeddings::answer(&app, &watch, &caller, call).await
 }
 
 /// The process lives.

@@ -197,7 +197,7 @@ impl Watch {
     }
 
     /// Of a line of a batch: no shutdown waits for it, and it appears in no measurement.
-    pub(super) fn of_line(app: &App, endpoint: &str) -> Self {
+    pub(super) fn of_line(app: &App, endpoint: &str, limiter: Option<Arc<Limiter>>) -> Self {
         Self {
             metrics: Arc::clone(&app.metrics),
             background: true,
@@ -207,7 +207,7 @@ impl Watch {
             method: "BATCH".to_owned(),
             route: endpoint.to_owned(),
             started: Instant::now(),
-            limiter: OnceLock::new(),
+            limiter: limiter.map_or_else(OnceLock::new, OnceLock::from),
             facts: Mutex::default(),
         }
     }

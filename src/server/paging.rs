@@ -1,13 +1,16 @@
 //! Lists: the query that asks for a part of one, and the object that carries it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
 use axum::http::Uri;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 use super::{App, aside, fields};
+use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{Listing, Page};
 
@@ -118,13 +121,45 @@ impl PageRule {
 /// Answers with a part of a list. Of the query everything else is read already.
 pub(super) async fn answer(
     app: &App,
+    caller: &Caller,
     mut query: Query,
     rule: PageRule,
     list: impl FnOnce(&Page) -> Result<Listing, Error> + Send + 'static,
 ) -> Result<Json<Value>, ApiError> {
     let page = query.page(rule)?;
     query.end(app.config.lenient_fields)?;
-    Ok(Json(object(aside(move || list(&page)).await?)))
+    let turn = app.lists.wait(caller.tenant.key()).await;
+    let listing = aside(move || {
+        let _turn = turn; // kept to the end even when the client goes away before
+        list(&page)
+    });
+    Ok(Json(object(listing.await?)))
+}
+
+/// Lists are made one after the other, since one of them may look at everything that is stored;
+/// keys take turns, whoever asks for many at once.
+pub(super) struct Turns {
+    all: Arc<Semaphore>,
+    keys: Mutex<HashMap<u64, Arc<Semaphore>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(1)), keys: Mutex::default() }
+    }
+}
+
+impl Turns {
+    /// Waits until it is the turn of a key, which lasts until the permits are dropped.
+    async fn wait(&self, key: u64) -> [Option<OwnedSemaphorePermit>; 2] {
+        let own = {
+            let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(keys.entry(key).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        // Neither is ever closed.
+        let own = own.acquire_owned().await.ok();
+        [own, Arc::clone(&self.all).acquire_owned().await.ok()]
+    }
 }
 
 /// A list object.

@@ -485,5 +485,5 @@ async fn input_items(
     query.list("include");
     let history = Arc::clone(&app.rooms.history);
     let list = move |page: &Page| history.response_input(caller.project, &id, page);
-    paging::answer(&app, query, PAGE, list).await
+    paging::answer(&app, &caller, query, PAGE, list).await
 }

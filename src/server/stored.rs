@@ -179,7 +179,7 @@ pub(super) async fn list(
     let (model, labels) = (query.take("model"), query.object("metadata"));
     let (history, project) = (Arc::clone(&app.rooms.history), caller.project);
     let list = move |page: &Page| history.completions(project, model.as_deref(), &labels, page);
-    paging::answer(&app, query, PageRule::ASCENDING, list).await
+    paging::answer(&app, &caller, query, PageRule::ASCENDING, list).await
 }
 
 /// `GET /v1/chat/completions/{completion_id}`.
@@ -231,5 +231,5 @@ pub(super) async fn messages(
 ) -> Result<Json<Value>, ApiError> {
     let (query, history) = (Query::parse(&uri)?, Arc::clone(&app.rooms.history));
     let list = move |page: &Page| history.completion_messages(caller.project, &id, page);
-    paging::answer(&app, query, PageRule::ASCENDING, list).await
+    paging::answer(&app, &caller, query, PageRule::ASCENDING, list).await
 }

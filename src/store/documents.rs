@@ -131,7 +131,7 @@ impl Store {
         matches: &[Match],
         page: &Page,
     ) -> Result<Listing, StoreError> {
-        self.read(|tx| tx.list(project, kind, "", matches, page))
+        self.scan(|tx| tx.list(project, kind, "", matches, page))
     }
 
     /// A part of what belongs to one document; `None` when that is not there.

@@ -1,8 +1,9 @@
 //! What outlives the process, in one embedded SQLite database. The only room that names one.
 //!
 //! Other rooms speak in transactions over typed rows: [`Tx`] has the documents (JSON objects with
-//! an id, a project and an order) and the API keys. One connection writes, behind a mutex, and one
-//! reads beside it, which the write-ahead log allows; other processes (`hearth keys`) do the same
+//! an id, a project and an order) and the API keys. One connection writes, behind a mutex, and two
+//! read beside it, which the write-ahead log allows: one for what is found at once, and one for
+//! lists, which may have to look at everything; other processes (`hearth keys`) do the same
 //! and wait for each other. Everything here blocks: async callers bring a thread that may.
 //!
 //! A commit is on the disk before it returns (`synchronous=FULL`): what the API acknowledged
@@ -86,6 +87,8 @@ pub struct Store {
     writer: Mutex<Connection>,
     /// `None` in memory, where there is only one connection.
     reader: Option<Mutex<Connection>>,
+    /// As `reader`, for what takes its time: keys are looked up for every request.
+    lister: Option<Mutex<Connection>>,
     folder: Option<PathBuf>,
     alone: bool,
     _lock: Option<File>,
@@ -110,9 +113,11 @@ impl Store {
         let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
         schema::migrate(&mut writer).map_err(|e| e.of(&path))?;
         let reader = Some(Mutex::new(connect(&path, OpenFlags::empty())?));
+        let lister = Some(Mutex::new(connect(&path, OpenFlags::empty())?));
         let folder = Some(folder.to_owned());
         let lock = Some(lock);
-        Ok(Self { writer: Mutex::new(writer), reader, folder, alone, _lock: lock })
+        let writer = Mutex::new(writer);
+        Ok(Self { writer, reader, lister, folder, alone, _lock: lock })
     }
 
     /// A store that is gone with the process.
@@ -123,6 +128,7 @@ impl Store {
         Ok(Self {
             writer: Mutex::new(writer),
             reader: None,
+            lister: None,
             folder: None,
             alone: true,
             _lock: None,
@@ -150,7 +156,23 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut connection = hold(self.reader.as_ref().unwrap_or(&self.writer));
+        self.read_by(self.reader.as_ref(), work)
+    }
+
+    /// The same, of what may take seconds. No other read waits for it.
+    fn scan<T>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.read_by(self.lister.as_ref(), work)
+    }
+
+    fn read_by<T, E: From<StoreError>>(
+        &self,
+        connection: Option<&Mutex<Connection>>,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut connection = hold(connection.unwrap_or(&self.writer));
         let tx = connection.transaction().map_err(StoreError::from)?;
         work(&Tx(tx))
     }

@@ -48,6 +48,30 @@ async fn contents(server: &Server, key: Option<&str>, file: &Value) -> Vec<Value
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
+/// What a key may use in a minute its batches use too; and while they wait for more of it, others'
+/// batches have the places.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_pays_from_what_its_key_may_use() {
+    let poor = NewKey { tokens_per_min: Some(300), ..crate::keys::new("poor", "a") };
+    let (server, [poor, free]) =
+        crate::keys::start_with([poor, crate::keys::new("free", "b")]).await;
+    let lines: Vec<_> =
+        (0..60).map(|i| chat_line(&i.to_string(), json!({"max_tokens": 40}))).collect();
+    let file = upload(&server, Some(&poor), &lines).await;
+    let batch = create(&server, Some(&poor), &file, CHAT).await.json();
+    let file = upload(&server, Some(&free), &lines).await;
+    let other = create(&server, Some(&free), &file, CHAT).await.json();
+    assert_eq!(server.ended(Some(&free), &other).await["status"], "completed");
+    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("an id"));
+    let now = server.ask("GET", &path, Some(&poor), None).await;
+    assert_eq!(now.json()["status"], "in_progress", "{}", now.body);
+    assert_eq!(now.header("x-ratelimit-remaining-tokens"), Some("0"));
+    let live =
+        server.ask("POST", CHAT, Some(&poor), Some(chat_line("x", json!({}))["body"].clone()));
+    let refused = live.await;
+    assert_eq!((refused.status, &refused.error()["type"]), (429, &json!("tokens")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_are_answered_as_the_live_route_answers() {
     let server = start(Options::default()).await;

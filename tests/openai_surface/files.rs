@@ -37,6 +37,18 @@ async fn a_form_that_does_not_come_is_not_waited_for() {
     }
 }
 
+/// Members of one object are fields all the same: who sends them for ever fills no memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_has_a_bounded_number_of_fields() {
+    let server = start(Options::default()).await;
+    let names: Vec<String> = (0..64).map(|i| format!("expires_after[{i}]")).collect();
+    let mut parts: Vec<Part<'_>> = names.iter().map(|name| (&**name, None, &b"1"[..])).collect();
+    parts.push(("file", Some("a.jsonl"), b"{}"));
+    let refused = send_form(&server, "/v1/files", &parts).await;
+    assert_eq!((refused.status, &refused.error()["code"]), (400, &json!("invalid_body")));
+    assert_eq!(refused.error()["message"], "The form has more than 64 fields.");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_is_kept_listed_read_and_forgotten() {
     let server = start(Options::default()).await;

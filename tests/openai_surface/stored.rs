@@ -1,8 +1,11 @@
 //! Stored chat completions: kept when asked for, listed, labelled, forgotten.
 
+use hearth::store::{Document, Kind, Store};
+use hearth::types::ProjectId;
 use serde_json::{Value, json};
 
 use crate::fixture::{MODEL, Options, Server, chat_body, start};
+use crate::http;
 
 async fn keep(server: &Server, metadata: Value, mut fields: Value) -> Value {
     fields["store"] = json!(true);
@@ -113,4 +116,46 @@ async fn labels_are_replaced_and_answers_forgotten() {
     assert_eq!(server.ask("DELETE", &path, None, None).await.status, 404);
     let bad = server.chat(json!({"store": true, "metadata": {"k": "x".repeat(513)}})).await;
     assert_eq!((bad.status, &bad.error()["param"]), (400, &json!("metadata.k")));
+}
+
+/// Somebody who looks through everything that is stored, again and again, is in nobody's way: keys
+/// are looked up, and prompts encoded, beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_do_not_wait_for_lists() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(folder.path()).expect("a store");
+    let body = json!({"model": MODEL, "metadata": {"a": "b"}, "text": "x".repeat(4000)});
+    let stored = |i: usize| Document {
+        id: i.to_string(),
+        parent: String::new(),
+        created_s: 1,
+        expires_s: None,
+        body: body.clone(),
+    };
+    let filled = store.write(|tx| {
+        let mut all = (0..20_000).map(stored);
+        all.try_for_each(|one| tx.insert(ProjectId::DEFAULT, Kind::Completion, &one))
+    });
+    filled.expect("room");
+    let server = start(Options { store, ..Options::default() }).await;
+    let mut lists = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        let address = server.address;
+        lists.spawn(async move {
+            let path = "/v1/chat/completions?metadata[no]=where";
+            let list = http::send(address, "GET", path, &[], b"").await.answer().await;
+            assert_eq!((list.status, &list.json()["data"]), (200, &json!([])));
+        });
+    }
+    // The first of them is done, so the others are at it.
+    lists.join_next().await.expect("a list").expect("no panic");
+    let answer = server.chat(json!({"max_tokens": 2})).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let mut over = 0;
+    while let Some(done) = lists.try_join_next() {
+        done.expect("no panic");
+        over += 1;
+    }
+    assert!(over < 12, "{over} lists were made before the answer");
+    lists.join_all().await;
 }

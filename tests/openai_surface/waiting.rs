@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::fixture::{CONTEXT_LEN, Options, chat_body, start};
 use crate::greedy;
 use crate::http::{self, Pending};
+use crate::keys;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_tell_their_tier_and_their_place_in_the_queue() {
@@ -232,4 +233,62 @@ async fn a_shutdown_does_not_wait_for_ever() {
     running.wait_for("\"content\":").await;
     server.stop();
     server.stopped().await;
+}
+
+/// A program that opens connections and forgets them, on one machine of a class, keeps none of the
+/// others out. A second machine is a second address, which only Linux has without being asked.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_leaves_connections_to_others() {
+    let config = ServerConfig { connections_max: 8, ..ServerConfig::default() };
+    let server = start(Options { config, ..Options::default() }).await;
+    let mut idle = Vec::new();
+    for _ in 0..6 {
+        idle.push(http::send_raw(server.address, b"GET /health HTTP/1.1\r\n").await);
+    }
+    http::send_raw(server.address, b"").await.closed().await;
+    let other = tokio::net::TcpSocket::new_v4().expect("a socket");
+    other.bind("127.0.0.2:0".parse().expect("an address")).expect("loopback is wide");
+    let other = other.connect(server.address).await.expect("the server listens");
+    let answer = http::send_over(other, "GET", "/health", &[], b"").await.answer().await;
+    assert_eq!(answer.status, 200);
+    drop(idle);
+    // Those that left are counted no more.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        http::send_raw(server.address, b"GET /health HTTP/1.1\r\n\r\n").await.wait_for("200").await;
+    }
+}
+
+/// Bodies are in memory before anybody knows what they ask: so many at a time, and no key has all.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_leaves_room_for_the_long_bodies_of_others() {
+    let (server, [greedy, other]) =
+        keys::start_with([keys::new("greedy", "a"), keys::new("other", "b")]).await;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {greedy}\r\n\
+         Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{{"
+    );
+    let mut unfinished = Vec::new();
+    for _ in 0..48 {
+        unfinished.push(http::send_raw(server.address, head.as_bytes()).await);
+    }
+    let long = chat_body(json!({"max_tokens": 1, "user": "x".repeat(100_000)}));
+    let ask = async |key: &str| {
+        server.ask("POST", "/v1/chat/completions", Some(key), Some(long.clone())).await
+    };
+    // The last of them may not be there yet.
+    let mut refused = ask(&greedy).await;
+    for _ in 0..100 {
+        if refused.status == 429 {
+            break;
+        }
+        refused = ask(&greedy).await;
+    }
+    assert_eq!((refused.status, &refused.error()["type"]), (429, &json!("rate_limit_error")));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_ne!(ask(&other).await.status, 429);
+    let short = chat_body(json!({"max_tokens": 1}));
+    let answer = server.ask("POST", "/v1/chat/completions", Some(&greedy), Some(short)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
 }

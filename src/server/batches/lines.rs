@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body;
 use axum::response::{IntoResponse, Response};
@@ -58,14 +58,15 @@ impl Lines {
         let app = &self.app;
         let answered = match task {
             Task::Text(call) => answer::answer(app, watch, &caller, call).await,
-            Task::Vectors(call) => embeddings::answer(app, &watch, call).await,
+            Task::Vectors(call) => embeddings::answer(app, &watch, &caller, call).await,
             Task::Response(draft) => responses::answer(app, watch, &caller, *draft).await,
         };
         answered.unwrap_or_else(ApiError::into_response)
     }
 
     async fn try_run(&self, endpoint: &str, tenant: Tenant, line: &[u8]) -> Result<Answer, Later> {
-        let watch = Arc::new(Watch::of_line(&self.app, endpoint));
+        let limiter = self.app.rooms.keyring.limiter(tenant).unwrap_or_default();
+        let watch = Arc::new(Watch::of_line(&self.app, endpoint, limiter));
         let request_id = watch.request_id.clone();
         let (custom_id, response) = match self.read(endpoint, line) {
             Ok((custom_id, task)) => {
@@ -102,6 +103,17 @@ impl Executor for Lines {
             Ok(Checked { custom_id, model: model.to_owned(), inputs })
         };
         checked().map_err(fault)
+    }
+
+    /// A line is a request of its key, and pays for its tokens.
+    fn admit(&self, tenant: Tenant) -> Result<(), Later> {
+        let limiter = self.app.rooms.keyring.limiter(tenant);
+        let limiter = limiter.map_err(|_| Later { wait: PAUSE })?; // the store's, and tried again
+        let Some(limiter) = limiter else { return Ok(()) };
+        limiter.request(Instant::now()).map_err(|error| match error {
+            Error::RateLimited { retry_after, .. } => Later { wait: retry_after },
+            _ => Later { wait: PAUSE },
+        })
     }
 
     fn run<'a>(

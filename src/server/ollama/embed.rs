@@ -10,12 +10,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{known, model_name, nanos, options};
+use crate::auth::Caller;
 use crate::pipeline::{EmbedInput, EmbedRequest, Embeddings};
 use crate::server::error::ApiError;
 use crate::server::extract::Fields;
 use crate::server::fields::{self, Field, Takes, honoured, required};
 use crate::server::observe::Watch;
 use crate::server::{App, call, embeddings};
+use crate::types::Tenant;
 
 /// `POST /api/embed`.
 pub(super) const EMBED: &[Field] = &[
@@ -54,6 +56,7 @@ struct One {
 pub(super) async fn embed(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
@@ -61,7 +64,7 @@ pub(super) async fn embed(
     let inputs = |body: &mut Fields| embeddings::inputs(body.value("input"));
     let request = read(&mut body, EMBED, app.config.lenient_fields, inputs)?;
     let model = request.model.clone();
-    let (made, load) = make(&app, &watch, request).await?;
+    let (made, load) = make(&app, &watch, &caller, request).await?;
     let answer = Answer {
         model,
         embeddings: made.vectors,
@@ -75,6 +78,7 @@ pub(super) async fn embed(
 pub(super) async fn embed_one(
     State(app): State<Arc<App>>,
     Extension(watch): Extension<Arc<Watch>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let mut body = app.body(request).await?;
@@ -84,7 +88,7 @@ pub(super) async fn embed_one(
         None => Err(ApiError::missing("prompt")),
     };
     let request = read(&mut body, EMBEDDINGS, app.config.lenient_fields, prompt)?;
-    let (made, _) = make(&app, &watch, request).await?;
+    let (made, _) = make(&app, &watch, &caller, request).await?;
     let embedding = made.vectors.into_iter().next().unwrap_or_default();
     Ok(Json(One { embedding }).into_response())
 }
@@ -93,9 +97,11 @@ pub(super) async fn embed_one(
 async fn make(
     app: &App,
     watch: &Watch,
+    caller: &Caller,
     mut request: EmbedRequest,
 ) -> Result<(Embeddings, Duration), ApiError> {
     let began = Instant::now();
+    request.tenant = caller.tenant;
     request.model = known(app.pipeline.registry(), &request.model).to_owned();
     let lease = app.pipeline.registry().embedder(&request.model, request.keep_alive).await?;
     let load = began.elapsed();
@@ -122,5 +128,6 @@ fn read(
         dimensions: body.count("dimensions", 1..=u32::MAX)?,
         truncate: body.bool("truncate")?.unwrap_or(true),
         keep_alive: call::keep_alive(body)?,
+        tenant: Tenant::default(), // who asks, the route knows
     })
 }
