@@ -26,6 +26,8 @@ mod keys;
 mod long_talks;
 #[path = "openai_surface/neighbours.rs"]
 mod neighbours;
+#[path = "openai_surface/nested.rs"]
+mod nested;
 #[path = "openai_surface/reference.rs"]
 mod reference;
 #[path = "openai_surface/responses.rs"]
