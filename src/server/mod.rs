@@ -211,6 +211,11 @@ impl App {
         if !says_json(request.headers()) {
             return Err(ApiError::not_json());
         }
+        if let Some(coding) = request.headers().get(header::CONTENT_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            return Err(ApiError::encoded());
+        }
         let limit = self.config.body_timeout;
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
