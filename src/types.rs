@@ -64,12 +64,19 @@ pub struct Tenant {
     pub background: bool,
 }
 
+/// Keys of the table count from 1 up, those of the command line from the top down.
+const APART: u64 = 1 << 62;
+
 impl Tenant {
     /// The same key's work in the background, which has a place of its own in the queue.
     pub fn in_background(self) -> Self {
-        // Keys of the table count from 1 up, those of the command line from the top down.
-        const APART: u64 = 1 << 62;
         Self { id: self.id ^ APART, background: true, ..self }
+    }
+
+    /// Number of its key in the table; `None` for whoever came without one of it.
+    pub fn key(self) -> Option<i64> {
+        let id = if self.background { self.id ^ APART } else { self.id };
+        i64::try_from(id).ok().filter(|id| *id > 0)
     }
 }
 

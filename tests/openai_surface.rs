@@ -44,6 +44,8 @@ mod thought;
 mod tokens;
 #[path = "openai_surface/tools.rs"]
 mod tools;
+#[path = "openai_surface/usage.rs"]
+mod usage;
 #[path = "openai_surface/waiting.rs"]
 mod waiting;
 

@@ -76,7 +76,7 @@ pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
 pub(super) async fn answer(app: &App, watch: &Watch, call: Call) -> Result<Response, ApiError> {
     let embeddings = app.pipeline.embed(call.request).await?;
     let (model, prompt_tokens) = (embeddings.model, embeddings.prompt_tokens);
-    watch.generating(&model, prompt_tokens, 0);
+    watch.embedded(&model, prompt_tokens);
     let item = |(index, vector)| Item {
         object: "embedding",
         index,

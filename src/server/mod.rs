@@ -41,6 +41,7 @@ mod stored;
 mod tls;
 mod tokens;
 mod tools;
+mod usage;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::history::History;
 use crate::jobs::Batches;
+use crate::ledger::Ledger;
 use crate::pipeline::Pipeline;
 
 /// How to serve. Validated by whoever makes it.
@@ -121,6 +123,8 @@ pub struct Rooms {
     pub files: Arc<Files>,
     /// What runs in the background.
     pub batches: Arc<Batches>,
+    /// Who used what.
+    pub ledger: Arc<Ledger>,
 }
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
@@ -282,6 +286,7 @@ fn routes() -> Routes {
         .merge(models::routes())
         .merge(adapters::routes())
         .merge(auth::routes())
+        .merge(usage::routes())
         .merge(anthropic::routes())
         .merge(ollama::routes())
         .add(

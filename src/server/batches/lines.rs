@@ -65,7 +65,7 @@ impl Lines {
     }
 
     async fn try_run(&self, endpoint: &str, tenant: Tenant, line: &[u8]) -> Result<Answer, Later> {
-        let watch = Arc::new(Watch::of_line(&self.app, endpoint));
+        let watch = Arc::new(Watch::of_line(&self.app, endpoint, tenant));
         let request_id = watch.request_id.clone();
         let (custom_id, response) = match self.read(endpoint, line) {
             Ok((custom_id, task)) => {
