@@ -82,13 +82,16 @@ impl Keyring {
             return Ok(Err(Denied::Unknown));
         };
         let row = &rows[place];
-        if row.revoked_s.is_some() {
-            return Ok(Err(Denied::Revoked));
-        }
-        if row.key.expires_s.is_some_and(|expires_s| expires_s <= unix_now_s()) {
-            return Ok(Err(Denied::Expired));
-        }
-        Ok(Ok(self.known(row)))
+        Ok(still_opens(row).map(|()| self.known(row)))
+    }
+
+    /// Whether the key that began some work still opens anything. What came without a key of the
+    /// table goes on.
+    pub fn still(&self, tenant: Tenant) -> Result<Result<(), Denied>, Error> {
+        let Some(key) = tenant.key() else { return Ok(Ok(())) };
+        let rows = self.rows()?;
+        let row = rows.iter().find(|row| row.id == key);
+        Ok(row.map_or(Err(Denied::Unknown), still_opens))
     }
 
     /// Reads the table again at the next request, because this process has changed it.
@@ -131,6 +134,16 @@ impl Keyring {
     /// Whoever panicked in here left old rows at worst.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn still_opens(row: &KeyRow) -> Result<(), Denied> {
+    if row.revoked_s.is_some() {
+        return Err(Denied::Revoked);
+    }
+    match row.key.expires_s {
+        Some(expires_s) if expires_s <= unix_now_s() => Err(Denied::Expired),
+        _ => Ok(()),
     }
 }
 
