@@ -17,6 +17,7 @@ pub mod files;
 pub mod history;
 pub mod jobs;
 pub mod kv;
+pub mod ledger;
 pub mod loadtest;
 pub mod pipeline;
 pub mod registry;

@@ -8,6 +8,7 @@
 mod choice;
 mod embed;
 mod form;
+mod meter;
 mod prompt;
 mod stream;
 mod tools;
@@ -21,6 +22,7 @@ use self::choice::Choice;
 pub use self::choice::Prediction;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
 use self::form::Form;
+pub use self::meter::Meter;
 use self::prompt::Prepared;
 pub use self::stream::TextStream;
 pub use self::tools::{Tool, ToolChoice, Tools};
@@ -304,11 +306,12 @@ impl Pipeline {
         let stream = |(request, template, form): (TextRequest, GenerateRequest, Form)| {
             let own = generations.by_ref().take(request.n).collect::<Vec<_>>();
             let place = own.first().map_or_else(Place::default, |generation| generation.place);
+            let meter = Arc::<Meter>::default();
             let choice = |(index, generation)| {
-                Choice::new(index, generation, model, &request, &template, &form)
+                Choice::new(index, generation, model, &request, &template, &form, &meter)
             };
             let choices = own.into_iter().enumerate().map(choice).collect();
-            TextStream { choices, prompt: template.prompt, place, next: 0 }
+            TextStream { choices, prompt: template.prompt, meter, place, next: 0 }
         };
         Ok(all.into_iter().map(stream).collect())
     }

@@ -89,6 +89,11 @@ impl Tenant {
             _ => 0,
         }
     }
+
+    /// Number of its key in the table; `None` for whoever came without one of it.
+    pub fn row(self) -> Option<i64> {
+        i64::try_from(self.key()).ok().filter(|id| *id > 0)
+    }
 }
 
 impl Default for Tenant {

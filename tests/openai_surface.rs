@@ -26,6 +26,8 @@ mod keys;
 mod long_talks;
 #[path = "openai_surface/neighbours.rs"]
 mod neighbours;
+#[path = "openai_surface/nested.rs"]
+mod nested;
 #[path = "openai_surface/reference.rs"]
 mod reference;
 #[path = "openai_surface/responses.rs"]
@@ -42,6 +44,8 @@ mod thought;
 mod tokens;
 #[path = "openai_surface/tools.rs"]
 mod tools;
+#[path = "openai_surface/usage.rs"]
+mod usage;
 #[path = "openai_surface/waiting.rs"]
 mod waiting;
 
@@ -211,7 +215,8 @@ async fn http_errors_have_the_same_shape() {
     let big = [b' '; 2000];
     let chat = "/v1/chat/completions";
     type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str);
-    let cases: [Case; 9] = [
+    let zipped = ("Content-Encoding", "gzip");
+    let cases: [Case; 10] = [
         ("GET", "/v1/nothing", &[], b"", 404, "unknown_url"),
         ("PUT", chat, &[json], b"{}", 405, "method_not_supported"),
         ("POST", "/v1/models", &[json], b"{}", 405, "method_not_supported"),
@@ -220,6 +225,7 @@ async fn http_errors_have_the_same_shape() {
         ("GET", "/v1/models/%FF", &[], b"", 404, "unknown_url"),
         ("POST", chat, &[json], b"{\"model\": }", 400, "invalid_json"),
         ("POST", chat, &[("Content-Type", "text/plain")], b"{}", 415, "unsupported_media_type"),
+        ("POST", chat, &[json, zipped], b"{}", 415, "unsupported_media_type"),
         ("POST", chat, &[json], &big, 413, "request_too_large"),
     ];
     for (method, path, headers, body, status, code) in cases {

@@ -82,13 +82,16 @@ impl Keyring {
             return Ok(Err(Denied::Unknown));
         };
         let row = &rows[place];
-        if row.revoked_s.is_some() {
-            return Ok(Err(Denied::Revoked));
-        }
-        if row.key.expires_s.is_some_and(|expires_s| expires_s <= unix_now_s()) {
-            return Ok(Err(Denied::Expired));
-        }
-        Ok(Ok(self.known(row)))
+        Ok(still_opens(row).map(|()| self.known(row)))
+    }
+
+    /// Whether the key that began some work still opens anything. What came without a key of the
+    /// table goes on.
+    pub fn still(&self, tenant: Tenant) -> Result<Result<(), Denied>, Error> {
+        let Some(key) = tenant.row() else { return Ok(Ok(())) };
+        let rows = self.rows()?;
+        let row = rows.iter().find(|row| row.id == key);
+        Ok(row.map_or(Err(Denied::Unknown), still_opens))
     }
 
     /// Reads the table again at the next request, because this process has changed it.
@@ -105,7 +108,7 @@ impl Keyring {
     /// left behind; `None` is as much as it likes.
     pub fn limiter(&self, tenant: Tenant) -> Result<Option<Arc<Limiter>>, Error> {
         let rows = self.rows()?;
-        let row = rows.iter().find(|row| row.id.unsigned_abs() == tenant.key());
+        let row = rows.iter().find(|row| Some(row.id) == tenant.row());
         Ok(row.and_then(|row| self.limiter_of(row)))
     }
 
@@ -143,6 +146,16 @@ impl Keyring {
     /// Whoever panicked in here left old rows at worst.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn still_opens(row: &KeyRow) -> Result<(), Denied> {
+    if row.revoked_s.is_some() {
+        return Err(Denied::Revoked);
+    }
+    match row.key.expires_s {
+        Some(expires_s) if expires_s <= unix_now_s() => Err(Denied::Expired),
+        _ => Ok(()),
     }
 }
 

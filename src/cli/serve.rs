@@ -14,6 +14,7 @@ use crate::config::{Config, RawConfig};
 use crate::files::{Files, Quota};
 use crate::history::History;
 use crate::jobs::Batches;
+use crate::ledger::Ledger;
 use crate::pipeline::Pipeline;
 use crate::registry::hub::HubOptions;
 use crate::registry::offer::ModelBounds;
@@ -53,8 +54,9 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
     let history = Arc::new(History::new(Arc::clone(&store)));
     history.fail_interrupted()?;
+    let ledger = Arc::new(Ledger::open(Arc::clone(&store))?);
     let batches = Arc::new(Batches::open(store, Arc::clone(&files))?);
-    let rooms = Rooms { keyring, history, files, batches };
+    let rooms = Rooms { keyring, history, files, batches, ledger: Arc::clone(&ledger) };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
@@ -68,6 +70,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     }
     // Prompts that are still being encoded are nobody's any more.
     runtime.shutdown_background();
+    ledger.flush();
     Ok(())
 }
 

@@ -167,6 +167,12 @@ impl Inbox {
         self.receiver.poll_recv(cx).map(|told| self.read(told))
     }
 
+    /// Takes nothing more. What was not read yet.
+    pub fn close(&mut self) -> impl Iterator<Item = Event> {
+        self.receiver.close();
+        std::iter::from_fn(|| self.receiver.try_recv().ok().map(|(event, _)| event))
+    }
+
     fn read(&mut self, told: Option<(Event, Weight)>) -> Option<Event> {
         let event = told.map(|(event, _)| event);
         if event.as_ref().is_none_or(Event::is_last) {

@@ -306,6 +306,11 @@ impl Generation {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// Cancels it. What it told and nobody has read.
+    pub fn unread(mut self) -> Vec<Event> {
+        self.events.close().collect()
+    }
+
     /// The next event; `None` only after `Finished` or `Failed`, or when the engine is gone.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.next().await

@@ -93,7 +93,7 @@ impl History {
 /// A message as the list of messages shows it: text as text, parts as parts.
 fn message_object(id: &str, message: &Value) -> Value {
     let mut object = json!({"id": id, "role": null, "content": null, "name": null,
-                            "content_parts": null});
+                            "content_parts": null, "refusal": null});
     for (name, value) in message.as_object().into_iter().flatten() {
         object[name.as_str()] = value.clone();
     }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use super::form::Form;
+use super::meter::Meter;
 use super::tools::{self, Tools};
 use super::{Prompt, TextEvent, TextRequest, TokenLogprob, TopLogprob, random_seed};
 use crate::engine::handle::{Event, GenerateRequest, Generation, Logprobs};
@@ -34,6 +35,7 @@ const HELD_MAX: usize = 32;
 
 pub(super) struct Choice {
     index: usize,
+    meter: Arc<Meter>,
     /// `None` once the choice has ended.
     generation: Option<Generation>,
     model: Lease<ServedModel>,
@@ -58,8 +60,8 @@ pub(super) struct Choice {
     reasoning: usize,
     /// Tokens of the answer that the client expected, and tokens that it expected in all.
     expected: [usize; 2],
-    /// Prompt tokens that were found in the prefix cache.
-    cached: usize,
+    /// Prompt tokens that were found in the prefix cache; `None` until the prompt is computed.
+    cached: Option<usize>,
     started: Instant,
     first_token: Option<Instant>,
     ready: VecDeque<TextEvent>,
@@ -84,9 +86,11 @@ impl Choice {
         request: &TextRequest,
         generate: &GenerateRequest,
         form: &Form,
+        meter: &Arc<Meter>,
     ) -> Self {
         let mut choice = Self {
             index,
+            meter: Arc::clone(meter),
             generation: Some(generation),
             decoder: decoder(model, request, &generate.prompt, form),
             model: model.clone(),
@@ -105,7 +109,7 @@ impl Choice {
             generated: 0,
             reasoning: 0,
             expected: [0, generate.expected.len()],
-            cached: 0,
+            cached: None,
             started: Instant::now(),
             first_token: None,
             ready: VecDeque::new(),
@@ -155,7 +159,7 @@ impl Choice {
 
     /// The prompt is computed; where it was scored, it is the first delta.
     fn prompt(&mut self, cached: usize, logprobs: Vec<Logprobs>) {
-        self.cached = cached;
+        self.cached = Some(cached);
         if self.scored == [None; 2] {
             return;
         }
@@ -222,8 +226,7 @@ impl Choice {
     fn stopped(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        let (prompt, cached) = (self.prompt.len(), self.cached);
-        let usage = Usage { prompt, cached, completion: self.generated };
+        let usage = self.usage();
         let timings = Timings {
             queue_ms: 0.0,
             prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
@@ -234,6 +237,11 @@ impl Choice {
         }
         self.finish_text(FinishReason::Stop);
         self.finished(FinishReason::Stop, usage, timings);
+    }
+
+    fn usage(&self) -> Usage {
+        let (prompt, cached) = (self.prompt.len(), self.cached.unwrap_or_default());
+        Usage { prompt, cached, completion: self.generated }
     }
 
     fn end(&mut self, reason: FinishReason, usage: Usage, timings: Timings) {
@@ -359,6 +367,22 @@ impl Choice {
     fn spell(&self, id: TokenId) -> (String, Vec<u8>) {
         let bytes = self.model.tokenizer().token_bytes(id).unwrap_or_default();
         (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+}
+
+impl Drop for Choice {
+    fn drop(&mut self) {
+        // Of one that is cancelled: it was computed, whether its client read it or not.
+        for event in self.generation.take().map(Generation::unread).into_iter().flatten() {
+            match event {
+                Event::Prompt { cached, .. } => self.cached = Some(cached),
+                Event::Token { .. } => self.generated += 1,
+                Event::Finished { .. } | Event::Failed(_) | Event::Expired { .. } => {}
+            }
+        }
+        if self.cached.is_some() {
+            self.meter.add(self.usage());
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The running choices of a request as one stream of events.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 
+use super::Meter;
 use super::TextEvent;
 use super::choice::Choice;
 use crate::error::Error;
@@ -12,6 +14,7 @@ use crate::types::{Place, TokenId};
 pub struct TextStream {
     pub(super) choices: Vec<Choice>,
     pub(super) prompt: Vec<TokenId>,
+    pub(super) meter: Arc<Meter>,
     pub(super) place: Place,
     /// Where the next round begins, so that no choice starves the others.
     pub(super) next: usize,
@@ -21,6 +24,11 @@ impl TextStream {
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt.len()
+    }
+
+    /// What its choices have used, of those that were dropped.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// The prompt as the model sees it.

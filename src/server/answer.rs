@@ -20,7 +20,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TextRequest, TextStream};
 use crate::registry::{Lease, ServedModel};
-use crate::types::{Place, unix_now_s};
+use crate::types::{Place, Priority, unix_now_s};
 
 /// Answers a call. Dropping the future, or the body of the answer, cancels everything behind it.
 pub(super) async fn answer(
@@ -32,6 +32,7 @@ pub(super) async fn answer(
     let model = app.pipeline.model(&call.model, call.keep_alive).await?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(app, &model, &call)?;
+    let priority = call.requests.first().map_or(Priority::Default, |request| request.priority);
     let requests = call.requests.into_iter();
     let requests = requests.map(|request| TextRequest { tenant: caller.tenant, ..request });
     let texts = app.pipeline.generate_all(&model, requests.collect()).await?;
@@ -40,7 +41,7 @@ pub(super) async fn answer(
         envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
     }
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
-    watch.generating(model.id(), envelope.prompt_tokens, envelope.n * envelope.prompts);
+    watch.generating(model.id(), priority, &texts, envelope.n);
     let watcher = watch.clone();
     let mut events = merge(texts, envelope.n).inspect(move |event| watcher.event(event)).boxed();
     if let Some(keep) = call.keep {
@@ -76,11 +77,12 @@ pub(super) async fn begin(
     model: &Lease<ServedModel>,
     request: TextRequest,
 ) -> Result<Begun, Error> {
+    let priority = request.priority;
     let request = TextRequest { tenant: caller.tenant, ..request };
     let texts = app.pipeline.generate_all(model, vec![request]).await?;
     let place = texts.first().map_or_else(Place::default, TextStream::place);
     let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
-    watch.generating(model.id(), prompt_tokens, 1);
+    watch.generating(model.id(), priority, &texts, 1);
     let watcher = Arc::clone(watch);
     let events = merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
     Ok(Begun { place, prompt_tokens, events })

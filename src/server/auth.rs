@@ -49,16 +49,18 @@ pub(super) fn routes() -> Routes {
 /// # Errors
 /// A key is wanted, and there is none or the wrong one.
 pub(super) fn caller(keyring: &Keyring, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    keyring.caller(bearer(headers).or(api_key(headers)))?.map_err(|denied| {
-        ApiError::unauthorized(match denied {
-            Denied::Missing => {
-                "You didn't provide an API key. Send it in the header \
-                 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
-            }
-            Denied::Unknown => "Incorrect API key provided.",
-            Denied::Revoked => "The API key provided has been revoked.",
-            Denied::Expired => "The API key provided has expired.",
-        })
+    keyring.caller(bearer(headers).or(api_key(headers)))?.map_err(shut_out)
+}
+
+pub(super) fn shut_out(denied: Denied) -> ApiError {
+    ApiError::unauthorized(match denied {
+        Denied::Missing => {
+            "You didn't provide an API key. Send it in the header \
+             'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
+        }
+        Denied::Unknown => "Incorrect API key provided.",
+        Denied::Revoked => "The API key provided has been revoked.",
+        Denied::Expired => "The API key provided has expired.",
     })
 }
 

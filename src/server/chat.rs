@@ -248,7 +248,7 @@ fn prediction(body: &mut Fields, lenient: bool) -> Result<Option<String>, ApiErr
     match inner.value("content") {
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Array(parts)) => {
-            messages::join_parts("prediction.content", parts, "user").map(Some)
+            messages::join_parts("prediction.content", parts, "user", lenient).map(Some)
         }
         Some(other) => {
             let found = extract::kind(&other);

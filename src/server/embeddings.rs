@@ -85,7 +85,7 @@ pub(super) async fn answer(
     let request = EmbedRequest { tenant: caller.tenant, ..call.request };
     let embeddings = app.pipeline.embed(request).await?;
     let (model, prompt_tokens) = (embeddings.model, embeddings.prompt_tokens);
-    watch.generating(&model, prompt_tokens, 0);
+    watch.embedded(&model, prompt_tokens);
     let item = |(index, vector)| Item {
         object: "embedding",
         index,

@@ -104,6 +104,13 @@ impl ApiError {
             .code("unsupported_media_type")
     }
 
+    /// A body that is compressed.
+    pub(super) fn encoded() -> Self {
+        let message = "The request body must come as it is, without a 'Content-Encoding'.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+            .code("unsupported_media_type")
+    }
+
     /// Plain HTTP to a port that speaks TLS.
     pub(super) fn wants_https() -> Self {
         let message = "This port speaks https, and the request came in plain http.";

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::fields;
 
 /// The fields of one object of the body that are not read yet.
 pub(super) struct Fields {
@@ -46,6 +47,15 @@ impl Fields {
             "" => name.to_owned(),
             path => format!("{path}.{name}"),
         }
+    }
+
+    /// What is left is unknown, but for what clients send back of an answer, unread.
+    pub(super) fn end(&self, echoed: &[&str], lenient: bool) -> Result<(), ApiError> {
+        let left = self
+            .map
+            .iter()
+            .filter(|(name, value)| !value.is_null() && !echoed.contains(&name.as_str()));
+        left.map(|(name, _)| name).try_for_each(|name| fields::unknown(&self.at(name), lenient))
     }
 
     pub(super) fn map(&self) -> &Map<String, Value> {

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
-use super::{fields, ids};
+use super::ids;
+use super::messages::only;
 
 /// Items of one request.
 const ITEMS_MAX: usize = 10_000;
@@ -47,13 +48,13 @@ fn item(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
     let mut item = Item(Fields::within(path, map));
     let named = item.0.string("type")?;
     let read = match named.as_deref() {
-        None if item.0.map().contains_key("role") => item.message(),
-        Some("message") => item.message(),
+        None if item.0.map().contains_key("role") => item.message(lenient),
+        Some("message") => item.message(lenient),
         Some("function_call") => item.call("function_call", "fc_", "arguments"),
         Some("custom_tool_call") => item.call("custom_tool_call", "ctc_", "input"),
-        Some("function_call_output") => item.output("function_call_output", "fco_"),
-        Some("custom_tool_call_output") => item.output("custom_tool_call_output", "ctco_"),
-        Some("reasoning") => item.reasoning(),
+        Some("function_call_output") => item.output("function_call_output", "fco_", lenient),
+        Some("custom_tool_call_output") => item.output("custom_tool_call_output", "ctco_", lenient),
+        Some("reasoning") => item.reasoning(lenient),
         Some("compaction") => item.compaction(),
         // Resolved by whoever knows what was said before.
         None | Some("item_reference") if item.0.map().contains_key("id") => {
@@ -65,11 +66,7 @@ fn item(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
             Err(ApiError::unsupported(&item.0.at("type"), text))
         }
     }?;
-    for (name, value) in item.0.map() {
-        if !value.is_null() && !ECHOED.contains(&name.as_str()) {
-            fields::unknown(&item.0.at(name), lenient)?;
-        }
-    }
+    item.0.end(&ECHOED, lenient)?;
     Ok(read)
 }
 
@@ -87,7 +84,7 @@ impl Item {
         Ok(given.unwrap_or_else(|| ids::random(prefix)))
     }
 
-    fn message(&mut self) -> Result<Value, ApiError> {
+    fn message(&mut self, lenient: bool) -> Result<Value, ApiError> {
         let role = self.wanted("role")?;
         if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
             let message = format!(
@@ -102,7 +99,7 @@ impl Item {
             None => return Err(ApiError::missing(&path)),
             Some(Value::String(text)) => vec![part(own, &text)],
             Some(Value::Array(parts)) => {
-                let one = |(i, part)| text_part(&format!("{path}[{i}]"), part, own);
+                let one = |(i, part)| text_part(&format!("{path}[{i}]"), part, own, lenient);
                 parts.iter().enumerate().map(one).collect::<Result<_, _>>()?
             }
             Some(other) => {
@@ -123,13 +120,14 @@ impl Item {
                   says: said}))
     }
 
-    fn output(&mut self, name: &str, prefix: &str) -> Result<Value, ApiError> {
+    fn output(&mut self, name: &str, prefix: &str, lenient: bool) -> Result<Value, ApiError> {
         let call_id = self.wanted("call_id")?;
         let path = self.0.at("output");
         let output = match self.0.value("output") {
             Some(Value::String(text)) => Value::String(text),
             Some(Value::Array(parts)) => {
-                let one = |(i, part)| text_part(&format!("{path}[{i}]"), part, "input_text");
+                let path = |i| format!("{path}[{i}]");
+                let one = |(i, part)| text_part(&path(i), part, "input_text", lenient);
                 parts.iter().enumerate().map(one).collect::<Result<_, _>>()?
             }
             None => return Err(ApiError::missing(&path)),
@@ -153,12 +151,19 @@ impl Item {
         Ok(json!({"id": id, "type": "compaction", "encrypted_content": sealed}))
     }
 
-    fn reasoning(&mut self) -> Result<Value, ApiError> {
+    fn reasoning(&mut self, lenient: bool) -> Result<Value, ApiError> {
         let id = self.id("rs_")?;
-        let mut list = |field: &str| match self.0.value(field) {
-            None => Ok(Value::Array(Vec::new())),
-            Some(Value::Array(list)) => Ok(Value::Array(list)),
-            Some(other) => Err(ApiError::wrong_type(&self.0.at(field), "an array", kind(&other))),
+        let mut list = |field: &str| {
+            let path = self.0.at(field);
+            match self.0.value(field) {
+                None => Ok(Value::Array(Vec::new())),
+                Some(Value::Array(list)) => {
+                    let thought = |(i, part)| thought(&format!("{path}[{i}]"), part, lenient);
+                    list.iter().enumerate().try_for_each(thought)?;
+                    Ok(Value::Array(list))
+                }
+                Some(other) => Err(ApiError::wrong_type(&path, "an array", kind(&other))),
+            }
         };
         let (summary, mut content) = (list("summary")?, list("content")?);
         // Some clients send back what was sealed and nothing else. What another server sealed,
@@ -181,11 +186,35 @@ fn part(kind: &str, text: &str) -> Value {
     }
 }
 
-/// A part of text, as the side that said it writes it.
-fn text_part(path: &str, value: &Value, own: &'static str) -> Result<Value, ApiError> {
-    if !value.is_object() {
+/// A part of a thought, or of its summary.
+fn thought(path: &str, value: &Value, lenient: bool) -> Result<(), ApiError> {
+    let Value::Object(part) = value else {
         return Err(ApiError::wrong_type(path, "an object", kind(value)));
+    };
+    if !value["text"].is_string() {
+        return Err(ApiError::wrong_type(
+            &format!("{path}.text"),
+            "a string",
+            kind(&value["text"]),
+        ));
     }
+    only(path, part, &["type", "text"], lenient)
+}
+
+/// What a part of text has besides: that of an answer may come back as it was, or as a client
+/// parsed it, and where a prefix ends that is to be cached is of no effect.
+const BESIDE: [&str; 4] = ["annotations", "logprobs", "parsed", "prompt_cache_breakpoint"];
+
+/// A part of text, as the side that said it writes it.
+fn text_part(
+    path: &str,
+    value: &Value,
+    own: &'static str,
+    lenient: bool,
+) -> Result<Value, ApiError> {
+    let Value::Object(part) = value else {
+        return Err(ApiError::wrong_type(path, "an object", kind(value)));
+    };
     let named = match value["type"].as_str() {
         None => return Err(ApiError::missing(&format!("{path}.type"))),
         Some("input_text" | "output_text" | "text") => own,
@@ -202,11 +231,15 @@ fn text_part(path: &str, value: &Value, own: &'static str) -> Result<Value, ApiE
         }
     };
     let field = if named == "refusal" { "refusal" } else { "text" };
+    only(path, part, &[&["type", field][..], &BESIDE].concat(), lenient)?;
     let Some(text) = value[field].as_str() else {
         let path = format!("{path}.{field}");
         return Err(ApiError::wrong_type(&path, "a string", kind(&value[field])));
     };
-    Ok(if named == "refusal" { json!({"type": named, "refusal": text}) } else { part(named, text) })
+    Ok(match named {
+        "refusal" => json!({"type": named, "refusal": text}),
+        _ => self::part(named, text),
+    })
 }
 
 /// Turns items into the messages of a chat. Calls that follow each other are one message, and

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
-use super::fields;
+use super::tools::required;
 
 /// `messages`, at least one.
 pub(super) fn list(messages: Option<Value>) -> Result<Vec<Value>, ApiError> {
@@ -50,8 +50,8 @@ fn message(path: &str, value: Value, lenient: bool) -> Result<Value, ApiError> {
         }
     };
     message.out.insert("role".to_owned(), json!(role));
-    let called_tools = role == "assistant" && message.tool_calls()?;
-    message.content(role, called_tools)?;
+    let called_tools = role == "assistant" && message.tool_calls(lenient)?;
+    message.content(role, called_tools, lenient)?;
     if role == "tool" {
         let id = message.string("tool_call_id")?;
         let id = id.ok_or_else(|| ApiError::missing(&message.at("tool_call_id")))?;
@@ -78,13 +78,13 @@ impl Message {
         self.fields.string(field)
     }
 
-    fn content(&mut self, role: &str, called_tools: bool) -> Result<(), ApiError> {
+    fn content(&mut self, role: &str, called_tools: bool, lenient: bool) -> Result<(), ApiError> {
         let path = self.at("content");
         // An assistant that refused said so in another field; its words are its words.
         let refusal = if role == "assistant" { self.string("refusal")? } else { None };
         let content = match self.fields.value("content") {
             Some(Value::String(text)) => Value::String(text),
-            Some(Value::Array(parts)) => Value::String(join_parts(&path, parts, role)?),
+            Some(Value::Array(parts)) => Value::String(join_parts(&path, parts, role, lenient)?),
             None => match refusal {
                 Some(refusal) => Value::String(refusal),
                 None if called_tools => Value::Null,
@@ -100,14 +100,14 @@ impl Message {
     }
 
     /// Passes the calls of earlier turns on to the template. Says whether there were any.
-    fn tool_calls(&mut self) -> Result<bool, ApiError> {
+    fn tool_calls(&mut self, lenient: bool) -> Result<bool, ApiError> {
         let path = self.at("tool_calls");
         let calls = match self.fields.value("tool_calls") {
             None => return Ok(false),
             Some(Value::Array(calls)) => calls,
             Some(other) => return Err(ApiError::wrong_type(&path, "an array", kind(&other))),
         };
-        let one = |(i, call)| tool_call(&format!("{path}[{i}]"), call);
+        let one = |(i, call)| tool_call(&format!("{path}[{i}]"), call, lenient);
         let calls: Vec<Value> = calls.into_iter().enumerate().map(one).collect::<Result<_, _>>()?;
         let any = !calls.is_empty();
         if any {
@@ -129,45 +129,66 @@ impl Message {
             let text = format!("Unsupported parameter: '{path}' is not supported.");
             return Err(ApiError::unsupported(&path, text));
         }
-        for (name, value) in self.fields.map() {
-            // What a response carries and a client may send back unchanged.
-            let echoed = matches!(name.as_str(), "annotations" | "refusal" | "parsed");
-            if !echoed && !value.is_null() {
-                fields::unknown(&self.at(name), lenient)?;
-            }
-        }
+        self.fields.end(&["annotations", "refusal", "parsed"], lenient)?;
         Ok(Value::Object(self.out))
     }
 }
 
 /// A call of an earlier turn. Templates know functions; a custom tool is one with one argument.
-fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
-    let custom = call["type"] == "custom";
-    let (inner, names) = match custom {
-        true => ("custom", ["name", "input"]),
-        false => ("function", ["name", "arguments"]),
+fn tool_call(path: &str, call: Value, lenient: bool) -> Result<Value, ApiError> {
+    let Value::Object(whole) = &call else {
+        return Err(ApiError::wrong_type(path, "an object", kind(&call)));
     };
-    for name in names {
-        let value = &call[inner][name];
-        if !value.is_string() {
-            return Err(ApiError::wrong_type(
-                &format!("{path}.{inner}.{name}"),
-                "a string",
-                kind(value),
-            ));
+    let mut fields = Fields::within(path, whole.clone());
+    let id = fields.string("id")?;
+    let kind = fields.string("type")?.unwrap_or_else(|| "function".to_owned());
+    let says = match kind.as_str() {
+        "function" => "arguments",
+        "custom" => "input",
+        other => {
+            let message =
+                format!("Invalid value: '{other}'. Supported values are: 'function' and 'custom'.");
+            return Err(ApiError::invalid(&fields.at("type"), message));
         }
-    }
-    if custom {
-        let custom = &call["custom"];
-        let arguments = json!({"input": custom["input"]}).to_string();
-        call = json!({"id": call["id"], "type": "function",
-                      "function": {"name": custom["name"], "arguments": arguments}});
+    };
+    let inner = fields.object(&kind)?.ok_or_else(|| ApiError::missing(&fields.at(&kind)))?;
+    // Who puts a stream together may keep the place of a call.
+    fields.end(&["index"], lenient)?;
+    let mut inner = Fields::within(&fields.at(&kind), inner);
+    let (name, said) = (required(&mut inner, "name")?, required(&mut inner, says)?);
+    inner.end(&["parsed_arguments"], lenient)?;
+    let arguments = match kind.as_str() {
+        "custom" => json!({"input": said}).to_string(),
+        _ => said,
+    };
+    let function = json!({"name": name, "arguments": arguments});
+    let mut call = json!({"type": "function", "function": function});
+    if let Some(id) = id {
+        call["id"] = Value::String(id);
     }
     Ok(call)
 }
 
+/// Without effect: every prefix is cached while there is room.
+const CACHE_MARK: &str = "prompt_cache_breakpoint";
+
+/// A part of content has these members, and no others.
+pub(super) fn only(
+    path: &str,
+    part: &Map<String, Value>,
+    known: &[&str],
+    lenient: bool,
+) -> Result<(), ApiError> {
+    Fields::within(path, part.clone()).end(known, lenient)
+}
+
 /// The text of content that comes in parts.
-pub(super) fn join_parts(path: &str, parts: Vec<Value>, role: &str) -> Result<String, ApiError> {
+pub(super) fn join_parts(
+    path: &str,
+    parts: Vec<Value>,
+    role: &str,
+    lenient: bool,
+) -> Result<String, ApiError> {
     if parts.is_empty() {
         let message = format!("Invalid '{path}': expected at least one content part.");
         return Err(ApiError::invalid(path, message));
@@ -192,6 +213,9 @@ pub(super) fn join_parts(path: &str, parts: Vec<Value>, role: &str) -> Result<St
             None if part.is_object() => return Err(ApiError::missing(&format!("{path}.type"))),
             None => return Err(ApiError::wrong_type(&path, "an object", kind(&part))),
         };
+        if let Value::Object(part) = &part {
+            only(&path, part, &["type", field, CACHE_MARK], lenient)?;
+        }
         match part[field].as_str() {
             Some(text) => texts.push(text.to_owned()),
             None => {

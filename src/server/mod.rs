@@ -43,6 +43,7 @@ mod tls;
 mod tokens;
 mod tools;
 mod unsent;
+mod usage;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::history::History;
 use crate::jobs::Batches;
+use crate::ledger::Ledger;
 use crate::pipeline::Pipeline;
 
 /// How to serve. Validated by whoever makes it.
@@ -128,6 +130,8 @@ pub struct Rooms {
     pub files: Arc<Files>,
     /// What runs in the background.
     pub batches: Arc<Batches>,
+    /// Who used what.
+    pub ledger: Arc<Ledger>,
 }
 
 /// Serves until `shutdown`, then takes nothing new and lets running answers finish, for at most
@@ -246,6 +250,11 @@ impl App {
         if !says_json(request.headers()) {
             return Err(ApiError::not_json());
         }
+        if let Some(coding) = request.headers().get(header::CONTENT_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            return Err(ApiError::encoded());
+        }
         let _place = self.place_for_body(&request)?;
         let limit = self.config.body_timeout;
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
@@ -317,6 +326,7 @@ fn routes() -> Routes {
         .merge(models::routes())
         .merge(adapters::routes())
         .merge(auth::routes())
+        .merge(usage::routes())
         .merge(anthropic::routes())
         .merge(ollama::routes())
         .add(

@@ -21,11 +21,12 @@ use super::App;
 use super::dialect::Dialect;
 use super::error::{ApiError, Refusal};
 use super::metrics::Metrics;
-use super::{auth, cors, ids};
+use super::{auth, chat, cors, ids};
 use crate::auth::limits::Limiter;
 use crate::error::Error;
-use crate::pipeline::TextEvent;
-use crate::types::{FinishReason, Timings, Usage};
+use crate::ledger::{Account, Ledger, Used, Work};
+use crate::pipeline::{Meter, TextEvent, TextStream};
+use crate::types::{FinishReason, Priority, Tenant, Timings, Usage, unix_now_s};
 
 /// The outermost layer: watches, lets pass or refuses, and survives a panic.
 pub(super) async fn layer(
@@ -104,6 +105,7 @@ async fn admitted(app: &App, watch: &Watch, mut request: Request, next: Next) ->
             if let Err(error) = app.admit(&caller, &request) {
                 return error.into_response();
             }
+            watch.tenant.get_or_init(|| caller.tenant);
             request.extensions_mut().insert(caller);
         }
     }
@@ -140,6 +142,9 @@ fn is_text(path: &str) -> bool {
 /// What is known of one request so far.
 pub(super) struct Watch {
     metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
+    /// On whose account it is.
+    tenant: OnceLock<Tenant>,
     /// Nobody waits for the answer, so its times say nothing about the service.
     background: bool,
     _in_work: Arc<()>,
@@ -159,7 +164,13 @@ struct Facts {
     refusal: Option<Refusal>,
     model: Option<String>,
     prompt_tokens: usize,
-    completion_tokens: usize,
+    /// What was used, by prompt, and told when what computes it is dropped.
+    meters: Vec<Arc<Meter>>,
+    tier: Priority,
+    /// Tokens of vectors that were made.
+    embedded: Option<usize>,
+    /// Tokens of the answer that the limiter knows of.
+    charged: usize,
     /// The longest of all choices.
     timings: Timings,
     finish: Vec<FinishReason>,
@@ -173,6 +184,9 @@ struct Facts {
     choices: usize,
 }
 
+/// The method of a line of a batch.
+const BATCH: &str = "BATCH";
+
 /// Longer client ids are cut in the log.
 const CLIENT_ID_LEN_MAX: usize = 512;
 
@@ -183,6 +197,8 @@ impl Watch {
         let cut = |id: &str| id.chars().take(CLIENT_ID_LEN_MAX).collect();
         Self {
             metrics: Arc::clone(&app.metrics),
+            ledger: Arc::clone(&app.rooms.ledger),
+            tenant: OnceLock::new(),
             background: false,
             _in_work: Arc::clone(&app.in_work),
             request_id: ids::random("req_"),
@@ -197,14 +213,21 @@ impl Watch {
     }
 
     /// Of a line of a batch: no shutdown waits for it, and it appears in no measurement.
-    pub(super) fn of_line(app: &App, endpoint: &str, limiter: Option<Arc<Limiter>>) -> Self {
+    pub(super) fn of_line(
+        app: &App,
+        endpoint: &str,
+        tenant: Tenant,
+        limiter: Option<Arc<Limiter>>,
+    ) -> Self {
         Self {
             metrics: Arc::clone(&app.metrics),
+            ledger: Arc::clone(&app.rooms.ledger),
+            tenant: OnceLock::from(tenant),
             background: true,
             _in_work: Arc::default(),
             request_id: ids::random("req_"),
             client_request_id: None,
-            method: "BATCH".to_owned(),
+            method: BATCH.to_owned(),
             route: endpoint.to_owned(),
             started: Instant::now(),
             limiter: limiter.map_or_else(OnceLock::new, OnceLock::from),
@@ -212,15 +235,27 @@ impl Watch {
         }
     }
 
-    /// The request is for text of this model.
-    pub(super) fn generating(&self, model: &str, prompt_tokens: usize, choices: usize) {
+    /// The request is for text of this model: `n` choices of every prompt.
+    pub(super) fn generating(&self, model: &str, tier: Priority, texts: &[TextStream], n: usize) {
+        let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
+        let choices = texts.len() * n;
         let mut facts = self.facts();
         facts.model = Some(model.to_owned());
         facts.prompt_tokens = prompt_tokens;
+        facts.meters = texts.iter().map(|text| Arc::clone(text.meter())).collect();
+        facts.tier = tier;
         facts.last_text = vec![None; choices];
         facts.deltas = vec![0; choices];
         facts.choices = choices;
         self.charge(prompt_tokens);
+    }
+
+    /// Vectors were made by this model, of so many tokens.
+    pub(super) fn embedded(&self, model: &str, tokens: usize) {
+        let mut facts = self.facts();
+        facts.model = Some(model.to_owned());
+        (facts.prompt_tokens, facts.embedded) = (tokens, Some(tokens));
+        self.charge(tokens);
     }
 
     fn charge(&self, tokens: usize) {
@@ -249,8 +284,10 @@ impl Watch {
             ) => {}
             Ok(TextEvent::Finished { choice, reason, usage, timings, .. }) => {
                 // Every piece of text was paid for as one token when it came; now comes the truth.
-                self.charge(usage.completion.saturating_sub(facts.deltas[*choice]));
-                facts.finished(*reason, usage, timings);
+                let more = usage.completion.saturating_sub(facts.deltas[*choice]);
+                self.charge(more);
+                facts.charged += more;
+                facts.finished(*reason, timings);
             }
         }
     }
@@ -260,6 +297,7 @@ impl Watch {
         let first = facts.last_text.iter().all(Option::is_none);
         let before = facts.last_text[choice].replace(now);
         facts.deltas[choice] += 1;
+        facts.charged += 1;
         self.charge(1);
         if self.background {
             return;
@@ -282,6 +320,25 @@ impl Watch {
         facts.failure = facts.failure.take().or(failure);
     }
 
+    /// The account hears of what was used. Everybody who computed for the request has let go.
+    fn note(&self, facts: &Facts, usage: Usage) {
+        let (Some(model), Some(tenant)) = (&facts.model, self.tenant.get()) else { return };
+        // What was withheld from a client that left: a stop string in the making, what was unread.
+        self.charge(usage.completion.saturating_sub(facts.charged));
+        let account = Account {
+            minute_s: unix_now_s() / 60 * 60,
+            project: tenant.project.0,
+            key: tenant.row().unwrap_or_default(),
+            model: model.clone(),
+            work: if facts.embedded.is_some() { Work::Embeddings } else { Work::Completions },
+            batch: self.method == BATCH,
+            tier: chat::tier(facts.tier),
+        };
+        let Usage { prompt, cached, completion } = usage;
+        let [input, cached, output] = [prompt, cached, completion].map(|tokens| tokens as u64);
+        self.ledger.note(account, Used { requests: 1, input, cached, output });
+    }
+
     /// The facts are plain numbers: whoever panicked beside them left them whole.
     fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -289,12 +346,22 @@ impl Watch {
 }
 
 impl Facts {
-    fn finished(&mut self, reason: FinishReason, usage: &Usage, timings: &Timings) {
+    fn finished(&mut self, reason: FinishReason, timings: &Timings) {
         self.finish.push(reason);
-        self.completion_tokens += usage.completion;
         self.timings.queue_ms = self.timings.queue_ms.max(timings.queue_ms);
         self.timings.prefill_ms = self.timings.prefill_ms.max(timings.prefill_ms);
         self.timings.decode_ms = self.timings.decode_ms.max(timings.decode_ms);
+    }
+
+    /// All that was used, whoever read it.
+    fn usage(&self) -> Usage {
+        let mut sum = Usage { prompt: self.embedded.unwrap_or_default(), ..Usage::default() };
+        for usage in self.meters.iter().map(|meter| meter.usage()) {
+            sum.prompt += usage.prompt;
+            sum.cached += usage.cached;
+            sum.completion += usage.completion;
+        }
+        sum
     }
 
     /// How it ended, in a word.
@@ -317,6 +384,8 @@ impl Drop for Watch {
         let facts = std::mem::take(&mut *self.facts());
         let status = facts.status.unwrap_or(CLIENT_CLOSED);
         let took = self.started.elapsed();
+        let usage = facts.usage();
+        self.note(&facts, usage);
         if !self.background {
             self.metrics.response(&self.route, status);
             if let Some(model) = &facts.model {
@@ -343,9 +412,12 @@ impl Drop for Watch {
             outcome = facts.outcome(),
             code = facts.refusal.as_ref().map(|refusal| refusal.code),
             param = facts.refusal.as_ref().and_then(|refusal| refusal.param.as_deref()),
+            project = self.tenant.get().map(|tenant| tenant.project.0),
+            key = self.tenant.get().and_then(|tenant| tenant.row()),
             model = facts.model,
             prompt_tokens = facts.prompt_tokens,
-            completion_tokens = facts.completion_tokens,
+            cached_tokens = usage.cached,
+            completion_tokens = usage.completion,
             queue_ms = tenths(facts.timings.queue_ms),
             prefill_ms = tenths(facts.timings.prefill_ms),
             decode_ms = tenths(facts.timings.decode_ms),

@@ -386,10 +386,12 @@ impl Run {
     /// One in the background has nobody to tell but the store.
     async fn failed(&mut self, error: ApiError) {
         let object = self.reply.failed(&error);
-        if self.keep.draft.background
-            && let Err(error) = self.keep.keep(&object).await
-        {
-            tracing::error!(%error, "a failed response could not be kept");
+        if self.keep.draft.background {
+            // It adds nothing to its conversation, which may be gone, and may be why it failed.
+            self.keep.draft.conversation = None;
+            if let Err(error) = self.keep.keep(&object).await {
+                tracing::error!(%error, "a failed response could not be kept");
+            }
         }
         self.last = Last::Error(error);
     }

@@ -40,7 +40,7 @@ pub(super) fn read(body: &mut Fields, lenient: bool) -> Result<Option<Tools>, Ap
     match choice {
         None => {}
         Some(Value::String(word)) => tools.choice = word_choice("tool_choice", &word, true)?,
-        Some(Value::Object(object)) => object_choice(&mut tools, object)?,
+        Some(Value::Object(object)) => object_choice(&mut tools, object, lenient)?,
         Some(other) => {
             let expected = "a string or an object";
             return Err(ApiError::wrong_type("tool_choice", expected, kind(&other)));
@@ -77,9 +77,7 @@ fn tool(path: &str, value: Value, lenient: bool) -> Result<Tool, ApiError> {
     };
     let inner = object(&tool.at(&kind), tool.value(&kind))?;
     let read = read(inner, lenient)?;
-    if let Some((name, _)) = tool.map().iter().find(|(_, value)| !value.is_null()) {
-        fields::unknown(&tool.at(name), lenient)?;
-    }
+    tool.end(&[], lenient)?;
     Ok(read)
 }
 
@@ -116,20 +114,21 @@ fn custom(mut custom: Fields, lenient: bool) -> Result<Tool, ApiError> {
     let param = custom.at("format");
     let pattern = match custom.object("format")? {
         None => None,
-        Some(map) => custom_format(Fields::within(&param, map))?,
+        Some(map) => custom_format(Fields::within(&param, map), lenient)?,
     };
     Ok(Tool { param, ..Tool::custom(name, description, pattern) })
 }
 
 /// The expression that the text of a custom tool must match.
-fn custom_format(mut format: Fields) -> Result<Option<String>, ApiError> {
+fn custom_format(mut format: Fields, lenient: bool) -> Result<Option<String>, ApiError> {
     match required(&mut format, "type")?.as_str() {
-        "text" => Ok(None),
+        "text" => format.end(&[], lenient).map(|()| None),
         "grammar" => {
             let mut grammar = object(&format.at("grammar"), format.value("grammar"))?;
+            format.end(&[], lenient)?;
             let definition = required(&mut grammar, "definition")?;
             match required(&mut grammar, "syntax")?.as_str() {
-                "regex" => Ok(Some(definition)),
+                "regex" => grammar.end(&[], lenient).map(|()| Some(definition)),
                 "lark" => Err(ApiError::unsupported(
                     &grammar.at("syntax"),
                     "The syntax 'lark' is not supported for custom tools; 'regex' is.",
@@ -163,12 +162,16 @@ fn word_choice(path: &str, word: &str, with_none: bool) -> Result<ToolChoice, Ap
     }
 }
 
-fn object_choice(tools: &mut Tools, choice: Map<String, Value>) -> Result<(), ApiError> {
+fn object_choice(
+    tools: &mut Tools,
+    choice: Map<String, Value>,
+    lenient: bool,
+) -> Result<(), ApiError> {
     let mut choice = Fields::within("tool_choice", choice);
     let kind = required(&mut choice, "type")?;
     match kind.as_str() {
         "function" | "custom" => {
-            let wanted = named(tools, &mut choice, &kind)?;
+            let wanted = named(tools, &mut choice, &kind, lenient)?;
             tools.list.iter_mut().enumerate().for_each(|(i, tool)| tool.callable = i == wanted);
             tools.choice = ToolChoice::Required;
             tools.parallel = false;
@@ -198,8 +201,9 @@ fn object_choice(tools: &mut Tools, choice: Map<String, Value>) -> Result<(), Ap
             for (i, value) in list.into_iter().enumerate() {
                 let mut tool = object(&format!("{path}[{i}]"), Some(value))?;
                 let kind = required(&mut tool, "type")?;
-                wanted.push(named(tools, &mut tool, &kind)?);
+                wanted.push(named(tools, &mut tool, &kind, lenient)?);
             }
+            allowed.end(&[], lenient)?;
             let callable = |(i, tool): (usize, &mut Tool)| tool.callable = wanted.contains(&i);
             tools.list.iter_mut().enumerate().for_each(callable);
         }
@@ -211,13 +215,15 @@ fn object_choice(tools: &mut Tools, choice: Map<String, Value>) -> Result<(), Ap
             return Err(ApiError::invalid(&choice.at("type"), message));
         }
     }
-    Ok(())
+    choice.end(&[], lenient)
 }
 
 /// The place of the tool that `{"type": kind, kind: {"name": ...}}` speaks of.
-fn named(tools: &Tools, choice: &mut Fields, kind: &str) -> Result<usize, ApiError> {
+fn named(tools: &Tools, choice: &mut Fields, kind: &str, lenient: bool) -> Result<usize, ApiError> {
     let mut inner = object(&choice.at(kind), choice.value(kind))?;
     let name = required(&mut inner, "name")?;
+    inner.end(&[], lenient)?;
+    choice.end(&[], lenient)?;
     let custom = kind == "custom";
     let found = tools.list.iter().position(|tool| tool.name == name && tool.custom == custom);
     found.ok_or_else(|| {

@@ -1,20 +1,23 @@
 //! What outlives the process, in one embedded SQLite database. The only room that names one.
 //!
 //! Other rooms speak in transactions over typed rows: [`Tx`] has the documents (JSON objects with
-//! an id, a project and an order) and the API keys. One connection writes, behind a mutex, and two
-//! read beside it, which the write-ahead log allows: one for what is found at once, and one for
-//! lists, which may have to look at everything; other processes (`hearth keys`) do the same
-//! and wait for each other. Everything here blocks: async callers bring a thread that may.
+//! an id, a project and an order), the API keys, and the sums of what was used. One connection
+//! writes, behind a mutex, and two read beside it, which the write-ahead log allows: one for what
+//! is found at once, and one for lists, which may have to look at everything; other processes
+//! (`hearth keys`) do the same and wait for each other. Everything here blocks: async callers bring
+//! a thread that may.
 //!
 //! A commit is on the disk before it returns (`synchronous=FULL`): what the API acknowledged
 //! survives `kill -9`, which the log alone would do, and a power cut, which it would not. The price
-//! is one flush for each request that stores something. Deliberately absent: what the documents
-//! mean, and the contents of files, which lie beside the database.
+//! is one flush for each request that stores something. What nobody waits for is written without
+//! one ([`Store::write_unflushed`]). Deliberately absent: what the documents mean, and the contents
+//! of files, which lie beside the database.
 
 mod documents;
 mod keys;
 mod maintain;
 mod schema;
+mod usage;
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -26,6 +29,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 pub use documents::{Document, Kind, Listing, Match, Page};
 pub use keys::{KeyRow, NewKey};
 pub use maintain::{Collected, backup, restore};
+pub use usage::{Account, Group, UsageQuery, UsageRow, Used, Work};
 
 use crate::error::Error;
 
@@ -182,14 +186,31 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut connection = hold(&self.writer);
-        // Immediate: a writer that waits for another waits here, and not in the middle.
-        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate);
-        let tx = Tx(tx.map_err(StoreError::from)?);
-        let done = work(&tx)?;
-        tx.0.commit().map_err(StoreError::from)?;
-        Ok(done)
+        commit(&mut hold(&self.writer), "FULL", work)
     }
+
+    /// Writes what nobody waits for, without a flush: it outlives the process at once, and a power
+    /// cut from the next [`Store::write`] on.
+    pub fn write_unflushed<T, E: From<StoreError>>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        commit(&mut hold(&self.writer), "NORMAL", work)
+    }
+}
+
+fn commit<T, E: From<StoreError>>(
+    connection: &mut Connection,
+    synchronous: &str,
+    work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    connection.pragma_update(None, "synchronous", synchronous).map_err(StoreError::from)?;
+    // Immediate: a writer that waits for another waits here, and not in the middle.
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate);
+    let tx = Tx(tx.map_err(StoreError::from)?);
+    let done = work(&tx)?;
+    tx.0.commit().map_err(StoreError::from)?;
+    Ok(done)
 }
 
 /// A panic in the middle of a transaction rolled it back, so the connection is whole.

@@ -59,6 +59,23 @@ const STEPS: &[&str] = &[
     CREATE TABLE identity (id BLOB NOT NULL) STRICT;
     INSERT INTO identity VALUES (randomblob(16));
 ",
+    "
+    -- What was used, added up by minute. A key of 0 is none of the table.
+    CREATE TABLE usage (
+        minute_s INTEGER NOT NULL,
+        project INTEGER NOT NULL REFERENCES projects(id),
+        key INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        work TEXT NOT NULL,
+        batch INTEGER NOT NULL,
+        tier TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        input INTEGER NOT NULL,
+        cached INTEGER NOT NULL,
+        output INTEGER NOT NULL,
+        PRIMARY KEY (minute_s, project, key, model, work, batch, tier)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Why a database is not ours to use.

@@ -295,3 +295,24 @@ async fn a_key_sees_the_batches_of_its_project_only() {
     assert_eq!(server.ask("GET", &output, Some(&two), None).await.status, 404);
     assert_eq!(contents(&server, Some(&friend), &batch["output_file_id"]).await.len(), 3);
 }
+
+/// Nobody else can stop it: an admin of another project does not see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_a_key_that_is_revoked_costs_nothing_more() {
+    let key = |name: &str| NewKey { admin: name == "friend", ..crate::keys::new(name, "x") };
+    let (server, [lost, friend]) = crate::keys::start_with([key("lost"), key("friend")]).await;
+    let lines: Vec<_> =
+        (0..300).map(|i| chat_line(&i.to_string(), json!({"max_tokens": 500}))).collect();
+    let file = upload(&server, Some(&lost), &lines).await;
+    let batch = create(&server, Some(&lost), &file, CHAT).await.json();
+    server.wait_for_metric("hearth_requests_running", 8.0).await;
+    let gone = server.ask("DELETE", "/v1/admin/keys/key_1", Some(&friend), None).await;
+    assert_eq!(gone.status, 200, "{}", gone.body);
+    let batch = server.ended(Some(&friend), &batch).await;
+    let counts = &batch["request_counts"];
+    assert!(counts["failed"].as_u64().is_some_and(|failed| failed > 0), "{batch}");
+    let errors = contents(&server, Some(&friend), &batch["error_file_id"]).await;
+    let response = &errors[0]["response"];
+    let code = &response["body"]["error"]["code"];
+    assert_eq!((&response["status_code"], code), (&json!(401), &json!("invalid_api_key")));
+}

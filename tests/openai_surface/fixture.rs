@@ -16,6 +16,7 @@ use hearth::engine::handle::Speculation;
 use hearth::files::{Files, Quota};
 use hearth::history::History;
 use hearth::jobs::Batches;
+use hearth::ledger::Ledger;
 use hearth::pipeline::Pipeline;
 use hearth::registry::{self, LoadOptions, Registry, ServedModel, plan};
 use hearth::server::{Rooms, ServerConfig, serve};
@@ -87,8 +88,9 @@ pub(crate) async fn serve_all(registry: Registry, options: Options) -> Server {
     let quota = Quota { project_bytes_max: options.files_bytes_max };
     let files = Arc::new(Files::open(Arc::clone(&store), quota).expect("a folder"));
     let history = Arc::new(History::new(Arc::clone(&store)));
+    let ledger = Arc::new(Ledger::open(Arc::clone(&store)).expect("a thread"));
     let batches = Arc::new(Batches::open(store, Arc::clone(&files)).expect("a store"));
-    let rooms = Rooms { keyring, history, files, batches };
+    let rooms = Rooms { keyring, history, files, batches, ledger };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();

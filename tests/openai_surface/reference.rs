@@ -262,7 +262,9 @@ const OPENAI_NAMES: &str = "
     post /responses/compact Compactconversation
     post /uploads createUpload | post /uploads/{upload_id}/cancel cancelUpload
     post /uploads/{upload_id}/complete completeUpload
-    post /uploads/{upload_id}/parts addUploadPart";
+    post /uploads/{upload_id}/parts addUploadPart
+    get /organization/usage/completions usage-completions
+    get /organization/usage/embeddings usage-embeddings";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operations_have_the_names_that_openai_gave_them() {

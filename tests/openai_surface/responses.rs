@@ -379,3 +379,21 @@ async fn a_response_in_the_background_is_cancelled() {
     let again = server.ask("POST", &format!("{path}/cancel"), None, None).await;
     assert_eq!((again.status, again.json()["status"].clone()), (200, json!("cancelled")));
 }
+
+/// It has nowhere to go, and whoever polls for it must hear of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_whose_conversation_goes_meanwhile_has_failed() {
+    let server = start(Options::default()).await;
+    let conversation = server.post("/v1/conversations", json!({})).await.json();
+    let fields = json!({"background": true, "max_output_tokens": 2000,
+        "conversation": conversation["id"]});
+    let path = format!("{PATH}/{}", id(&respond(&server, fields).await));
+    let gone = format!("/v1/conversations/{}", id(&conversation));
+    assert_eq!(server.ask("DELETE", &gone, None, None).await.json()["deleted"], true);
+    let done = poll(&server, &path).await;
+    assert_eq!(
+        (&done["status"], &done["error"]["code"]),
+        (&json!("failed"), &json!("server_error"))
+    );
+    assert!(done["error"]["message"].as_str().is_some_and(|text| text.contains("conversation")));
+}

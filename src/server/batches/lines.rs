@@ -18,7 +18,7 @@ use crate::server::call::Call;
 use crate::server::error::{ApiError, Refusal};
 use crate::server::extract::Fields;
 use crate::server::observe::Watch;
-use crate::server::{App, answer, chat, completions, embeddings, fields, responses};
+use crate::server::{App, answer, auth, chat, completions, embeddings, fields, responses};
 use crate::types::Tenant;
 
 /// Characters of a `custom_id`.
@@ -56,17 +56,20 @@ impl Lines {
     async fn answer(&self, watch: Arc<Watch>, tenant: Tenant, task: Task) -> Response {
         let caller = Caller { project: tenant.project, tenant, admin: false, limiter: None };
         let app = &self.app;
-        let answered = match task {
-            Task::Text(call) => answer::answer(app, watch, &caller, call).await,
-            Task::Vectors(call) => embeddings::answer(app, &watch, &caller, call).await,
-            Task::Response(draft) => responses::answer(app, watch, &caller, *draft).await,
+        // The only way to stop what a lost key began.
+        let still = app.rooms.keyring.still(tenant).map_err(ApiError::from);
+        let answered = match (still.and_then(|still| still.map_err(auth::shut_out)), task) {
+            (Err(shut_out), _) => Err(shut_out),
+            (Ok(()), Task::Text(call)) => answer::answer(app, watch, &caller, call).await,
+            (Ok(()), Task::Vectors(call)) => embeddings::answer(app, &watch, &caller, call).await,
+            (Ok(()), Task::Response(draft)) => responses::answer(app, watch, &caller, *draft).await,
         };
         answered.unwrap_or_else(ApiError::into_response)
     }
 
     async fn try_run(&self, endpoint: &str, tenant: Tenant, line: &[u8]) -> Result<Answer, Later> {
         let limiter = self.app.rooms.keyring.limiter(tenant).unwrap_or_default();
-        let watch = Arc::new(Watch::of_line(&self.app, endpoint, limiter));
+        let watch = Arc::new(Watch::of_line(&self.app, endpoint, tenant, limiter));
         let request_id = watch.request_id.clone();
         let (custom_id, response) = match self.read(endpoint, line) {
             Ok((custom_id, task)) => {

@@ -106,7 +106,7 @@ async fn make(
     let lease = app.pipeline.registry().embedder(&request.model, request.keep_alive).await?;
     let load = began.elapsed();
     let made = app.pipeline.embed_with(&lease, request).await?;
-    watch.generating(&made.model, made.prompt_tokens, 0);
+    watch.embedded(&made.model, made.prompt_tokens);
     Ok((made, load))
 }
 

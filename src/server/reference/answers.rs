@@ -155,6 +155,7 @@ pub(in crate::server) static MESSAGE: Object = object(
         always("content", MAYBE_TEXT),
         always("name", MAYBE_TEXT),
         always("content_parts", MAYBE_LIST),
+        always("refusal", MAYBE_TEXT),
         sometimes("tool_calls", Takes::Each(&Takes::Table(CALL))),
         sometimes("tool_call_id", Takes::Text),
     ],

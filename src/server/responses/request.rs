@@ -107,7 +107,7 @@ pub(in crate::server) fn read(mut body: Fields, lenient: bool) -> Result<Draft, 
             return Err(call::options_without_stream());
         }
     }
-    let (previous, conversation) = before(&mut body)?;
+    let (previous, conversation) = before(&mut body, lenient)?;
     let store = body.bool("store")?.unwrap_or(true);
     let background = body.bool("background")?.unwrap_or(false);
     if background && !store {
@@ -200,6 +200,7 @@ pub(super) fn own_names(mut error: ApiError) -> ApiError {
     }
     if name.starts_with("tools[") {
         name = name.replace("].function", "]").replace("].custom", "]");
+        name = name.replace("].format.grammar", "].format");
     }
     error.message = error.message.replace(param.as_str(), &name);
     error.param = Some(name);
@@ -275,16 +276,17 @@ fn truncate(body: &mut Fields) -> Result<bool, ApiError> {
 }
 
 /// `previous_response_id` and `conversation`, of which there is one at most.
-fn before(body: &mut Fields) -> Result<(Option<String>, Option<String>), ApiError> {
+fn before(body: &mut Fields, lenient: bool) -> Result<(Option<String>, Option<String>), ApiError> {
     let previous = body.string("previous_response_id")?;
     let conversation = match body.value("conversation") {
         None => None,
         Some(Value::String(id)) => Some(id),
-        Some(Value::Object(object)) => match object.get("id") {
-            Some(Value::String(id)) => Some(id.clone()),
-            None | Some(Value::Null) => return Err(ApiError::missing("conversation.id")),
-            Some(id) => return Err(ApiError::wrong_type("conversation.id", "a string", kind(id))),
-        },
+        Some(Value::Object(object)) => {
+            let mut object = Fields::within("conversation", object);
+            let id = object.string("id")?.ok_or_else(|| ApiError::missing("conversation.id"))?;
+            object.end(&[], lenient)?;
+            Some(id)
+        }
         Some(other) => {
             let expected = "a string or an object";
             return Err(ApiError::wrong_type("conversation", expected, kind(&other)));
@@ -351,7 +353,10 @@ fn tools(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<(), ApiErro
         if let Some(format) = inner.get_mut("format")
             && format["type"] == "grammar"
         {
-            let grammar = json!({"syntax": format["syntax"], "definition": format["definition"]});
+            let mut grammar = format.take();
+            if let Some(grammar) = grammar.as_object_mut() {
+                grammar.remove("type");
+            }
             *format = json!({"type": "grammar", "grammar": grammar});
         }
         let mut tool = Map::new();
@@ -379,10 +384,12 @@ fn tools(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<(), ApiErro
     }
     let choice = match body.value("tool_choice") {
         Some(Value::Object(object)) if object.get("type") == Some(&json!("allowed_tools")) => {
-            let list = object.get("tools").and_then(Value::as_array).cloned().unwrap_or_default();
-            let list = list.iter().map(|tool| nest(tool).unwrap_or_else(|| tool.clone()));
-            let mode = object.get("mode").cloned().unwrap_or(Value::Null);
-            let allowed = json!({"mode": mode, "tools": list.collect::<Vec<_>>()});
+            let mut allowed = object;
+            allowed.remove("type");
+            for tool in allowed.get_mut("tools").and_then(Value::as_array_mut).into_iter().flatten()
+            {
+                *tool = nest(tool).unwrap_or_else(|| tool.clone());
+            }
             Some(json!({"type": "allowed_tools", "allowed_tools": allowed}))
         }
         Some(choice @ Value::Object(_)) => Some(nest(&choice).unwrap_or(choice)),

@@ -30,6 +30,45 @@ pub(in crate::server) static KEY: Object = key!("Key");
 
 pub(in crate::server) static NEW_KEY: Object = key!("NewKey", always("value", Takes::Text));
 
+/// A page of buckets of sums.
+macro_rules! usage {
+    ($name:literal $(, $more:expr)*) => {
+        object($name, &[
+            is(&["page"]),
+            always("data", Takes::Each(&Takes::Table(&[
+                is(&["bucket"]),
+                always("start_time", Takes::Integer),
+                always("end_time", Takes::Integer),
+                always("results", Takes::Each(&Takes::Table(&[
+                    always("object", Takes::Text),
+                    always("input_tokens", Takes::Integer),
+                    always("num_model_requests", Takes::Integer),
+                    always("project_id", MAYBE_TEXT),
+                    always("user_id", Takes::Null),
+                    always("api_key_id", MAYBE_TEXT),
+                    always("model", MAYBE_TEXT),
+                    $($more),*
+                ]))),
+            ]))),
+            always("has_more", Takes::Bool),
+            always("next_page", MAYBE_TEXT),
+        ])
+    };
+}
+
+pub(in crate::server) static USAGE_OF_TEXT: Object = usage!(
+    "CompletionsUsage",
+    always("input_cached_tokens", Takes::Integer),
+    always("input_uncached_tokens", Takes::Integer),
+    always("output_tokens", Takes::Integer),
+    always("input_audio_tokens", Takes::Integer),
+    always("output_audio_tokens", Takes::Integer),
+    always("batch", Takes::OneOf(&[Takes::Bool, Takes::Null])),
+    always("service_tier", MAYBE_TEXT)
+);
+
+pub(in crate::server) static USAGE_OF_VECTORS: Object = usage!("EmbeddingsUsage");
+
 pub(in crate::server) static STANDING: Object = object(
     "Standing",
     &[
