@@ -10,9 +10,10 @@
 //     g++ -std=c++17 -O2 -DHEARTH_EMULATE -I kernels/cuda -x c++ rms_norm_test.cpp -o rms_norm_test
 //
 // (A template with a comma in its name is written in brackets: EMULATE((kernel<1, 2>), ...). With
-// no macro: emulate::launch(grid, block, shared, [&] { kernel(x, y); }).) Add
-// -fsanitize=address,undefined to find accesses outside a heap array (give it its exact size),
-// outside static or dynamic shared memory, and vector accesses that are not aligned.
+// no macro: emulate::launch(grid, block, shared, [&] { kernel(x, y); }).) Compiled as watch.h says,
+// and as kernels/tests/emulated.rs does it, every access of a kernel is watched: races, alignment,
+// what is touched before grid_wait. Add -fsanitize=address,undefined in its place to find accesses
+// outside a heap array (give it its exact size) and outside static or dynamic shared memory.
 //
 // Blocks run one after another. The threads of a block are fibers: each runs until it returns or
 // meets a barrier, namely __syncthreads() for the block's threads that have not returned, or a warp
@@ -28,8 +29,8 @@
 // environment, or emulate::set_order, says otherwise: a missing barrier seldom survives all three.
 //
 // What it does not do: run blocks side by side, or threads that spin on memory until another thread
-// writes it (such a loop never ends here); fill static shared memory (it keeps what the last block
-// left); know the timing, registers or bank conflicts of a device. Fast functions (__expf) are
+// writes it (such a loop never ends here); know the timing, registers or bank conflicts of a
+// device. Fast functions (__expf) are
 // precise ones here, and mma sums in f32 in the order of k.
 #pragma once
 
@@ -75,6 +76,9 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
+
+// What is the emulator's own is not watched (watch.h).
+#define EMULATE_OWN __attribute__((no_sanitize("thread")))
 
 // ---------------------------------------------------------------------------------------------
 // Vector types, with CUDA's alignment.
@@ -224,9 +228,9 @@ struct Stack {  // `lowest` is null for the stack of the process itself, until A
 
 #ifdef EMULATE_OWN_SWITCH
 #ifdef __clang__
-#define EMULATE_APART naked, noinline
+#define EMULATE_APART naked, noinline, no_sanitize("thread")
 #else
-#define EMULATE_APART naked, noinline, noipa
+#define EMULATE_APART naked, noinline, noipa, no_sanitize("thread")
 #endif
 // Keeps the registers that a call must keep on the stack, and goes on where `to` was left.
 __attribute__((EMULATE_APART)) static void switch_stack(void ** /*save*/, void * /*to*/) {
@@ -237,7 +241,7 @@ __attribute__((EMULATE_APART)) static void switch_stack(void ** /*save*/, void *
 }
 #endif
 
-inline void prepare(Stack &stack, void (*entry)()) {
+EMULATE_OWN inline void prepare(Stack &stack, void (*entry)()) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(stack.lowest, stack.bytes);
     stack.fake = nullptr;
@@ -257,7 +261,7 @@ inline void prepare(Stack &stack, void (*entry)()) {
 #endif
 }
 
-inline void switch_fiber(Stack &from, Stack &to, bool for_ever = false) {
+EMULATE_OWN inline void switch_fiber(Stack &from, Stack &to, bool for_ever = false) {
     (void)for_ever;
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(for_ever ? nullptr : &from.fake, to.lowest, to.bytes);
@@ -308,6 +312,9 @@ struct Thread {
     std::vector<Copy> copies;
     size_t copied = 0;
     uint64_t group = 0;
+    // For watch.h: __syncwarp of all lanes, and whether it has called grid_wait.
+    uint32_t syncs = 0;
+    bool waited = false;
 };
 
 struct Warp {  // sets of lanes, one bit each
@@ -332,16 +339,17 @@ struct Machine {
     Order order = Order::alternate, block_order = Order::forward;
     uint32_t random = 1;
     bool order_known = false, running = false;
+    int quiet = 0;  // accesses are the emulator's
 };
 inline Machine machine;
 inline Thread *current = nullptr;
 
-inline unsigned thread_count() {
+EMULATE_OWN inline unsigned thread_count() {
     return machine.block.x * machine.block.y * machine.block.z;
 }
 
 // Which threads stand where, those with the same place on one line.
-inline void print_places() {
+EMULATE_OWN inline void print_places() {
     std::map<std::string, std::vector<unsigned>> places;
     for (unsigned i = 0; i < thread_count(); i++) {
         Thread &t = machine.threads[i];
@@ -380,7 +388,8 @@ inline void print_places() {
     }
 }
 
-[[noreturn]] inline void fail(Site site, const std::string &message) {
+[[noreturn]] EMULATE_OWN inline void fail(Site site, const std::string &message) {
+    machine.quiet++;
     fflush(stdout);
     fprintf(stderr, "emulate: kernel %s", machine.kernel);
     if (machine.running) {
@@ -397,14 +406,19 @@ inline void print_places() {
     abort();
 }
 
-inline uint32_t next_random() {
+}  // namespace emulate
+
+#include "watch.h"
+
+namespace emulate {
+EMULATE_OWN inline uint32_t next_random() {
     uint32_t &x = machine.random;
     x ^= x << 13, x ^= x >> 17, x ^= x << 5;
     return x;
 }
 
 // Takes one lane of those that are ready.
-inline Thread *take_ready(Warp &warp) {
+EMULATE_OWN inline Thread *take_ready(Warp &warp) {
     uint32_t ready = warp.ready;
     unsigned lane = __builtin_ctz(ready);
     if (machine.block_order == Order::reverse) lane = 31 - __builtin_clz(ready);
@@ -418,7 +432,7 @@ inline Thread *take_ready(Warp &warp) {
 }
 
 // Lets another lane of the warp go on, or the scheduler, until this thread is ready and taken.
-inline void yield(bool for_ever = false) {
+EMULATE_OWN inline void yield(bool for_ever = false) {
     Thread &self = *current;
     current = self.warp->ready ? take_ready(*self.warp) : nullptr;
     if (current == &self) return;
@@ -426,7 +440,7 @@ inline void yield(bool for_ever = false) {
 }
 
 // Performs the warp operation that `thread` waits for if the rest of its mask waits too.
-inline bool complete_operation(Warp &warp, Thread &thread) {
+EMULATE_OWN inline bool complete_operation(Warp &warp, Thread &thread) {
     uint32_t members = thread.mask & warp.alive;
     if (members & ~warp.waiting) return false;
     for (uint32_t left = members; left; left &= left - 1) {
@@ -441,7 +455,7 @@ inline bool complete_operation(Warp &warp, Thread &thread) {
     return true;
 }
 
-inline void complete_barrier() {
+EMULATE_OWN inline void complete_barrier() {
     if (machine.at_barrier == 0 || machine.at_barrier < machine.alive) return;
     Thread *first = nullptr;
     for (Warp &warp : machine.warps) {
@@ -454,10 +468,11 @@ inline void complete_barrier() {
     }
     for (Warp &warp : machine.warps) warp.ready |= warp.at_barrier, warp.at_barrier = 0;
     machine.at_barrier = 0;
+    next_turn();
 }
 
-inline void warp_operation(const char *what, uint32_t mask, Operation operation, void *arguments,
-                           Site site) {
+EMULATE_OWN inline void warp_operation(const char *what, uint32_t mask, Operation operation,
+                                       void *arguments, Site site) {
     Thread &self = *current;
     Warp &warp = *self.warp;
     self.what = what, self.site = site, self.mask = mask;
@@ -468,7 +483,7 @@ inline void warp_operation(const char *what, uint32_t mask, Operation operation,
     yield();
 }
 
-inline void barrier(Site site) {
+EMULATE_OWN inline void barrier(Site site) {
     current->site = site;
     current->warp->at_barrier |= 1u << current->lane;
     machine.at_barrier++;
@@ -477,7 +492,7 @@ inline void barrier(Site site) {
 }
 
 // Where a fiber starts. What the thread leaves behind may be what others waited for.
-inline void thread_main() {
+EMULATE_OWN inline void thread_main() {
 #ifdef __SANITIZE_ADDRESS__
     const void *lowest;
     size_t bytes;
@@ -501,7 +516,7 @@ inline void thread_main() {
 // The scheduler.
 
 // "forward", "reverse", "alternate" (by block), or a number: random orders from that seed.
-inline void set_order(const char *order) {
+EMULATE_OWN inline void set_order(const char *order) {
     machine.order_known = true;
     std::string name = order;
     if (name == "forward") machine.order = Order::forward;
@@ -510,14 +525,14 @@ inline void set_order(const char *order) {
     else machine.order = Order::random, machine.random = uint32_t(atoi(order)) * 2 + 1;
 }
 
-inline void run_warp(Warp &warp) {
+EMULATE_OWN inline void run_warp(Warp &warp) {
     while (warp.ready) {
         current = take_ready(warp);
         switch_fiber(machine.home, current->stack);
     }
 }
 
-inline void start_block() {
+EMULATE_OWN inline void start_block() {
     unsigned threads = thread_count();
     machine.alive = threads, machine.at_barrier = 0;
     for (unsigned i = 0; i < machine.warps.size(); i++) {
@@ -528,13 +543,14 @@ inline void start_block() {
     }
     for (unsigned i = 0; i < threads; i++) {
         Thread &t = machine.threads[i];
-        t.copies.clear(), t.copied = 0, t.group = 0;
+        t.copies.clear(), t.copied = 0, t.group = 0, t.syncs = 0, t.waited = false;
         prepare(t.stack, thread_main);
     }
     memset(machine.shared, 0xff, machine.shared_bytes);
+    watch_block();
 }
 
-inline void run_block(Order order) {
+EMULATE_OWN inline void run_block(Order order) {
     machine.block_order = order;
     start_block();
     size_t count = machine.warps.size();
@@ -556,16 +572,19 @@ inline void run_block(Order order) {
 #endif
 }
 
-inline void need_threads(unsigned threads) {
-    size_t have = machine.threads.size();
+EMULATE_OWN inline void need_threads(unsigned threads) {
+    size_t have = machine.threads.size(), bytes = stack_bytes + page_bytes;
     if (have < threads) machine.threads.resize(threads);
+    if (!watch.stacks) {
+        void *all = mmap(nullptr, 1024 * bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (all == MAP_FAILED) fail(Site(), "no memory for the threads' stacks");
+        watch.stacks = uintptr_t(all), watch.stacks_bytes = 1024 * bytes;
+    }
     for (size_t i = have; i < threads; i++) {
-        size_t bytes = stack_bytes + page_bytes;
-        void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (at == MAP_FAILED) fail(Site(), "no memory for a thread's stack");
+        char *at = reinterpret_cast<char *>(watch.stacks + i * bytes);
         mprotect(at, page_bytes, PROT_NONE);  // a stack that overflows stops here
-        machine.threads[i].stack.lowest = static_cast<char *>(at) + page_bytes;
+        machine.threads[i].stack.lowest = at + page_bytes;
         // Tops at unlike offsets within a page, or all would want the same lines of the cache.
         machine.threads[i].stack.bytes = stack_bytes - i % 64 * 320;
     }
@@ -580,7 +599,7 @@ inline void need_threads(unsigned threads) {
     }
 }
 
-inline void check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+EMULATE_OWN inline void check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
     uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads == 0 || threads > 1024 || block.z > 64)
         fail(Site(), "a block has 1 to 1024 threads, 64 at most in z");
@@ -591,7 +610,7 @@ inline void check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
 }
 
 template <typename F>
-inline void launch(dim3 grid, dim3 block, size_t shared_bytes, F body,
+EMULATE_OWN inline void launch(dim3 grid, dim3 block, size_t shared_bytes, F body,
                    const char *kernel = "(no name)") {
     machine.kernel = kernel;
     check_launch(grid, block, shared_bytes);
@@ -613,6 +632,7 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, F body,
     machine.body = &body;
     machine.call = [](void *f) { (*static_cast<F *>(f))(); };
     machine.running = true;
+    watch_launch(__builtin_frame_address(0));
     uint64_t blocks = 0;
     for (unsigned z = 0; z < grid.z; z++) {
         for (unsigned y = 0; y < grid.y; y++) {
@@ -625,6 +645,8 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, F body,
         }
     }
     machine.running = false;
+    current = nullptr;
+    end_watch();
     free(shared);
     machine.shared = nullptr;
 }
@@ -647,7 +669,7 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, F body,
 // ---------------------------------------------------------------------------------------------
 // Barriers and warp operations.
 
-inline void __syncthreads(EMULATE_HERE) { emulate::barrier(EMULATE_SITE); }
+EMULATE_OWN inline void __syncthreads(EMULATE_HERE) { emulate::barrier(EMULATE_SITE); }
 
 namespace emulate {
 // Narrow integers go as int, as C++ would convert them for CUDA's functions.
@@ -660,7 +682,7 @@ template <typename T> struct Shuffle {
     T result;
 };
 
-template <typename T> inline void shuffle_all(Warp &warp, uint32_t members) {
+template <typename T> EMULATE_OWN inline void shuffle_all(Warp &warp, uint32_t members) {
     for (uint32_t left = members; left; left &= left - 1) {
         auto *to = static_cast<Shuffle<T> *>(warp.threads[__builtin_ctz(left)].arguments);
         if ((members >> to->source) & 1)
@@ -671,14 +693,14 @@ template <typename T> inline void shuffle_all(Warp &warp, uint32_t members) {
 }
 
 template <typename T>
-inline T shuffle(const char *what, uint32_t mask, T value, int source, Site site) {
+EMULATE_OWN inline T shuffle(const char *what, uint32_t mask, T value, int source, Site site) {
     static_assert(std::is_trivially_copyable<T>::value && sizeof(T) <= 8, "not a number");
     Shuffle<T> arguments{value, source, value};
     warp_operation(what, mask, shuffle_all<T>, &arguments, site);
     return arguments.result;
 }
 
-inline int lane_now() { return int(current->lane); }
+EMULATE_OWN inline int lane_now() { return int(current->lane); }
 inline int check_width(int width, Site site) {
     if (width < 1 || width > 32 || (width & (width - 1))) fail(site, "shuffle: not a valid width");
     return width;
@@ -724,7 +746,7 @@ struct Vote {
     bool yes;
     uint32_t voters, ballot;
 };
-inline void vote_all(Warp &warp, uint32_t members) {
+EMULATE_OWN inline void vote_all(Warp &warp, uint32_t members) {
     uint32_t ballot = 0;
     for (uint32_t left = members; left; left &= left - 1) {
         unsigned lane = __builtin_ctz(left);
@@ -735,12 +757,12 @@ inline void vote_all(Warp &warp, uint32_t members) {
         vote->voters = members, vote->ballot = ballot;
     }
 }
-inline Vote vote(const char *what, uint32_t mask, bool yes, Site site) {
+EMULATE_OWN inline Vote vote(const char *what, uint32_t mask, bool yes, Site site) {
     Vote arguments{yes, 0, 0};
     warp_operation(what, mask, vote_all, &arguments, site);
     return arguments;
 }
-inline void nothing(Warp &, uint32_t) {}
+EMULATE_OWN inline void nothing(Warp &, uint32_t) {}
 }  // namespace emulate
 
 inline unsigned __ballot_sync(unsigned mask, int yes, EMULATE_HERE) {
@@ -753,15 +775,17 @@ inline int __all_sync(unsigned mask, int yes, EMULATE_HERE) {
     emulate::Vote vote = emulate::vote("__all_sync", mask, yes != 0, EMULATE_SITE);
     return vote.ballot == vote.voters;
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATE_HERE) {
+EMULATE_OWN inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATE_HERE) {
     emulate::warp_operation("__syncwarp", mask, emulate::nothing, nullptr, EMULATE_SITE);
+    emulate::Thread &self = *emulate::current;
+    if ((mask & self.warp->alive) == self.warp->alive) self.syncs++;
 }
 
 // ---------------------------------------------------------------------------------------------
 // mma, ldmatrix and cp.async: the wrappers that common.cuh defines on a device.
 
 namespace emulate {
-inline void need_whole_warp(Warp &warp, uint32_t members) {
+EMULATE_OWN inline void need_whole_warp(Warp &warp, uint32_t members) {
     Thread &any = warp.threads[__builtin_ctz(members)];
     if (members != 0xffffffffu)
         fail(any.site, std::string(any.what) + ": some lanes of the warp have returned");
@@ -775,12 +799,12 @@ struct Mma {
     const uint32_t *a, *b;
 };
 
-template <typename T> inline void unpack(uint32_t both, float &low, float &high) {
+template <typename T> EMULATE_OWN inline void unpack(uint32_t both, float &low, float &high) {
     low = float(bits<T>(uint16_t(both))), high = float(bits<T>(uint16_t(both >> 16)));
 }
 
 // The layout of the fragments is that of the PTX ISA, mma.m16n8k16, 16-bit floating point.
-template <typename T> inline void mma_all(Warp &warp, uint32_t members) {
+template <typename T> EMULATE_OWN inline void mma_all(Warp &warp, uint32_t members) {
     need_whole_warp(warp, members);
     float a[16][16], b[16][8], d[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
@@ -809,13 +833,19 @@ struct LoadMatrix {
     const unsigned char *row;
 };
 
-template <bool transposed> inline void ldmatrix_all(Warp &warp, uint32_t members) {
+template <bool transposed> EMULATE_OWN inline void ldmatrix_all(Warp &warp, uint32_t members) {
     need_whole_warp(warp, members);
     auto arguments = [&](unsigned lane) {
         return static_cast<LoadMatrix *>(warp.threads[lane].arguments);
     };
     uint16_t matrix[32][8];
-    for (unsigned lane = 0; lane < 32; lane++) memcpy(matrix[lane], arguments(lane)->row, 16);
+    Thread *last = current;
+    for (unsigned lane = 0; lane < 32; lane++) {
+        current = &warp.threads[lane];
+        touch(arguments(lane)->row, 16, Access::read, current->site.file);
+        memcpy(matrix[lane], arguments(lane)->row, 16);
+    }
+    current = last;
     for (unsigned lane = 0; lane < 32; lane++) {
         unsigned g = lane / 4, t = lane % 4 * 2;
         for (unsigned i = 0; i < 4; i++) {
@@ -834,7 +864,10 @@ inline void ldmatrix(const char *what, uint32_t (&r)[4], const void *row, Site s
     warp_operation(what, 0xffffffffu, ldmatrix_all<transposed>, &arguments, site);
 }
 
-inline void perform(const Copy &copy) {
+EMULATE_OWN inline void perform(const Copy &copy) {
+    const void *here = __builtin_return_address(0);
+    if (copy.valid) touch(copy.global, 16, Access::read, here);
+    touch(copy.shared, 16, Access::write, here);
     if (copy.valid) memcpy(copy.shared, copy.global, 16);
     else memset(copy.shared, 0, 16);
 }
@@ -859,38 +892,47 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, EMULATE_HERE) {
     emulate::ldmatrix<true>("ldmatrix_x4_trans", r, row, EMULATE_SITE);
 }
 
-inline void cp_async16(void *shared, const void *global, bool valid, EMULATE_HERE) {
+EMULATE_OWN inline void cp_async16(void *shared, const void *global, bool valid,
+                                   EMULATE_HERE) {
     emulate::need_aligned(shared, "cp_async16, shared address", EMULATE_SITE);
     emulate::need_aligned(global, "cp_async16, global address", EMULATE_SITE);
     emulate::Thread &self = *emulate::current;
+    const void *here = __builtin_return_address(0);
+    if (valid) emulate::touch(global, 16, emulate::Access::read, here);
+    emulate::touch(shared, 16, emulate::Access::write, here);
+    emulate::Quiet quiet;
     memset(shared, 0xff, 16);
     self.copies.push_back({shared, global, valid, self.group});
 }
 inline void cp_async_commit() { emulate::current->group++; }
-template <int N> inline void cp_async_wait() {
+template <int N> EMULATE_OWN inline void cp_async_wait() {
     emulate::Thread &self = *emulate::current;
     while (self.copied < self.copies.size() && self.copies[self.copied].group + N < self.group)
         emulate::perform(self.copies[self.copied++]);
+    emulate::Quiet quiet;
     if (self.copied == self.copies.size()) self.copies.clear(), self.copied = 0;
 }
 
 // ---------------------------------------------------------------------------------------------
 // Functions of one thread.
 
-inline void grid_wait() {}
-inline void grid_go() {}
+EMULATE_OWN inline void grid_wait() { emulate::current->waited = emulate::watch.waited = true; }
+EMULATE_OWN inline void grid_go() { emulate::watch.gone = true; }
 inline float exp2_fast(float x) { return exp2f(x); }
 template <typename T> inline T __ldg(const T *at) { return *at; }
 template <typename T> inline T __ldcg(const T *at) { return *at; }
 template <typename T> inline T __ldcs(const T *at) { return *at; }
 template <typename T> inline void __stcg(T *at, T value) { *at = value; }
 template <typename T> inline void __stcs(T *at, T value) { *at = value; }
-inline void __threadfence() {}
+EMULATE_OWN inline void __threadfence() {
+    emulate::watch.fences[emulate::number_of(*emulate::current)]++;
+}
 inline void __threadfence_block() {}
 inline void __trap() { emulate::fail(emulate::Site(), "__trap()"); }
 
 #define EMULATE_ATOMIC(name, T, change)                  \
-    inline T name(T *at, std::common_type_t<T> value) { \
+    EMULATE_OWN inline T name(T *at, std::common_type_t<T> value) { \
+        emulate::touch_atomic(at, sizeof(T));            \
         T old = *at;                                     \
         *at = change;                                    \
         return old;                                      \
@@ -904,7 +946,8 @@ typedef unsigned long long emulate_u64;
     EMULATE_ATOMIC(atomicOr, T, T(old | value))                 \
     EMULATE_ATOMIC(atomicAnd, T, T(old & value))                \
     EMULATE_ATOMIC(atomicXor, T, T(old ^ value))                \
-    inline T atomicCAS(T *at, T compare, T value) {             \
+    EMULATE_OWN inline T atomicCAS(T *at, T compare, T value) { \
+        emulate::touch_atomic(at, sizeof(T));                   \
         T old = *at;                                            \
         if (old == compare) *at = value;                        \
         return old;                                             \

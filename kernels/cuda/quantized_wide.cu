@@ -15,7 +15,8 @@
 //   r or what else is in the launch.
 //
 // A block goes through k in steps of 256. The bytes of W and the elements of x for the next two
-// steps are on their way into shared memory by asynchronous copies while one is multiplied. Of a
+// steps are on their way into shared memory by asynchronous copies while one is multiplied; the
+// first ones of W are sent for before x is there. Of a
 // step a warp has two pieces (quant.cuh) of each of 32 rows of W, so four warps share k; they add
 // their sums at the end, always in the same order. 16 rows of W are the rows of an mma, 8 rows of x
 // its columns. The order in which an mma takes the elements of k is free as long as both sides
@@ -465,8 +466,14 @@ template <typename F, int X> struct WideProduct {
     __device__ __forceinline__ void multiply_steps(int first, int steps, int k,
                                                    float (&sum)[2][X_TILES][4]) {
         uint8_t *full = shared, *last = shared + (STAGES - 1) * stage_bytes, *empty = last;
-        fetch(full, steps > 0);
-        fetch(full + stage_bytes, steps > 1);
+        // Weights are on their way before x is there.
+        if (steps > 0) fetch_w(full);
+        if (steps > 1) fetch_w(full + stage_bytes);
+        grid_wait();
+        if (steps > 0) fetch_x(full);
+        cp_async_commit();
+        if (steps > 1) fetch_x(full + stage_bytes);
+        cp_async_commit();
         for (int step = first; steps > 0; ++step, --steps) {
             cp_async_wait<STAGES - 2>();
             // All warps are done with what was in the stage to fill.
@@ -531,6 +538,7 @@ __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *
     extern "C" __global__ void __launch_bounds__(512, 1)                                          \
         linear_##NAME##_w##X(const bf16 *x, int m, int k, float *parts, unsigned *counts,         \
                              MATRICES_ARGUMENTS) {                                                \
+        grid_go();                                                                                \
         linear_wide<FORMAT, X>(x, m, k, parts, counts, MATRICES);                                 \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \

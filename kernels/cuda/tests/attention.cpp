@@ -6,6 +6,9 @@
 
 using std::vector;
 
+// What a block may have on the smallest of the devices, sm_86 and sm_89.
+constexpr size_t SHARED_LEAST = 99 << 10;
+
 // Paged keys and values, NaN where no sequence has any.
 template <typename S> struct Store {
     static constexpr int NOWHERE = 1 << 28;
@@ -205,6 +208,7 @@ template <typename KV> void decode(const Heads &h, int g, int extra) {
     vector<int> ended(size_t(batch.items) * blocks, 0);
     dim3 grid = dim3(unsigned(chunks), unsigned(blocks), unsigned(batch.items));
     size_t shared = sizeof(KV) == 2 ? 512 * size_t(h.dim) + 1024 : 256 * size_t(h.dim) + 3072;
+    CHECK(shared + 1040 * g <= SHARED_LEAST, "decode takes too much shared memory");
     EMULATE(decode_kernel<KV>(h.dim, g), grid, dim3(2 * unsigned(h.dim)), shared + 1040 * g,
             batch.out.data(), partial.data(), stats.data(), ended.data(), batch.q.data(),
             batch.store.k.data(), batch.store.v.data(), batch.store.k_scales.data(),
@@ -358,6 +362,7 @@ template <typename KV> struct Prefill {
     static void launch_prefill(Prefill<S> &p) {                                                   \
         dim3 grid = dim3(unsigned(p.h.heads()), unsigned(p.tile_row.size()));                     \
         size_t shared = 768 * size_t(p.h.dim) + (sizeof(S) == 1 ? 512 : 0);                       \
+        CHECK(shared <= SHARED_LEAST, "prefill takes too much shared memory");                    \
         auto kernel =                                                                             \
             p.h.dim == 64 ? attention_prefill_##NAME##_d64 : attention_prefill_##NAME##_d128;     \
         EMULATE(kernel, grid, dim3(128), shared, PREFILL_ARGUMENTS(p));                           \

@@ -361,7 +361,7 @@ __global__ void two_barriers(int *out) {
     if (threadIdx.x < 32) {
         __syncthreads();
     } else {
-        out[0] = 1;
+        out[threadIdx.x] = 1;
         __syncthreads();
     }
 }
@@ -401,17 +401,15 @@ __global__ void lane_gone(int *) {
     mma_16816(d, a, b, bf16());
 }
 
-// Launches in another process, which must end and say `message`.
-static void must_stop(void (*kernel)(int *), const char *message, dim3 grid, dim3 block,
-                      size_t shared) {
+// Does something in another process, which must end and say `message`.
+static void must_stop(const char *message, const std::function<void()> &work) {
     int ends[2];
     if (pipe(ends)) abort();
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         dup2(ends[1], 2);
-        int numbers[64] = {};
-        EMULATE(kernel, grid, block, shared, numbers);
+        work();
         _exit(0);
     }
     close(ends[1]);
@@ -423,6 +421,13 @@ static void must_stop(void (*kernel)(int *), const char *message, dim3 grid, dim
     waitpid(child, &status, 0);
     bool found = status != 0 && said.find(message) != std::string::npos;
     CHECK(found, "not found: %s, but %s", message, said.c_str());
+}
+static void must_stop(void (*kernel)(int *), const char *message, dim3 grid, dim3 block,
+                      size_t shared) {
+    must_stop(message, [&] {
+        vector<int> numbers(64);
+        EMULATE(kernel, grid, block, shared, numbers.data());
+    });
 }
 #ifdef __SANITIZE_ADDRESS__
 constexpr const char *PAST_SHARED = "heap-buffer-overflow";
@@ -446,27 +451,107 @@ static void mistakes() {
     must_stop(count_threads, "more shared", 1, 1, 1 << 20);
 }
 
-// ---- mistakes that make wrong numbers
+// ---- what is watched: mistakes that may well give the right numbers
 
-__global__ void no_barrier(int *out) {
+enum class Between { nothing, warp, block };
+
+// Each thread reads what its neighbour in the warp, or in the block, has written.
+template <Between BETWEEN, int NEIGHBOURS> __global__ void neighbours(int *out) {
     __shared__ int numbers[64];
-    numbers[threadIdx.x] = int(threadIdx.x + 64 * blockIdx.x);
-    int other = (threadIdx.x + 1) % 64;
-    out[blockIdx.x * 64 + threadIdx.x] = numbers[other] - int(64 * blockIdx.x) - other;
+    numbers[threadIdx.x] = int(threadIdx.x);
+    if (BETWEEN == Between::warp) __syncwarp();
+    if (BETWEEN == Between::block) __syncthreads();
+    int first = int(threadIdx.x) / NEIGHBOURS * NEIGHBOURS;
+    out[threadIdx.x] = numbers[first + (int(threadIdx.x) + 1) % NEIGHBOURS];
+    if (BETWEEN == Between::block) __syncthreads();
+    if (BETWEEN == Between::warp) __syncwarp();
+    numbers[first + (int(threadIdx.x) + 1) % NEIGHBOURS] = 0;
 }
-static void races() {
+__global__ void shuffled_only(int *out) {
+    __shared__ int numbers[32];
+    numbers[threadIdx.x] = 1;
+    int from = __shfl_xor_sync(0xffffffffu, int(threadIdx.x), 1);
+    out[threadIdx.x] = numbers[from];
+}
+__global__ void written_again(int *out) {
+    __shared__ int numbers[64];
+    out[threadIdx.x] = numbers[threadIdx.x];
+    if (threadIdx.x == 7) numbers[8] = 1;
+}
+__global__ void same_output(int *out) { out[threadIdx.x] = 1; }
+
+// The block that ends last adds up what all have written.
+template <bool FENCE, bool BARRIER> __global__ void last_adds(int *out) {
+    int *parts = out + 1 + 32 * blockIdx.x;
+    parts[threadIdx.x] = 1;
+    if (FENCE) __threadfence();
+    if (BARRIER) __syncthreads();
+    __shared__ bool last;
+    if (threadIdx.x == 0) last = atomicAdd(out, 1) + 1 == int(gridDim.x);
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) out[0] = 0;
+    for (unsigned i = 1; i < gridDim.x; i++)
+        parts[threadIdx.x] += out[1 + 32 * (i - 1) + threadIdx.x];
+}
+
+__global__ void odd_vector(int *in) {
+    uint2 two = *reinterpret_cast<uint2 *>(in + 1);
+    in[0] = int(two.x + two.y);
+}
+__global__ void writes_early(int *out) {
+    out[threadIdx.x] = 1;
+    grid_begin();
+}
+__global__ void reads_early(int *in) {
+    int x = in[threadIdx.x];
+    grid_begin();
+    in[threadIdx.x] = x + 1;
+}
+__global__ void never_waits(int *) { grid_go(); }
+__global__ void never_goes(int *) { grid_wait(); }
+__global__ void leftover(int *out) {
+    __shared__ int number;
+    out[blockIdx.x] = number;
+    number = 5;
+}
+
+static void watched() {
+    vector<int> out(64);
+    const char *unordered = "nothing orders them";
     for (const char *order : {"forward", "reverse", "alternate", "1", "2"}) {
         emulate::set_order(order);
-        vector<int> out(256);
-        EMULATE(no_barrier, 4, 64, 0, out.data());
-        CHECK(std::count(out.begin(), out.end(), 0) < 256, "a race, order %s", order);
+        must_stop(neighbours<Between::nothing, 32>, unordered, 1, 64, 0);
+        must_stop(neighbours<Between::warp, 64>, unordered, 1, 64, 0);
+        must_stop(shuffled_only, unordered, 1, 32, 0);
+        must_stop(written_again, unordered, 1, 64, 0);
+        must_stop(same_output, unordered, 2, 32, 0);
+        must_stop(last_adds<false, true>, unordered, 2, 32, 0);
+        must_stop(last_adds<true, false>, unordered, 2, 32, 0);
+        EMULATE((neighbours<Between::warp, 32>), 1, 64, 0, out.data());
+        EMULATE((neighbours<Between::block, 64>), 1, 64, 0, out.data());
+        vector<int> parts(1 + 32 * 4);
+        EMULATE((last_adds<true, true>), 4, 32, 0, parts.data());
+        CHECK(parts[0] == 0 && std::count(parts.begin(), parts.end(), 4) == 32, "last_adds");
         CHECK((multiplies<bf16, true>(70, 40, 136)), "a product, order %s", order);
         CHECK((!multiplies<bf16, true, WAIT>(64, 32, 128)), "no wait, order %s", order);
-        CHECK((!multiplies<bf16, true, BARRIER>(64, 32, 256)), "no barrier, order %s", order);
+        must_stop(unordered, [] { multiplies<bf16, true, BARRIER>(64, 32, 256); });
     }
+    must_stop(odd_vector, "not aligned", 1, 1, 0);
+    EMULATE(leftover, 3, 1, 0, out.data());
+    CHECK(out[1] == -1 && out[2] == -1, "shared memory has what a block before left there");
+    emulate::overlapping = true;
+    must_stop(writes_early, "before grid_wait", 1, 32, 0);
+    must_stop(reads_early, "before grid_wait", 1, 32, 0);
+    must_stop(never_waits, "no thread has called grid_wait", 1, 32, 0);
+    must_stop(never_goes, "no thread has called grid_go", 1, 32, 0);
+    emulate::constant(out);
+    EMULATE(reads_early, 1, 32, 0, out.data());
 }
 
 int main() {
+    emulate::overlapping = false; // those below that begin at once have nothing to wait for
     every_short_float();
     roundings();
     integers();
@@ -478,6 +563,8 @@ int main() {
     ldmatrix();
     products();
     mistakes();
-    races();
+#ifndef __SANITIZE_ADDRESS__  // then nothing is watched
+    watched();
+#endif
     return finish();
 }

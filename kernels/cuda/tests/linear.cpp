@@ -10,6 +10,7 @@ static Product run(Kernel kernel, int tile, Product product) {
     std::vector<bf16> x;
     for (float number : product.x) x.push_back(from_f32<bf16>(number));
     unsigned blocks = unsigned(product.rows() + tile - 1) / tile;
+    product.weights_are_constant();
     EMULATE(kernel, dim3(blocks), dim3(256), 0, x.data(), product.m, product.k,
             ARGUMENTS_OF(product));
     return product;

@@ -90,8 +90,10 @@ static void shrink(std::vector<Job> &jobs, int m, int k, const std::string &deta
     std::vector<bf16> x = randoms<bf16>(size_t(m) * k);
     int rank = 0, count = 0;
     for (Job &job : jobs) rank = std::max(rank, job.rank), count = std::max(count, job.count());
+    for (Job &job : jobs) emulate::constant(job.a), emulate::constant(job.rows);
+    LoraJobs all = arguments(jobs);
     EMULATE(lora_shrink, dim3(pieces(rank, 16), pieces(count, 16), unsigned(jobs.size())),
-            dim3(256), 0, x.data(), k, arguments(jobs));
+            dim3(256), 0, x.data(), k, all);
     for (Job &job : jobs) {
         auto got = [&](size_t i) { return job.h[i]; };
         check_near("lora_shrink", detail, job.shrunk(x, k), 2e-6, got);
@@ -105,10 +107,13 @@ static void expand(std::vector<Job> &jobs, const std::string &detail) {
     bool f32 = jobs[0].y.f32;
     // The first also has a gain.
     std::vector<float> gain = randoms<float>(jobs[0].n), none;
-    EMULATE(lora_gain, dim3(3), dim3(64), 0, jobs[0].y.data(), jobs[0].rows.data(),
-            jobs[0].count(), jobs[0].n, gain.data(), f32);
+    Job &first = jobs[0];
+    void *y = first.y.data();
+    int *rows = first.rows.data(), own = first.count(), width = first.n;
+    EMULATE(lora_gain, dim3(3), dim3(64), 0, y, rows, own, width, gain.data(), f32);
+    LoraJobs all = arguments(jobs);
     EMULATE(lora_expand, dim3(pieces(n, 128), pieces(count, 8), unsigned(jobs.size())), dim3(128),
-            0, arguments(jobs), f32);
+            0, all, f32);
     for (Job &job : jobs) {
         auto got = [&](size_t i) { return job.y[i]; };
         bool gained = &job == &jobs[0];
@@ -124,8 +129,8 @@ static void shrink_ids(std::vector<Job> &jobs, int m, int k, const std::string &
     std::vector<int> ids;
     for (int i = 0; i < m; i++) ids.push_back(below(k));
     for (Job &job : jobs) job.h = poison<float>(job.h.size());
-    EMULATE(lora_shrink_ids, dim3(2, 1, unsigned(jobs.size())), dim3(64), 0, ids.data(), k,
-            arguments(jobs));
+    LoraJobs all = arguments(jobs);
+    EMULATE(lora_shrink_ids, dim3(2, 1, unsigned(jobs.size())), dim3(64), 0, ids.data(), k, all);
     for (Job &job : jobs) {
         size_t all = size_t(job.count()) * job.rank;
         for (size_t i = 0; i < all; i++) {

@@ -40,6 +40,10 @@ struct Product {
     }
 
     int rows() const { return n[0] + n[1] + n[2]; }
+    // A kernel may read them before its input is there.
+    void weights_are_constant() const {
+        for (const Weights &matrix : w) emulate::constant(matrix.bytes);
+    }
     const float *bias_of(int i) const { return bias[i].empty() ? nullptr : bias[i].data(); }
 
     std::vector<double> truth(int i) const {

@@ -74,6 +74,7 @@ static void run(const Format &format, Kernel kernel, int most, const Quantized &
     unsigned blocks = unsigned(p.rows() + tile - 1) / tile;
     const int8_t *codes = x.codes.data() + size_t(row) * p.k;
     const uint2 *scales = x.scales.data() + size_t(row) * (p.k / 32);
+    p.weights_are_constant();
     EMULATE(kernel, dim3(blocks), dim3(128), 0, codes, scales, p.m, p.k, ARGUMENTS_OF(p));
 }
 

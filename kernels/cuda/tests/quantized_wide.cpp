@@ -31,6 +31,7 @@ static Product run(const Format &format, const Kernel (&kernels)[2], const Launc
     std::vector<float> parts = poison<float>(size_t(launch.splits) * p.m * blocks * tile);
     std::vector<unsigned> counts(blocks, 0);
     bool alone = launch.splits == 1;
+    p.weights_are_constant();
     EMULATE(kernel, dim3(unsigned(blocks), unsigned(launch.splits)),
             dim3(128 * unsigned(launch.r)), shared_bytes(format, launch), x.data(), p.m, p.k,
             alone ? nullptr : parts.data(), alone ? nullptr : counts.data(), ARGUMENTS_OF(p));

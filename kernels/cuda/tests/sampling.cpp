@@ -154,6 +154,7 @@ struct Cut {
 };
 static void cut_and_draw(const float *logits, const uint32_t *mask, int vocab, Settings settings,
                          double place, Cut *out) {
+    grid_begin();
     __shared__ Shared s;
     Row row = row_at(logits, mask, vocab);
     float own = -INFINITY;
@@ -181,7 +182,8 @@ static void check_cut(const std::string &name, const float *logits, const uint32
     double places[3] = {0.0, 1.0 - 0x1p-53, between(0, 1)};
     double place = places[below(3)];
     Cut cut;
-    EMULATE(cut_and_draw, dim3(1), dim3(1024), 0, logits, mask, vocab, settings, place, &cut);
+    Settings own = settings;
+    EMULATE(cut_and_draw, dim3(1), dim3(1024), 0, logits, mask, vocab, own, place, &cut);
     (cut.listed >= 0 ? listed_cuts : other_cuts)++;
     vector<int> kept;
     for (int id = 0; id < vocab; id++) {
