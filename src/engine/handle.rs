@@ -366,7 +366,7 @@ impl EngineHandle {
     ) -> Result<Vec<Generation>, SubmitError> {
         requests.iter().try_for_each(|request| self.check(request))?;
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
-        let (place, alone, seats) = self.enter_queue(first, requests.len())?;
+        let (place, mut alone, seats) = self.enter_queue(first, requests.len())?;
         self.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let first_id = self.next_id.fetch_add(requests.len() as u64, Ordering::Relaxed);
         let unread = Arc::default();
@@ -384,7 +384,7 @@ impl EngineHandle {
         }
         for group in groups {
             let newcomer = group[0].request.newcomer(group.len());
-            self.door.came(group[0].id, newcomer, alone);
+            self.door.came(group[0].id, newcomer, std::mem::take(&mut alone));
             self.commands.send(Command::Submit(group)).map_err(|_| SubmitError::ShuttingDown)?;
         }
         Ok(generations)

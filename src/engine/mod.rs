@@ -134,8 +134,9 @@ fn scheduler_config(limits: &Limits, speculation: &Speculation) -> SchedulerConf
     }
 }
 
-/// Between two looks at what newcomers have before them.
+/// Between two looks at what newcomers have before them, where more are here than so many.
 const LOOK: Duration = Duration::from_millis(10);
+const LOOK_ALWAYS: usize = 64;
 
 struct Engine {
     runner: Runner,
@@ -452,9 +453,9 @@ impl Engine {
         Some(live)
     }
 
-    /// Shows newcomers what they have before them; not so often that it takes time.
+    /// Shows newcomers what they have before them; of many not so often that it takes time.
     fn look(&mut self, now: Instant, batch: &Batch) {
-        if now.duration_since(self.looked) >= LOOK {
+        if self.live.len() <= LOOK_ALWAYS || now.duration_since(self.looked) >= LOOK {
             self.looked = now;
             let outlook = self.scheduler.outlook(now - self.started, batch);
             self.door.look(outlook, self.known.drain(..));

@@ -1,8 +1,8 @@
 //! The waiting room as its door sees it: who waits, and whether there is a place.
 //!
 //! Shared by the threads that submit and the engine's, so it counts and never schedules: whose turn
-//! it really is, and when, the scheduler says. What is said here of a place in the queue is what its
-//! rules amount to for somebody who has just come in with a prompt of usual length.
+//! it really is, and when, the scheduler says. What is said here of a place in the queue is what
+//! its rules amount to for somebody who has just come in with a prompt of usual length.
 //!
 //! A place is taken by everybody who is here and does not run: who waits for a first turn, or for
 //! another one, who stands aside, and who is over and was not read. So there are never more here

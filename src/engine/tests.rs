@@ -316,6 +316,27 @@ fn a_full_queue_refuses_and_recovers() {
 }
 
 #[test]
+fn a_wait_is_told_once_an_answer_is_over() {
+    let (handle, _thread) = engine(Limits { running_len: 1, ..limits() });
+    let submit = |token| handle.submit(greedy(&[1, token], 250)).unwrap();
+    let mut first = submit(2);
+    assert_eq!(first.place.wait, Some(Duration::ZERO));
+    first_token(&mut first);
+    let mut second = submit(3);
+    assert_eq!((second.place.position, second.place.wait), (0, None));
+    assert_eq!(handle.estimated_wait(), None);
+    while first.blocking_next().is_some() {}
+    first_token(&mut second);
+    let waiting: Vec<_> = [4, 5, 6].map(submit).into();
+    let waits: Vec<Duration> = waiting.iter().map(|w| w.place.wait.unwrap()).collect();
+    assert!(waits.is_sorted() && waits[2] > waits[0], "{waits:?}");
+    assert!(handle.estimated_wait().unwrap() > Duration::ZERO);
+    drop((second, waiting));
+    wait_until_idle(&handle);
+    assert_eq!(handle.estimated_wait(), Some(Duration::ZERO));
+}
+
+#[test]
 fn a_client_that_leaves_frees_its_blocks() {
     let (handle, _thread) = engine(roomy());
     let mut generation = handle.submit(greedy(&[3; 40], ENDLESS)).unwrap();

@@ -6,8 +6,8 @@
 //! is over, and the tenant whose turn it is takes them, or takes them from one with too much. So it
 //! goes from one of these events to the next, and stops when the newcomer has its first row. Of
 //! thousands who wait, several are taken for one that is so much longer: there is a bound to the
-//! events. Deliberately absent: what only moves some milliseconds (answers that stand still, rows of
-//! guesses, a step's own end), and what nobody knows (who comes later).
+//! events. Deliberately absent: what only moves some milliseconds (answers that stand still, rows
+//! of guesses, a step's own end), and what nobody knows (who comes later).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ use std::collections::BinaryHeap;
 use super::outlook::{Begun, Class, Outlook, Party};
 
 /// Of so many who wait, each stands for itself.
-const ALONE: f64 = 256.0;
+const ALONE: f64 = 96.0;
 /// More than these are not followed; the wait is at least as long as up to there.
 const EVENTS_MAX: usize = 4096;
 /// Rows of what lost its place and comes back to its own blocks.

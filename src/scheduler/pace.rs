@@ -116,9 +116,11 @@ impl Pace {
         answers_ms + self.rows_ms(prompt_rows as f64).unwrap_or(0.0)
     }
 
-    /// What rows of prompts add to a step; `None` before the first.
+    /// What rows of prompts add to a step: each no more than an answer alone, where only short
+    /// prompts have come; `None` where nothing has.
     pub fn rows_ms(&self, rows: f64) -> Option<f64> {
-        Some(rows * self.row_ms?)
+        let answer_ms = (self.answers > 0.0).then(|| self.answers_ms / self.answers);
+        Some(rows * self.row_ms.or(answer_ms)?)
     }
 
     /// So many answers add more to a step than one costs that holds them alone, and are no heavy

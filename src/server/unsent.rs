@@ -1,10 +1,10 @@
 //! What was answered and not taken: a whole answer is in memory until its client has read it.
 //!
-//! A stream is made as it is read. An answer in one piece is not, and a client may be long about it
-//! as long as it takes something now and then, over as many connections as it likes. So the bytes of
-//! all that is not sent have a bound, and those of one key a part of it: beyond that nothing more is
-//! answered until some of it is read. What the system takes at once is not counted, so probes are
-//! answered whatever others leave unread.
+//! A stream is made as it is read. An answer in one piece is not, and a client may be long about
+//! it as long as it takes something now and then, over as many connections as it likes. So the
+//! bytes of all that is not sent have a bound, and those of one key a part of it: beyond that
+//! nothing more is answered until some of it is read. What the system takes at once is not counted,
+//! so probes are answered whatever others leave unread.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
