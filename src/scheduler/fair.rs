@@ -58,6 +58,8 @@ struct Account {
     tenant: Tenant,
     /// Virtual time.
     time: u64,
+    /// What was computed for it and is less than a unit of that.
+    rest: u64,
     /// Sequences that hold blocks.
     running: usize,
     /// In order of priority, then of id.
@@ -112,8 +114,9 @@ impl Tenants {
     pub fn enter(&mut self, seq: Sequence) {
         let (tenant, clock) = (seq.tenant, self.clocks[usize::from(seq.tenant.background)]);
         let account = self.accounts.entry(tenant.id).or_insert_with(|| {
-            let (running, waiting, aside) = (0, VecDeque::new(), BTreeMap::new());
-            Account { tenant, time: 0, running, waiting, aside }
+            let (time, rest, running) = (0, 0, 0);
+            let (waiting, aside) = (VecDeque::new(), BTreeMap::new());
+            Account { tenant, time, rest, running, waiting, aside }
         });
         account.tenant = tenant; // as the latest request has it
         if !account.is_active() {
@@ -175,7 +178,9 @@ impl Tenants {
     pub fn charge(&mut self, tenant: u64, rows: usize) {
         let account = self.account(tenant);
         let tokens = rows as u64 * TOKEN;
-        account.time += tokens / account.weight();
+        let paid = account.rest + tokens;
+        account.time += paid / account.weight();
+        account.rest = paid % account.weight();
         let class = usize::from(account.tenant.background);
         self.served[class] += tokens;
     }

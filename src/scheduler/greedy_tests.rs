@@ -2,6 +2,7 @@
 //! that computes a short prompt about as fast as a step of many answers.
 
 use super::fair_tests::{Room, tenant};
+use crate::types::Tenant;
 
 /// What the model of the binary costs on two cores.
 const COSTS_MS: [f64; 3] = [0.15, 0.09, 0.045];
@@ -81,4 +82,15 @@ fn the_first_token_of_a_short_prompt_hardly_waits_for_a_greedy_key() {
         assert!(beside.idle < 0.05, "short steps cost the greedy key {:.3}", beside.idle);
         assert!(beside.still <= 1, "an answer stood still for {} steps", beside.still);
     }
+}
+
+#[test]
+fn a_key_of_great_weight_pays_for_its_answers_too() {
+    let mut room = Room::new();
+    room.ask(Tenant { weight: 1 << 22, ..tenant(1) }, 20, 400);
+    (0..100).for_each(|_| room.step());
+    let before = room.scheduler.tenants.turn(1).1;
+    (0..200).for_each(|_| room.step());
+    let paid = room.scheduler.tenants.turn(1).1 - before;
+    assert_eq!(paid, 200 / 4, "a token of weight 1 is 2^20");
 }

@@ -191,7 +191,7 @@ async fn who_reads_slowly_and_steadily_reads_all_of_it() {
 async fn whole_answers_that_nobody_takes_have_a_bound() {
     const PART: usize = 64 << 20;
     let server = Server::start(&["--api-key", "one", "--api-key", "two"]);
-    let (question, large) = (chat(QUESTION, 12, false), json!({"content": "x y ".repeat(900_000)}));
+    let (question, large) = (chat(QUESTION, 12, false), json!({"tokens": vec![300; 900_000]}));
     let send = async |key: &str, path, body: &Value| {
         let bearer = format!("Bearer {key}");
         let headers = [("content-type", "application/json"), ("authorization", &bearer)];
@@ -203,11 +203,11 @@ async fn whole_answers_that_nobody_takes_have_a_bound() {
         (answer.status, answer.json()["choices"][0]["message"].clone())
     };
     let before = said("two").await;
-    let len = send("one", "/tokenize", &large).await.answer().await.body.len();
+    let len = send("one", "/detokenize", &large).await.answer().await.body.len();
     let start = server.resident();
     let mut unread = Vec::new();
     let refused = loop {
-        let mut pending = send("one", "/tokenize", &large).await;
+        let mut pending = send("one", "/detokenize", &large).await;
         pending.wait_for("\r\n\r\n").await;
         match pending.so_far().starts_with("HTTP/1.1 200") {
             true => unread.push(pending),
@@ -222,14 +222,14 @@ async fn whole_answers_that_nobody_takes_have_a_bound() {
     assert!(refused.header("retry-after").is_some());
     // A short one is no burden, and another key hears nothing of it.
     assert_eq!(said("two").await, before);
-    let other = send("two", "/tokenize", &large).await.answer().await;
+    let other = send("two", "/detokenize", &large).await.answer().await;
     assert_eq!((other.status, other.body.len()), (200, len));
     // Whoever reads, or leaves, makes room.
     let read = unread.remove(0).answer().await;
     assert_eq!((read.status, read.body.len()), (200, len));
     drop(unread);
     let begun = Instant::now();
-    while send("one", "/tokenize", &large).await.answer().await.status != 200 {
+    while send("one", "/detokenize", &large).await.answer().await.status != 200 {
         assert!(begun.elapsed() < crate::server::PATIENCE, "there is no room");
     }
     server.is_well().await;
