@@ -56,6 +56,8 @@ struct Party {
 
 /// Part of the places that answers of one tenant may fill which nobody reads.
 const UNREAD: usize = 4;
+/// In a room of fewer places one answer that is being read would be all that may be unread.
+const SMALL: usize = 8;
 /// What is told to a client that was refused, at least and at most.
 const RETRY_S_MIN: u64 = 1;
 const RETRY_S_MAX: u64 = 60;
@@ -71,8 +73,7 @@ impl WaitingRoom {
         // Those without a key are one tenant, and may be the only one.
         let has_key = tenant.id != 0;
         let unread = own[Stage::Unread as usize];
-        // In a small room one that is being read would be all that may be unread.
-        if has_key && self.places >= KEPT && unread >= self.places / UNREAD {
+        if has_key && self.places >= SMALL && unread >= self.places / UNREAD {
             return Err(Refused::Unread(unread));
         }
         let kept = tenant.leaves(self.places, placed(&own));
