@@ -25,7 +25,7 @@ pub(super) fn config(manifest: &Manifest) -> String {
         (true, _) => {}
         (false, [_]) => text += "\nlora-dir = [\"./adapters\"]\n",
         (false, _) => {
-            text += "\n# Of several models one has the adapters; say which and take the mark away:\n\
+            text += "\n# One of the models has the adapters: say which, and take the mark away:\n\
                 # lora-dir = [\"MODEL=./adapters\"]\n";
         }
     }

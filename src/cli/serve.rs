@@ -128,8 +128,8 @@ async fn listen(
 /// Connections for which there are files enough: half of those that the process may have open
 /// (`ulimit -n`). The others are for the disk.
 fn connections() -> usize {
-    // Where the system does not tell, it is macOS, whose shells allow so many.
-    const UNKNOWN: usize = 256;
+    // As most systems have it, where this one does not tell.
+    const UNKNOWN: usize = 1024;
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let files = line.and_then(|line| line.split_whitespace().next());

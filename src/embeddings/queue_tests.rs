@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use hearth_models::EncoderConfig;
 
-use super::super::{Dimensions, Pooling};
 use super::*;
+use crate::embeddings::{Dimensions, Pooling};
 
 /// Who comes without a key.
 const NOBODY: Tenant = Tenant {
