@@ -2,6 +2,7 @@
 //! come at once, answer side by side, and all end at once; and what it takes to tell a newcomer how
 //! long it will wait behind as many. `cargo bench --bench scheduler`
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth::scheduler::{Batch, NewSequence, Newcomer, Proposal, Scheduler, SchedulerConfig};
@@ -78,8 +79,8 @@ fn wait(waiting: usize) -> [f64; 2] {
         begun.elapsed().as_secs_f64() * 1e3
     };
     let outlook = s.outlook(Duration::ZERO, &Batch::default());
-    let look = || drop(s.outlook(Duration::ZERO, &Batch::default()));
-    let ask = || drop(outlook.wait(&newcomer, Duration::ZERO));
+    let look = || _ = black_box(s.outlook(Duration::ZERO, &Batch::default()));
+    let ask = || _ = black_box(outlook.wait(&newcomer, Duration::ZERO));
     [least(|| timed(&look)), least(|| timed(&ask))]
 }
 

@@ -94,7 +94,9 @@ impl Door {
     /// What the engine sees now that it knows of these newcomers too.
     pub fn look(&self, mut outlook: Outlook, known: impl Iterator<Item = SeqId>) {
         let mut view = self.view();
-        known.for_each(|id| drop(view.fresh.remove(&id)));
+        for id in known {
+            view.fresh.remove(&id);
+        }
         view.fresh.values().for_each(|newcomer| outlook.enter(newcomer));
         view.outlook = outlook;
     }

@@ -208,16 +208,16 @@ impl Outlook {
         // Who is less urgent is not before it.
         all.parties[party].waiting.retain(|other| other.priority >= class.priority);
         all.parties[party].waiting.push(class);
-        self.from_now(Forecast::new(all, Some(party)).run()?, now)
+        self.until(Forecast::new(all, Some(party)).run()?, now)
     }
 
     /// The same for somebody behind everybody else but those in the background.
     pub fn wait_of_last(&self, now: Duration) -> Option<Duration> {
-        self.from_now(Forecast::new(self.clone(), None).run()?, now)
+        self.until(Forecast::new(self.clone(), None).run()?, now)
     }
 
     /// What is under way is waited for. Where nothing was, there is nothing to wait for.
-    fn from_now(&self, wait_ms: f64, now: Duration) -> Option<Duration> {
+    fn until(&self, wait_ms: f64, now: Duration) -> Option<Duration> {
         let wait_ms = if self.curve.is_some() { wait_ms.max(self.step_ms) } else { wait_ms };
         let end = self.at.checked_add(Duration::try_from_secs_f64(wait_ms / 1e3).ok()?)?;
         Some(end.saturating_sub(now))

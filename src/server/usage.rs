@@ -124,7 +124,7 @@ fn asked(query: &mut Query, work: Work, now_s: u64) -> Result<Asked, ApiError> {
         None => first_s,
         Some(page) => {
             let place = page.strip_prefix("page_").and_then(|place| place.parse::<u64>().ok());
-            let is_one = |at: &u64| (first_s..=TIME_MAX).contains(at) && at % width_s == 0;
+            let is_one = |at: &u64| (first_s..=TIME_MAX).contains(at) && at.is_multiple_of(width_s);
             place.filter(is_one).ok_or_else(|| {
                 let message = "Invalid 'page': expected the 'next_page' of the page before.";
                 ApiError::invalid("page", message)
