@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use super::common::Common;
@@ -74,8 +75,8 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// More than clients of one machine have any use for.
-const CONNECTIONS_MAX: usize = 16_384;
+/// Open files for more connections than clients of one machine have any use for.
+const FILES_MAX: u64 = 1 << 15;
 
 /// Tells the operator. A full disk or a closed terminal is no reason to stop.
 fn tell(text: impl Display) {
@@ -94,13 +95,13 @@ async fn listen(
     let url = config.base_url(listener.local_addr()?);
     let key = if rooms.keyring.is_open()? { "any key" } else { "one of its keys" };
     tell(format_args!("  OpenAI clients  base_url {url}/v1 with {key}"));
-    // Who started it may read no further.
-    let _ = writeln!(io::stdout(), "listening on {url}");
     let connections_max = connections();
     tell(format_args!(
-        "  connections     {connections_max} at once (half of `ulimit -n`), three quarters of them \
-         from one address"
+        "  connections     {connections_max} at once (half of the files that it may open), three \
+         quarters of them from one address"
     ));
+    // Who started it may read no further.
+    let _ = writeln!(io::stdout(), "listening on {url}");
     let server = ServerConfig {
         tls,
         connections_max,
@@ -125,19 +126,18 @@ async fn listen(
     Ok(tells.await.unwrap_or_else(|_| Instant::now()))
 }
 
-/// Connections for which there are files enough: half of those that the process may have open
-/// (`ulimit -n`). The others are for the disk.
+/// Connections for which there are files enough: half of those that the process may open, once it
+/// has asked for as many as the system grants (shells hand out 1,024, for programs that count them
+/// in a fixed set). The others are for the disk.
 fn connections() -> usize {
-    // As most systems have it, where this one does not tell.
-    const UNKNOWN: usize = 1024;
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let files = line.and_then(|line| line.split_whitespace().next());
-    let files = match files {
-        Some("unlimited") => usize::MAX,
-        files => files.and_then(|files| files.parse().ok()).unwrap_or(UNKNOWN),
-    };
-    (files / 2).clamp(1, CONNECTIONS_MAX)
+    let mut files = getrlimit(Resource::Nofile);
+    let wanted = files.maximum.map_or(FILES_MAX, |most| most.min(FILES_MAX));
+    let more = Rlimit { current: Some(wanted), ..files };
+    if files.current.is_some_and(|now| now < wanted) && setrlimit(Resource::Nofile, more).is_ok() {
+        files = more;
+    }
+    let files = files.current.map_or(FILES_MAX, |now| now.min(FILES_MAX));
+    usize::try_from(files / 2).map_or(1, |most| most.max(1))
 }
 
 fn open_store(config: &Config) -> Result<Store, Failure> {

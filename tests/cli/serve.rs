@@ -22,7 +22,10 @@ impl Server {
         let model = golden("llama.gguf");
         let mut args = vec!["serve", "--port", "0", "-m", model.to_str().unwrap()];
         args.extend(extra);
-        let mut command = hearth(&args);
+        Self::run(hearth(&args))
+    }
+
+    fn run(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -147,4 +150,26 @@ fn keys_from_the_command_line_are_asked_for() {
     let server = Server::start(&["--api-key", "sk-test"]);
     assert_eq!(server.ask("GET", "/v1/models", "").0, 401);
     assert_eq!(server.ask("GET", "/health", "").0, 200);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn more_files_are_asked_for_than_the_shell_hands_out() {
+    let model = golden("llama.gguf");
+    let program = hearth(&["serve", "--port", "0", "-m", model.to_str().unwrap()]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -S -n 200 && exec \"$0\" \"$@\""]).arg(program.get_program());
+    shell.args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let server = Server::run(shell);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|at| files.split_whitespace().nth(at).unwrap());
+    let hard = hard.parse().unwrap_or(u64::MAX);
+    assert_eq!(soft.parse(), Ok(hard.min(1 << 15)), "{files}");
 }
