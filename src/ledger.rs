@@ -60,10 +60,10 @@ impl Ledger {
         }
     }
 
-    /// Sums by part of the time, with all that was noted before. Blocks.
+    /// Sums by part of the time, with all that was noted before. Blocks, maybe for seconds.
     pub fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, Error> {
         self.flush();
-        Ok(self.store.read(|tx| tx.usage(query))?)
+        Ok(self.store.scan(|tx| tx.usage(query))?)
     }
 }
 

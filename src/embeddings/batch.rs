@@ -67,7 +67,7 @@ impl Times {
             }
             rows += len;
             picks.push(Pick { request, text, rows: len });
-            party.time += len as u64 * TOKEN / party.weight;
+            party.time += (len as u64 * TOKEN / party.weight).max(1);
             if text + 1 < lengths.len() {
                 party.turns.push_back((request, text + 1));
             }

@@ -90,15 +90,17 @@ impl Runner {
 }
 
 impl Jobs {
-    /// Takes the job out that waits longest, of the project that has fewest at work.
+    /// Takes the job out that waits longest, of the project that has fewest at work. A quarter of
+    /// the places is for those that have none: some jobs pause, until their key may go on.
     fn next(&mut self, at_once: usize) -> Option<Job> {
         if self.running.len() >= at_once {
             return None;
         }
+        let full = self.running.len() >= at_once - at_once / 4;
         let at_work =
             |job: &Job| self.running.iter().filter(|(r, _)| r.project == job.project).count();
         let order = self.waiting.iter().enumerate().map(|(place, job)| (at_work(job), place));
-        let (_, place) = order.min()?;
+        let (_, place) = order.filter(|(own, _)| *own == 0 || !full).min()?;
         self.waiting.remove(place)
     }
 }
@@ -128,6 +130,19 @@ mod tests {
         assert_eq!(begin(3), None);
         runner.jobs().running.clear();
         assert_eq!((begin(3).as_deref(), begin(3)), (Some("c"), None));
+    }
+
+    #[test]
+    fn one_project_leaves_places_to_others() {
+        let runner = Runner::default();
+        (0..8).for_each(|i| runner.add(job(1, &format!("own {i}"))));
+        let begin = || runner.begin(8).map(|(job, _)| job.project.0);
+        assert_eq!(
+            [(); 8].map(|()| begin()),
+            [1, 1, 1, 1, 1, 1, 0, 0].map(|p| (p > 0).then_some(p))
+        );
+        [2, 2, 3].map(|project| runner.add(job(project, "other")));
+        assert_eq!([begin(), begin(), begin()], [Some(2), Some(3), None]);
     }
 
     #[tokio::test]

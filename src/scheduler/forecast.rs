@@ -5,7 +5,7 @@
 //! pace allows; answers go on by a token in each step; a place, or blocks, are free when an answer
 //! is over, and the tenant whose turn it is takes them, or takes them from one with too much. So it
 //! goes from one of these events to the next, and stops when the newcomer has its first row. Of
-//! thousands who wait, several are taken for one that is so much longer: there is a bound to the
+//! thousands who wait, rich are taken for one that is so much longer: there is a bound to the
 //! events. Deliberately absent: what only moves some milliseconds (answers that stand still, rows
 //! of guesses, a step's own end), and what nobody knows (who comes later).
 
@@ -37,8 +37,8 @@ pub(super) struct Forecast {
     answers: BinaryHeap<Reverse<(u64, usize)>>,
     line: BinaryHeap<Reverse<(Turn, usize)>>,
     sides: Vec<Side>,
-    /// Tenants of whom several run, or ran.
-    several: Vec<usize>,
+    /// Tenants that have more than they keep, or had.
+    rich: Vec<usize>,
     answering: usize,
     running: usize,
     /// Events that are still followed.
@@ -81,7 +81,7 @@ impl Forecast {
             answers: BinaryHeap::new(),
             line: BinaryHeap::new(),
             sides,
-            several: (0..out.parties.len()).filter(|&i| out.parties[i].running > 1).collect(),
+            rich: (0..out.parties.len()).filter(|&i| out.parties[i].may_yield()).collect(),
             answering: 0,
             running: 0,
             left: EVENTS_MAX,
@@ -226,10 +226,10 @@ impl Forecast {
                 waiting[0].count -= some;
             }
             some = some.max(1.0);
-            let Party { running, room, .. } = &mut self.out.parties[party];
-            (*running, *room) = (*running + 1, room.saturating_sub(1));
-            if *running == 2 && !self.several.contains(&party) {
-                self.several.push(party);
+            let of = &mut self.out.parties[party];
+            (of.running, of.room) = (of.running + 1, of.room.saturating_sub(1));
+            if of.may_yield() && !self.rich.contains(&party) {
+                self.rich.push(party);
             }
             let held = prompt + answer / 2.0;
             self.out.free_tokens -= held;
@@ -291,13 +291,13 @@ impl Forecast {
     /// The youngest of the tenant that has to make way for one of another that is due then.
     fn must_yield(&mut self, party: usize, due: Turn) -> Option<usize> {
         let mut most: Option<(bool, f64, usize)> = None;
-        for i in 0..self.several.len() {
-            let other = self.several[i];
+        for i in 0..self.rich.len() {
+            let other = self.rich[i];
             self.settle(other);
             let (theirs, own) = (&self.out.parties[other], &self.out.parties[party]);
             let share = theirs.running as f64 / theirs.weight;
             let more = share > (own.running + 1) as f64 / own.weight;
-            let yields = theirs.running > usize::from(!theirs.background) && other != party;
+            let yields = theirs.may_yield() && other != party;
             let beyond = (theirs.background, key(theirs.time)) > due;
             let candidate = (theirs.background, share, other);
             if yields && beyond && (more || theirs.background != own.background) {

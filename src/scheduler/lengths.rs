@@ -117,8 +117,9 @@ impl Part {
     /// The same after so many tokens.
     fn after(self, count: f64) -> (f64, f64) {
         let Self { alive, tokens, rate } = self;
-        let left = alive * (-rate * count).exp();
-        let had = if rate > 0.0 { (alive - left) / rate } else { alive * count };
+        let ended = -(-rate * count).exp_m1(); // exact also where hardly any ends
+        let left = alive * (1.0 - ended);
+        let had = if rate > 0.0 { alive * ended / rate } else { alive * count };
         (left.max(FEW), tokens + had)
     }
 }
@@ -131,6 +132,15 @@ fn octave(len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_hardly_any_ends_by_itself_all_is_still_to_come() {
+        let mut lengths = Lengths::default();
+        answers(&mut lengths, [(50, 4000)].into_iter());
+        answers(&mut lengths, (0..5000).map(|_| (256, 256)));
+        let left = lengths.curve().map(|curve| curve.left(0, 256));
+        assert!(left.is_some_and(|left| left > 250.0), "{left:?}");
+    }
 
     fn answers(lengths: &mut Lengths, all: impl Iterator<Item = (usize, usize)>) {
         for (len, max) in all {

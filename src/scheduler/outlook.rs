@@ -70,6 +70,13 @@ pub(super) struct Party {
     pub waiting: Vec<Class>,
 }
 
+impl Party {
+    /// Whether one of it may have to make way: a tenant keeps one, unless it is in the background.
+    pub fn may_yield(&self) -> bool {
+        self.running > usize::from(!self.background)
+    }
+}
+
 /// Some of a tenant who wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {

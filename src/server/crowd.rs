@@ -37,11 +37,11 @@ impl<K: Copy + Eq + Hash> Crowd<K> {
         Self { most, here: Mutex::new(Here { count: 0, by_name: HashMap::new() }) }
     }
 
-    /// Lets one in, if there is room for it.
-    pub(super) fn enter(self: &Arc<Self>, name: K) -> Option<Guest<K>> {
+    /// Lets one in, if there is room for it; all of it, where there is nobody else.
+    pub(super) fn enter(self: &Arc<Self>, name: K, alone: bool) -> Option<Guest<K>> {
         let mut here = self.here();
         let own = here.by_name.get(&name).copied().unwrap_or_default();
-        let kept = if own == 0 { 0 } else { self.most / KEPT };
+        let kept = if own == 0 || alone { 0 } else { self.most / KEPT };
         if here.count >= self.most - kept {
             return None;
         }
@@ -91,15 +91,15 @@ mod tests {
     #[test]
     fn each_one_leaves_a_quarter_to_others() {
         let crowd = Arc::new(Crowd::new(8));
-        let mut greedy: Vec<_> = std::iter::from_fn(|| crowd.enter(1)).collect();
+        let mut greedy: Vec<_> = std::iter::from_fn(|| crowd.enter(1, false)).collect();
         assert_eq!(greedy.len(), 6);
-        let other = crowd.enter(2).unwrap();
-        assert!(crowd.enter(2).is_none(), "it is here already");
-        let third = crowd.enter(3).unwrap();
-        assert!(crowd.enter(4).is_none(), "full");
+        let other = crowd.enter(2, false).unwrap();
+        assert!(crowd.enter(2, false).is_none(), "it is here already");
+        let third = crowd.enter(3, true).unwrap();
+        assert!(crowd.enter(4, true).is_none(), "full");
         drop((other, third));
         greedy.truncate(5);
-        assert!(crowd.enter(1).is_some());
+        assert!(crowd.enter(1, false).is_some());
         drop(greedy);
         let here = crowd.here();
         assert_eq!((here.count, here.by_name.len()), (0, 0));

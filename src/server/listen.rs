@@ -168,8 +168,8 @@ pub(super) async fn until<S: Future<Output = ()>>(
                 continue;
             }
         };
-        let Some(guest) = door.crowd.enter(house(address.ip())) else {
-            tracing::debug!(%address, "a connection too many, closed");
+        let Some(guest) = door.crowd.enter(house(address.ip()), false) else {
+            tracing::warn!(%address, "a connection too many, closed");
             continue;
         };
         if let Err(error) = set_up(&socket, door.send_timeout) {

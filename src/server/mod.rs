@@ -235,14 +235,20 @@ impl App {
 
     /// A place among the long bodies, where this is one: they are in memory before anybody knows
     /// what they ask.
-    fn place_for_body(&self, request: &Request) -> Result<Option<Guest<u64>>, ApiError> {
+    async fn place_for_body(&self, request: &Request) -> Result<Option<Guest<u64>>, ApiError> {
         let len = request.headers().get(header::CONTENT_LENGTH);
         let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
         if len.is_some_and(|len| len < LONG_BODY_BYTES) {
             return Ok(None);
         }
         let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
-        self.bodies.enter(key).map(Some).ok_or_else(ApiError::too_many_bodies)
+        for _ in 0..BODY_LOOKS {
+            if let Some(guest) = self.bodies.enter(key, key == 0) {
+                return Ok(Some(guest));
+            }
+            tokio::time::sleep(BODY_LOOK).await;
+        }
+        Err(ApiError::too_many_bodies())
     }
 
     /// Reads the body of a request.
@@ -255,7 +261,7 @@ impl App {
         {
             return Err(ApiError::encoded());
         }
-        let _place = self.place_for_body(&request)?;
+        let _place = self.place_for_body(&request).await?;
         let limit = self.config.body_timeout;
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
@@ -270,6 +276,9 @@ impl App {
 /// Bodies from this length on are counted, and together no longer than that while they are read.
 const LONG_BODY_BYTES: u64 = 64 << 10;
 const BODIES_BYTES: usize = 256 << 20;
+/// So often, and with so much time between, a place is looked for: others are read in milliseconds.
+const BODY_LOOKS: usize = 50;
+const BODY_LOOK: Duration = Duration::from_millis(20);
 
 /// Whether a path is asked for with a key, where the server has any.
 fn wants_key(path: &str) -> bool {

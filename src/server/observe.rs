@@ -247,7 +247,10 @@ impl Watch {
         facts.last_text = vec![None; choices];
         facts.deltas = vec![0; choices];
         facts.choices = choices;
-        self.charge(prompt_tokens);
+        // A line of a batch may find no place, and comes again: it pays once it was computed.
+        if !self.background {
+            self.charge(prompt_tokens);
+        }
     }
 
     /// Vectors were made by this model, of so many tokens.
@@ -323,8 +326,12 @@ impl Watch {
     /// The account hears of what was used. Everybody who computed for the request has let go.
     fn note(&self, facts: &Facts, usage: Usage) {
         let (Some(model), Some(tenant)) = (&facts.model, self.tenant.get()) else { return };
+        if self.background && usage == Usage::default() {
+            return; // a line that found no place
+        }
+        let unpaid = if self.background && facts.embedded.is_none() { usage.prompt } else { 0 };
         // What was withheld from a client that left: a stop string in the making, what was unread.
-        self.charge(usage.completion.saturating_sub(facts.charged));
+        self.charge(unpaid + usage.completion.saturating_sub(facts.charged));
         let account = Account {
             minute_s: unix_now_s() / 60 * 60,
             project: tenant.project.0,

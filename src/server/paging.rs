@@ -151,7 +151,7 @@ impl Default for Turns {
 
 impl Turns {
     /// Waits until it is the turn of a key, which lasts until the permits are dropped.
-    async fn wait(&self, key: u64) -> [Option<OwnedSemaphorePermit>; 2] {
+    pub(super) async fn wait(&self, key: u64) -> [Option<OwnedSemaphorePermit>; 2] {
         let own = {
             let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(keys.entry(key).or_insert_with(|| Arc::new(Semaphore::new(1))))

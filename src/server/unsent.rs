@@ -39,9 +39,10 @@ struct Pile {
 }
 
 impl Unsent {
-    /// Whether one of these may ask for more.
+    /// Whether one of these may ask for more; what others leave unread is no reason that not.
     pub fn admit(&self, whose: Whose) -> Result<(), Error> {
-        room_for(1, whose, &self.piles())
+        let own = self.piles().get(&whose).copied();
+        room_for(1, whose, &own.map(|own| (whose, own)).into_iter().collect())
     }
 
     /// Counts an answer in one piece until it is sent, unless the system takes all of it at once.

@@ -164,10 +164,10 @@ impl Store {
     }
 
     /// The same, of what may take seconds. No other read waits for it.
-    fn scan<T>(
+    pub fn scan<T, E: From<StoreError>>(
         &self,
-        work: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         self.read_by(self.lister.as_ref(), work)
     }
 

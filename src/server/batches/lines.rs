@@ -68,7 +68,8 @@ impl Lines {
     }
 
     async fn try_run(&self, endpoint: &str, tenant: Tenant, line: &[u8]) -> Result<Answer, Later> {
-        let limiter = self.app.rooms.keyring.limiter(tenant).unwrap_or_default();
+        let limiter = self.app.rooms.keyring.limiter(tenant);
+        let limiter = limiter.map_err(|_| Later { wait: PAUSE })?;
         let watch = Arc::new(Watch::of_line(&self.app, endpoint, tenant, limiter));
         let request_id = watch.request_id.clone();
         let (custom_id, response) = match self.read(endpoint, line) {
