@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 pub use crate::store::{Account, Group, UsageQuery, UsageRow, Used, Work};
@@ -72,6 +72,8 @@ type Waiting = BTreeMap<Account, Used>;
 
 fn write(store: &Store, receiver: &Receiver<Message>) {
     let mut waiting = Waiting::new();
+    // After a failure, what comes is only added up for a while.
+    let mut again: Option<Instant> = None;
     loop {
         let first = match waiting.is_empty() {
             true => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -85,9 +87,16 @@ fn write(store: &Store, receiver: &Receiver<Message>) {
                 Message::Flush(told) => asked.push(told),
             }
         }
-        match keep(store, &waiting) {
-            Ok(()) => waiting.clear(),
-            Err(error) => tracing::error!(%error, "what was used cannot be written now"),
+        let now = Instant::now();
+        if gone || !asked.is_empty() || again.is_none_or(|again| again <= now) {
+            again = None;
+            match keep(store, &waiting) {
+                Ok(()) => waiting.clear(),
+                Err(error) => {
+                    tracing::error!(%error, "what was used cannot be written now");
+                    again = Some(now + PAUSE);
+                }
+            }
         }
         for told in asked {
             let _ = told.send(()); // who asked may have gone

@@ -69,12 +69,15 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     if !registry.drain(drain_timeout.saturating_sub(stopped.elapsed())) {
         tracing::warn!("some answers did not finish in time");
     }
-    // Prompts that are still being encoded are nobody's any more.
-    runtime.shutdown_background();
+    // Prompts that are still being encoded are nobody's any more. What was used is told by whoever
+    // worked for it, at the latest when that is dropped.
+    runtime.shutdown_timeout(LAST_WORDS);
     ledger.flush();
     Ok(())
 }
 
+/// For what is cut off to say what it used.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Open files for more connections than clients of one machine have any use for.
 const FILES_MAX: u64 = 1 << 15;
 

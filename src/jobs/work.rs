@@ -349,7 +349,8 @@ impl Running {
                 Ok(place) = place, if !self.ahead.is_empty() => {
                     match self.worker.executor.admit(self.tenant) {
                         Ok(()) => self.begin(place),
-                        Err(Later { wait }) => self.pause = Instant::now() + wait,
+                        // A key may be given more meanwhile, or be revoked.
+                        Err(Later { wait }) => self.pause = Instant::now() + wait.min(PAUSE),
                     }
                 }
             }

@@ -41,7 +41,7 @@ pub(super) async fn answer(
         envelope.prompt_ids = Some(texts.iter().map(|text| text.prompt_ids().to_vec()).collect());
     }
     envelope.prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
-    watch.generating(model.id(), priority, &texts, envelope.n);
+    watch.generating(model.id(), &envelope.model, priority, &texts, envelope.n);
     let watcher = watch.clone();
     let mut events = merge(texts, envelope.n).inspect(move |event| watcher.event(event)).boxed();
     if let Some(keep) = call.keep {
@@ -78,11 +78,12 @@ pub(super) async fn begin(
     request: TextRequest,
 ) -> Result<Begun, Error> {
     let priority = request.priority;
+    let title = app.pipeline.registry().title(&request.model)?;
     let request = TextRequest { tenant: caller.tenant, ..request };
     let texts = app.pipeline.generate_all(model, vec![request]).await?;
     let place = texts.first().map_or_else(Place::default, TextStream::place);
     let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
-    watch.generating(model.id(), priority, &texts, 1);
+    watch.generating(model.id(), &title, priority, &texts, 1);
     let watcher = Arc::clone(watch);
     let events = merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
     Ok(Begun { place, prompt_tokens, events })

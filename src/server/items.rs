@@ -122,6 +122,7 @@ impl Item {
 
     fn output(&mut self, name: &str, prefix: &str, lenient: bool) -> Result<Value, ApiError> {
         let call_id = self.wanted("call_id")?;
+        self.0.string("name")?; // of the function: the call says it
         let path = self.0.at("output");
         let output = match self.0.value("output") {
             Some(Value::String(text)) => Value::String(text),
@@ -203,7 +204,8 @@ fn thought(path: &str, value: &Value, lenient: bool) -> Result<(), ApiError> {
 
 /// What a part of text has besides: that of an answer may come back as it was, or as a client
 /// parsed it, and where a prefix ends that is to be cached is of no effect.
-const BESIDE: [&str; 4] = ["annotations", "logprobs", "parsed", "prompt_cache_breakpoint"];
+pub(super) const BESIDE: [&str; 5] =
+    ["annotations", "logprobs", "parsed", "prompt_cache_breakpoint", "cache_control"];
 
 /// A part of text, as the side that said it writes it.
 fn text_part(

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
+use super::items::BESIDE;
 use super::tools::required;
 
 /// `messages`, at least one.
@@ -169,9 +170,6 @@ fn tool_call(path: &str, call: Value, lenient: bool) -> Result<Value, ApiError> 
     Ok(call)
 }
 
-/// Without effect: every prefix is cached while there is room.
-const CACHE_MARK: &str = "prompt_cache_breakpoint";
-
 /// A part of content has these members, and no others.
 pub(super) fn only(
     path: &str,
@@ -214,7 +212,7 @@ pub(super) fn join_parts(
             None => return Err(ApiError::wrong_type(&path, "an object", kind(&part))),
         };
         if let Value::Object(part) = &part {
-            only(&path, part, &["type", field, CACHE_MARK], lenient)?;
+            only(&path, part, &[&["type", field][..], &BESIDE].concat(), lenient)?;
         }
         match part[field].as_str() {
             Some(text) => texts.push(text.to_owned()),

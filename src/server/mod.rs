@@ -156,13 +156,24 @@ pub async fn serve(
         batches.abort();
     };
     let closed = listen::until(stop, door, router(Arc::clone(&app))).await;
-    tokio::select! {
-        () = closed => {}
-        left = tokio::time::timeout(drain_timeout, app.idle()) => if left.is_err() {
-            tracing::warn!(?drain_timeout, "answers still run after the drain timeout");
+    let left = async {
+        closed.await;
+        // What is left has no connection: responses in the background.
+        while Arc::strong_count(&app.in_work) > 1 {
+            tokio::time::sleep(LOOK).await;
         }
+    };
+    let over = async {
+        tokio::select! { () = left => {}, () = app.idle() => {} }
+    };
+    if tokio::time::timeout(drain_timeout, over).await.is_err() {
+        tracing::warn!(?drain_timeout, "answers still run after the drain timeout");
     }
 }
+
+/// Between two looks at who is in work, and so many in vain are a second.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: usize = 10;
 
 /// What every request shares.
 struct App {
@@ -225,9 +236,8 @@ impl App {
     /// Returns when no request has been in work for a second: long enough for the last words to
     /// leave. Whoever is connected still has not finished asking, and may wait for ever with it.
     async fn idle(&self) {
-        const LOOK: Duration = Duration::from_millis(100);
         let mut looks = 0;
-        while looks < 10 {
+        while looks < LOOKS {
             tokio::time::sleep(LOOK).await;
             looks = if Arc::strong_count(&self.in_work) == 1 { looks + 1 } else { 0 };
         }

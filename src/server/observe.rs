@@ -163,6 +163,8 @@ struct Facts {
     status: Option<u16>,
     refusal: Option<Refusal>,
     model: Option<String>,
+    /// What accounts call it.
+    title: Option<String>,
     prompt_tokens: usize,
     /// What was used, by prompt, and told when what computes it is dropped.
     meters: Vec<Arc<Meter>>,
@@ -235,12 +237,20 @@ impl Watch {
         }
     }
 
-    /// The request is for text of this model: `n` choices of every prompt.
-    pub(super) fn generating(&self, model: &str, tier: Priority, texts: &[TextStream], n: usize) {
+    /// The request is for text of this model, under this name (that of an adapter, where one is
+    /// asked for): `n` choices of every prompt.
+    pub(super) fn generating(
+        &self,
+        model: &str,
+        title: &str,
+        tier: Priority,
+        texts: &[TextStream],
+        n: usize,
+    ) {
         let prompt_tokens = texts.iter().map(TextStream::prompt_tokens).sum();
         let choices = texts.len() * n;
         let mut facts = self.facts();
-        facts.model = Some(model.to_owned());
+        (facts.model, facts.title) = (Some(model.to_owned()), Some(title.to_owned()));
         facts.prompt_tokens = prompt_tokens;
         facts.meters = texts.iter().map(|text| Arc::clone(text.meter())).collect();
         facts.tier = tier;
@@ -256,7 +266,7 @@ impl Watch {
     /// Vectors were made by this model, of so many tokens.
     pub(super) fn embedded(&self, model: &str, tokens: usize) {
         let mut facts = self.facts();
-        facts.model = Some(model.to_owned());
+        (facts.model, facts.title) = (Some(model.to_owned()), Some(model.to_owned()));
         (facts.prompt_tokens, facts.embedded) = (tokens, Some(tokens));
         self.charge(tokens);
     }
@@ -325,9 +335,9 @@ impl Watch {
 
     /// The account hears of what was used. Everybody who computed for the request has let go.
     fn note(&self, facts: &Facts, usage: Usage) {
-        let (Some(model), Some(tenant)) = (&facts.model, self.tenant.get()) else { return };
-        if self.background && usage == Usage::default() {
-            return; // a line that found no place
+        let (Some(title), Some(tenant)) = (&facts.title, self.tenant.get()) else { return };
+        if facts.embedded.is_none() && usage.prompt == 0 {
+            return; // nothing was computed: a line that found no place, who left while waiting
         }
         let unpaid = if self.background && facts.embedded.is_none() { usage.prompt } else { 0 };
         // What was withheld from a client that left: a stop string in the making, what was unread.
@@ -336,7 +346,7 @@ impl Watch {
             minute_s: unix_now_s() / 60 * 60,
             project: tenant.project.0,
             key: tenant.row().unwrap_or_default(),
-            model: model.clone(),
+            model: title.clone(),
             work: if facts.embedded.is_some() { Work::Embeddings } else { Work::Completions },
             batch: self.method == BATCH,
             tier: chat::tier(facts.tier),

@@ -171,7 +171,7 @@ fn object_choice(
     let kind = required(&mut choice, "type")?;
     match kind.as_str() {
         "function" | "custom" => {
-            let wanted = named(tools, &mut choice, &kind, lenient)?;
+            let wanted = named(tools, &mut choice, &kind, &[], lenient)?;
             tools.list.iter_mut().enumerate().for_each(|(i, tool)| tool.callable = i == wanted);
             tools.choice = ToolChoice::Required;
             tools.parallel = false;
@@ -201,7 +201,7 @@ fn object_choice(
             for (i, value) in list.into_iter().enumerate() {
                 let mut tool = object(&format!("{path}[{i}]"), Some(value))?;
                 let kind = required(&mut tool, "type")?;
-                wanted.push(named(tools, &mut tool, &kind, lenient)?);
+                wanted.push(named(tools, &mut tool, &kind, &DEFINED, lenient)?);
             }
             allowed.end(&[], lenient)?;
             let callable = |(i, tool): (usize, &mut Tool)| tool.callable = wanted.contains(&i);
@@ -218,11 +218,21 @@ fn object_choice(
     choice.end(&[], lenient)
 }
 
+/// What a tool that is allowed may say besides its name: the specification has definitions here,
+/// and what counts is that of `tools`.
+const DEFINED: [&str; 4] = ["description", "parameters", "strict", "format"];
+
 /// The place of the tool that `{"type": kind, kind: {"name": ...}}` speaks of.
-fn named(tools: &Tools, choice: &mut Fields, kind: &str, lenient: bool) -> Result<usize, ApiError> {
+fn named(
+    tools: &Tools,
+    choice: &mut Fields,
+    kind: &str,
+    beside: &[&str],
+    lenient: bool,
+) -> Result<usize, ApiError> {
     let mut inner = object(&choice.at(kind), choice.value(kind))?;
     let name = required(&mut inner, "name")?;
-    inner.end(&[], lenient)?;
+    inner.end(beside, lenient)?;
     choice.end(&[], lenient)?;
     let custom = kind == "custom";
     let found = tools.list.iter().position(|tool| tool.name == name && tool.custom == custom);

@@ -96,14 +96,12 @@ async fn answer(app: &App, caller: &Caller, uri: &Uri, work: Work) -> Answer {
     query.end(app.config.lenient_fields)?;
     asked.usage.only = (!caller.admin).then_some(caller.project);
     let ledger = Arc::clone(&app.rooms.ledger);
-    let usage = asked.usage.clone();
     let turn = app.lists.wait(caller.tenant.key()).await;
-    let rows = aside(move || {
-        let _turn = turn; // a year of minutes is as long as any list
-        ledger.usage(&usage)
+    let page = aside(move || {
+        let _turn = turn; // a month of minutes is as long as any list
+        Ok(page(&asked, &ledger.usage(&asked.usage)?))
     });
-    let rows = rows.await?;
-    Ok(Json(page(&asked, &rows)))
+    Ok(Json(page.await?))
 }
 
 /// One page of buckets.
@@ -146,7 +144,7 @@ fn asked(query: &mut Query, work: Work, now_s: u64) -> Result<Asked, ApiError> {
     };
     let keys = query.list("api_key_ids");
     // What is no key of the table has no number, and used nothing: it finds nothing.
-    let number = |key: &String| key.strip_prefix("key_").and_then(|id| id.parse().ok());
+    let number = |key: &String| key.strip_prefix("key_")?.parse().ok().filter(|id| *id > 0);
     let usage = UsageQuery {
         work,
         from_s,
@@ -202,8 +200,9 @@ fn number(query: &mut Query, name: &str, low: u64, high: u64) -> Result<Option<u
 
 fn page(asked: &Asked, rows: &[UsageRow]) -> Value {
     let Asked { usage, end_s } = asked;
+    let mut rows = rows.iter().peekable(); // in the order of time
     let buckets = (usage.from_s..usage.to_s).step_by(usage.width_s as usize).map(|start_s| {
-        let own = rows.iter().filter(|row| row.start_s == start_s);
+        let own = std::iter::from_fn(|| rows.next_if(|row| row.start_s == start_s));
         json!({
             "object": "bucket",
             "start_time": start_s,

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Denied};
 use crate::error::Error;
 use crate::jobs::{Answer, Checked, Executor, Fault, Later};
 use crate::registry::Loaded;
@@ -53,12 +53,17 @@ impl Lines {
         Ok((custom_id, task))
     }
 
-    async fn answer(&self, watch: Arc<Watch>, tenant: Tenant, task: Task) -> Response {
+    async fn answer(
+        &self,
+        watch: Arc<Watch>,
+        tenant: Tenant,
+        still: Result<(), Denied>,
+        task: Task,
+    ) -> Response {
         let caller = Caller { project: tenant.project, tenant, admin: false, limiter: None };
         let app = &self.app;
         // The only way to stop what a lost key began.
-        let still = app.rooms.keyring.still(tenant).map_err(ApiError::from);
-        let answered = match (still.and_then(|still| still.map_err(auth::shut_out)), task) {
+        let answered = match (still.map_err(auth::shut_out), task) {
             (Err(shut_out), _) => Err(shut_out),
             (Ok(()), Task::Text(call)) => answer::answer(app, watch, &caller, call).await,
             (Ok(()), Task::Vectors(call)) => embeddings::answer(app, &watch, &caller, call).await,
@@ -68,13 +73,14 @@ impl Lines {
     }
 
     async fn try_run(&self, endpoint: &str, tenant: Tenant, line: &[u8]) -> Result<Answer, Later> {
-        let limiter = self.app.rooms.keyring.limiter(tenant);
-        let limiter = limiter.map_err(|_| Later { wait: PAUSE })?;
+        let keyring = &self.app.rooms.keyring;
+        let limiter = keyring.limiter(tenant).map_err(|_| Later { wait: PAUSE })?;
+        let still = keyring.still(tenant).map_err(|_| Later { wait: PAUSE })?;
         let watch = Arc::new(Watch::of_line(&self.app, endpoint, tenant, limiter));
         let request_id = watch.request_id.clone();
         let (custom_id, response) = match self.read(endpoint, line) {
             Ok((custom_id, task)) => {
-                (custom_id, self.answer(Arc::clone(&watch), tenant, task).await)
+                (custom_id, self.answer(Arc::clone(&watch), tenant, still, task).await)
             }
             // It was checked, by a server that was started differently.
             Err(error) => (name_of(line), error.into_response()),
@@ -111,8 +117,12 @@ impl Executor for Lines {
 
     /// A line is a request of its key, and pays for its tokens.
     fn admit(&self, tenant: Tenant) -> Result<(), Later> {
-        let limiter = self.app.rooms.keyring.limiter(tenant);
-        let limiter = limiter.map_err(|_| Later { wait: PAUSE })?; // the store's, and tried again
+        let keyring = &self.app.rooms.keyring;
+        if matches!(keyring.still(tenant), Ok(Err(_))) {
+            return Ok(()); // refused when it runs
+        }
+        // An error is the store's, and tried again.
+        let limiter = keyring.limiter(tenant).map_err(|_| Later { wait: PAUSE })?;
         let Some(limiter) = limiter else { return Ok(()) };
         limiter.request(Instant::now()).map_err(|error| match error {
             Error::RateLimited { retry_after, .. } => Later { wait: retry_after },
