@@ -9,10 +9,16 @@
 # is named; a model alone is all parts of it. The exit status is 1 if an equality failed or did not
 # finish, 2 if only a measurement did, 3 for a word that means nothing.
 #
+# Each equality runs in a process of its own, so one that loses the device takes no other along, and
+# under its own limit; what never ran on a GPU comes first. On a machine with little time:
+#
+#   benches/gpu.sh equality && benches/gpu.sh 0.6b-bf16 kv mask serve
+#
 #   HEARTH_GPU_BIN=target/gpu   the folder of `kernels_cuda` and `models_cuda` (the suites of the
 #                               two packages) and `gpu` (the benchmark), built with
 #                               `--features cuda`
 #   PYTHON=python3              the Python that may have PyTorch
+#   OUT=DIR                     where what every equality said is kept
 set -uo pipefail
 
 bin=${HEARTH_GPU_BIN:-target/gpu}
@@ -21,8 +27,17 @@ here=$(cd "$(dirname "$0")" && pwd)
 parts="limits prefill decode host kv mask lora serve embed"
 models="8b-bf16 8b-q4_k_m 0.6b-bf16 0.6b-q4_k_m"
 ends=525 # seconds; all of it takes less than nine minutes
-rows=$(mktemp)
-trap 'rm -f "$rows"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+rows=$scratch/rows said=${OUT:-$scratch}
+: >"$rows"
+
+# Suites and beginnings of names of tests, in the order in which they run; then all others.
+first="
+kernels_cuda:overlap:: kernels_cuda:graph:: kernels_cuda:sampling:: kernels_cuda:attention::
+models_cuda:cuda::passes_ahead models_cuda:cuda::chosen_tokens models_cuda:cuda::kept_rows
+models_cuda:cuda::every_knob models_cuda:cuda::copied_blocks models_cuda:cuda::long_contexts
+models_cuda:cuda::replayed_passes kernels_cuda:nccl::"
 
 has() { # word, words
     local word=$1 each
@@ -65,23 +80,65 @@ part() { # seconds, command
     return "$status"
 }
 
+# Tests of both suites that need a GPU, as SUITE:NAME, in order.
+tests() {
+    local suite
+    for suite in kernels_cuda models_cuda; do
+        "$bin/$suite" --list --format terse 2>>"$said/list" | sed -n "s/: test$//; s/^/$suite:/p"
+    done | grep -E '^(kernels_cuda:|models_cuda:cuda::)' | awk -v first="$first" '
+        { rank = count = split(first, begin)
+          for (i = count; i > 0; i--) if (index($0, begin[i]) == 1) rank = i - 1
+          print rank, NR, $0 }' | sort -n -k 1,1 -k 2,2 | cut -d " " -f 3
+}
+
+# One test; its row, and of a failure its first lines.
+equality() { # suite:test
+    local suite=${1%%:*} name=${1#*:} limit=60 begun=$SECONDS left=$((ends - SECONDS)) status
+    local log=$said/${1//::/-} outcome=passed
+    [ "$left" -ge "$limit" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        outcome="no time" status=124
+    else
+        timeout --kill-after=5 "$limit" "$bin/$suite" --exact "$name" --nocapture >"$log" 2>&1
+        status=$?
+        # A test that is not there passes too.
+        grep -q '^running 1 test' "$log" || [ "$status" -ne 0 ] || status=4
+        [ "$status" -ne 124 ] || outcome="FAILED, out of time"
+        [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || outcome="FAILED, status $status"
+    fi
+    echo "== $suite $name: $outcome after $((SECONDS - begun)) s"
+    echo "| $suite | $name |  |  |  | $outcome, $((SECONDS - begun)) s |  |" >>"$rows"
+    [ "$status" -eq 0 ] && return 0
+    { grep -sm 1 -A 6 'panicked at' "$log" || tail -n 5 "$log"; } 2>/dev/null |
+        cut -c 1-240 | sed 's/^/    /'
+    return 1
+}
+
+# All of them; those that should be there and are not are failures too.
+equalities() {
+    local sound=0 suite test all
+    all=$(tests)
+    for suite in kernels_cuda models_cuda; do
+        grep -q "^$suite:" <<<"$all" && continue
+        sound=1
+        echo "== $suite says nothing of its tests:" && tail -n 3 "$said/list"
+        echo "| $suite | equality |  |  |  | FAILED, does not start |  |" >>"$rows"
+    done
+    for test in $all; do equality "$test" || sound=1; done
+    return $sound
+}
+
 # CUDA's libraries, where PyTorch brought them.
 cuda=$("$python" -c 'import nvidia.cu13 as m; print(list(m.__path__)[0] + "/lib")' 2>/dev/null)
 [ -z "$cuda" ] || export LD_LIBRARY_PATH=$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export HEARTH_GPU=1 PYTHONUNBUFFERED=1
+export HEARTH_GPU=1 PYTHONUNBUFFERED=1 RUST_BACKTRACE=0
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
     echo "nvidia-smi does not run here"
 echo "$(nproc) processors, CUDA libraries in ${cuda:-the system}"
 
 wrong=0 failed=0
 if [ "$all" ] || has equality "${words[@]}"; then
-    for suite in kernels_cuda models_cuda; do
-        part 110 "$bin/$suite"
-        status=$?
-        outcome=passed
-        [ "$status" -eq 0 ] || outcome="FAILED, status $status" wrong=1
-        echo "| $suite | equality |  |  |  | $outcome |  |" >>"$rows"
-    done
+    equalities || wrong=1
 fi
 if [ "$measures" ]; then
     if [ ${#named_parts[@]} -eq 0 ]; then

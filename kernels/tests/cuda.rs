@@ -19,6 +19,8 @@ mod lora;
 #[cfg(feature = "nccl")]
 #[path = "cuda/nccl.rs"]
 mod nccl;
+#[path = "cuda/overlap.rs"]
+mod overlap;
 #[path = "cuda/report.rs"]
 mod report;
 #[path = "cuda/rows.rs"]

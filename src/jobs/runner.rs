@@ -141,7 +141,7 @@ mod tests {
             [(); 8].map(|()| begin()),
             [1, 1, 1, 1, 1, 1, 0, 0].map(|p| (p > 0).then_some(p))
         );
-        [2, 2, 3].map(|project| runner.add(job(project, "other")));
+        [2, 2, 3].into_iter().for_each(|project| runner.add(job(project, "other")));
         assert_eq!([begin(), begin(), begin()], [Some(2), Some(3), None]);
     }
 

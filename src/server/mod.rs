@@ -243,18 +243,11 @@ impl App {
         }
     }
 
-    /// A place among the long bodies, where this is one: they are in memory before anybody knows
-    /// what they ask.
-    async fn place_for_body(&self, request: &Request) -> Result<Option<Guest<u64>>, ApiError> {
-        let len = request.headers().get(header::CONTENT_LENGTH);
-        let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
-        if len.is_some_and(|len| len < LONG_BODY_BYTES) {
-            return Ok(None);
-        }
-        let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
+    /// A place among the long bodies: they are in memory before anybody knows what they ask.
+    async fn place_for_body(&self, key: u64) -> Result<Guest<u64>, ApiError> {
         for _ in 0..BODY_LOOKS {
             if let Some(guest) = self.bodies.enter(key, key == 0) {
-                return Ok(Some(guest));
+                return Ok(guest);
             }
             tokio::time::sleep(BODY_LOOK).await;
         }
@@ -271,7 +264,11 @@ impl App {
         {
             return Err(ApiError::encoded());
         }
-        let _place = self.place_for_body(&request).await?;
+        let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
+        let _place = match is_long(request.headers()) {
+            true => Some(self.place_for_body(key).await?),
+            false => None,
+        };
         let limit = self.config.body_timeout;
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
@@ -289,6 +286,13 @@ const BODIES_BYTES: usize = 256 << 20;
 /// So often, and with so much time between, a place is looked for: others are read in milliseconds.
 const BODY_LOOKS: usize = 50;
 const BODY_LOOK: Duration = Duration::from_millis(20);
+
+/// Whether a body is long, or may be.
+fn is_long(headers: &HeaderMap) -> bool {
+    let len = headers.get(header::CONTENT_LENGTH);
+    let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+    len.is_none_or(|len| len >= LONG_BODY_BYTES)
+}
 
 /// Whether a path is asked for with a key, where the server has any.
 fn wants_key(path: &str) -> bool {

@@ -1,5 +1,8 @@
 //! Keys and values on the device, and attention over them (`cuda/attention.cu`).
 
+mod names;
+
+use self::names::{any_name, decode_name, decode_shared, prefill_name, rope_name};
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
 use super::rows::{bf16, same_shape};
@@ -12,6 +15,9 @@ pub(super) const TILE: usize = 128;
 
 /// Counters of chunks that have ended: for each row and its heads that read one key head.
 pub(super) const ENDED: usize = 1 << 20;
+
+/// The most that parts of contexts take, in bytes, unless those of one row do.
+const PARTIAL: usize = 256 << 20;
 
 /// The widest head that the kernels of rotation and attention hold in their registers.
 const MAX_DIM: usize = 256;
@@ -211,12 +217,7 @@ impl Gpu {
             kv.dim.into(),
             (2 * turn.table.cos.width).into(),
         ];
-        let name = match kv.kind {
-            KvKind::BF16 => "rope_store_bf16",
-            KvKind::F16 => "rope_store_f16",
-            KvKind::Q8 => "rope_store_q8",
-            KvKind::Fp8 => "rope_store_e4m3",
-        };
+        let name = rope_name(kv.kind);
         let warps = step.shape.rows * (heads + kv.kv_heads);
         // SAFETY: rows and heads as checked; the slots are below the store's by the contract of
         // whoever made the step.
@@ -251,15 +252,36 @@ impl Gpu {
         kv: &DeviceKv,
         shape: &AttentionShape,
     ) -> Result<()> {
-        let (items, chunks) = (step.shape.items, step.shape.chunks);
+        let items = step.shape.items;
         if items == 0 {
             return Ok(());
         }
-        let [row, table, context] = step.items();
         if !matches!(kv.dim, 64 | 128) {
             let source = Source::of_layer(kv, shape.layer);
             return self.tiles(q, out, &source, &Tiles::of_items(step), shape, true);
         }
+        // One long context makes as many parts of all: those of few items at a time, then.
+        let of_item = shape.heads * step.shape.chunks * kv.dim * size_of::<f32>();
+        let together = (PARTIAL / of_item.max(1)).max(1);
+        for first in (0..items).step_by(together) {
+            let count = together.min(items - first);
+            self.decode_items(q, out, step, [first, count], kv, shape)?;
+        }
+        Ok(())
+    }
+
+    /// Some of these.
+    fn decode_items(
+        &self,
+        q: &Rows,
+        out: &Rows,
+        step: &Step,
+        [first, items]: [usize; 2],
+        kv: &DeviceKv,
+        shape: &AttentionShape,
+    ) -> Result<()> {
+        let [row, table, context] = step.items(first);
+        let chunks = step.shape.chunks;
         let group = shape.heads / kv.kv_heads;
         let together = group.next_power_of_two().min(8);
         let partial = self.rows(items * shape.heads * chunks, kv.dim, Float::F32)?;
@@ -339,12 +361,7 @@ impl Gpu {
             }
             None => {
                 args.push(source.dim.into());
-                let name = match source.kind {
-                    KvKind::BF16 => "attention_any_bf16",
-                    KvKind::F16 => "attention_any_f16",
-                    KvKind::Q8 => "attention_any_q8",
-                    KvKind::Fp8 => "attention_any_e4m3",
-                };
+                let name = any_name(source.kind);
                 (name, Grid::of((tiles.rows, shape.heads, tiles.count), 32, 0))
             }
         };
@@ -444,49 +461,3 @@ impl Tiles {
 
 /// Threads of a block of the prefill kernel.
 const PREFILL_THREADS: u32 = 128;
-
-fn decode_name(kind: KvKind, dim: usize, group: usize) -> &'static str {
-    macro_rules! names {
-        ($($kind:ident $text:literal),*) => {
-            match (kind, dim, group) {
-                $(
-                    (KvKind::$kind, 64, 1) => concat!("attention_decode_", $text, "_d64_g1"),
-                    (KvKind::$kind, 64, 2) => concat!("attention_decode_", $text, "_d64_g2"),
-                    (KvKind::$kind, 64, 4) => concat!("attention_decode_", $text, "_d64_g4"),
-                    (KvKind::$kind, 64, _) => concat!("attention_decode_", $text, "_d64_g8"),
-                    (KvKind::$kind, _, 1) => concat!("attention_decode_", $text, "_d128_g1"),
-                    (KvKind::$kind, _, 2) => concat!("attention_decode_", $text, "_d128_g2"),
-                    (KvKind::$kind, _, 4) => concat!("attention_decode_", $text, "_d128_g4"),
-                    (KvKind::$kind, _, _) => concat!("attention_decode_", $text, "_d128_g8"),
-                )*
-            }
-        };
-    }
-    names!(BF16 "bf16", F16 "f16", Q8 "q8", Fp8 "e4m3")
-}
-
-/// A chunk of values, slots, and of bytes the scales of both.
-fn decode_shared(kind: KvKind, dim: usize) -> usize {
-    match kind {
-        KvKind::BF16 | KvKind::F16 => 512 * dim + 1024,
-        KvKind::Q8 | KvKind::Fp8 => 256 * dim + 3072,
-    }
-}
-
-/// The tensor-core kernel for heads of this width, and its shared memory: 128 queries and two tiles
-/// of 64 keys and 64 values, or, of bytes, one as it is multiplied, two as they are stored, and
-/// their scales.
-fn prefill_name(kind: KvKind, dim: usize) -> Option<(&'static str, u32)> {
-    let (name, scales) = match (kind, dim) {
-        (KvKind::BF16, 64) => ("attention_prefill_bf16_d64", 0),
-        (KvKind::F16, 64) => ("attention_prefill_f16_d64", 0),
-        (KvKind::Q8, 64) => ("attention_prefill_q8_d64", 512),
-        (KvKind::Fp8, 64) => ("attention_prefill_e4m3_d64", 512),
-        (KvKind::BF16, 128) => ("attention_prefill_bf16_d128", 0),
-        (KvKind::F16, 128) => ("attention_prefill_f16_d128", 0),
-        (KvKind::Q8, 128) => ("attention_prefill_q8_d128", 512),
-        (KvKind::Fp8, 128) => ("attention_prefill_e4m3_d128", 512),
-        _ => return None,
-    };
-    Some((name, 768 * dim as u32 + scales))
-}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublas::{CudaBlas, result::CublasError, sys as cublas};
@@ -112,6 +112,8 @@ pub struct Gpu {
     pub(super) ended: Buffer,
     /// The next number that is given to a store.
     ids: AtomicU64,
+    /// What is asked for is recorded and not done.
+    recording: AtomicBool,
     /// The device lets kernels overlap.
     overlaps: bool,
     /// The most shared memory that a block may have, in bytes.
@@ -240,6 +242,7 @@ impl Gpu {
             kept,
             chosen,
             ids,
+            recording: AtomicBool::new(false),
             overlaps,
             shared_most,
             ended,
@@ -252,6 +255,11 @@ impl Gpu {
     /// What the device calls itself.
     pub fn name(&self) -> String {
         self.context.name().unwrap_or_else(|_| "a CUDA device".to_owned())
+    }
+
+    /// Whether kernels begin while those before them end: the device can, and has code that waits.
+    pub fn overlaps(&self) -> Result<bool> {
+        Ok(self.overlaps && self.function("take_chosen", 0)?.1)
     }
 
     /// Free and total memory, in bytes.
@@ -342,6 +350,7 @@ impl Gpu {
         use sys::CUfunction_attribute::{
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_MOST,
             CU_FUNC_ATTRIBUTE_PTX_VERSION as COMPILED_FOR,
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as SHARED_OWN,
         };
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if !functions.contains_key(name) {
@@ -350,7 +359,10 @@ impl Gpu {
             let function = found.ok_or_else(missing)?;
             // A newer device compiles the text of an older one, in which nothing waits.
             let waits = function.get_attribute(COMPILED_FOR)? >= WAITS;
-            functions.insert(name, Loaded { function, shared: 48 << 10, waits });
+            // What it has without asking, less what it has by itself.
+            let own = u32::try_from(function.get_attribute(SHARED_OWN)?).unwrap_or(0);
+            let shared = (48u32 << 10).saturating_sub(own);
+            functions.insert(name, Loaded { function, shared, waits });
         }
         let loaded = functions.get_mut(name).expect("put above; this is a bug");
         if shared > loaded.shared {
@@ -370,8 +382,18 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// What comes from the host, or goes there, is of one pass: a record would do it again with
+    /// memory that is somebody else's by then.
+    pub(super) fn of_one_pass(&self) -> Result<()> {
+        match self.recording.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::Missing("copies from or to the host in a recorded pass".into())),
+        }
+    }
+
     /// Some numbers into memory of the arena, ordered with everything else on the stream.
     pub(super) fn send<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        self.of_one_pass()?;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.arena.take(bytes.len())?;
         self.context.bind_to_thread()?;
@@ -387,14 +409,40 @@ impl Gpu {
     ) -> std::result::Result<(Graph, T), E> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         self.stream.begin_capture(mode).map_err(Error::from)?;
+        let recording = Recording::of(self);
         let made = work();
-        // A flag of the driver that has no name for "none".
-        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags).map_err(Error::from);
+        let graph = recording.end().map_err(Error::from);
         let (made, graph) = (made?, graph?);
         let graph = graph.ok_or_else(|| Error::Missing("nothing was recorded".to_owned()))?;
         graph.upload().map_err(Error::from)?;
         Ok((Graph(graph), made))
+    }
+}
+
+/// A stream that records: whatever becomes of the work, a panic too, it must not go on so.
+struct Recording<'a>(Option<&'a Gpu>);
+
+impl<'a> Recording<'a> {
+    fn of(gpu: &'a Gpu) -> Self {
+        gpu.recording.store(true, Ordering::Relaxed);
+        Self(Some(gpu))
+    }
+
+    fn end(mut self) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        self.0.take().map_or(Ok(None), Self::end_of)
+    }
+
+    fn end_of(gpu: &Gpu) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        gpu.recording.store(false, Ordering::Relaxed);
+        // A flag of the driver that has no name for "none".
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        gpu.stream.end_capture(flags)
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        drop(self.0.take().map(Self::end_of));
     }
 }
 

@@ -110,6 +110,7 @@ impl Outgoing {
 impl Gpu {
     /// Sends words in the order of the stream; nothing is waited for, however many they are.
     pub(super) fn send_words(&self, words: &[u32]) -> Result<Buffer> {
+        self.of_one_pass()?;
         let buffer = self.arena.take(4 * words.len())?;
         self.context.bind_to_thread()?;
         let mut room = self.outgoing.take(&self.context, words.len())?;
@@ -134,6 +135,7 @@ impl Gpu {
 
     /// Asks for numbers from the device, or for nothing but the end of what was asked for before.
     pub(super) fn fetch(&self, from: sys::CUdeviceptr, len: usize) -> Result<Parcel> {
+        self.of_one_pass()?;
         let mut room = self.parcels.take(&self.context, len)?;
         self.context.bind_to_thread()?;
         if len > 0 {

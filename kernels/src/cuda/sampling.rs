@@ -124,7 +124,7 @@ impl Gpu {
             list(&|(_, edit)| edit.subtract.to_bits()),
             list(&|(_, edit)| edit.add.to_bits()),
         ];
-        let sent = self.send(&lists.concat())?;
+        let sent = self.send_words(&lists.concat())?;
         let mut args: Vec<Arg> = vec![logits.at(), logits.width.into()];
         args.extend((0..lists.len()).map(|i| Arg::from(sent.at(4 * i * all.len()))));
         args.push(all.len().into());

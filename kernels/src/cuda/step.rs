@@ -220,9 +220,10 @@ impl Step {
         self.at(self.places.logit_rows)
     }
 
-    /// Row, table and context of the items.
-    pub(super) fn items(&self) -> [Arg; 3] {
-        [self.places.item_row, self.places.item_table, self.places.item_context].map(|p| self.at(p))
+    /// Row, table and context of the items from one on.
+    pub(super) fn items(&self, first: usize) -> [Arg; 3] {
+        let places = [self.places.item_row, self.places.item_table, self.places.item_context];
+        places.map(|place| self.at(place + first))
     }
 
     /// The items as tiles of one row.

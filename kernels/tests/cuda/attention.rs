@@ -161,6 +161,8 @@ fn padding_changes_nothing() {
             tiles: s.tiles + 1,
             chunks: 4,
         },
+        // More parts than have room at once.
+        |s| StepShape { rows: s.rows + 60, items: s.items + 60, chunks: 1 << 12, ..s },
     ];
     on_gpu("padding", |gpu, report| {
         for heads in all(4) {
