@@ -219,6 +219,33 @@ async fn sigterm_drains() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
+/// What nobody is connected for ends, is kept and is counted before the process does.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_keeps_and_counts_what_runs_in_the_background() {
+    let server = Server::start(&[]);
+    let mut ids = Vec::new();
+    for i in 0..6 {
+        let body = json!({"model": "hearth-tiny", "input": format!("Say {i}"), "background": true,
+            "max_output_tokens": 600, "ignore_eos": true, "temperature": 0});
+        let answer = server.post("/v1/responses", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        ids.push(answer.json()["id"].as_str().expect("an id").to_owned());
+    }
+    server.signal("-TERM");
+    let server = server.again(&[]);
+    let mut output = 0;
+    for id in &ids {
+        let object = server.get(&format!("/v1/responses/{id}")).await.json();
+        assert_eq!(object["status"], "incomplete", "{object}");
+        output += object["usage"]["output_tokens"].as_u64().expect("a number");
+    }
+    let usage = server.get("/v1/organization/usage/completions?limit=2").await.json();
+    let sums = usage["data"].as_array().expect("buckets").iter();
+    let sums = sums.flat_map(|bucket| bucket["results"].as_array().expect("sums"));
+    let counted: u64 = sums.map(|sum| sum["output_tokens"].as_u64().expect("a number")).sum();
+    assert_eq!((output, counted), (6 * 600, 6 * 600));
+}
+
 /// Answers that nobody takes are waited for as long as it says, and whoever asks twice not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_has_a_deadline() {
