@@ -120,7 +120,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["src/registry/hub", "src/client.rs"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("indicatif", &["src/cli/", "src/registry/hub/progress.rs"]),
-    ("rustix", &["src/bundle/"]),
+    ("rustix", &["src/bundle/", "src/cli/serve.rs"]),
     ("tracing_subscriber", &["src/cli/"]),
     ("rusqlite", &["src/store/"]),
     ("memmap2", &["models/src/weights/mmap.rs"]),

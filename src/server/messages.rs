@@ -290,7 +290,7 @@ mod tests {
             (
                 json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]),
                 "messages[0].tool_calls[0].function.arguments",
-                "invalid_type",
+                "missing_required_parameter",
             ),
             (
                 json!([{"role": "assistant", "content": "x", "audio": {"id": "a"}}]),

@@ -215,7 +215,7 @@ fn a_database_in_the_place_of_another_is_told_from_it() {
     // As databases were before they had one.
     let path = folder.path().join(DATABASE);
     let old = Connection::open(&path).unwrap();
-    old.execute_batch("DROP TABLE identity; PRAGMA user_version = 1").unwrap();
+    old.execute_batch("DROP TABLE identity; DROP TABLE usage; PRAGMA user_version = 1").unwrap();
     drop(old);
     let given = identity();
     assert_ne!(given, first);
