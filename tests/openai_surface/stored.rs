@@ -37,7 +37,7 @@ async fn an_answer_is_kept_whole_with_its_messages() {
     let messages = server.get(&format!("{path}/messages")).await.json();
     let id = format!("{}-0", said["id"].as_str().expect("an id"));
     let message = json!({"id": id, "role": "user", "content": "Tell me a story.", "name": null,
-                         "content_parts": null});
+                         "content_parts": null, "refusal": null});
     assert_eq!(messages["data"], json!([message]));
     assert_eq!((&messages["first_id"], &messages["has_more"]), (&json!(id), &json!(false)));
 }

@@ -109,8 +109,12 @@ async fn what_nobody_read_is_counted_too() {
     };
     let word = "response.output_text.delta";
     leave(&server, &key, "/v1/responses", &response("stream"), word).await;
+    server.wait_for_metric("hearth_requests_running", 0.0).await;
+    let before = server.metric("hearth_generated_tokens_total").await;
     let queued = ask(&server, &key, "/v1/responses", response("background")).await;
-    server.wait_for_metric("hearth_requests_running", 1.0).await;
+    while server.metric("hearth_generated_tokens_total").await <= before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let path = format!("/v1/responses/{}/cancel", queued["id"].as_str().expect("an id"));
     let cancelled = server.ask("POST", &path, Some(&key), None).await.json();
     assert_eq!(cancelled["status"], "cancelled");
