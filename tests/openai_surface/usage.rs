@@ -123,8 +123,8 @@ async fn what_nobody_read_is_counted_too() {
     let computed = server.metric("hearth_generated_tokens_total").await as u64;
     assert_eq!(requests, 3);
     assert!(input > 0);
-    // A token that is being chosen when its client leaves is nobody's: one for each of four.
-    assert!(output <= computed && output + 8 >= computed && output > 0, "{output} of {computed}");
+    // What is chosen in the moment in which its client leaves is nobody's: a few of each of four.
+    assert!(output <= computed && output + 40 >= computed && output > 0, "{output} of {computed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
