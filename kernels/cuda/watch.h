@@ -1,8 +1,8 @@
 // What goes wrong on a device alone: this watches every access of a kernel to memory while it runs
 // on the processor. emulate.h includes it; the compiler calls the functions at its end.
 //
-//     g++ -std=c++17 -O2 -fsanitize=thread,alignment -fno-threadsafe-statics -DHEARTH_EMULATE \
-//         -I kernels/cuda -c test.cpp
+//     g++ -std=c++17 -O2 -fsanitize=thread,alignment -fno-threadsafe-statics -DHEARTH_EMULATE
+//         -I kernels/cuda -c test.cpp                                        (one line)
 //     g++ test.o -o test          # without these: their libraries are not wanted
 //
 // Every byte remembers who wrote it last and who has read it since, and when: in which turn, which
