@@ -145,7 +145,7 @@ pub struct TopLogprob {
 /// What a running request tells its client.
 #[derive(Clone, Debug)]
 pub enum TextEvent {
-    /// More text of one choice. With `echo` the first one of each choice is the prompt.
+    /// More text of one choice.
     Delta {
         /// `0..n`.
         choice: usize,
@@ -153,6 +153,13 @@ pub enum TextEvent {
         text: String,
         /// Empty unless log-probabilities were asked for.
         logprobs: Vec<TokenLogprob>,
+    },
+    /// The prompt as the beginning of the text of one choice, with `echo`.
+    Echo {
+        /// `0..n`.
+        choice: usize,
+        /// All of it.
+        text: String,
     },
     /// The scored prompt, when its log-probabilities were asked for.
     Prompt {

@@ -154,7 +154,7 @@ fn commands_have_the_flags_that_mean_something_to_them() {
         ("--kv-dtype", "serve chat complete bench doctor"),
         ("--quantize", "serve chat complete bench doctor"),
         ("--ctx-size", "serve chat complete doctor"),
-        ("--batch-tokens", "serve chat complete doctor"),
+        ("--batch-tokens", "serve chat complete bench doctor"),
         ("--speculate", "serve chat complete doctor"),
         ("--draft-model", "serve chat complete doctor"),
         ("--max-running", "serve doctor"),

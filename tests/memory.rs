@@ -1,5 +1,5 @@
-//! Resident memory while a model loads: at most 1.15 times its file, at every moment; and when it
-//! is unloaded, gone.
+//! What a server takes of the machine. Resident memory while a model loads: at most 1.15 times its
+//! file, at every moment; and when it is unloaded, gone. Processor time while nobody asks: none.
 //!
 //! A real process loads a real file from disk; the system says what it took at most. The file is
 //! large enough for what the program itself takes (about 25 MB) to fit in the 15 %.
@@ -77,6 +77,23 @@ fn a_model_that_leaves_gives_its_memory_back() {
     println!("at the end {} bytes", server.resident_bytes());
 }
 
+#[test]
+fn an_idle_server_uses_no_processor() {
+    let server = Server::start(&[]);
+    for asked in [false, true] {
+        if asked {
+            let body = r#"{"model":"hearth-tiny","prompt":"Once","max_tokens":32}"#;
+            assert_eq!(server.ask("/v1/completions", body), 200);
+        }
+        std::thread::sleep(Duration::from_secs(1)); // what a start and an answer leave to do
+        let before = server.ticks();
+        std::thread::sleep(Duration::from_secs(5));
+        let used = server.ticks() - before;
+        println!("asked {asked}: {used} hundredths of a second in five seconds");
+        assert!(used <= 2, "{used} hundredths of a second in five seconds of nothing to do");
+    }
+}
+
 /// A server that has loaded what it loads at the start; gone when dropped.
 struct Server {
     child: Child,
@@ -119,12 +136,27 @@ impl Server {
 
     /// The status of the answer to something that the operator asks.
     fn post(&self, path: &str) -> u16 {
+        self.ask(&format!("/v1/admin/models/{path}"), "")
+    }
+
+    /// The status of the answer.
+    fn ask(&self, path: &str, body: &str) -> u16 {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        let head = format!("POST /v1/admin/models/{path} HTTP/1.1\r\nhost: x\r\n");
-        write!(stream, "{head}content-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json");
+        let len = body.len();
+        write!(stream, "{head}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n{body}")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Processor time of all threads so far, in hundredths of a second (`man 5 proc`).
+    fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name, in brackets, may hold anything.
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+        [fields[12], fields[13]].iter().map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
     fn status(&self, key: &str) -> u64 {

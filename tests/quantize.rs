@@ -2,10 +2,13 @@
 //! read, and what must not happen does not.
 
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use hearth::text::{self, Special, Tokenizer};
+use hearth_kernels::cases::randoms;
 use hearth_models::weights::{DType, TensorType, Weights};
 use serde_json::{Value, json};
 
@@ -22,13 +25,18 @@ fn shared(path: &str) -> Option<PathBuf> {
 }
 
 fn hearth(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("HEARTH_") {
             command.env_remove(name);
         }
     }
-    command.args(args).stdin(Stdio::null()).output().unwrap()
+    command.args(args).stdin(Stdio::null());
+    command
 }
 
 fn said(args: &[&str]) -> String {
@@ -212,6 +220,174 @@ fn a_trained_model_tells_the_same_story() {
         said(&["complete", prompt, "-n", "100", "--temperature", "0", "--model", model])
     };
     assert_eq!(story(&out), story(&source));
+}
+
+/// The most that was resident of a process that ends well.
+#[cfg(target_os = "linux")]
+fn peak_bytes(args: &[&str]) -> u64 {
+    let mut child = command(args).stdout(Stdio::null()).spawn().unwrap();
+    let mut peak = 0;
+    let ended = loop {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        // One that has ended has no memory, and no such line.
+        if let Some(line) = status.lines().find(|line| line.starts_with("VmHWM:")) {
+            peak = line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10;
+        }
+        if let Some(ended) = child.try_wait().unwrap() {
+            break ended;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(ended.success(), "{args:?}");
+    peak
+}
+
+/// A model of 270 MB in bf16 whose largest matrix has 8 MB; every row is the same.
+#[cfg(target_os = "linux")]
+fn large_folder(folder: &Path) {
+    const LAYERS: usize = 8;
+    const HIDDEN: usize = 1024;
+    const FFN: usize = 4096;
+    folder_with_tokenizer(folder);
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value) in [
+        ("hidden_size", HIDDEN),
+        ("intermediate_size", FFN),
+        ("num_hidden_layers", LAYERS),
+        ("max_window_layers", LAYERS),
+        ("num_attention_heads", 16),
+        ("num_key_value_heads", 16),
+        ("head_dim", 64),
+    ] {
+        config[key] = json!(value);
+    }
+    fs::write(path, config.to_string()).unwrap();
+    let layer = [
+        ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
+        ("self_attn.k_proj", vec![HIDDEN, HIDDEN]),
+        ("self_attn.v_proj", vec![HIDDEN, HIDDEN]),
+        ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
+        ("mlp.gate_proj", vec![FFN, HIDDEN]),
+        ("mlp.up_proj", vec![FFN, HIDDEN]),
+        ("mlp.down_proj", vec![HIDDEN, FFN]),
+        ("self_attn.q_norm", vec![64]),
+        ("self_attn.k_norm", vec![64]),
+        ("input_layernorm", vec![HIDDEN]),
+        ("post_attention_layernorm", vec![HIDDEN]),
+    ];
+    let names = (0..LAYERS).flat_map(|l| {
+        layer.iter().map(move |(name, shape)| (format!("layers.{l}.{name}"), shape.clone()))
+    });
+    let ends = [("embed_tokens", vec![264, HIDDEN]), ("norm", vec![HIDDEN])];
+    let ends = ends.map(|(name, shape)| (name.to_owned(), shape));
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    for (name, shape) in names.chain(ends) {
+        let end = at + 2 * shape.iter().product::<usize>();
+        let entry = json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] });
+        header.insert(format!("model.{name}.weight"), entry);
+        at = end;
+    }
+    let header = Value::Object(header).to_string();
+    let row = randoms(HIDDEN, 1);
+    let row: Vec<u8> = row.iter().flat_map(|x| x.to_bits().to_le_bytes()[2..].to_vec()).collect();
+    let mut file = BufWriter::new(fs::File::create(folder.join("model.safetensors")).unwrap());
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let mut left = at;
+    while left > 0 {
+        let some = row.len().min(left);
+        file.write_all(&row[..some]).unwrap();
+        left -= some;
+    }
+    file.into_inner().unwrap();
+}
+
+/// Neither way holds the floats: what is made and a tensor of the source at most, and the program.
+#[cfg(target_os = "linux")]
+#[test]
+fn floats_of_a_large_model_are_never_all_in_memory() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("model");
+    fs::create_dir(&source).unwrap();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).unwrap();
+    folder_with_tokenizer(&small);
+    large_folder(&source);
+    let out = folder.path().join("out.gguf");
+    let (from, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+    let floats = source.join("model.safetensors").metadata().unwrap().len();
+    assert!(floats > 250 * MIB, "{floats}");
+
+    let complete = |model: &Path, more: &[&str]| {
+        let model = model.to_str().unwrap();
+        let flags = ["complete", "the", "-n", "1", "-t", "2", "--ctx-size", "64", "-m", model];
+        peak_bytes(&[&flags[..], more].concat())
+    };
+    let program = complete(&small, &[]);
+    let file = peak_bytes(&["quantize", from, "-o", to, "--type", "q8_0"]);
+    let made = out.metadata().unwrap().len();
+    let load = complete(&source, &["--quantize", "q8_0"]);
+    println!("floats {floats}, made {made}, program {program}; file {file}, load {load} bytes");
+    // A tensor of 8 MiB, what it becomes, and the pages that a few threads have just read.
+    assert!(file <= program + 24 * MIB, "writing a file took {file}, the program {program}");
+    assert!(load > made, "the weights are in memory");
+    assert!(load <= made + program + 24 * MIB, "loading took {load} for {made}");
+}
+
+/// A server of llama.cpp; gone when dropped.
+struct Peer(Child);
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
+}
+
+/// What llama.cpp says greedily, or why it does not.
+fn peer_says(server: &Path, model: &Path, prompt: &str, tokens: usize) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let mut command = Command::new(server);
+    command.args(["--port", &port, "-t", "2", "-c", "256", "--no-warmup", "-m"]).arg(model);
+    let _peer = Peer(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let url = format!("http://127.0.0.1:{port}");
+    let curl = |args: &[&str]| Command::new("curl").args(["-fsS"]).args(args).output().unwrap();
+    let start = Instant::now();
+    while !curl(&[&format!("{url}/health")]).status.success() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{} is not loaded", model.display());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let ask = json!({ "prompt": prompt, "n_predict": tokens, "temperature": 0 }).to_string();
+    let answer = curl(&[&format!("{url}/completion"), "-d", &ask]);
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    answer["content"].as_str().unwrap().to_owned()
+}
+
+/// Where `HEARTH_LLAMA_CPP` names the `llama-server` of a built llama.cpp: it loads what we write,
+/// in every type of a mix and at widths that are no multiple of 256, and reads the same in it.
+#[test]
+fn llama_cpp_reads_what_is_written() {
+    let Some(server) = std::env::var_os("HEARTH_LLAMA_CPP").map(PathBuf::from) else {
+        return println!("SKIPPED: HEARTH_LLAMA_CPP names no llama-server");
+    };
+    let Some(source) = shared("models/stories260K-hf") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = "Once upon a time, there was";
+    for (mix, same) in [("f32", 200), ("f16", 100), ("q8_0", 60), ("q4_0", 1), ("q4_k_m", 1)] {
+        let out = folder.path().join(format!("{mix}.gguf"));
+        let (from, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+        said(&["quantize", from, "-o", to, "-t", mix]);
+        let ours = said(&["complete", prompt, "-n", "60", "--temperature", "0", "-m", to]);
+        let theirs = peer_says(&server, &out, prompt, 60);
+        println!("{mix}: {ours:?}\n{theirs:?}");
+        let ours = ours.strip_prefix(prompt).unwrap_or(&ours);
+        let common = ours.bytes().zip(theirs.bytes()).take_while(|(a, b)| a == b).count();
+        assert!(common >= same.min(ours.trim_end().len()), "{mix}: {common} bytes are the same");
+    }
 }
 
 #[test]

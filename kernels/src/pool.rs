@@ -478,4 +478,21 @@ mod tests {
             (1..=std::thread::available_parallelism().map_or(1, |n| n.get())).contains(&threads)
         );
     }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_may_use_one_processor_starts_one_thread() {
+        let bound = std::thread::spawn(|| {
+            let size = std::mem::size_of::<libc::cpu_set_t>();
+            // SAFETY: of a plain bit set all zeroes are a value; the pointer is to `size` bytes.
+            let set = unsafe {
+                let mut one: libc::cpu_set_t = std::mem::zeroed();
+                libc::CPU_SET(libc::sched_getcpu() as usize, &mut one);
+                libc::sched_setaffinity(0, size, &one)
+            };
+            assert_eq!(set, 0);
+            default_threads()
+        });
+        assert_eq!(bound.join().unwrap(), 1);
+    }
 }

@@ -21,6 +21,9 @@ pub(super) struct BenchArgs {
     /// Prompt lengths in tokens.
     #[arg(long, short = 'p', value_delimiter = ',', default_values_t = [128, 512])]
     prefill: Vec<usize>,
+    /// Rows of a prompt in one step, at most.
+    #[arg(long, default_value_t = 512)]
+    batch_tokens: usize,
     /// Sequences that decode at once.
     #[arg(long, short = 'b', value_delimiter = ',', default_values_t = [1, 8])]
     batch: Vec<usize>,
@@ -56,7 +59,7 @@ struct Row {
     test: &'static str,
     /// Sequences.
     batch: usize,
-    /// Rows of each of them in a step.
+    /// Rows of each of them in a step, at most.
     rows: usize,
     /// Tokens computed by each sequence in a run.
     tokens: usize,
@@ -110,52 +113,79 @@ fn model(args: BenchArgs) -> Result<(), Failure> {
             "test", "batch", "rows", "depth", "tokens", "tokens/s"
         )?;
     }
-    let measure = |test, batch, rows, depth, steps| -> Result<Row, Failure> {
-        let tokens = rows * steps;
-        let mut case = Case::new(&*model, config.plan.kv_dtype, batch, depth + tokens)?;
-        case.prefill(depth)?;
-        let mut speeds = Vec::new();
-        for counted in 0..=args.repeat {
-            let started = Instant::now();
-            let wanted = if test == "prefill" { 1 } else { rows };
-            (0..steps).try_for_each(|i| case.step(depth + i * rows, rows, wanted))?;
-            if counted > 0 {
-                speeds.push((batch * tokens) as f64 / started.elapsed().as_secs_f64());
-            }
-        }
-        speeds.sort_by(f64::total_cmp);
-        let (min, max) = (speeds[0], speeds[speeds.len() - 1]);
-        Ok(Row {
-            model: name.clone(),
-            test,
-            batch,
-            rows,
-            tokens,
-            depth,
-            tokens_per_s: speeds[speeds.len() / 2],
-            tokens_per_s_min: min,
-            tokens_per_s_max: max,
-            ms_per_step: (batch * rows) as f64 * 1e3 / speeds[speeds.len() / 2],
-        })
+    let mut measure = |work: Work| -> Result<(), Failure> {
+        let case = Case::new(&*model, config.plan.kv_dtype, work.batch, work.depth + work.tokens)?;
+        work.measure(case, name, args.repeat)?.write(out, args.json)
     };
     for &tokens in &args.prefill {
-        measure("prefill", 1, tokens, 0, 1)?.write(out, args.json)?;
+        let rows = tokens.min(args.batch_tokens);
+        measure(Work { test: "prefill", batch: 1, rows, depth: 0, tokens })?;
     }
     for &depth in &args.depth {
         for &batch in &args.batch {
             for &rows in &args.rows {
-                measure("decode", batch, rows, depth, args.decode)?.write(out, args.json)?;
+                let tokens = rows * args.decode;
+                measure(Work { test: "decode", batch, rows, depth, tokens })?;
             }
         }
     }
     Ok(())
 }
 
+/// One cell to measure.
+#[derive(Clone, Copy)]
+struct Work {
+    test: &'static str,
+    /// Sequences.
+    batch: usize,
+    /// Rows of each of them in a step, at most.
+    rows: usize,
+    /// Keys of each sequence before.
+    depth: usize,
+    /// Tokens computed by each sequence in a run.
+    tokens: usize,
+}
+
+impl Work {
+    /// `repeat` runs behind one that does not count.
+    fn measure(self, mut case: Case<'_>, model: &str, repeat: usize) -> Result<Row, Failure> {
+        let Self { test, batch, rows, depth, tokens } = self;
+        case.fill(0, depth, BenchArgs::FILL, 1)?;
+        let mut speeds = Vec::new();
+        for counted in 0..=repeat {
+            let started = Instant::now();
+            let wanted = if test == "prefill" { 1 } else { rows };
+            case.fill(depth, tokens, rows, wanted)?;
+            if counted > 0 {
+                speeds.push((batch * tokens) as f64 / started.elapsed().as_secs_f64());
+            }
+        }
+        speeds.sort_by(f64::total_cmp);
+        let median = speeds[speeds.len() / 2];
+        Ok(Row {
+            model: model.to_owned(),
+            test,
+            batch,
+            rows,
+            tokens,
+            depth,
+            tokens_per_s: median,
+            tokens_per_s_min: speeds[0],
+            tokens_per_s_max: speeds[speeds.len() - 1],
+            ms_per_step: (batch * rows) as f64 * 1e3 / median,
+        })
+    }
+}
+
 impl BenchArgs {
+    /// Rows of a step that fills the keys before what is measured.
+    const FILL: usize = 512;
+
     /// Counts are at least 1.
     fn check_counts(&self) -> Result<(), Failure> {
         let counts = [
             ("--prefill", &*self.prefill),
+            ("--batch-tokens", &[self.batch_tokens]),
             ("--batch", &*self.batch),
             ("--rows", &*self.rows),
             ("--decode", &[self.decode]),
@@ -205,10 +235,17 @@ impl<'a> Case<'a> {
         Ok(Self { model, kv, tables: (0..batch).map(table).collect() })
     }
 
-    /// Fills the first `len` keys of every sequence.
-    fn prefill(&mut self, len: usize) -> Result<(), Failure> {
-        const CHUNK: usize = 512;
-        (0..len).step_by(CHUNK).try_for_each(|at| self.step(at, CHUNK.min(len - at), 1))
+    /// `len` tokens of every sequence from position `start`, in steps of at most `rows`; each has
+    /// the logits of its last `wanted`.
+    fn fill(
+        &mut self,
+        start: usize,
+        len: usize,
+        rows: usize,
+        wanted: usize,
+    ) -> Result<(), Failure> {
+        let mut steps = (0..len).step_by(rows);
+        steps.try_for_each(|at| self.step(start + at, rows.min(len - at), wanted))
     }
 
     /// `rows` tokens of every sequence from position `start`; logits of the last `wanted` of them.
@@ -248,6 +285,7 @@ mod tests {
         for (bad, flag) in [
             (BenchArgs { batch: vec![1, 0], ..args() }, "--batch"),
             (BenchArgs { prefill: vec![0], ..args() }, "--prefill"),
+            (BenchArgs { batch_tokens: 0, ..args() }, "--batch-tokens"),
             (BenchArgs { rows: vec![0], ..args() }, "--rows"),
             (BenchArgs { decode: 0, ..args() }, "--decode"),
             (BenchArgs { repeat: 0, ..args() }, "--repeat"),

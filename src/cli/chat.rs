@@ -190,7 +190,9 @@ impl Session {
                     // Only a request with tools has them.
                     TextEvent::ToolCall { .. } | TextEvent::ToolArguments { .. } => {}
                     // Nobody asked for numbers.
-                    TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
+                    TextEvent::Echo { .. }
+                    | TextEvent::Prompt { .. }
+                    | TextEvent::Tokens { .. } => {}
                     TextEvent::Finished { usage, timings, .. } => end = (usage, timings),
                 }
             }

@@ -53,6 +53,22 @@ fn a_long_conversation_and_its_cached_turns_are_bitwise_the_same() {
 }
 
 #[test]
+fn a_part_of_a_block_is_lent_and_changes_nothing() {
+    let begin: Vec<TokenId> = (0..76).map(|i| (i * 37 + 11) % 480).collect();
+    let ask_for = |own: TokenId| {
+        let prompt: Vec<TokenId> = begin.iter().copied().chain((0..20).map(|i| own + i)).collect();
+        GenerateRequest { logprobs: Some(3), ..greedy(&prompt, 30) }
+    };
+    let (handle, _thread) = engine(limits());
+    for (own, cached) in [(100, 0), (200, 76), (300, 76)] {
+        let alone = ask(&engine(limits()).0, ask_for(own));
+        let here = ask(&handle, ask_for(own));
+        assert_eq!((&here.tokens, &here.logprobs), (&alone.tokens, &alone.logprobs), "{own}");
+        assert_eq!(here.end.unwrap().1.cached, cached, "four blocks and twelve tokens");
+    }
+}
+
+#[test]
 fn every_equality_holds_with_keys_and_values_in_bytes() {
     STORED.set(KvDType::Q8_0);
     batch_equals_single();
@@ -61,6 +77,7 @@ fn every_equality_holds_with_keys_and_values_in_bytes() {
     any_arrival_order_equals_alone();
     a_cached_prefix_changes_nothing_but_the_usage();
     a_long_conversation_and_its_cached_turns_are_bitwise_the_same();
+    a_part_of_a_block_is_lent_and_changes_nothing();
     forks_are_bitwise_what_they_are_alone_and_their_prompt_is_computed_once();
 }
 

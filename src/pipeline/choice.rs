@@ -120,7 +120,7 @@ impl Choice {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Chat { .. } | Prompt::Tokens(_) => choice.prompt_text(),
             };
-            choice.delta(text);
+            choice.ready.push_back(TextEvent::Echo { choice: choice.index, text });
         }
         choice
     }

@@ -227,16 +227,17 @@ impl Adapters {
             tracing::warn!(adapter = known.card.id, %error, "an adapter cannot be read");
             format!("The adapter `{}` cannot be used: {error}", known.card.id)
         })?;
-        let generation = match &*read {
-            Some(old) if old.stamp == stamp => old.generation,
-            _ => self.next_number(),
-        };
         let adapter = Arc::new(adapter);
         let told = Digest::of(|listener| {
             adapter.tell(listener);
             Ok::<(), String>(())
         });
         let content = told?;
+        // A copy may keep lengths and times; what other numbers computed is no longer true.
+        let generation = match &*read {
+            Some(old) if old.stamp == stamp && old.content == content => old.generation,
+            _ => self.next_number(),
+        };
         let kept = Some(Arc::clone(&adapter));
         *read = Some(Read { generation, stamp, adapter: kept, content });
         Ok((adapter, generation, content))
@@ -409,7 +410,18 @@ mod tests {
         let config = folder.path().join("adapter_config.json");
         let text = fs::read_to_string(&config).unwrap();
         fs::write(&config, text.replace("\"lora_alpha\": 8", "\"lora_alpha\": 16")).unwrap();
-        assert_ne!(slot(&adapters, &one("x", 1.0)), first);
+        let second = slot(&adapters, &one("x", 1.0));
+        assert_ne!(second, first);
+        // Other numbers in files of the same lengths and times, as some copies leave them.
+        known.let_go();
+        let weights = folder.path().join("adapter_model.safetensors");
+        let times = fs::metadata(&weights).unwrap().modified().unwrap();
+        let mut bytes = fs::read(&weights).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 0x80; // the sign of the last number
+        fs::write(&weights, bytes).unwrap();
+        fs::File::open(&weights).unwrap().set_modified(times).unwrap();
+        assert_ne!(slot(&adapters, &one("x", 1.0)), second);
     }
 
     #[test]

@@ -176,6 +176,7 @@ pub(super) fn merge(
 fn renumber(mut event: TextEvent, first: usize) -> TextEvent {
     match &mut event {
         TextEvent::Delta { choice, .. }
+        | TextEvent::Echo { choice, .. }
         | TextEvent::Prompt { choice, .. }
         | TextEvent::Tokens { choice, .. }
         | TextEvent::Reasoning { choice, .. }

@@ -172,6 +172,7 @@ impl Writer for Chunks {
             TextEvent::Delta { choice, text, logprobs } => {
                 self.text(choice, &text, &logprobs, out);
             }
+            TextEvent::Echo { choice, text } => self.text(choice, &text, &[], out),
             // A stream is refused that asks for it.
             TextEvent::Prompt { .. } => {}
             TextEvent::Tokens { choice, ids } => self.tokens(choice, &ids, out),
@@ -329,6 +330,7 @@ impl Whole {
                 choice.text.push_str(&text);
                 choice.logprobs.extend(logprobs);
             }
+            TextEvent::Echo { choice, text } => self.choices[choice].text.push_str(&text),
             TextEvent::Prompt { choice, tokens } => self.choices[choice].prompt = Some(tokens),
             TextEvent::Tokens { choice, ids } => self.choices[choice].token_ids.extend(ids),
             TextEvent::Reasoning { choice, text, logprobs } => {

@@ -293,7 +293,10 @@ impl Watch {
                 | TextEvent::ToolArguments { choice, .. },
             ) => self.text(&mut facts, *choice),
             Ok(
-                TextEvent::ToolCall { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. },
+                TextEvent::Echo { .. }
+                | TextEvent::ToolCall { .. }
+                | TextEvent::Prompt { .. }
+                | TextEvent::Tokens { .. },
             ) => {}
             Ok(TextEvent::Finished { choice, reason, usage, timings, .. }) => {
                 // Every piece of text was paid for as one token when it came; now comes the truth.

@@ -5,8 +5,8 @@
 //! chains run side by side, each chain has the same steps for every choice.
 
 use super::CHUNK;
+use super::plan::LINES;
 use super::q8::Ints;
-use super::tile::LINES;
 use crate::LANES;
 use crate::kv::{Element, Number};
 use crate::simd::{Simd, exps, sum};

@@ -17,7 +17,8 @@
 //! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
 //! lines are a tile, which reads each K and V once. Tiles are the tasks; when there are too few of
 //! them for the threads (decode over a long context), a few chunks of a tile are a task, and the
-//! partials are merged in a second run.
+//! partials are merged in a second run. So they are where sequences of few rows begin with the same
+//! blocks: as far as these go, rows of several sequences are lines of one tile (see `plan.rs`).
 //!
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1], 1e-4 over bytes.
 //!
@@ -27,6 +28,7 @@
 
 mod bidirectional;
 mod chunk;
+mod plan;
 mod q8;
 pub mod scalar;
 mod tile;
@@ -39,8 +41,9 @@ use crate::simd::run;
 use crate::{Isa, Pool};
 use chunk::Form;
 use half::{bf16, f16};
+use plan::{End, Plan, Ragged, Tile};
 use std::ops::Range;
-use tile::{Call, FinishTile, PartialsOfChunks, Tile, WholeTile, with_scratch};
+use tile::{Call, FinishTile, PartialsOfChunks, WholeTile, with_scratch};
 
 /// Keys that are reduced together; chunks begin at multiples of this position.
 pub const CHUNK: usize = 256;
@@ -103,56 +106,72 @@ fn attention_as<E: Form>(
 ) {
     /// Products below which a second thread is not worth waking.
     const SMALL: usize = 64 * 1024;
-    let shape = kv.shape();
-    let tiles = tile::plan(batch, params, shape.n_kv_heads);
-    let products: usize = tiles.iter().map(|t| t.lines.len() * t.keys.len() * shape.head_dim).sum();
-    let call = Call { q, kv, elements: kv.elements::<E>(), batch, params, out: Parts::new(out) };
-    if products < SMALL || pool.threads() == 1 {
-        tiles.iter().for_each(|tile| whole_tile(isa, &call, tile));
-    } else if tiles.len() < 4 * pool.threads() && tiles.iter().any(|t| t.chunks().len() > 1) {
-        run_by_chunk(pool, isa, &call, &tiles);
-    } else {
-        // Later rows see more keys: the long tasks go first.
-        let last = tiles.len() - 1;
-        pool.run(tiles.len(), &|i| whole_tile(isa, &call, &tiles[last - i]));
+    let of = Ragged { batch, params, shape: kv.shape() };
+    let mut plan = Plan::new(of);
+    let products = |tile: &Tile| tile.lines.len() * tile.keys.len() * of.shape.head_dim;
+    let alone = plan.tiles().map(products).sum::<usize>() < SMALL || pool.threads() == 1;
+    let few = plan.tiles().count() < 4 * pool.threads();
+    if !alone && few && plan.tiles().any(|tile| tile.chunks().len() > 1) {
+        plan.split();
     }
+    let run: &dyn Fn(usize, &(dyn Fn(usize) + Sync)) = match alone {
+        true => &|tasks, f| (0..tasks).for_each(f),
+        false => &|tasks, f| pool.run(tasks, f),
+    };
+    let threads = if alone { 1 } else { pool.threads() };
+    let out = Parts::new(out);
+    let call = Call { q, elements: kv.elements::<E>(), of, rows: &plan.rows, out };
+    compute(isa, run, threads, &call, &plan);
 }
 
-fn whole_tile<E: Form>(isa: Isa, call: &Call<'_, E>, tile: &Tile) {
-    with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
-}
-
-/// Some neighbouring chunks of a tile are a task.
-fn run_by_chunk<E: Form>(pool: &Pool, isa: Isa, call: &Call<'_, E>, tiles: &[Tile]) {
+/// Runs the tasks of a plan: whole tiles, and some neighbouring chunks of each part; then brings
+/// together what the parts have.
+fn compute<E: Form>(
+    isa: Isa,
+    run_all: &dyn Fn(usize, &(dyn Fn(usize) + Sync)),
+    threads: usize,
+    call: &Call<'_, E>,
+    plan: &Plan,
+) {
     const TASKS_PER_THREAD: usize = 8;
-    let partial = tile::partial_numbers(call.kv.shape());
-    let all: usize = tiles.iter().map(|tile| tile.chunks().len()).sum();
-    let each = (all / (TASKS_PER_THREAD * pool.threads())).max(1);
-    let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new(); // tile, chunks, partials
-    let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each tile
+    let numbers = tile::partial_numbers(call.of.shape);
+    let all: usize = plan.parts.iter().map(|tile| tile.chunks().len()).sum();
+    let each = (all / (TASKS_PER_THREAD * threads)).max(1);
+    let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new(); // part, chunks, partials
+    let mut places: Vec<Range<usize>> = Vec::new(); // of the partials of each part
     let mut end = 0;
-    for (i, tile) in tiles.iter().enumerate() {
+    for (i, tile) in plan.parts.iter().enumerate() {
         let first = end;
         for chunk in tile.chunks().step_by(each) {
             let chunks = chunk..tile.chunks().end.min(chunk + each);
             let start = end;
-            end += chunks.len() * tile.lines.len() * partial;
+            end += chunks.len() * tile.lines.len() * numbers;
             tasks.push((i, chunks, start..end));
         }
         places.push(first..end);
     }
     let mut partials = vec![0.0; end];
-    let parts = Parts::new(&mut partials);
-    pool.run(tasks.len(), &|i| {
-        let (tile, chunks, place) = &tasks[i];
+    let shares = Parts::new(&mut partials);
+    let whole = plan.whole.len();
+    run_all(whole + tasks.len(), &|i| {
+        // Later rows see more keys: the long tasks go first.
+        let Some(i) = i.checked_sub(whole) else {
+            let tile = &plan.whole[whole - 1 - i];
+            return with_scratch(|scratch| run(isa, WholeTile { call, tile, scratch }));
+        };
+        let (part, chunks, place) = &tasks[i];
         // SAFETY: the places of different tasks do not overlap.
-        let out = unsafe { parts.take(place.clone()) };
-        let (tile, chunks) = (&tiles[*tile], chunks.clone());
+        let out = unsafe { shares.take(place.clone()) };
+        let (tile, chunks) = (&plan.parts[*part], chunks.clone());
         with_scratch(|scratch| run(isa, PartialsOfChunks { call, tile, chunks, out, scratch }));
     });
     let partials = &partials;
-    pool.run(tiles.len(), &|i| {
-        run(isa, FinishTile { call, tile: &tiles[i], partials: &partials[places[i].clone()] });
+    run_all(plan.ends.len(), &|i| {
+        let End { tile, pieces } = &plan.ends[i];
+        let piece = |&(part, line): &(usize, usize)| {
+            (&partials[places[part].clone()], plan.parts[part].lines.len(), line)
+        };
+        run(isa, FinishTile { call, tile, pieces: &mut pieces.iter().map(piece) });
     });
 }
 

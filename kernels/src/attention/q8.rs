@@ -7,7 +7,7 @@
 
 use super::CHUNK;
 use super::chunk::{AHEAD, Chunk, Form, GROUPS, LINE, Weights, Work, stripes, vectors_of_a_stripe};
-use super::tile::LINES;
+use super::plan::LINES;
 use crate::LANES;
 use crate::kv::q8;
 use crate::simd::{Simd, round, sum};

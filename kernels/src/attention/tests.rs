@@ -50,6 +50,12 @@ impl World {
         World { kv, n_heads, seqs }
     }
 
+    /// The first `blocks` blocks of a sequence are those of another from now on.
+    fn lend(&mut self, from: usize, to: usize, blocks: usize) {
+        let lent = self.seqs[from].0[..blocks].to_vec();
+        self.seqs[to].0[..blocks].copy_from_slice(&lent);
+    }
+
     fn params(&self) -> AttentionParams {
         let scale = 3.0 / (self.kv.shape().head_dim as f32).sqrt();
         AttentionParams { n_heads: self.n_heads, scale, window: None }
@@ -152,6 +158,43 @@ fn batch_chunking_and_threads_change_no_bit() {
                 for pool in &pools {
                     let got = world.fast(pool, isa, &params, parts);
                     cases::assert_same_bits(&expected, &got, &format!("{parts:?} {params:?}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_that_begin_alike_are_as_alone() {
+    let pools = [Pool::new(1), Pool::new(2), Pool::new(5)];
+    let heads = [(14, 2, 64), (4, 2, 80), (16, 1, 8)];
+    for (ty, (n_heads, n_kv_heads, dim)) in
+        KvType::ALL.iter().flat_map(|ty| heads.map(|heads| (*ty, heads)))
+    {
+        let mut world =
+            World::new(&[1300, 1200, 700, 900, 1300, 300, 1030], n_heads, n_kv_heads, dim, ty);
+        // All chunks, half of them, one, parts of one; and one that shares nothing.
+        for (to, blocks) in [(1, 64), (2, 32), (4, 81), (5, 16), (6, 40)] {
+            world.lend(0, to, blocks);
+        }
+        let parts = [
+            (0, 1299..1300),
+            (6, 1024..1030),
+            (1, 1198..1200),
+            (2, 699..700),
+            (3, 880..900),
+            (4, 1299..1300),
+            (4, 511..513),
+            (5, 299..300),
+        ];
+        for params in variants(world.params()) {
+            let alone = |part| world.fast(&pools[0], Isa::best(), &params, &[part]);
+            let expected: Vec<f32> = parts.iter().cloned().flat_map(alone).collect();
+            for pool in &pools {
+                for isa in Isa::available() {
+                    let got = world.fast(pool, *isa, &params, &parts);
+                    let what = format!("{ty:?}, {n_heads}/{n_kv_heads} heads, {params:?}");
+                    cases::assert_same_bits(&expected, &got, &what);
                 }
             }
         }

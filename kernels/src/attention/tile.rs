@@ -1,78 +1,23 @@
-//! Tiles: up to sixteen lines (row, query head) of one sequence that share a KV head.
+//! What a tile computes: the partials of its lines, chunk by chunk, and what these come to.
 
+use super::CHUNK;
 use super::chunk::{self, AHEAD, Chunk, Form, Scratch, Work};
-use super::{AttentionBatch, AttentionParams, CHUNK};
+use super::plan::{LINES, Ragged, Row, Tile};
 use crate::LANES;
-use crate::kv::{KvShape, KvSlab};
+use crate::kv::KvShape;
 use crate::pool::Parts;
 use crate::simd::{Kernel, Simd, exp};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Lines of a tile.
-pub(super) const LINES: usize = 16;
-
 /// What all tasks of one call share.
 pub(super) struct Call<'a, E> {
     pub(super) q: &'a [f32],
-    pub(super) kv: &'a KvSlab,
     pub(super) elements: &'a [E],
-    pub(super) batch: &'a AttentionBatch<'a>,
-    pub(super) params: &'a AttentionParams,
+    pub(super) of: Ragged<'a>,
+    /// Of the plan.
+    pub(super) rows: &'a [Row],
     pub(super) out: Parts<'a, f32>,
-}
-
-/// Lines of one sequence and one KV head. Line `j` is row `j / group`, head `j % group` of the
-/// group.
-#[derive(Clone, Debug)]
-pub(super) struct Tile {
-    pub(super) seq: usize,
-    pub(super) kv_head: usize,
-    pub(super) lines: Range<usize>,
-    /// Positions that some line of the tile sees.
-    pub(super) keys: Range<usize>,
-}
-
-impl Tile {
-    /// The chunks that hold its keys.
-    pub(super) fn chunks(&self) -> Range<usize> {
-        self.keys.start / CHUNK..self.keys.end.div_ceil(CHUNK)
-    }
-}
-
-/// Cuts a batch into tiles.
-pub(super) fn plan(
-    batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
-    n_kv_heads: usize,
-) -> Vec<Tile> {
-    let group = params.n_heads / n_kv_heads;
-    let mut tiles = Vec::new();
-    for seq in 0..batch.context_len.len() {
-        let lines = (batch.cu_q[seq + 1] - batch.cu_q[seq]) as usize * group;
-        // Tiles of one KV head stand together: its keys stay in the second cache meanwhile.
-        for kv_head in 0..n_kv_heads {
-            for first in (0..lines).step_by(LINES) {
-                let lines = first..lines.min(first + LINES);
-                let start = visible(batch, params, seq, lines.start / group).start;
-                let end = visible(batch, params, seq, (lines.end - 1) / group).end;
-                tiles.push(Tile { seq, kv_head, lines, keys: start..end });
-            }
-        }
-    }
-    tiles
-}
-
-/// Positions that a row of a sequence sees.
-pub(super) fn visible(
-    batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
-    seq: usize,
-    row: usize,
-) -> Range<usize> {
-    let n_new = (batch.cu_q[seq + 1] - batch.cu_q[seq]) as usize;
-    let end = batch.context_len[seq] as usize - n_new + row + 1;
-    params.window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
 /// Numbers of the partial of one line: `[largest score, sum of weights, weighted sum of V]`.
@@ -94,7 +39,7 @@ impl<E: Form> Kernel for WholeTile<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let WholeTile { call, tile, scratch } = self;
         let Scratch { work, sums, partials } = scratch;
-        let numbers = partial_numbers(call.kv.shape());
+        let numbers = partial_numbers(call.of.shape);
         let len = tile.lines.len() * numbers;
         load_queries(simd, call, tile, &mut work.queries);
         E::prepare(simd, work);
@@ -127,18 +72,20 @@ impl<E: Form> Kernel for PartialsOfChunks<'_, E> {
         let Scratch { work, .. } = scratch;
         load_queries(simd, call, tile, &mut work.queries);
         E::prepare(simd, work);
-        let numbers = tile.lines.len() * partial_numbers(call.kv.shape());
+        let numbers = tile.lines.len() * partial_numbers(call.of.shape);
         for (chunk, out) in chunks.zip(out.chunks_exact_mut(numbers)) {
             partials_of_chunk(simd, call, tile, chunk, work, out);
         }
     }
 }
 
-/// Merges the partials of all chunks of a tile, `[chunks, lines, partial_numbers]`.
+/// Merges the partials of all chunks of some lines.
 pub(super) struct FinishTile<'a, E> {
     pub(super) call: &'a Call<'a, E>,
     pub(super) tile: &'a Tile,
-    pub(super) partials: &'a [f32],
+    /// Of every part, from the first chunk to the last: `[chunks, lines, partial_numbers]`, how
+    /// many lines that are, and which of them is the first of this tile.
+    pub(super) pieces: &'a mut dyn Iterator<Item = (&'a [f32], usize, usize)>,
 }
 
 impl<E: Form> Kernel for FinishTile<'_, E> {
@@ -146,12 +93,14 @@ impl<E: Form> Kernel for FinishTile<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let numbers = partial_numbers(self.call.kv.shape());
-        let lines = self.tile.lines.len();
-        let mut sums = vec![0.0; lines * numbers];
+        let numbers = partial_numbers(self.call.of.shape);
+        let mut sums = vec![0.0; self.tile.lines.len() * numbers];
         sums.chunks_exact_mut(numbers).for_each(clear);
-        for chunk in self.partials.chunks_exact(lines * numbers) {
-            merge(simd, &mut sums, chunk, numbers);
+        for (partials, lines, first) in self.pieces {
+            for chunk in partials.chunks_exact(lines * numbers) {
+                let own = &chunk[first * numbers..][..sums.len()];
+                merge(simd, &mut sums, own, numbers);
+            }
         }
         write_out(simd, self.call, self.tile, &sums);
     }
@@ -204,8 +153,8 @@ fn merge_line<S: Simd>(simd: S, sum: &mut [f32], next: &[f32], old: f32, new: f3
 /// have added a zero of either sign.
 #[inline(always)]
 fn write_out<S: Simd, E: Form>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &[f32]) {
-    let dim = call.kv.shape().head_dim;
-    let numbers = partial_numbers(call.kv.shape());
+    let dim = call.of.shape.head_dim;
+    let numbers = partial_numbers(call.of.shape);
     for (line, sum) in tile.lines.clone().zip(sums.chunks_exact(numbers)) {
         let start = query_start(call, tile, line);
         // SAFETY: a line belongs to one tile, and a tile is written by one task.
@@ -224,11 +173,9 @@ fn write_out<S: Simd, E: Form>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &
 
 /// Where the numbers of a line are in `q` and in `out`.
 fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
-    let shape = call.kv.shape();
-    let group = call.params.n_heads / shape.n_kv_heads;
-    let row = call.batch.cu_q[tile.seq] as usize + line / group;
+    let group = call.of.group();
     let head = tile.kv_head * group + line % group;
-    (row * call.params.n_heads + head) * shape.head_dim
+    (call.rows[line / group].at * call.of.params.n_heads + head) * call.of.shape.head_dim
 }
 
 /// Scaled queries of a tile; lines beyond the tile are 0.
@@ -239,12 +186,12 @@ fn load_queries<S: Simd, E>(
     tile: &Tile,
     queries: &mut Vec<[[f32; LANES]; LINES]>,
 ) {
-    let dim = call.kv.shape().head_dim;
+    let dim = call.of.shape.head_dim;
     if tile.lines.len() < LINES {
         queries.clear();
     }
     queries.resize(dim.div_ceil(LANES), [[0.0; LANES]; LINES]);
-    let scale = simd.splat(call.params.scale);
+    let scale = simd.splat(call.of.params.scale);
     for (i, line) in tile.lines.clone().enumerate() {
         let start = query_start(call, tile, line);
         let vectors = call.q[start..start + dim].chunks(LANES);
@@ -267,13 +214,13 @@ fn partials_of_chunk<S: Simd, E: Form>(
     work: &mut Work,
     out: &mut [f32],
 ) {
-    let shape = call.kv.shape();
+    let shape = call.of.shape;
     let base = chunk * CHUNK;
     let local = |keys: Range<usize>| {
         keys.start.clamp(base, base + CHUNK) - base..keys.end.clamp(base, base + CHUNK) - base
     };
     let keys = local(tile.keys.clone());
-    let table = call.batch.block_tables[tile.seq];
+    let table = call.of.batch.block_tables[tile.seq];
     let mut units: [&[E]; CHUNK / LANES + AHEAD] = [&[]; CHUNK / LANES + AHEAD];
     let last = tile.keys.end.min(base + CHUNK + AHEAD * LANES) - base;
     let groups = keys.start / LANES..last.div_ceil(LANES);
@@ -284,15 +231,15 @@ fn partials_of_chunk<S: Simd, E: Form>(
         let len = shape.unit_len(E::TYPE);
         *unit = &call.elements[shape.unit(slot, tile.kv_head) * len..][..len];
     }
-    let heads = call.params.n_heads / shape.n_kv_heads;
-    let mut visible_keys: [Range<usize>; LINES] = Default::default();
-    for (keys, line) in visible_keys.iter_mut().zip(tile.lines.clone()) {
-        *keys = local(visible(call.batch, call.params, tile.seq, line / heads));
+    let group = call.of.group();
+    let mut visible: [Range<usize>; LINES] = Default::default();
+    for (keys, line) in visible.iter_mut().zip(tile.lines.clone()) {
+        *keys = local(call.rows[line / group].keys.clone());
     }
     let chunk = Chunk {
         units: &units,
         keys,
-        visible: &visible_keys[..tile.lines.len()],
+        visible: &visible[..tile.lines.len()],
         head_dim: shape.head_dim,
     };
     chunk::partials(simd, &chunk, work, out);

@@ -169,7 +169,7 @@ impl Writer for Reply {
             TextEvent::Delta { text, .. } => self.text(&text, out),
             TextEvent::Reasoning { text, .. } => self.thought(&text, out),
             // A message has no fields that ask for these.
-            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
+            TextEvent::Echo { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::ToolCall { id, name, .. } => {
                 let id = format!("toolu_{}", id.trim_start_matches("call_"));
                 self.start(Open::ToolUse { id, name, input: String::new() }, out);

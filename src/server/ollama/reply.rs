@@ -172,7 +172,7 @@ impl Writer for Reply {
                 self.say(Said { thought: &text, ..Said::default() }, &logprobs, out);
             }
             // There are no fields that ask for these.
-            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
+            TextEvent::Echo { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::ToolCall { id, name, .. } => {
                 self.close(out);
                 self.open = Some((id, name, String::new()));

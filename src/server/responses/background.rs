@@ -1,11 +1,12 @@
 //! Responses that nobody waits for: each runs in a task of its own and writes its events into a
 //! log, which any number of clients may follow, from the start or from where they were.
 //!
-//! Logs live in memory, the last [`LOGS_MAX`] of them; the response itself is in the store from the
+//! Logs live in memory, the last [`LOGS_MAX`] of them and no more than [`LOGS_BYTES`]; the response itself is in the store from the
 //! moment it is queued. One that runs when the process ends has failed at the next start.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Json;
@@ -23,6 +24,12 @@ use crate::types::ProjectId;
 /// Logs that are remembered. Those of running responses are never forgotten.
 const LOGS_MAX: usize = 256;
 
+/// What they may weigh together: half a million events or so.
+const LOGS_BYTES: usize = 128 << 20;
+
+/// What a client is given at a time.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// The logs of one server, oldest first.
 #[derive(Default)]
 pub(in crate::server) struct Backgrounds {
@@ -34,6 +41,7 @@ pub(super) struct Log {
     project: ProjectId,
     id: String,
     events: Mutex<Vec<Event>>,
+    bytes: AtomicUsize,
     /// How many events there are, and whether no more will come.
     state: watch::Sender<(usize, bool)>,
     stop: Notify,
@@ -73,11 +81,7 @@ pub(super) async fn start(
 
 async fn write(log: &Log, mut run: Run) {
     while let Some(events) = run.step().await {
-        let mut known = log.events();
-        known.extend(events);
-        let count = known.len();
-        drop(known);
-        log.state.send_modify(|state| state.0 = count);
+        log.add(events);
     }
 }
 
@@ -100,15 +104,17 @@ impl Backgrounds {
             project,
             id,
             events: Mutex::default(),
+            bytes: AtomicUsize::new(0),
             state: watch::Sender::new((0, false)),
             stop: Notify::new(),
         });
         let mut logs = self.logs();
         logs.push_back(Arc::clone(&log));
-        if logs.len() > LOGS_MAX
+        let mut bytes: usize = logs.iter().map(|log| log.bytes()).sum();
+        while (logs.len() > LOGS_MAX || bytes > LOGS_BYTES)
             && let Some(oldest) = logs.iter().position(|log| log.state.borrow().1)
         {
-            logs.remove(oldest);
+            bytes -= logs.remove(oldest).map_or(0, |log| log.bytes());
         }
         log
     }
@@ -127,10 +133,9 @@ impl Log {
         stream::unfold(state, |(log, mut changes, next)| async move {
             loop {
                 let (count, ended) = *changes.borrow_and_update();
-                let count = count as u64;
-                if next < count {
-                    let piece = log.piece(next, count);
-                    return Some((piece, (log, changes, count)));
+                if next < count as u64 {
+                    let (piece, next) = log.piece(next);
+                    return Some((piece, (log, changes, next)));
                 }
                 // An error is a log that was forgotten, whose response has ended.
                 if ended || changes.changed().await.is_err() {
@@ -141,14 +146,88 @@ impl Log {
         .boxed()
     }
 
-    /// Sequence numbers count events, so they are places in the list.
-    fn piece(&self, from: u64, to: u64) -> Vec<u8> {
-        let events = self.events();
-        let some = events.iter().filter(|event| (from..to).contains(&event.sequence));
-        some.flat_map(|event| event.bytes.iter().copied()).collect()
+    /// The next events, one at least if there are any, and the number behind them. Sequence numbers
+    /// count events, so they are places in the list.
+    fn piece(&self, from: u64) -> (Vec<u8>, u64) {
+        let (events, mut piece, mut next) = (self.events(), Vec::new(), from);
+        for event in events.iter().skip(from as usize) {
+            if !piece.is_empty() && piece.len() + event.bytes.len() > PIECE_BYTES {
+                break;
+            }
+            debug_assert_eq!(event.sequence, next);
+            piece.extend_from_slice(&event.bytes);
+            next += 1;
+        }
+        (piece, next)
+    }
+
+    fn add(&self, events: Vec<Event>) {
+        let bytes = events.iter().map(|event| event.bytes.len()).sum();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut known = self.events();
+        known.extend(events);
+        let count = known.len();
+        drop(known);
+        self.state.send_modify(|state| state.0 = count);
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<Event>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROJECT: ProjectId = ProjectId::DEFAULT;
+
+    fn event(sequence: u64, len: usize) -> Event {
+        Event { sequence, bytes: vec![sequence as u8; len] }
+    }
+
+    #[test]
+    fn logs_that_ended_are_forgotten_by_number_and_by_weight() {
+        let all = Backgrounds::default();
+        let known = |id: &str| all.log(PROJECT, id).is_some();
+        let running = all.open(PROJECT, "running".into());
+        running.add(vec![event(0, LOGS_BYTES)]);
+        for id in ["old", "new"] {
+            let log = all.open(PROJECT, id.into());
+            log.add(vec![event(0, 1000)]);
+            log.state.send_modify(|state| state.1 = true);
+        }
+        assert!(known("running") && !known("old") && known("new"));
+        running.state.send_modify(|state| state.1 = true);
+        all.open(PROJECT, "last".into());
+        assert!(!known("running") && known("new"), "the oldest had the weight");
+        for number in 0..2 * LOGS_MAX {
+            let log = all.open(PROJECT, number.to_string());
+            log.state.send_modify(|state| state.1 = true);
+        }
+        assert_eq!(all.logs().len(), LOGS_MAX);
+        assert!(known("last"), "it runs");
+    }
+
+    #[tokio::test]
+    async fn a_log_is_given_in_pieces_from_any_place() {
+        let log = Backgrounds::default().open(PROJECT, "a".into());
+        let lens = [10, 0, PIECE_BYTES, 20, 3 * PIECE_BYTES, 30];
+        log.add(lens.iter().zip(0..).map(|(len, sequence)| event(sequence, *len)).collect());
+        log.state.send_modify(|state| state.1 = true);
+        for after in [None, Some(0), Some(2), Some(4), Some(5), Some(900), Some(u64::MAX)] {
+            let pieces: Vec<Vec<u8>> = log.follow(after).collect().await;
+            let first = after.map_or(0, |after| after.saturating_add(1) as usize);
+            let wanted: Vec<u8> = (first..lens.len())
+                .flat_map(|sequence| vec![sequence as u8; lens[sequence]])
+                .collect();
+            assert_eq!(pieces.concat(), wanted, "{after:?}");
+            let small = |piece: &Vec<u8>| piece.len() <= PIECE_BYTES || piece[0] == 4;
+            assert!(pieces.iter().all(small), "{after:?}");
+        }
     }
 }

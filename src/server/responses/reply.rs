@@ -92,7 +92,7 @@ impl Reply {
             TextEvent::Delta { text, logprobs, .. } => self.text(&text, &logprobs),
             TextEvent::Reasoning { text, .. } => self.thought(&text),
             // A response has no fields that ask for these.
-            TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
+            TextEvent::Echo { .. } | TextEvent::Prompt { .. } | TextEvent::Tokens { .. } => {}
             TextEvent::ToolCall { id, name, custom, .. } => {
                 self.close("completed");
                 let arguments = String::new();
