@@ -327,20 +327,23 @@ fn classes(pool: &Pool, table: &Table) {
     const N_HEADS: usize = 16;
     const N_KV_HEADS: usize = 8;
     const HEAD_DIM: usize = 128;
-    let blocks_each = 1600 / BLOCK_LEN;
-    for (kv_type, shared) in KvType::ALL[1..].iter().flat_map(|t| [0, 1536].map(|n| (*t, n))) {
+    let lens = [(1600, 0), (1600, 1536), (8448, 8192)];
+    for (kv_type, (len, shared)) in
+        [KvType::F16, KvType::Q8_0].iter().flat_map(|t| lens.map(|lens| (*t, lens)))
+    {
         let op = format!("attention {}", kv_type.name());
-        let what = format!("{SEQS} sequences of 1600 keys, {shared} shared");
+        let what = format!("{SEQS} sequences of {len} keys, {shared} shared");
         if !table.wants(&format!("{op} {what}")) {
             continue;
         }
+        let blocks_each = len / BLOCK_LEN;
         let n_blocks = SEQS * blocks_each;
         let shape =
             KvShape { n_blocks, block_len: BLOCK_LEN, n_kv_heads: N_KV_HEADS, head_dim: HEAD_DIM };
         let mut slab = KvSlab::new(shape, kv_type);
-        let numbers = randoms(1600 * N_KV_HEADS * HEAD_DIM, 5);
+        let numbers = randoms(len * N_KV_HEADS * HEAD_DIM, 5);
         for seq in 0..SEQS {
-            let slots: Vec<u32> = (seq * 1600..(seq + 1) * 1600).map(|slot| slot as u32).collect();
+            let slots: Vec<u32> = (seq * len..(seq + 1) * len).map(|slot| slot as u32).collect();
             slab.write(pool, &numbers, &numbers, &slots);
         }
         let table_of = |seq: usize| -> Vec<u32> {
@@ -351,12 +354,12 @@ fn classes(pool: &Pool, table: &Table) {
         let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
         let cu_q: Vec<u32> = (0..=SEQS as u32).collect();
         let batch =
-            AttentionBatch { cu_q: &cu_q, context_len: &[1600; SEQS], block_tables: &tables };
+            AttentionBatch { cu_q: &cu_q, context_len: &[len as u32; SEQS], block_tables: &tables };
         let params = AttentionParams { n_heads: N_HEADS, scale: 0.1, window: None };
         let q = randoms(SEQS * N_HEADS * HEAD_DIM, 6);
         let mut out = vec![0.0; q.len()];
-        let operations = 4.0 * (SEQS * 1600 * N_HEADS * HEAD_DIM) as f64;
-        let bytes = shape.bytes(kv_type) / (SEQS * 1600) * (SEQS * (1600 - shared) + shared);
+        let operations = 4.0 * (SEQS * len * N_HEADS * HEAD_DIM) as f64;
+        let bytes = shape.bytes(kv_type) / (SEQS * len) * (SEQS * (len - shared) + shared);
         table.row(&op, &what, bytes, operations, table.limits.floats, |_| {
             attention(pool, Isa::best(), &q, &slab, &batch, &params, &mut out);
         });
