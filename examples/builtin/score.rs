@@ -119,6 +119,7 @@ async fn complete(
             TextEvent::Reasoning { .. }
             | TextEvent::Prompt { .. }
             | TextEvent::Tokens { .. }
+            | TextEvent::Echo { .. }
             | TextEvent::Finished { .. } => {}
         }
     }
