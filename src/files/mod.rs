@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-pub use blobs::{Blobs, Writing};
+pub use blobs::{Blobs, Writing, too_large};
 pub use uploads::{NewUpload, PART_BYTES_MAX, UPLOAD_BYTES_MAX};
 
 use crate::error::Error;
