@@ -36,6 +36,7 @@ mod objects;
 mod observe;
 mod ollama;
 mod paging;
+mod pairs;
 mod reference;
 mod responses;
 mod sse;
@@ -265,11 +266,11 @@ impl App {
         {
             return Err(ApiError::encoded());
         }
-        let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
         let most = self.config.body_limit_bytes;
         if declared_len(request.headers()).is_some_and(|len| len > most as u64) {
             return Err(ApiError::body_too_large(most)); // unread: it may wait to be told to go on
         }
+        let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
         let _place = match is_long(request.headers()) {
             true => Some(self.place_for_body(key).await?),
             false => None,

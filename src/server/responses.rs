@@ -32,7 +32,7 @@ use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
 use super::reference::{self, INCLUDE, Routes, answers, get, post};
-use super::{App, answer, aside, chat, fields, ids, objects, sse};
+use super::{App, answer, aside, chat, fields, ids, objects, pairs, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History, Page};
@@ -146,6 +146,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let project = caller.project;
     let said = said(app, project, &mut draft).await?;
+    pairs::of_items(&said)?;
     let model = hold(app, &draft, &said).await?;
     let read = fit::fitting(app, &model, &draft, &said).await?;
     let begun = begin(app, &watch, caller, &model, &draft, read).await?;
@@ -413,6 +414,7 @@ async fn input_tokens(
     body.value("personality");
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
+    pairs::of_items(&said)?;
     let model = hold(&app, &draft, &said).await?;
     let read = fit::fitting(&app, &model, &draft, &said).await?;
     let input_tokens = fit::count(&app, &model, &draft, read).await?;

@@ -10,7 +10,7 @@ use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
 use crate::server::fields;
-use crate::server::{call, chat, items, metadata};
+use crate::server::{call, chat, items, metadata, pairs};
 
 /// Fields that a chat knows under the same name.
 const SAME: [&str; 15] = [
@@ -153,13 +153,14 @@ impl Draft {
         }
         self.call(&self.input).map(drop)
     }
+        pairs::of_items(&self.input)?;
 
     /// The chat that it is, after these items.
     pub(super) fn call(&self, said: &[Value]) -> Result<Call, ApiError> {
         let mut body = self.chat.clone();
         let messages = items::messages(self.instructions.as_deref(), said);
         body.insert("messages".to_owned(), Value::Array(messages));
-        let mut call = chat::parse(Fields::within("", body), self.lenient).map_err(own_names)?;
+        let mut call = chat::read(Fields::within("", body), self.lenient).map_err(own_names)?;
         let system_param = self.instructions.as_ref().map(|_| "instructions");
         call.requests.iter_mut().for_each(|request| request.system_param = system_param);
         Ok(call)
