@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
 use self::request::own_names;
-pub(super) use self::request::{Draft, read};
+pub(super) use self::request::{Draft, INCLUDABLE, read, take_include};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
@@ -430,7 +430,7 @@ async fn show(
 ) -> Result<Response, ApiError> {
     let mut query = Query::parse(&uri)?;
     let (stream, after) = (query.flag("stream")?, query.take("starting_after"));
-    query.list("include");
+    take_include(&mut query)?;
     query.take("include_obfuscation");
     query.end(app.config.lenient_fields)?;
     let after = after.map(|text| text.parse::<u64>()).transpose().map_err(|_| {
@@ -486,7 +486,7 @@ async fn input_items(
     uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
     let mut query = Query::parse(&uri)?;
-    query.list("include");
+    take_include(&mut query)?;
     let history = Arc::clone(&app.rooms.history);
     let list = move |page: &Page| history.response_input(caller.project, &id, page);
     paging::answer(&app, &caller, query, PAGE, list).await

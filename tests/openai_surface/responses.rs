@@ -293,7 +293,7 @@ async fn a_conversation_grows_with_its_responses() {
     );
     assert_eq!(text(&second), text(&spoken.await));
     let list = async |query: &str| server.get(&format!("{path}/items{query}")).await.json();
-    let all = list("?order=asc&include[]=x").await;
+    let all = list("?order=asc&include[]=message.output_text.logprobs").await;
     let roles: Vec<_> =
         all["data"].as_array().expect("items").iter().map(|i| i["role"].clone()).collect();
     assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
