@@ -163,6 +163,14 @@ impl Files {
         Ok(())
     }
 
+    /// Removes at most so many objects that have expired, of whatever kind, and their contents.
+    /// Returns how many objects that were.
+    pub fn sweep(&self, most: usize) -> Result<usize, Error> {
+        let swept = self.store.sweep(most)?;
+        swept.contents.iter().for_each(|id| self.blobs.remove(id));
+        Ok(swept.documents)
+    }
+
     /// Removes contents that no object names. Returns how many bytes that were.
     pub fn gc(&self) -> Result<u64, Error> {
         let mut freed = 0;
