@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use hearth::files::{Files, NewFile, Quota};
-use hearth::store::{Document, Kind, Store};
+use hearth::store::Store;
 use hearth::types::ProjectId;
 
 fn hearth(data: &Path, args: &[&str]) -> Command {
@@ -152,6 +152,7 @@ mod killed {
     use std::process::{Child, ChildStdout, Stdio};
     use std::time::Duration;
 
+    use hearth::store::{Document, Kind};
     use serde_json::{Value, json};
 
     use super::*;
