@@ -67,6 +67,8 @@ pub struct Config {
     pub send_timeout: Duration,
     /// Bytes of the files of one project together.
     pub files_quota_bytes: u64,
+    /// Days that stored answers are remembered; `None` is for ever.
+    pub store_days: Option<u64>,
     /// Unknown request fields are warned about.
     pub lenient_fields: bool,
     /// Logs are JSON lines.
@@ -210,6 +212,7 @@ impl RawConfig {
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
             send_timeout: seconds("--send-timeout-s", server.send_timeout_s, 60)?,
             files_quota_bytes: gb("--files-quota-gb", server.files_quota_gb, 20)?,
+            store_days: store_days(server.store_days)?,
             lenient_fields: server.lenient_fields.unwrap_or(false),
             log_json,
             drain_timeout: Duration::from_secs(30),
@@ -324,6 +327,14 @@ fn in_range(
 
 fn seconds(option: &str, value: Option<usize>, default: usize) -> Result<Duration, ConfigError> {
     in_range(option, value, default, 1 << 20).map(|s| Duration::from_secs(s as u64))
+}
+
+/// 0 is for ever.
+fn store_days(days: Option<usize>) -> Result<Option<u64>, ConfigError> {
+    match days {
+        Some(0) => Ok(None),
+        days => in_range("--store-days", days, 30, 36_500).map(|days| Some(days as u64)),
+    }
 }
 
 /// The folder that is named, or the default one; `None` for `none`, or without a home to put it in.
@@ -444,6 +455,7 @@ impl Config {
             ("send-timeout-s", self.send_timeout.as_secs().to_string()),
             ("body-limit-mb", (self.body_limit_bytes >> 20).to_string()),
             ("files-quota-gb", (self.files_quota_bytes >> 30).to_string()),
+            ("store-days", self.store_days.map_or("for ever".to_owned(), |days| days.to_string())),
             ("cors-origin", listed(&self.cors_origins)),
             (
                 "api-key",

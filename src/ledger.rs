@@ -197,6 +197,43 @@ mod tests {
     }
 
     #[test]
+    fn old_minutes_become_days_and_days_stay_what_they_are() {
+        const DAY: u64 = 86_400;
+        let ledger = Ledger::open(Arc::new(Store::in_memory().unwrap())).unwrap();
+        // Two accounts of two days and the morning of a third, midnight included.
+        for minute in (0..49 * 60).step_by(20) {
+            ledger.note(account(minute * 60, 1, "a"), used(minute + 1));
+            ledger.note(account(minute * 60, 2, "b"), used(1));
+        }
+        let ask = |width_s: u64, groups: &[Group]| {
+            let groups = groups.to_vec();
+            let query = UsageQuery { to_s: 3 * DAY, width_s, groups, ..query() };
+            ledger.usage(&query).unwrap()
+        };
+        let by_model = [Group::Model];
+        let days = ask(DAY, &by_model);
+        assert_eq!(days.len(), 6);
+        let hours = ask(3600, &[]);
+        let fold = || ledger.store.write(|tx| tx.fold_usage(2 * DAY)).unwrap();
+        for hour in 0..48 {
+            assert!(fold(), "hour {hour}");
+            assert_eq!(ask(DAY, &by_model), days, "hour {hour}");
+        }
+        assert!(!fold() && !fold());
+        assert_eq!(ask(DAY, &by_model), days);
+        // What is not old is told apart by minute, what is stands in its first hour.
+        let folded = ask(3600, &[]);
+        let starts: Vec<_> = folded.iter().map(|row| row.start_s).collect();
+        assert_eq!(starts, [0, DAY, 2 * DAY]);
+        assert_eq!(folded[2], hours[48]);
+        // A sum that comes late is of its day, too.
+        ledger.note(account(DAY + 60, 1, "a"), used(5));
+        ledger.flush();
+        assert!(fold() && !fold());
+        assert_eq!(ask(3600, &[])[1].used.input, folded[1].used.input + 5);
+    }
+
+    #[test]
     fn sums_outlive_the_process_and_go_on() {
         let folder = tempfile::tempdir().unwrap();
         for round in 1..=2 {

@@ -152,6 +152,7 @@ mod killed {
     use std::process::{Child, ChildStdout, Stdio};
     use std::time::Duration;
 
+    use hearth::store::{Document, Kind};
     use serde_json::{Value, json};
 
     use super::*;
@@ -235,6 +236,67 @@ mod killed {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+
+    /// Nobody has to call `gc`: a server clears out, and the rest is as it was.
+    #[test]
+    fn what_has_expired_leaves_while_a_server_runs() {
+        let data = tempfile::tempdir().unwrap();
+        let contents = data.path().join("files/file-1");
+        let body = || json!({"object": "response", "status": "completed"});
+        let response = |id: &str, parent: &str, expires_s| Document {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            created_s: 1,
+            expires_s,
+            body: body(),
+        };
+        let seen = |kind, id: &str| {
+            let store = Store::open(data.path()).unwrap();
+            store.read(|tx| tx.exists(kind, id)).unwrap()
+        };
+        {
+            let store = Arc::new(Store::open(data.path()).unwrap());
+            let files = Files::open(Arc::clone(&store), Quota { project_bytes_max: 9 }).unwrap();
+            let mut writing = files.write(9).unwrap();
+            writing.push(b"old").unwrap();
+            let (filename, purpose) = ("a".to_owned(), "batch".to_owned());
+            let new = NewFile { filename, purpose, lifetime_s: Some(0) };
+            files.keep(ProjectId::DEFAULT, "file-1", &new, writing).unwrap();
+            let kept = store.write(|tx| {
+                for i in 0..500 {
+                    let id = format!("old-{i}");
+                    let put = |kind, one: &Document| tx.insert(ProjectId::DEFAULT, kind, one);
+                    put(Kind::Response, &response(&id, "", Some(1)))?;
+                    put(Kind::ResponseInput, &response("item", &id, Some(1)))?;
+                }
+                tx.insert(ProjectId::DEFAULT, Kind::Response, &response("new", "", None))
+            });
+            kept.unwrap();
+        }
+        assert!(contents.exists() && seen(Kind::File, "file-1"));
+        let server = Server::start(data.path());
+        let begun = std::time::Instant::now();
+        while seen(Kind::ResponseInput, "item") || seen(Kind::File, "file-1") || contents.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "it is still there");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(!seen(Kind::Response, "old-499"));
+        assert_eq!(server.ask("GET", "/v1/responses/new", "-", &Value::Null), (200, body()));
+        // What is stored now has an end, but for conversations.
+        let made = server.ask("POST", "/v1/conversations", "-", &json!({})).1;
+        let ask = json!({"model": "hearth-tiny", "input": "Hi", "max_output_tokens": 16});
+        let said = server.ask("POST", "/v1/responses", "-", &ask).1;
+        let store = Store::open(data.path()).unwrap();
+        let end = |kind, id: &Value| {
+            let found = store.read(|tx| tx.get(ProjectId::DEFAULT, kind, "", id.as_str().unwrap()));
+            let found = found.unwrap().unwrap();
+            found.expires_s.map(|end| end - found.created_s)
+        };
+        let month = 30 * 24 * 3600;
+        let left = end(Kind::Response, &said["id"]).unwrap();
+        assert!((month..month + 60).contains(&left), "{left}");
+        assert_eq!(end(Kind::Conversation, &made["id"]), None);
     }
 
     /// The start says who may ask, and the log by whose name a client calls its request.

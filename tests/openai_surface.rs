@@ -12,6 +12,8 @@ mod answers;
 mod batches;
 #[path = "openai_surface/completions.rs"]
 mod completions;
+#[path = "openai_surface/early.rs"]
+mod early;
 #[path = "openai_surface/files.rs"]
 mod files;
 #[path = "openai_surface/fixture.rs"]

@@ -319,9 +319,10 @@ fn hostile_gguf_headers_are_refused_by_name() {
         ("zero dimension", one("t", &[8, 0], 0, 0), "`t`: a dimension"),
         ("overflow", one("t", &[1 << 33, 1 << 33], 0, 0), "`t`: its dimensions"),
         ("byte overflow", one("t", &[1 << 62, 1], 0, 0), "`t`: its dimensions"),
-        ("beyond the file", one("t", &[17], 0, 0), "`t`: 68 bytes at offset 0"),
-        ("offset beyond the file", one("t", &[1], 0, 96), "`t`: 0 bytes at offset 96"),
-        ("offset overflow", one("t", &[1], 0, u64::MAX - 31), "`t`: 0 bytes at offset"),
+        ("beyond the file", one("t", &[17], 0, 0), "it has 128 bytes, and 132 are needed"),
+        ("offset beyond the file", one("t", &[1], 0, 96), "it has 128 bytes, and 164 are needed"),
+        ("no bytes there", one("t", &[1], 99, 96), "it has 128 bytes, and 160 are needed"),
+        ("offset overflow", one("t", &[1], 0, u64::MAX - 31), "`t`: its bytes at offset"),
         ("misaligned", one("t", &[4], 0, 4), "`t`: offset 4 is not a multiple of 32"),
         ("broken blocks", one("t", &[31], 2, 0), "`t`: rows of 31 are not whole Q4_0"),
         ("overlap", two("t", "u", 0), "overlap"),
@@ -333,6 +334,28 @@ fn hostile_gguf_headers_are_refused_by_name() {
     }
 }
 
+/// What is left of a download says how much is missing, wherever it was cut off.
+#[test]
+fn files_that_were_cut_short_say_so() {
+    // Behind the last tensor of a GGUF nothing is missed.
+    for (name, whole, padding) in
+        [("GGUF", small_gguf(), 4), ("SafeTensors", small_safetensors(), 0)]
+    {
+        let needed = whole.len() - padding;
+        check(whole[..needed].to_vec(), name).expect("all that is needed");
+        for found in 9..needed {
+            let message = check(whole[..found].to_vec(), name).expect_err(name);
+            let says = |words: &str| assert!(message.contains(words), "{name}, {found}: {message}");
+            says("fetch it again");
+            says(&format!("{found} bytes"));
+            if found > needed - 30 {
+                says("shorter than its header promises");
+                says(&format!("it has {found} bytes, and {needed} are needed"));
+            }
+        }
+    }
+}
+
 /// A file that is named `.gguf` is held to it.
 #[test]
 fn files_without_the_magic_are_refused_by_name() {
@@ -340,7 +363,7 @@ fn files_without_the_magic_are_refused_by_name() {
     let path = folder.path().join("x.gguf");
     for (bytes, expected) in [
         (&b""[..], "the file is empty"),
-        (b"GGU", "4 bytes are expected here and the file has 3 left (at byte 0)"),
+        (b"GGU", "it has 3 bytes, and 4 or more are needed; fetch it again (at byte 0)"),
         (b"GGML\x03\0\0\0", "not a GGUF file: it starts with `GGML` (at byte 0)"),
     ] {
         std::fs::write(&path, bytes).unwrap();
@@ -375,8 +398,8 @@ fn hostile_safetensors_headers_are_refused_by_name() {
         ("negative", t("[-8]", "[0,32]"), "tensor `t`"),
         ("overflow", t("[4294967296,4294967296,4294967296]", "[0,32]"), "`t`: its shape"),
         ("too many dimensions", t(&many_dims, "[0,32]"), "more than 8 dimensions"),
-        ("beyond the file", t("[9]", "[0,36]"), "`t`: bytes 0..36 of a data section of 32"),
-        ("offset overflow", t("[8]", "[18446744073709551615,0]"), "`t`: bytes"),
+        ("beyond the file", t("[9]", "[0,36]"), "it has 95 bytes, and 99 are needed"),
+        ("offset overflow", t("[8]", "[18446744073709551615,0]"), "`t`: its bytes"),
         ("backwards", t("[8]", "[32,0]"), "`t`: its bytes end before they start"),
         ("wrong size", t("[7]", "[0,32]"), "`t`: shape [7] of F32 does not fill 32 bytes"),
         ("tail", t("[7]", "[0,28]"), "4 of the 32 bytes of data belong to no tensor"),

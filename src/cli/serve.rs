@@ -14,7 +14,7 @@ use crate::auth::Keyring;
 use crate::config::{Config, RawConfig};
 use crate::files::{Files, Quota};
 use crate::history::History;
-use crate::jobs::Batches;
+use crate::jobs::{self, Batches};
 use crate::ledger::Ledger;
 use crate::pipeline::Pipeline;
 use crate::registry::hub::HubOptions;
@@ -23,6 +23,7 @@ use crate::registry::{Kind, builtin};
 use crate::server::{self, Rooms, ServerConfig, Tls};
 use crate::store::Store;
 
+const DAY_S: u64 = 24 * 3600;
 /// Silence on a stream is broken this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -53,10 +54,12 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&registry)));
     let quota = Quota { project_bytes_max: config.files_quota_bytes };
     let files = Arc::new(Files::open(Arc::clone(&store), quota)?);
-    let history = Arc::new(History::new(Arc::clone(&store)));
+    let lifetime = config.store_days.map(|days| Duration::from_secs(days * DAY_S));
+    let history = Arc::new(History::new(Arc::clone(&store)).forgetting(lifetime));
     history.fail_interrupted()?;
     let ledger = Arc::new(Ledger::open(Arc::clone(&store))?);
-    let batches = Arc::new(Batches::open(store, Arc::clone(&files))?);
+    let batches = Arc::new(Batches::open(Arc::clone(&store), Arc::clone(&files))?);
+    let sweep = jobs::sweep(store, Arc::clone(&files));
     let rooms = Rooms { keyring, history, files, batches, ledger: Arc::clone(&ledger) };
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -65,6 +68,7 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
+    drop(runtime.spawn(sweep));
     let stopped = runtime.block_on(listen(config, tls, pipeline, rooms))?;
     if !registry.drain(drain_timeout.saturating_sub(stopped.elapsed())) {
         tracing::warn!("some answers did not finish in time");

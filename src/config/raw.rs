@@ -224,6 +224,10 @@ pub struct ServerArgs {
     /// GB of uploaded files that one project may have (default: 20).
     #[arg(long, env = "HEARTH_FILES_QUOTA_GB")]
     pub files_quota_gb: Option<usize>,
+    /// Days after which stored responses and chat completions are removed; 0 keeps them for ever
+    /// (default: 30).
+    #[arg(long, env = "HEARTH_STORE_DAYS")]
+    pub store_days: Option<usize>,
     /// Warn about request fields that nobody knows instead of refusing them.
     #[arg(
         long,
@@ -301,6 +305,7 @@ impl RawConfig {
                 body_limit_mb: server.body_limit_mb.or(file.server.body_limit_mb),
                 send_timeout_s: server.send_timeout_s.or(file.server.send_timeout_s),
                 files_quota_gb: server.files_quota_gb.or(file.server.files_quota_gb),
+                store_days: server.store_days.or(file.server.store_days),
                 lenient_fields: server.lenient_fields.or(file.server.lenient_fields),
                 log_format: server.log_format.or(file.server.log_format),
             },
@@ -407,7 +412,7 @@ mod tests {
             port = 6\ntls-cert = \"c\"\ntls-key = \"k\"\n\
             data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
-            send-timeout-s = 9\nlenient-fields = true\nlog-format = \"json\"\n\
+            store-days = 9\nsend-timeout-s = 9\nlenient-fields = true\nlog-format = \"json\"\n\
             kv-store = \"k\"\nkv-store-size = \"1G\"\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
         assert_eq!(all.lines().count(), flags().len());

@@ -54,6 +54,7 @@ fn wrong_values_name_their_flag() {
         ("kv-store = \"\"", "--kv-store"),
         ("kv-store = \"d\"\nkv-store-size = \"much\"", "--kv-store-size"),
         ("kv-store-size = \"1G\"", "--kv-store-size"),
+        ("store-days = 36501", "--store-days"),
         ("tls-cert = \"c\"", "--tls-cert"),
         ("tls-key = \"k\"", "--tls-key"),
     ];
@@ -80,13 +81,21 @@ fn an_address_of_version_6_is_told_from_its_port() {
 
 #[test]
 fn what_is_in_force_is_printed() {
-    let text = "model-alias = \"gpt=m\"\ncors-origin = \"*\"\nfiles-quota-gb = 7\npin = \"m\"";
+    let text = "model-alias = \"gpt=m\"\ncors-origin = \"*\"\nfiles-quota-gb = 7\npin = \"m\"\n\
+        store-days = 7";
     let told = raw(text).validate().unwrap().describe();
-    for line in
-        ["model-alias     gpt=m", "cors-origin     *", "files-quota-gb  7", "pin             m"]
-    {
+    for line in [
+        "model-alias     gpt=m",
+        "cors-origin     *",
+        "files-quota-gb  7",
+        "pin             m",
+        "store-days      7",
+    ] {
         assert!(told.contains(line), "{line}: {told}");
     }
+    let days = |toml: &str| raw(toml).validate().unwrap().store_days;
+    assert_eq!((days(""), days("store-days = 0")), (Some(30), None));
+    assert!(raw("store-days = 0").validate().unwrap().describe().contains("for ever"));
 }
 
 #[test]

@@ -160,6 +160,12 @@ impl Blobs {
     }
 }
 
+/// More than one file may have.
+pub fn too_large(bytes_max: u64) -> Error {
+    let message = format!("The file is larger than the limit of {bytes_max} bytes.");
+    Error::TooLarge { code: "file_too_large", message }
+}
+
 /// Contents on their way to the disk; gone if they never get there.
 pub struct Writing {
     folder: Arc<Folder>,
@@ -178,8 +184,7 @@ impl Writing {
     pub fn push(&mut self, piece: &[u8]) -> Result<(), Error> {
         self.bytes += piece.len() as u64;
         if self.bytes > self.bytes_max {
-            let message = format!("The file is larger than the limit of {} bytes.", self.bytes_max);
-            return Err(Error::TooLarge { code: "file_too_large", message });
+            return Err(too_large(self.bytes_max));
         }
         self.sha256.update(piece);
         self.file.write_all(piece).map_err(|e| failed(&e))

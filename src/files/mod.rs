@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-pub use blobs::{Blobs, Writing};
+pub use blobs::{Blobs, Writing, too_large};
 pub use uploads::{NewUpload, PART_BYTES_MAX, UPLOAD_BYTES_MAX};
 
 use crate::error::Error;
@@ -161,6 +161,14 @@ impl Files {
         }
         self.blobs.remove(id);
         Ok(())
+    }
+
+    /// Removes at most so many objects that have expired, of whatever kind, and their contents.
+    /// Returns how many objects that were.
+    pub fn sweep(&self, most: usize) -> Result<usize, Error> {
+        let swept = self.store.sweep(most)?;
+        swept.contents.iter().for_each(|id| self.blobs.remove(id));
+        Ok(swept.documents)
     }
 
     /// Removes contents that no object names. Returns how many bytes that were.

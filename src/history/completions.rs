@@ -24,7 +24,8 @@ impl History {
     ) -> Result<(), Error> {
         let id = object["id"].as_str().unwrap_or_default().to_owned();
         let created_s = object["created"].as_u64().unwrap_or_default();
-        let document = |id, parent, body| Document { id, parent, created_s, expires_s: None, body };
+        let expires_s = self.end();
+        let document = |id, parent, body| Document { id, parent, created_s, expires_s, body };
         self.store.write(|tx| {
             for (i, message) in messages.iter().enumerate() {
                 let body = message_object(&format!("{id}-{i}"), message);

@@ -33,7 +33,7 @@ impl History {
         let document = Document { id: name, parent, created_s, expires_s: None, body };
         self.store.write(|tx| {
             tx.insert(project, KIND, &document)?;
-            append(tx, project, ITEM, id, items, Known::Refused)
+            append(tx, project, (ITEM, id), items, (Known::Refused, None))
         })?;
         Ok(document.body)
     }
@@ -73,7 +73,7 @@ impl History {
     ) -> Result<(), Error> {
         self.store.write(|tx| {
             known(tx, project, conversation)?;
-            append(tx, project, ITEM, conversation, items, Known::Refused)
+            append(tx, project, (ITEM, conversation), items, (Known::Refused, None))
         })
     }
 
@@ -139,14 +139,13 @@ pub(super) enum Known {
     Passed,
 }
 
-/// Adds items, which have their ids, to the list of one parent.
+/// Adds items, which have their ids, to the list of one parent; with an end, where it has one.
 pub(super) fn append(
     tx: &Tx<'_>,
     project: ProjectId,
-    kind: Kind,
-    parent: &str,
+    (kind, parent): (Kind, &str),
     items: &[Value],
-    duplicates: Known,
+    (duplicates, expires_s): (Known, Option<u64>),
 ) -> Result<(), Error> {
     let created_s = unix_now_s();
     for body in items {
@@ -159,7 +158,7 @@ pub(super) fn append(
             return Err(Error::invalid("items", message));
         }
         let (parent, body) = (parent.to_owned(), body.clone());
-        tx.insert(project, kind, &Document { id, parent, created_s, expires_s: None, body })?;
+        tx.insert(project, kind, &Document { id, parent, created_s, expires_s, body })?;
     }
     Ok(())
 }

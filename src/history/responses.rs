@@ -14,6 +14,7 @@ const OUTPUT: Kind = Kind::ResponseOutput;
 
 /// Responses that one may build on, through `previous_response_id`.
 const CHAIN_MAX: usize = 1000;
+const DAY_S: u64 = 24 * 3600;
 /// Items of one response.
 const ITEMS_MAX: usize = 10_000;
 
@@ -40,26 +41,31 @@ impl History {
     pub fn keep_response(&self, project: ProjectId, reply: &Reply) -> Result<(), Error> {
         let id = reply.object["id"].as_str().unwrap_or_default();
         let output = reply.object["output"].as_array().cloned().unwrap_or_default();
+        let end = self.end();
         self.store.write(|tx| {
             if reply.store {
-                match tx.get(project, KIND, "", id)? {
+                let end = match tx.get(project, KIND, "", id)? {
                     Some(begun) if is_running(&begun.body) => {
-                        let body = reply.object.clone();
+                        let (body, end) = (reply.object.clone(), begun.expires_s);
                         tx.replace(project, KIND, &Document { body, ..begun })?;
+                        end
                     }
                     None if reply.object["background"] != true => {
-                        tx.insert(project, KIND, &document(&reply.object))?;
-                        append(tx, project, INPUT, id, &reply.input, Known::Passed)?;
+                        tx.insert(project, KIND, &document(&reply.object, end))?;
+                        append(tx, project, (INPUT, id), &reply.input, (Known::Passed, end))?;
+                        end
                     }
                     // Cancelled or deleted while it ran: that holds.
                     _ => return Ok(()),
-                }
-                append(tx, project, OUTPUT, id, &output, Known::Passed)?;
+                };
+                append(tx, project, (OUTPUT, id), &output, (Known::Passed, end))?;
+                prolong(tx, project, &reply.object, end)?;
             }
             let Some(conversation) = &reply.conversation else { return Ok(()) };
             known(tx, project, conversation)?;
-            append(tx, project, Kind::ConversationItem, conversation, &reply.input, Known::Passed)?;
-            append(tx, project, Kind::ConversationItem, conversation, &output, Known::Passed)
+            let list = (Kind::ConversationItem, conversation.as_str());
+            append(tx, project, list, &reply.input, (Known::Passed, None))?;
+            append(tx, project, list, &output, (Known::Passed, None))
         })
     }
 
@@ -70,10 +76,10 @@ impl History {
         object: &Value,
         input: &[Value],
     ) -> Result<(), Error> {
-        let id = object["id"].as_str().unwrap_or_default();
+        let (id, end) = (object["id"].as_str().unwrap_or_default(), self.end());
         self.store.write(|tx| {
-            tx.insert(project, KIND, &document(object))?;
-            append(tx, project, INPUT, id, input, Known::Passed)
+            tx.insert(project, KIND, &document(object, end))?;
+            append(tx, project, (INPUT, id), input, (Known::Passed, end))
         })
     }
 
@@ -137,7 +143,7 @@ impl History {
                 let mut turn = children(tx, project, INPUT, &id)?;
                 turn.extend(children(tx, project, OUTPUT, &id)?);
                 turns.push(turn);
-                next = response["previous_response_id"].as_str().map(str::to_owned);
+                next = previous(&response);
             }
             Ok(turns.into_iter().rev().flatten().collect())
         })
@@ -182,6 +188,34 @@ fn is_running(response: &Value) -> bool {
     response["status"] == "queued" || response["status"] == "in_progress"
 }
 
+fn previous(response: &Value) -> Option<String> {
+    response["previous_response_id"].as_str().map(str::to_owned)
+}
+
+/// What a response follows lives as long as it: nothing could follow it otherwise. And a day
+/// longer, so that the next one has not to say so again.
+fn prolong(
+    tx: &Tx<'_>,
+    project: ProjectId,
+    response: &Value,
+    end: Option<u64>,
+) -> Result<(), Error> {
+    let mut next = previous(response);
+    for _ in 0..CHAIN_MAX {
+        let Some(id) = next else { break };
+        let Some(found) = tx.get(project, KIND, "", &id)? else { break };
+        match (found.expires_s, end) {
+            (Some(own), Some(end)) if own < end => {
+                tx.prolong(project, KIND, &id, Some(end.saturating_add(DAY_S)))?;
+            }
+            (Some(_), None) => tx.prolong(project, KIND, &id, None)?,
+            _ => {}
+        }
+        next = previous(&found.body);
+    }
+    Ok(())
+}
+
 fn previous_not_found(id: &str) -> Error {
     Error::PreviousNotFound(id.to_owned())
 }
@@ -191,12 +225,85 @@ fn children(tx: &Tx<'_>, project: ProjectId, kind: Kind, id: &str) -> Result<Vec
     Ok(listing.documents.into_iter().map(|document| document.body).collect())
 }
 
-fn document(object: &Value) -> Document {
+fn document(object: &Value, expires_s: Option<u64>) -> Document {
     Document {
         id: object["id"].as_str().unwrap_or_default().to_owned(),
         parent: String::new(),
         created_s: object["created_at"].as_u64().unwrap_or_default(),
-        expires_s: None,
+        expires_s,
         body: object.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+
+    const ONE: ProjectId = ProjectId::DEFAULT;
+
+    fn reply(id: &str, previous: Option<&str>, conversation: Option<&str>) -> Reply {
+        let item = |name: &str| json!({"id": format!("{name}_{id}"), "type": "message"});
+        let object = json!({"id": id, "status": "completed", "created_at": 1, "output":
+            [item("out")], "previous_response_id": previous});
+        let conversation = conversation.map(str::to_owned);
+        Reply { object, input: vec![item("in")], conversation, store: true }
+    }
+
+    fn ids(items: &[Value]) -> Vec<&str> {
+        items.iter().filter_map(|item| item["id"].as_str()).collect()
+    }
+
+    #[test]
+    fn answers_have_an_end_and_conversations_have_none() {
+        let store = Arc::new(Store::in_memory().unwrap());
+        let over = History::new(Arc::clone(&store)).forgetting(Some(Duration::ZERO));
+        over.create_conversation(ONE, "conv", serde_json::Map::new(), &[]).unwrap();
+        over.keep_response(ONE, &reply("a", None, Some("conv"))).unwrap();
+        let begun = json!({"id": "b", "status": "queued", "background": true});
+        over.begin_response(ONE, &begun, &reply("b", None, None).input).unwrap();
+        let said = [json!({"role": "user", "content": "hi"})];
+        over.keep_completion(ONE, json!({"id": "c", "created": 1}), &said).unwrap();
+        let gone = |result: Result<Value, Error>| matches!(result, Err(Error::NotFound { .. }));
+        assert!(gone(over.response(ONE, "a")) && gone(over.response(ONE, "b")));
+        assert!(gone(over.completion(ONE, "c")));
+        assert_eq!(ids(&over.all_items(ONE, "conv").unwrap()), ["in_a", "out_a"]);
+        // Two responses with three items, a completion with a message.
+        let swept = [3, 9, 9].map(|most| store.sweep(most).unwrap().documents);
+        assert_eq!(swept, [3, 4, 0]);
+        assert_eq!(ids(&over.all_items(ONE, "conv").unwrap()), ["in_a", "out_a"]);
+        let ever = History::new(Arc::clone(&store));
+        ever.keep_response(ONE, &reply("a", None, None)).unwrap();
+        assert!(ever.response(ONE, "a").is_ok());
+        assert_eq!(store.sweep(9).unwrap().documents, 0);
+    }
+
+    #[test]
+    fn what_a_response_follows_lives_as_long_as_it() {
+        let store = Arc::new(Store::in_memory().unwrap());
+        let hours = |count: u64| Some(Duration::from_secs(3600 * count));
+        let history = |lifetime| History::new(Arc::clone(&store)).forgetting(lifetime);
+        let end = |id: &str| {
+            store.read(|tx| tx.get(ONE, KIND, "", id)).unwrap().expect("it is there").expires_s
+        };
+        history(hours(1)).keep_response(ONE, &reply("a", None, None)).unwrap();
+        history(hours(1)).keep_response(ONE, &reply("b", Some("a"), None)).unwrap();
+        let early = end("a").unwrap();
+        history(hours(9)).keep_response(ONE, &reply("c", Some("b"), None)).unwrap();
+        assert!(end("a") > end("c") && end("b") > end("c"), "{:?}", end("a"));
+        assert!(end("c").unwrap() > early);
+        let item = store.read(|tx| tx.get(ONE, OUTPUT, "a", "out_a")).unwrap();
+        assert_eq!(item.unwrap().expires_s, end("a"));
+        // The next one changes nothing before it.
+        let before = [end("a"), end("b")];
+        history(hours(10)).keep_response(ONE, &reply("d", Some("c"), None)).unwrap();
+        assert_eq!([end("a"), end("b")], before);
+        history(None).keep_response(ONE, &reply("e", Some("d"), None)).unwrap();
+        assert_eq!([end("a"), end("d"), end("e")], [None; 3]);
+        let said = history(None).said_until(ONE, "e").unwrap();
+        assert_eq!(said.len(), 10);
     }
 }

@@ -5,13 +5,14 @@
 //! whose turn it is. A line is run by an [`Executor`], which the house above brings: never upward.
 //! What a line gave is kept in the transaction that counts it. So after a `kill -9` those are run
 //! that are not there, and nothing is told twice; only when all is there, or time is up, the lines
-//! become files, in the transaction that ends the batch. Runs on tasks of its caller's runtime;
-//! what waits for the disk goes to a thread that may. Deliberately absent: HTTP, what a line says,
-//! and models.
+//! become files, in the transaction that ends the batch. [`sweep`] clears out what is over. Runs on
+//! tasks of its caller's runtime; what waits for the disk goes to a thread that may. Deliberately
+//! absent: HTTP, what a line says, and models.
 
 mod batch;
 mod lines;
 mod runner;
+mod sweep;
 mod work;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use self::runner::Runner;
+pub use self::sweep::sweep;
 use self::work::Worker;
 use crate::error::Error;
 use crate::files::Files;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, Common, Shape};
 use super::error::ApiError;
 use super::extract::Fields;
-use super::{extract, fields, functions, messages, stored, tools};
+use super::{extract, fields, functions, messages, pairs, stored, tools};
 use crate::pipeline::{Prompt, TextRequest, TokenLogprob};
 use crate::types::Priority;
 
@@ -13,7 +13,14 @@ use crate::types::Priority;
 ///
 /// # Errors
 /// The first field that is unknown, refused, malformed or out of range.
-pub(super) fn parse(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
+pub(super) fn parse(body: Fields, lenient: bool) -> Result<Call, ApiError> {
+    let paired = pairs::of_chat(body.map().get("messages"));
+    let call = read(body, lenient)?;
+    paired.map(|()| call)
+}
+
+/// The same, where somebody else sees to it that calls and results belong together.
+pub(super) fn read(mut body: Fields, lenient: bool) -> Result<Call, ApiError> {
     fields::check(body.map(), fields::CHAT, "", lenient)?;
     let keep = stored::wanted(&mut body)?;
     let common = Common::read(&mut body, lenient)?;

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
 use super::reference::{INCLUDE, Routes, answers, delete, get, post};
-use super::{App, aside, fields, ids, items, metadata};
+use super::{App, aside, fields, ids, items, metadata, responses};
 use crate::auth::Caller;
 
 /// 20 of at most 100, newest first.
@@ -181,10 +181,10 @@ async fn remove(
     Ok(Json(aside(move || history.delete_item(caller.project, &id, &item)).await?))
 }
 
-/// `include` asks for what is always there.
+/// The query, but for `include`, which asks for what is always there.
 fn include(uri: &Uri) -> Result<Query, ApiError> {
     let mut query = Query::parse(uri)?;
-    query.list("include");
+    responses::take_include(&mut query)?;
     Ok(query)
 }
 

@@ -17,11 +17,12 @@ use super::error::ApiError;
 use super::extract::{Fields, kind};
 use super::paging::{self, PageRule, Query};
 use super::reference::{Routes, answers, delete, get, post};
-use super::{App, aside, fields, ids};
+use super::{App, aside, declared_len, fields, ids};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::files::{
     FILE_BYTES_MAX, NewFile, NewUpload, PART_BYTES_MAX, PURPOSES, Page, UPLOAD_BYTES_MAX, Writing,
+    too_large,
 };
 use crate::types::ProjectId;
 
@@ -33,6 +34,8 @@ const WORD_BYTES_MAX: usize = 4096;
 pub(super) const LIFETIME_S: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 /// Fields of a form.
 const FIELDS_MAX: usize = 64;
+/// Bytes of a form besides its file: what is longer has too long a file.
+const FORM_BYTES_MAX: u64 = 1 << 20;
 /// 10,000, newest first.
 const PAGE: PageRule = PageRule { limit: 10_000, max: 10_000, descending: true };
 /// Contents leave in pieces of this many bytes.
@@ -281,6 +284,10 @@ async fn form(
     bytes_max: u64,
     table: &[fields::Field],
 ) -> Result<Form, ApiError> {
+    let most = bytes_max + FORM_BYTES_MAX;
+    if declared_len(request.headers()).is_some_and(|len| len > most) {
+        return Err(too_large(bytes_max).into()); // unread, as in `App::body`
+    }
     let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|error| ApiError::not_a_form(&error.body_text()))?;
     let (mut words, mut filename, mut content) = (serde_json::Map::new(), None, None);

@@ -19,6 +19,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -27,9 +29,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
+use tower::util::MapRequest;
 
 use super::crowd::{Crowd, Guest, house};
 use super::error::ApiError;
+use super::linger::{BOUNDS, Lingering, Unread};
 use super::tls::{Greeting, Tls};
 
 /// After a failed accept, which is mostly a lack of file descriptors.
@@ -178,7 +182,8 @@ pub(super) async fn until<S: Future<Output = ()>>(
         let send_timeout = door.send_timeout;
         let (http, router) = (http.clone(), router.clone());
         let watcher = open.watcher();
-        let line = Line { http, router, watcher, send_timeout, _guest: guest };
+        let unread = Unread::default();
+        let line = Line { http, router, watcher, send_timeout, unread, _guest: guest };
         match door.tls.clone() {
             None => drop(tokio::spawn(line.serve(impatient(socket, send_timeout)))),
             Some(tls) => drop(tokio::spawn(line.greet(tls, socket, door.head_timeout))),
@@ -204,6 +209,7 @@ struct Line {
     router: Router,
     watcher: Watcher,
     send_timeout: Duration,
+    unread: Unread,
     _guest: Guest<IpAddr>,
 }
 
@@ -213,7 +219,13 @@ impl Line {
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let service = TowerToHyperService::new(self.router);
+        let unread = self.unread.clone();
+        let told = move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(unread.clone());
+            request
+        };
+        let service = TowerToHyperService::new(MapRequest::new(self.router, told));
+        let io = Lingering::new(io, self.unread, BOUNDS);
         let connection = self.http.serve_connection(TokioIo::new(io), service);
         if let Err(error) = self.watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended");
@@ -227,6 +239,7 @@ impl Line {
             Ok(Ok(Greeting::Secret(stream))) => self.serve(stream).await,
             Ok(Ok(Greeting::Plain(socket))) => {
                 self.router = Router::new().fallback(async || ApiError::wants_https());
+                self.unread.note();
                 self.serve(impatient(socket, send_timeout)).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),

@@ -26,6 +26,7 @@ mod format;
 mod functions;
 mod ids;
 mod items;
+mod linger;
 mod listen;
 mod messages;
 mod metadata;
@@ -35,6 +36,7 @@ mod objects;
 mod observe;
 mod ollama;
 mod paging;
+mod pairs;
 mod reference;
 mod responses;
 mod sse;
@@ -264,6 +266,10 @@ impl App {
         {
             return Err(ApiError::encoded());
         }
+        let most = self.config.body_limit_bytes;
+        if declared_len(request.headers()).is_some_and(|len| len > most as u64) {
+            return Err(ApiError::body_too_large(most)); // unread: it may wait to be told to go on
+        }
         let key = request.extensions().get::<Caller>().map_or(0, |caller| caller.tenant.key());
         let _place = match is_long(request.headers()) {
             true => Some(self.place_for_body(key).await?),
@@ -273,7 +279,7 @@ impl App {
         let body = tokio::time::timeout(limit, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| ApiError::body_too_slow(limit))?;
         let body = body.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(self.config.body_limit_bytes),
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(most),
             _ => ApiError::unreadable_body(),
         })?;
         Fields::parse(&body)
@@ -289,9 +295,12 @@ const BODY_LOOK: Duration = Duration::from_millis(20);
 
 /// Whether a body is long, or may be.
 fn is_long(headers: &HeaderMap) -> bool {
-    let len = headers.get(header::CONTENT_LENGTH);
-    let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
-    len.is_none_or(|len| len >= LONG_BODY_BYTES)
+    declared_len(headers).is_none_or(|len| len >= LONG_BODY_BYTES)
+}
+
+/// How long a body is, where that is said before it comes.
+fn declared_len(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Whether a path is asked for with a key, where the server has any.

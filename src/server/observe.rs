@@ -20,6 +20,7 @@ use futures_util::stream::{self, StreamExt};
 use super::App;
 use super::dialect::Dialect;
 use super::error::{ApiError, Refusal};
+use super::linger::Unread;
 use super::metrics::Metrics;
 use super::{auth, chat, cors, ids};
 use crate::auth::limits::Limiter;
@@ -37,6 +38,7 @@ pub(super) async fn layer(
     let watch = Arc::new(Watch::new(&app, &request));
     request.extensions_mut().insert(watch.clone());
     let dialect = Dialect::of(request.uri().path());
+    let unread = request.extensions().get::<Unread>().cloned();
     let (request, read) = until_read(request);
     let origin = cors::allowed(&app.config.cors_origins, request.headers());
     let asks = origin.as_ref().and_then(|_| cors::preflight(&request));
@@ -51,6 +53,7 @@ pub(super) async fn layer(
     if refused && !read.load(Ordering::Acquire) {
         // What is left of the body goes nowhere, and no other request should follow it there.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        unread.iter().for_each(Unread::note);
     }
     if let Some(origin) = origin {
         cors::mark(origin, headers);

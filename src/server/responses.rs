@@ -27,12 +27,12 @@ use serde_json::{Map, Value, json};
 
 use self::reply::{Event, Reply};
 use self::request::own_names;
-pub(super) use self::request::{Draft, read};
+pub(super) use self::request::{Draft, INCLUDABLE, read, take_include};
 use super::error::ApiError;
 use super::observe::Watch;
 use super::paging::{self, PageRule, Query};
 use super::reference::{self, INCLUDE, Routes, answers, get, post};
-use super::{App, answer, aside, chat, fields, ids, objects, sse};
+use super::{App, answer, aside, chat, fields, ids, objects, pairs, sse};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::history::{self, History, Page};
@@ -146,6 +146,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let project = caller.project;
     let said = said(app, project, &mut draft).await?;
+    pairs::of_items(&said)?;
     let model = hold(app, &draft, &said).await?;
     let read = fit::fitting(app, &model, &draft, &said).await?;
     let begun = begin(app, &watch, caller, &model, &draft, read).await?;
@@ -413,6 +414,7 @@ async fn input_tokens(
     body.value("personality");
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
+    pairs::of_items(&said)?;
     let model = hold(&app, &draft, &said).await?;
     let read = fit::fitting(&app, &model, &draft, &said).await?;
     let input_tokens = fit::count(&app, &model, &draft, read).await?;
@@ -428,7 +430,7 @@ async fn show(
 ) -> Result<Response, ApiError> {
     let mut query = Query::parse(&uri)?;
     let (stream, after) = (query.flag("stream")?, query.take("starting_after"));
-    query.list("include");
+    take_include(&mut query)?;
     query.take("include_obfuscation");
     query.end(app.config.lenient_fields)?;
     let after = after.map(|text| text.parse::<u64>()).transpose().map_err(|_| {
@@ -484,7 +486,7 @@ async fn input_items(
     uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
     let mut query = Query::parse(&uri)?;
-    query.list("include");
+    take_include(&mut query)?;
     let history = Arc::clone(&app.rooms.history);
     let list = move |page: &Page| history.response_input(caller.project, &id, page);
     paging::answer(&app, &caller, query, PAGE, list).await

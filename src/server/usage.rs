@@ -40,7 +40,12 @@ const TEXTS: Takes = Takes::Each(&Takes::Text);
 const QUERY: [(&str, Takes, &str); 10] = [
     ("start_time", Takes::Integer, "The first second; without it, the page ends now."),
     ("end_time", Takes::Integer, "The second that is not counted any more; without it, the next."),
-    ("bucket_width", Takes::Word(&["1m", "1h", "1d"]), "Sums of a minute, an hour or a day (UTC)."),
+    (
+        "bucket_width",
+        Takes::Word(&["1m", "1h", "1d"]),
+        "Sums of a minute, an hour or a day (UTC). Days that are more than 90 days old are kept as \
+         days, and stand in their first minute and hour.",
+    ),
     ("project_ids", TEXTS, "Only these projects, by name."),
     ("api_key_ids", TEXTS, "Only these keys: `key_1`."),
     ("user_ids", TEXTS, "Refused: there are keys and no users."),

@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Completion => "chat.completion",
             Self::CompletionMessage => "chat.completion.message",
@@ -198,6 +198,22 @@ impl Tx<'_> {
                    WHERE project = ? AND kind = ? AND parent = ? AND id = ?";
         let row = params![text(body), expires_s, project.0, kind.word(), parent, id];
         Ok(self.0.prepare_cached(sql)?.execute(row)? > 0)
+    }
+
+    /// Gives a document that has no parent, and all that belongs to it, another end.
+    pub fn prolong(
+        &self,
+        project: ProjectId,
+        kind: Kind,
+        id: &str,
+        expires_s: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE documents SET expires_s = ? \
+                   WHERE project = ? AND kind = ? AND parent = '' AND id = ?";
+        self.0.prepare_cached(sql)?.execute(params![expires_s, project.0, kind.word(), id])?;
+        let sql = "UPDATE documents SET expires_s = ? WHERE project = ? AND parent = ?";
+        self.0.prepare_cached(sql)?.execute(params![expires_s, project.0, id])?;
+        Ok(())
     }
 
     /// Removes a document and all that belongs to it. False when it is not there.

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::backup::Backup;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, params};
 
-use super::{DATABASE, Store, StoreError, hold, lock, lock_error, refused, schema};
+use super::{DATABASE, Kind, Store, StoreError, hold, lock, lock_error, refused, schema};
 
 /// Pages that are copied before other writers get their turn.
 const PAGES: i32 = 256;
@@ -21,7 +21,48 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// What a sweep removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Documents that had expired.
+    pub documents: usize,
+    /// Ids of those that have contents beside the database, which nobody names any more.
+    pub contents: Vec<String>,
+}
+
 impl Store {
+    /// Removes at most so many documents that have expired, without a flush: whoever writes next
+    /// waits for these alone, and nobody misses what is not shown any more. Their space is used
+    /// again; only [`Store::gc`] gives it back.
+    pub fn sweep(&self, most: usize) -> Result<Swept, StoreError> {
+        self.write_unflushed(|tx| {
+            let sql = "DELETE FROM documents WHERE seq IN (SELECT seq FROM documents \
+                       WHERE expires_s IS NOT NULL AND expires_s <= unixepoch() \
+                       ORDER BY expires_s, seq LIMIT ?) RETURNING project, kind, parent, id";
+            let mut query = tx.0.prepare_cached(sql)?;
+            let row = |row: &rusqlite::Row<'_>| {
+                let (project, kind): (i64, String) = (row.get(0)?, row.get(1)?);
+                let (parent, id): (String, String) = (row.get(2)?, row.get(3)?);
+                Ok((project, kind, parent, id))
+            };
+            let gone = query.query_map([most], row)?.collect::<Result<Vec<_>, _>>()?;
+            let mut swept = Swept { documents: gone.len(), contents: Vec::new() };
+            // What belongs to one mostly has the same end, and comes by itself.
+            let sql = "DELETE FROM documents WHERE project = ? AND parent = ? \
+                       AND expires_s IS NULL";
+            let mut children = tx.0.prepare_cached(sql)?;
+            for (project, kind, parent, id) in gone {
+                if parent.is_empty() {
+                    swept.documents += children.execute(params![project, id])?;
+                }
+                if kind == Kind::File.word() || kind == Kind::UploadPart.word() {
+                    swept.contents.push(id);
+                }
+            }
+            Ok(swept)
+        })
+    }
+
     /// Removes documents that have expired, with all that belongs to them, and gives the space of
     /// the database back.
     pub fn gc(&self) -> Result<Collected, StoreError> {

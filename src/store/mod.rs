@@ -28,7 +28,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 pub use documents::{Document, Kind, Listing, Match, Page};
 pub use keys::{KeyRow, NewKey};
-pub use maintain::{Collected, backup, restore};
+pub use maintain::{Collected, Swept, backup, restore};
 pub use usage::{Account, Group, UsageQuery, UsageRow, Used, Work};
 
 use crate::error::Error;

@@ -175,6 +175,27 @@ fn what_has_expired_is_gone_at_once_and_collected_later() {
 }
 
 #[test]
+fn what_has_expired_is_swept_a_little_at_a_time() {
+    let store = Store::in_memory().unwrap();
+    let over = |id: &str, parent: &str| Document { expires_s: Some(1), ..document(id, parent) };
+    for one in [over("a", ""), over("0", "a"), document("1", "a"), document("b", "")] {
+        put(&store, &one).unwrap();
+    }
+    let later = u32::MAX.into();
+    put(&store, &Document { expires_s: Some(later), ..document("c", "") }).unwrap();
+    let file = |tx: &Tx<'_>| tx.insert(ONE, Kind::File, &over("file-1", ""));
+    store.write(file).unwrap();
+    // The first of them takes along what has no end of its own.
+    let swept = [1, 1, 9, 9].map(|most| store.sweep(most).unwrap());
+    assert_eq!(swept.each_ref().map(|swept| swept.documents), [2, 1, 1, 0]);
+    assert_eq!(swept.map(|swept| swept.contents).concat(), ["file-1"]);
+    assert_eq!(ids(&store, &page(9, false), &[]).0, ["b", "c"]);
+    assert_eq!(store.gc().unwrap().documents, 0);
+    store.write(|tx| tx.prolong(ONE, KIND, "c", Some(1))).unwrap();
+    assert_eq!(store.sweep(9).unwrap().documents, 1);
+}
+
+#[test]
 fn keys_are_kept_whole_and_revoked_once() {
     let store = Store::in_memory().unwrap();
     let new = key("k", "class");

@@ -1,18 +1,21 @@
 //! What was used: one row of sums for each minute, project, key, model and kind of work.
 //!
-//! Rows only grow. They name keys and projects by number, which outlive both: neither is ever
-//! deleted.
+//! Rows only grow, until those of old minutes become rows of days ([`Tx::fold_usage`]). They name
+//! keys and projects by number, which outlive both: neither is ever deleted.
 
 use rusqlite::types::Value as Sql;
-use rusqlite::{Row, params, params_from_iter};
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
 use super::{StoreError, Tx};
 use crate::types::ProjectId;
 
+const HOUR_S: u64 = 3600;
+const DAY_S: u64 = 24 * HOUR_S;
+
 /// What rows are told apart by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
-    /// The beginning of a minute, in seconds of Unix time.
+    /// The beginning of a minute, in seconds of Unix time; of an old day, its first.
     pub minute_s: u64,
     /// Whose.
     pub project: i64,
@@ -172,6 +175,28 @@ impl Tx<'_> {
         ];
         self.0.prepare_cached(sql)?.execute(row)?;
         Ok(())
+    }
+
+    /// Adds an hour of minutes, the oldest before `before_s`, to their day: to the row of its first
+    /// minute. Sums of whole days stay what they are. False when there is none any more.
+    pub fn fold_usage(&self, before_s: u64) -> Result<bool, StoreError> {
+        let sql = "SELECT minute_s FROM usage WHERE minute_s < ? AND minute_s % ? != 0 \
+                   ORDER BY minute_s LIMIT 1";
+        let mut oldest = self.0.prepare_cached(sql)?;
+        let minute_s =
+            oldest.query_row([before_s, DAY_S], |row| row.get::<_, u64>(0)).optional()?;
+        let Some(minute_s) = minute_s else { return Ok(false) };
+        let (day_s, end_s) = (minute_s / DAY_S * DAY_S, (minute_s / HOUR_S + 1) * HOUR_S);
+        let sql = "INSERT INTO usage SELECT ?1, project, key, model, work, batch, tier, \
+                   sum(requests), sum(input), sum(cached), sum(output) FROM usage \
+                   WHERE minute_s >= ?2 AND minute_s < ?3 GROUP BY 2, 3, 4, 5, 6, 7 \
+                   ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, \
+                   input = input + excluded.input, cached = cached + excluded.cached, \
+                   output = output + excluded.output";
+        self.0.prepare_cached(sql)?.execute(params![day_s, minute_s, end_s])?;
+        let sql = "DELETE FROM usage WHERE minute_s >= ? AND minute_s < ?";
+        self.0.prepare_cached(sql)?.execute(params![minute_s, end_s])?;
+        Ok(true)
     }
 
     /// Sums by part of the time, oldest first. Parts without any are left out.

@@ -204,6 +204,25 @@ async fn a_call_of_a_custom_tool_is_answered_and_followed() {
     assert_eq!(call["input"].as_str().map(str::len), Some(3));
     let output = json!({"type": "custom_tool_call_output", "call_id": call["call_id"],
                         "output": "7"});
+    // The call is in what came before, and wants an answer.
+    for (fields, said) in [
+        (json!({"input": [output]}), "No tool call found"),
+        (json!({"previous_response_id": first["id"]}), "No tool output found"),
+    ] {
+        for path in [PATH, "/v1/responses/input_tokens"] {
+            let fields = match path {
+                PATH => body(fields.clone()),
+                _ => json!({"model": MODEL, "input": body(fields.clone())["input"],
+                            "previous_response_id": fields["previous_response_id"]}),
+            };
+            let refused = server.post(path, fields).await;
+            let error = refused.error();
+            assert_eq!((refused.status, &error["param"]), (400, &json!("input")), "{error}");
+            let message = error["message"].as_str().expect("a text");
+            let id = call["call_id"].as_str().expect("an id");
+            assert!(message.contains(said) && message.contains(id), "{message}");
+        }
+    }
     let fields = json!({"input": [output], "previous_response_id": first["id"]});
     let next = respond(&server, fields).await;
     // The same as sending everything back.
@@ -274,7 +293,7 @@ async fn a_conversation_grows_with_its_responses() {
     );
     assert_eq!(text(&second), text(&spoken.await));
     let list = async |query: &str| server.get(&format!("{path}/items{query}")).await.json();
-    let all = list("?order=asc&include[]=x").await;
+    let all = list("?order=asc&include[]=message.output_text.logprobs").await;
     let roles: Vec<_> =
         all["data"].as_array().expect("items").iter().map(|i| i["role"].clone()).collect();
     assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);

@@ -321,6 +321,10 @@ async fn queries_are_refused_by_name() {
             cases.extend([("limit=9223372036854775808", "limit"), ("order=up", "order")]);
             cases.extend([("after=none", "after"), ("after=%00", "after"), ("after=%FF", "after")]);
         }
+        if reads("include") {
+            cases.extend([("include[]=banana", "include[0]"), ("include=", "")]);
+            cases.push(("include=message.output_text.logprobs&include[]=banana", "include[1]"));
+        }
         for (query, param) in cases {
             let answer = full.ask(&method, &format!("{url}?{query}"), body.clone()).await;
             full.expect(

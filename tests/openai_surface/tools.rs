@@ -245,14 +245,29 @@ async fn a_conversation_goes_on_after_a_call() {
                       "function": {"name": "get_weather", "arguments": "{\"city\": \"Rio\"}"}});
     let custom = json!({"id": "call_2", "type": "custom",
                         "custom": {"name": "dice", "input": "1d6"}});
-    let body = with_model(with_tools(json!({"max_tokens": 5, "messages": [
+    let messages = json!([
         {"role": "user", "content": "Weather and dice?"},
         {"role": "assistant", "content": null, "tool_calls": [call, custom]},
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
         {"role": "tool", "tool_call_id": "call_2", "content": [{"type": "text", "text": "4"}]},
-    ]})));
-    let answer = server.post("/v1/chat/completions", body).await;
+    ]);
+    let ask = async |without: Option<usize>| {
+        let mut messages = messages.clone();
+        if let (Some(i), Some(list)) = (without, messages.as_array_mut()) {
+            list.remove(i);
+        }
+        let body = with_model(with_tools(json!({"max_tokens": 5, "messages": messages})));
+        server.post("/v1/chat/completions", body).await
+    };
+    let answer = ask(None).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
+    // A result without its call, and a call without its result.
+    for (without, param) in [(1, "messages[1].role"), (2, "messages")] {
+        let answer = ask(Some(without)).await;
+        let error = answer.error();
+        assert_eq!((answer.status, &error["param"]), (400, &json!(param)), "{error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

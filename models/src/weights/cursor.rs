@@ -39,8 +39,12 @@ impl<'a> Cursor<'a> {
     pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            let left = self.remaining();
-            let reason = format!("{len} bytes are expected here and the file has {left} left");
+            let (left, found) = (self.remaining(), self.bytes.len());
+            let needed = self.at.saturating_add(len);
+            let reason = format!(
+                "{len} bytes are expected here and the file has {left} left: it has {found} bytes, \
+                 and {needed} or more are needed; fetch it again"
+            );
             return Err(self.error_at(self.at, reason));
         };
         let taken = &self.bytes[self.at..end];
@@ -70,8 +74,12 @@ impl<'a> Cursor<'a> {
             .ok()
             .filter(|&n| n.checked_mul(item_bytes_min).is_some_and(|len| len <= self.remaining()));
         fits.ok_or_else(|| {
-            let left = self.remaining();
-            self.error_at(at, format!("{count} {what} cannot fit in the {left} bytes that follow"))
+            let (left, found) = (self.remaining(), self.bytes.len());
+            let reason = format!(
+                "{count} {what} cannot fit in the {left} bytes that follow: the file is damaged, \
+                 or was cut short at {found} bytes; fetch it again"
+            );
+            self.error_at(at, reason)
         })
     }
 

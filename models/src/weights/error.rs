@@ -33,6 +33,20 @@ pub enum Error {
         /// What was found there.
         reason: String,
     },
+    /// The file ends before its last tensor does: a download that was cut off, mostly.
+    #[error(
+        "{}: the file is shorter than its header promises: it has {found} bytes, and {needed} are \
+         needed; fetch it again",
+        path.display()
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it has.
+        found: u64,
+        /// Bytes up to the end of its last tensor.
+        needed: u64,
+    },
     /// One tensor's description breaks the format or contradicts another one's.
     #[error("{}: tensor `{}`: {reason}", path.display(), clipped(tensor))]
     Tensor {
@@ -90,6 +104,15 @@ impl Error {
 
     pub(super) fn corrupt(path: &Path, offset: usize, reason: impl Into<String>) -> Self {
         Self::Corrupt { path: path.to_owned(), offset: offset as u64, reason: reason.into() }
+    }
+
+    /// Whether a file of `found` bytes has all that its header speaks of.
+    pub(super) fn unless_whole(path: &Path, found: usize, needed: usize) -> Result<()> {
+        if needed <= found {
+            return Ok(());
+        }
+        let (found, needed) = (found as u64, needed as u64);
+        Err(Self::Short { path: path.to_owned(), found, needed })
     }
 
     pub(super) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Self {

@@ -166,7 +166,7 @@ fn read_part(index: &mut Index, file: Arc<MappedFile>) -> Result<Metadata> {
     };
     for _ in 0..n_tensors {
         let head = read_tensor(path, &mut table)?;
-        let info = place_tensor(path, &head, part, data_start..bytes.len(), alignment)?;
+        let info = place_tensor(path, &head, part, data_start, alignment)?;
         index.insert(head.name, info)?;
     }
     index.close_part(part)?;
@@ -222,12 +222,12 @@ fn read_tensor<'a>(path: &Path, cursor: &mut Cursor<'a>) -> Result<TensorHead<'a
     Ok(TensorHead { name, dims, n_dims, ty: cursor.u32()?, offset: cursor.u64()? })
 }
 
-/// Checks one row of the table and finds its bytes in the file.
+/// Checks one row of the table and finds where its bytes are, in a file that is whole.
 fn place_tensor(
     path: &Path,
     head: &TensorHead<'_>,
     part: usize,
-    data: std::ops::Range<usize>,
+    data_start: usize,
     alignment: usize,
 ) -> Result<TensorInfo> {
     let wrong = |reason: String| Error::tensor(path, head.name, reason);
@@ -246,15 +246,11 @@ fn place_tensor(
     if !head.offset.is_multiple_of(alignment as u64) {
         return Err(wrong(format!("offset {} is not a multiple of {alignment}", head.offset)));
     }
-    let outside = |len: usize| {
-        let (offset, room) = (head.offset, data.len());
-        wrong(format!("{len} bytes at offset {offset} of a data section of {room} bytes"))
-    };
+    let beyond = || wrong(format!("its bytes at offset {} are beyond any file", head.offset));
     let start = usize::try_from(head.offset)
         .ok()
-        .and_then(|offset| data.start.checked_add(offset))
-        .filter(|&start| start <= data.end)
-        .ok_or_else(|| outside(0))?;
+        .and_then(|offset| data_start.checked_add(offset))
+        .ok_or_else(beyond)?;
 
     let Some(dtype) = DType::from_ggml(head.ty) else {
         // Its extent is unknown: `Index::close_part` lets it reach to the next tensor.
@@ -268,8 +264,7 @@ fn place_tensor(
     }
     let blocks = elements / dtype.block_len();
     let len = blocks.checked_mul(dtype.block_bytes()).ok_or_else(overflow)?;
-    let end = start.checked_add(len).filter(|&end| end <= data.end);
-    let end = end.ok_or_else(|| outside(len))?;
+    let end = start.checked_add(len).ok_or_else(beyond)?;
     Ok(TensorInfo::new(TensorType::Readable(dtype), shape, part, start..end))
 }
 

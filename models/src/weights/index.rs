@@ -117,7 +117,7 @@ impl Index {
         self.tensors.len()
     }
 
-    /// Adds a tensor whose range has been checked against its file.
+    /// Adds a tensor, whose range is checked when the part is closed.
     pub(super) fn insert(&mut self, name: &str, info: TensorInfo) -> Result<()> {
         match self.tensors.entry(name.to_owned()) {
             Entry::Vacant(free) => {
@@ -132,10 +132,12 @@ impl Index {
         }
     }
 
-    /// Checks that no two tensors of a file share a byte, and lets tensors of unknown extent reach
-    /// to their successor.
+    /// Checks that the file holds all of its tensors and that no two of them share a byte, and lets
+    /// those of unknown extent reach to their successor.
     pub(super) fn close_part(&mut self, part: usize) -> Result<()> {
         let file = &self.parts[part];
+        let needed = self.iter_part(part).map(|info| info.bytes.end).max().unwrap_or_default();
+        Error::unless_whole(file.path(), file.bytes().len(), needed)?;
         let mut by_place: Vec<(&String, &mut TensorInfo)> =
             self.tensors.iter_mut().filter(|(_, info)| info.part == part).collect();
         by_place.sort_unstable_by_key(|(_, info)| (info.bytes.start, info.bytes.end));

@@ -143,7 +143,7 @@ fn read_part(index: &mut Index, file: Arc<MappedFile>) -> Result<()> {
         .map_err(|e| cursor.error_at(8, format!("the header is not readable: {e}")))?;
     let data = cursor.offset()..bytes.len();
     for (name, entry) in &header.0.0 {
-        let info = place_tensor(path, name, entry, part, data.clone())?;
+        let info = place_tensor(path, name, entry, part, data.start)?;
         index.insert(name, info)?;
     }
     index.close_part(part)?;
@@ -155,7 +155,7 @@ fn place_tensor(
     name: &str,
     entry: &TensorEntry<'_>,
     part: usize,
-    data: std::ops::Range<usize>,
+    data_start: usize,
 ) -> Result<TensorInfo> {
     let wrong = |reason: String| Error::tensor(path, name, reason);
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
@@ -163,13 +163,9 @@ fn place_tensor(
     }
     let shape = &entry.shape.0;
     let (start, end) = entry.data_offsets;
-    let place = |offset: u64| {
-        let offset = usize::try_from(offset).ok()?;
-        data.start.checked_add(offset).filter(|&at| at <= data.end)
-    };
+    let place = |offset: u64| data_start.checked_add(usize::try_from(offset).ok()?);
     let (Some(first), Some(last)) = (place(start), place(end)) else {
-        let room = data.len();
-        return Err(wrong(format!("bytes {start}..{end} of a data section of {room} bytes")));
+        return Err(wrong(format!("its bytes {start}..{end} are beyond any file")));
     };
     if first > last {
         return Err(wrong(format!("its bytes end before they start: {start}..{end}")));

@@ -80,6 +80,43 @@ fn blocks_become_messages_that_templates_know() {
 }
 
 #[test]
+fn calls_and_results_stand_in_turns_that_follow_each_other() {
+    let uses = |ids: &[&str]| {
+        let one = |id: &&str| json!({"type": "tool_use", "id": id, "name": "f", "input": {}});
+        json!({"role": "assistant", "content": ids.iter().map(one).collect::<Vec<_>>()})
+    };
+    let results = |ids: &[&str]| {
+        let one = |id: &&str| json!({"type": "tool_result", "tool_use_id": id});
+        json!({"role": "user", "content": ids.iter().map(one).collect::<Vec<_>>()})
+    };
+    let (hi, ho) = (json!({"role": "user", "content": "hi"}), json!("ho"));
+    let ho = json!({"role": "assistant", "content": ho});
+    for talk in [
+        json!([hi, uses(&["a", "b"]), results(&["b", "a"])]),
+        json!([hi, uses(&["a"]), results(&["a"]), ho, hi]),
+        // Turns of one role are one turn.
+        json!([hi, uses(&["a"]), uses(&["b"]), results(&["b"]), results(&["a"]), hi]),
+        json!([hi, uses(&["a"]), results(&["a"]), uses(&["a"]), results(&["a"])]),
+    ] {
+        let read = asked(with("messages", talk.clone()));
+        assert!(read.is_ok(), "{talk}: {}", read.unwrap_err().message);
+    }
+    for (talk, param) in [
+        (json!([hi, uses(&["a"]), hi]), "messages[1].content[0]"),
+        (json!([hi, uses(&["a"]), hi, ho, results(&["a"])]), "messages[1].content[0]"),
+        (json!([hi, uses(&["a", "b"]), results(&["a"])]), "messages[1].content[1]"),
+        (
+            json!([hi, uses(&["a"]), results(&["a"]), ho, results(&["a"])]),
+            "messages[4].content[0].tool_use_id",
+        ),
+        (json!([hi, uses(&["a"]), results(&["a", "b"])]), "messages[2].content[1].tool_use_id"),
+    ] {
+        let error = asked(with("messages", talk.clone())).expect_err(param);
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{talk}");
+    }
+}
+
+#[test]
 fn fields_arrive() {
     let mut body = with("stop_sequences", json!(["a", "b", "c", "d", "e"]));
     for (name, value) in [

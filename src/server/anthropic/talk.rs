@@ -1,10 +1,9 @@
 //! `system` and `messages`: blocks in, messages as chat templates know them out.
 //!
 //! A result of a tool is a message of its own, in the order of the blocks. Turns of one role that
-//! follow each other are one turn, as at Anthropic. That a tool failed is said in words, because
+//! follow each other are one turn, as at Anthropic. Every call has its result in the turn after it,
+//! and every result its call in the turn before. That a tool failed is said in words, because
 //! templates have no other place for it.
-
-use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
@@ -79,18 +78,39 @@ pub(super) fn read(
         );
         return Err(ApiError::unsupported(&path, message));
     }
+    talk.settle()?;
     Ok(Value::Array(talk.out))
 }
 
 #[derive(Default)]
 struct Talk {
     out: Vec<Value>,
-    /// Ids of the calls so far.
-    called: HashSet<String>,
+    /// Calls of the assistant's last turn.
+    called: Vec<Called>,
     lenient: bool,
 }
 
+struct Called {
+    path: String,
+    id: String,
+    has_result: bool,
+}
+
 impl Talk {
+    /// The turn after that of the assistant is over.
+    fn settle(&mut self) -> Result<(), ApiError> {
+        match self.called.drain(..).find(|called| !called.has_result) {
+            None => Ok(()),
+            Some(Called { path, id, .. }) => {
+                let message = format!(
+                    "Invalid '{path}': each 'tool_use' must have a 'tool_result' in the next \
+                     message, and '{id}' has none."
+                );
+                Err(ApiError::invalid(&path, message))
+            }
+        }
+    }
+
     fn message(&mut self, path: &str, value: Value) -> Result<(), ApiError> {
         let Value::Object(map) = value else {
             return Err(ApiError::wrong_type(path, "an object", kind(&value)));
@@ -130,10 +150,14 @@ impl Talk {
         block.check(TOOL_RESULT, self.lenient)?;
         let id = tools::required(&mut block.fields, "tool_use_id")?;
         let at = block.fields.at("tool_use_id");
-        if !self.called.contains(&id) {
-            let message = format!("Invalid '{at}': no earlier 'tool_use' has the id '{id}'.");
+        let Some(called) = self.called.iter_mut().find(|called| called.id == id) else {
+            let message = format!(
+                "Invalid '{at}': each 'tool_result' must have a 'tool_use' in the message before, \
+                 and none there has the id '{id}'."
+            );
             return Err(ApiError::invalid(&at, message));
-        }
+        };
+        called.has_result = true;
         let failed = block.fields.bool("is_error")?.unwrap_or(false);
         let at = block.fields.at("content");
         let text = match block.fields.value("content") {
@@ -147,6 +171,9 @@ impl Talk {
     }
 
     fn assistant(&mut self, path: &str, content: Value) -> Result<(), ApiError> {
+        if self.out.last().is_some_and(|last| last["role"] != "assistant") {
+            self.settle()?;
+        }
         let (mut texts, mut thought, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         for mut block in self.blocks(path, content)? {
             match block.kind.as_str() {
@@ -177,7 +204,7 @@ impl Talk {
         let arguments = Value::Object(input).to_string();
         let function = json!({"name": name, "arguments": arguments});
         let call = json!({"id": id, "type": "function", "function": function});
-        self.called.insert(id);
+        self.called.push(Called { path: block.path, id, has_result: false });
         Ok(call)
     }
 

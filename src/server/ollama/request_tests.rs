@@ -101,6 +101,9 @@ fn a_conversation_with_tools_is_one_that_the_house_knows() {
     assert_eq!(messages[1]["reasoning_content"], "hm");
     assert_eq!(messages[2]["tool_call_id"], told[1]["id"]);
     assert_eq!(messages[3]["tool_call_id"], told[0]["id"]);
+    // Without ids nobody says what belongs together, and Ollama does not ask.
+    let alone = json!([{"role": "tool", "content": "1"}, {"role": "user", "content": "hi"}]);
+    assert!(chatted(json!({"messages": alone})).is_ok());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::App;
 use super::error::ApiError;
 use super::fields::{Field, Takes};
 use super::paging::PageRule;
+use super::responses::INCLUDABLE;
 use crate::error::Error;
 
 /// Routes, and what is said of them.
@@ -92,7 +93,7 @@ pub(super) struct Operation {
 type Parameter = (&'static str, Takes, &'static str);
 
 /// The type of `include`.
-pub(super) const INCLUDE: Takes = Takes::Each(&Takes::Text);
+pub(super) const INCLUDE: Takes = Takes::Each(&Takes::Word(&INCLUDABLE));
 
 enum Body {
     None,

@@ -10,7 +10,8 @@ use crate::server::call::Call;
 use crate::server::error::ApiError;
 use crate::server::extract::{Fields, kind};
 use crate::server::fields;
-use crate::server::{call, chat, items, metadata};
+use crate::server::paging::Query;
+use crate::server::{call, chat, items, metadata, pairs};
 
 /// Fields that a chat knows under the same name.
 const SAME: [&str; 15] = [
@@ -34,8 +35,10 @@ const SAME: [&str; 15] = [
 const LOGPROBS: &str = "message.output_text.logprobs";
 const SEALED: &str = "reasoning.encrypted_content";
 
-/// What else may be included comes from tools that there are not.
-const INCLUDE: [&str; 6] = [
+/// What may be included. All but the first two come from tools that there are not.
+pub(in crate::server) const INCLUDABLE: [&str; 8] = [
+    LOGPROBS,
+    SEALED,
     "file_search_call.results",
     "web_search_call.results",
     "web_search_call.action.sources",
@@ -151,6 +154,7 @@ impl Draft {
         if refers || self.previous.is_some() || self.conversation.is_some() {
             return Ok(());
         }
+        pairs::of_items(&self.input)?;
         self.call(&self.input).map(drop)
     }
 
@@ -159,7 +163,7 @@ impl Draft {
         let mut body = self.chat.clone();
         let messages = items::messages(self.instructions.as_deref(), said);
         body.insert("messages".to_owned(), Value::Array(messages));
-        let mut call = chat::parse(Fields::within("", body), self.lenient).map_err(own_names)?;
+        let mut call = chat::read(Fields::within("", body), self.lenient).map_err(own_names)?;
         let system_param = self.instructions.as_ref().map(|_| "instructions");
         call.requests.iter_mut().for_each(|request| request.system_param = system_param);
         Ok(call)
@@ -325,16 +329,11 @@ fn included(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<Included
         Some(other) => return Err(ApiError::wrong_type("include", "an array", kind(&other))),
     };
     for (i, value) in list.iter().enumerate() {
-        let known = |word: &str| INCLUDE.contains(&word);
         match value.as_str() {
             Some(LOGPROBS) => wanted.logprobs = true,
             Some(SEALED) => wanted.sealed = true,
-            Some(word) if known(word) => {}
-            _ => {
-                let path = format!("include[{i}]");
-                let message = format!("Invalid value: {value}. Nothing of this name is included.");
-                return Err(ApiError::invalid(&path, message));
-            }
+            Some(word) if INCLUDABLE.contains(&word) => {}
+            _ => return Err(not_included(i, value)),
         }
     }
     if wanted.logprobs {
@@ -342,6 +341,22 @@ fn included(body: &mut Fields, chat: &mut Map<String, Value>) -> Result<Included
         chat.insert("top_logprobs".to_owned(), json!(top.unwrap_or(0)));
     }
     Ok(wanted)
+}
+
+fn not_included(i: usize, value: &Value) -> ApiError {
+    let message = format!("Invalid value: {value}. Nothing of this name is included.");
+    ApiError::invalid(&format!("include[{i}]"), message)
+}
+
+/// `include` of a query, which asks for what is there in any case, or never.
+///
+/// # Errors
+/// The first word that nobody knows.
+pub(in crate::server) fn take_include(query: &mut Query) -> Result<(), ApiError> {
+    let list = query.list("include");
+    let known = |word: &String| word.is_empty() || INCLUDABLE.contains(&word.as_str());
+    let odd = list.iter().position(|word| !known(word));
+    odd.map_or(Ok(()), |i| Err(not_included(i, &json!(list[i]))))
 }
 
 /// Flat tools become nested ones.
