@@ -114,26 +114,20 @@ fn attention_as<E: Form>(
     if !alone && few && plan.tiles().any(|tile| tile.chunks().len() > 1) {
         plan.split();
     }
-    let run: &dyn Fn(usize, &(dyn Fn(usize) + Sync)) = match alone {
-        true => &|tasks, f| (0..tasks).for_each(f),
-        false => &|tasks, f| pool.run(tasks, f),
-    };
-    let threads = if alone { 1 } else { pool.threads() };
     let out = Parts::new(out);
     let call = Call { q, elements: kv.elements::<E>(), of, rows: &plan.rows, out };
-    compute(isa, run, threads, &call, &plan);
+    compute((!alone).then_some(pool), isa, &call, &plan);
 }
 
 /// Runs the tasks of a plan: whole tiles, and some neighbouring chunks of each part; then brings
-/// together what the parts have.
-fn compute<E: Form>(
-    isa: Isa,
-    run_all: &dyn Fn(usize, &(dyn Fn(usize) + Sync)),
-    threads: usize,
-    call: &Call<'_, E>,
-    plan: &Plan,
-) {
+/// together what the parts have. Without a pool on this thread alone.
+fn compute<E: Form>(pool: Option<&Pool>, isa: Isa, call: &Call<'_, E>, plan: &Plan) {
     const TASKS_PER_THREAD: usize = 8;
+    let threads = pool.map_or(1, Pool::threads);
+    let run_all = |tasks: usize, f: &(dyn Fn(usize) + Sync)| match pool {
+        Some(pool) => pool.run(tasks, f),
+        None => (0..tasks).for_each(f),
+    };
     let numbers = tile::partial_numbers(call.of.shape);
     let all: usize = plan.parts.iter().map(|tile| tile.chunks().len()).sum();
     let each = (all / (TASKS_PER_THREAD * threads)).max(1);
