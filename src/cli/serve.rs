@@ -14,9 +14,9 @@ use crate::auth::Keyring;
 use crate::config::{Config, RawConfig};
 use crate::files::{Files, Quota};
 use crate::history::History;
-use crate::jobs::Batches;
+use crate::jobs::{self, Batches};
 use crate::ledger::Ledger;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::registry::hub::HubOptions;
 use crate::registry::offer::ModelBounds;
 use crate::registry::{Kind, builtin};
@@ -61,8 +61,8 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
-        // They encode prompts; more than the cores only share the time and hold the memory.
-        .max_blocking_threads(8)
+        // Each kind of work has a number of its own, so none waits for threads of another.
+        .max_blocking_threads(pipeline::THREADS + server::THREADS + jobs::THREADS)
         .enable_all()
         .build()?;
     let stopped = runtime.block_on(listen(config, tls, pipeline, rooms))?;
