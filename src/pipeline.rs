@@ -5,6 +5,7 @@
 //! [`Pipeline::generate`], in reading order. Deliberately absent: the wire. What a client may send
 //! and what it gets back is the server's business; this file speaks of text and numbers.
 
+mod apart;
 mod choice;
 mod embed;
 mod form;
@@ -16,8 +17,9 @@ mod tools;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
 
+use self::apart::Apart;
+pub use self::apart::THREADS;
 use self::choice::Choice;
 pub use self::choice::Prediction;
 pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
@@ -163,7 +165,7 @@ pub enum TextEvent {
     },
     /// The scored prompt, when its log-probabilities were asked for.
     Prompt {
-        /// `0..n`.
+        /// The first of those whose prompt it is.
         choice: usize,
         /// Every token of it.
         tokens: Vec<TokenLogprob>,
@@ -231,18 +233,13 @@ pub enum TextEvent {
 #[derive(Clone)]
 pub struct Pipeline {
     registry: Arc<Registry>,
-    /// Places for [`LONG_PROMPT_BYTES`] and more, which take seconds and hundreds of MB to encode.
-    long_prompts: Arc<Semaphore>,
+    apart: Apart,
 }
-
-/// Prompts from this length on are encoded [`LONG_PROMPTS`] at a time.
-const LONG_PROMPT_BYTES: usize = 64 << 10;
-const LONG_PROMPTS: usize = 2;
 
 impl Pipeline {
     /// Over what the registry serves.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, long_prompts: Arc::new(Semaphore::new(LONG_PROMPTS)) }
+        Self { registry, apart: Apart::new() }
     }
 
     /// What can be asked for.
@@ -252,19 +249,21 @@ impl Pipeline {
 
     /// Starts a request, or says why not. Dropping the stream, or the future before, cancels it.
     pub async fn generate(&self, request: TextRequest) -> Result<TextStream, Error> {
-        let model = self.model(&request.model, request.keep_alive).await?;
+        let model = self.model(&request.model, request.tenant, request.keep_alive).await?;
         let mut one = self.generate_all(&model, vec![request]).await?;
         Ok(one.pop().expect("one for each request; this is a bug"))
     }
 
-    /// The model that a name stands for, held in memory until the lease and all streams that came
-    /// of it are dropped. May take as long as a load; dropping the future gives the place up.
+    /// The model that a name stands for, held in memory until the lease is dropped and all that
+    /// was asked with it is computed. May take as long as a load; dropping the future gives the
+    /// place up.
     pub async fn model(
         &self,
         name: &str,
+        tenant: Tenant,
         keep_alive: Option<KeepAlive>,
     ) -> Result<Lease<ServedModel>, Error> {
-        self.registry.generator(name, keep_alive).await
+        self.registry.generator(name, tenant, keep_alive).await
     }
 
     /// What a request runs with besides its model; reads what is not in memory.
@@ -277,9 +276,12 @@ impl Pipeline {
         if wanted.is_empty() {
             return Ok(None);
         }
+        if let Some(set) = self.registry.adapters().set_at_hand(model.id(), &wanted) {
+            return Ok(Some(set));
+        }
         let (registry, model) = (Arc::clone(&self.registry), model.clone());
         let set = move || registry.adapters().set(model.id(), model.file(), &wanted);
-        self.aside(0, set).await
+        self.apart.read(set).await
     }
 
     /// Starts requests to one model with the same adapters, all or none.
@@ -293,13 +295,14 @@ impl Pipeline {
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
             let (len, preparing) = (request.len_bytes(), model.clone());
-            let prepared = self.aside(len, move || {
+            let prepared = self.apart.encode(len, move || {
                 prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
             });
             let (Prepared { prompt, expected, form }, request) = prepared.await?;
             let template = generate_request(model, &request, prompt, &form)?;
             let expected = expected.into();
-            let template = GenerateRequest { adapters: adapters.clone(), expected, ..template };
+            let (adapters, hold) = (adapters.clone(), Some(model.parts().1));
+            let template = GenerateRequest { adapters, hold, expected, ..template };
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             for index in 0..request.n as u64 {
                 // Far apart, so that choice 1 of a seed is not choice 0 of the next.
@@ -332,29 +335,7 @@ impl Pipeline {
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
         let (model, len) = (model.clone(), request.len_bytes());
-        self.aside(len, move || prompt::encode(&model, &request, special)).await
-    }
-
-    /// Work on a prompt of so many bytes, on a thread that may take its time: a long prompt must
-    /// not stop other streams, and many of them must not take all the memory.
-    async fn aside<T: Send + 'static>(
-        &self,
-        len_bytes: usize,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let failed = |why: String| Error::Internal(format!("encoding failed: {why}"));
-        let place = match len_bytes >= LONG_PROMPT_BYTES {
-            true => {
-                let place = Arc::clone(&self.long_prompts).acquire_owned().await;
-                Some(place.map_err(|e| failed(e.to_string()))?)
-            }
-            false => None,
-        };
-        let encoding = tokio::task::spawn_blocking(move || {
-            let _place = place; // kept to the end even when the client goes away before
-            work()
-        });
-        encoding.await.unwrap_or_else(|e| Err(failed(e.to_string())))
+        self.apart.encode(len, move || prompt::encode(&model, &request, special)).await
     }
 }
 
@@ -396,6 +377,7 @@ fn generate_request(
         grammar: form.grammar.clone(),
         expected: Arc::default(),
         adapters: None, // one list for all requests
+        hold: None,     // and so is this
         scope: CacheScope { adapter: 0, tenant: request.tenant.project.0.unsigned_abs() },
         tenant: request.tenant,
         priority: request.priority,

@@ -186,6 +186,58 @@ async fn a_running_stream_is_never_dropped_for_another_model() {
     server.is_well().await;
 }
 
+/// What a client has not read yet of an answer that is computed needs no model.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_slowly_keeps_no_model_from_others() {
+    let folder = models(&["a", "b"]);
+    let server = start_for(&folder, 1.5, &["--send-timeout-s", "600"]).await;
+    let mut body = stream("a");
+    (body["logprobs"], body["top_logprobs"]) = (json!(true), json!(20));
+    let want = server::text(&server.post("/v1/chat/completions", &body).await);
+    let mut slow = server.send("/v1/chat/completions", &body).await;
+    slow.wait_for("\"content\"").await;
+    let other = tokio::time::timeout(Duration::from_secs(40), ask(&server, "b")).await;
+    assert_eq!(other.expect("it waits for a reader").status, 200);
+    assert_eq!(state(&server, "a").await, "unloaded");
+    let answer = slow.answer().await;
+    assert!(answer.body.len() > 1 << 20, "{} bytes are no burden", answer.body.len());
+    assert_eq!(server::text(&answer), want);
+    server.is_well().await;
+}
+
+/// What is not computed yet because its client does not read keeps the model, and nobody else from
+/// it, however long others wait for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_waits_for_a_reader_is_there_for_others_meanwhile() {
+    let folder = models(&["a", "b"]);
+    let server = start_for(&folder, 1.5, &["--send-timeout-s", "600"]).await;
+    let mut body = stream("a");
+    (body["logprobs"], body["top_logprobs"], body["n"]) = (json!(true), json!(20), json!(16));
+    let mut slow = server.send("/v1/chat/completions", &body).await;
+    slow.wait_for("\"content\"").await;
+    let stands = async || {
+        let aside = server.metric("hearth_requests_aside").await;
+        aside > 0.0 && aside == server.metric("hearth_requests_running").await
+    };
+    for _ in 0..3000 {
+        if stands().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(stands().await, "it was all computed");
+    let waiting = server.send("/v1/chat/completions", &question("b", &json!({}))).await;
+    wait_for(&server, "b", "requests_waiting", json!(1)).await;
+    // Longer than it takes until busy models let nobody in.
+    tokio::time::sleep(Duration::from_secs(23)).await;
+    let other = tokio::time::timeout(Duration::from_secs(10), ask(&server, "a")).await;
+    assert_eq!(other.expect("it waits for a reader of somebody else").status, 200);
+    let (slow, waited) = tokio::join!(slow.answer(), waiting.answer());
+    assert_eq!(slow.body.matches("\"finish_reason\":\"").count(), 16);
+    assert_eq!(waited.status, 200, "{}", waited.body);
+    server.is_well().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_line_says_when_to_come_back() {
     let folder = models(&["a", "b"]);

@@ -11,7 +11,7 @@ use super::{Failure, open};
 use crate::config::{EngineArgs, LoraArgs, ModelArgs, RawConfig};
 use crate::pipeline::{Pipeline, Prompt, TextEvent, TextRequest};
 use crate::registry::{Registry, Weighted};
-use crate::types::{SamplingOverrides, Timings, Usage};
+use crate::types::{SamplingOverrides, Tenant, Timings, Usage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
@@ -165,7 +165,8 @@ impl Session {
     }
 
     fn has_template(&self) -> Result<bool, Failure> {
-        let model = self.runtime.block_on(self.pipeline.model(&self.model, None))?;
+        let model =
+            self.runtime.block_on(self.pipeline.model(&self.model, Tenant::default(), None))?;
         Ok(model.template().is_some())
     }
 

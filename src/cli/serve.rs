@@ -16,7 +16,7 @@ use crate::files::{Files, Quota};
 use crate::history::History;
 use crate::jobs::{self, Batches};
 use crate::ledger::Ledger;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::registry::hub::HubOptions;
 use crate::registry::offer::ModelBounds;
 use crate::registry::{Kind, builtin};
@@ -64,8 +64,8 @@ pub(super) fn run(common: Common<RawConfig>) -> Result<(), Failure> {
     let drain_timeout = config.drain_timeout;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads.clamp(1, 4))
-        // They encode prompts; more than the cores only share the time and hold the memory.
-        .max_blocking_threads(8)
+        // Each kind of work has a number of its own, so none waits for threads of another.
+        .max_blocking_threads(pipeline::THREADS + server::THREADS + jobs::THREADS)
         .enable_all()
         .build()?;
     drop(runtime.spawn(sweep));

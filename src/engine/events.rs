@@ -38,8 +38,9 @@ pub enum Event {
     Prompt {
         /// Tokens of it that were found in the prefix cache.
         cached: usize,
-        /// Log-probabilities of its tokens `1..`, (the first has none); empty unless asked for.
-        logprobs: Vec<Logprobs>,
+        /// Log-probabilities of its tokens `1..`, (the first has none); empty unless asked for. All
+        /// answers to one prompt share them.
+        logprobs: Arc<[Logprobs]>,
     },
     /// A generated token. The stop token itself is reported, so that text can decide to hide it.
     Token {

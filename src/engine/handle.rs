@@ -5,6 +5,7 @@
 //! closed channel before its next step and frees the blocks. Deliberately absent: text. Everything
 //! here is token ids.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, OnceLock};
@@ -75,6 +76,8 @@ pub struct GenerateRequest {
     pub expected: Arc<[TokenId]>,
     /// With what adapters it runs; `None` is the base model.
     pub adapters: Option<Arc<AdapterSet>>,
+    /// Kept as long as this is computed, and no longer: what holds the model in memory.
+    pub hold: Option<Arc<dyn Any + Send + Sync>>,
     /// With whom it shares the prefixes that are cached; what it says of adapters does not count.
     pub scope: CacheScope,
     /// Who asks.

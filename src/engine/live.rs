@@ -149,6 +149,7 @@ impl Live {
 
     /// The engine is done with it; if much of it is not read, that counts on.
     pub fn leave(&mut self) {
+        self.request.hold = None;
         if let Some(seat) = self.seat.take()
             && self.events.unread() <= UNREAD_LITTLE
         {
@@ -191,7 +192,7 @@ impl Live {
     }
 
     /// The prompt is computed; true when it is so for the first time.
-    pub fn prompt_done(&mut self, cached: usize, logprobs: Vec<Logprobs>) -> bool {
+    pub fn prompt_done(&mut self, cached: usize, logprobs: Arc<[Logprobs]>) -> bool {
         let first = self.cached.replace(cached).is_none();
         if first {
             self.events.send(Event::Prompt { cached, logprobs });

@@ -386,14 +386,14 @@ impl Engine {
     fn prompt_done(&mut self, entry: &Entry) {
         let cached = self.scheduler.running(entry.id).map_or(0, Sequence::cached);
         let leader = self.live.get_mut(&entry.id).expect("scheduled, so alive; this is a bug");
-        let logprobs = leader.take_prompt_logprobs();
-        if leader.prompt_done(cached, logprobs.clone()) && cached > 0 {
+        let logprobs: Arc<[_]> = leader.take_prompt_logprobs().into();
+        if leader.prompt_done(cached, Arc::clone(&logprobs)) && cached > 0 {
             self.stats.prefix_hits.fetch_add(1, Ordering::Relaxed);
             self.stats.prefix_hit_tokens.fetch_add(cached as u64, Ordering::Relaxed);
         }
         for id in &entry.forks {
             if let Some(live) = self.live.get_mut(id) {
-                live.prompt_done(cached, logprobs.clone());
+                live.prompt_done(cached, Arc::clone(&logprobs));
             }
         }
     }

@@ -131,7 +131,7 @@ pub(super) fn collect(mut generation: Generation) -> Answer {
     let mut answer = Answer::default();
     while let Some(event) = generation.blocking_next() {
         match event {
-            Event::Prompt { logprobs, .. } => answer.prompt = logprobs,
+            Event::Prompt { logprobs, .. } => answer.prompt = logprobs.to_vec(),
             Event::Token { id, logprobs, expected } => {
                 answer.tokens.push(id);
                 answer.logprobs.extend(logprobs);

@@ -6,8 +6,8 @@
 //! What a line gave is kept in the transaction that counts it. So after a `kill -9` those are run
 //! that are not there, and nothing is told twice; only when all is there, or time is up, the lines
 //! become files, in the transaction that ends the batch. [`sweep`] clears out what is over. Runs on
-//! tasks of its caller's runtime; what waits for the disk goes to a thread that may. Deliberately
-//! absent: HTTP, what a line says, and models.
+//! tasks of its caller's runtime; what waits for the disk goes to one of two threads that may.
+//! Deliberately absent: HTTP, what a line says, and models.
 
 mod batch;
 mod lines;
@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use self::runner::Runner;
 pub use self::sweep::sweep;
+pub use self::work::THREADS;
 use self::work::Worker;
 use crate::error::Error;
 use crate::files::Files;

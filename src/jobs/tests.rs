@@ -392,3 +392,91 @@ fn inputs_are_checked_and_other_projects_see_nothing() {
     assert!(matches!(house.batches.get(other, "batch_1"), Err(Error::NotFound { .. })));
     assert!(matches!(house.batches.cancel(other, "batch_1"), Err(Error::NotFound { .. })));
 }
+
+/// A disk without room, here a row that is in the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_kept_yet_is_kept_later_and_not_run_again() {
+    let house = House::new();
+    house.create(&["a", "b"].map(line).concat());
+    let echo = Echo::new(0);
+    house.run(&echo);
+    while echo.begun.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (id, parent, body) = ("1".to_owned(), "batch_1".to_owned(), json!({}));
+    let row = Document { id, parent, created_s: 0, expires_s: None, body };
+    house.store.write(|tx| tx.insert(ONE, Kind::BatchLine, &row)).unwrap();
+    echo.permits.add_permits(2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let delete = |tx: &Tx<'_>| tx.delete_children(ONE, Kind::BatchLine, "batch_1");
+    house.store.write(delete).unwrap();
+    let batch = house.until(is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 2, "completed": 2, "failed": 0}));
+    assert_eq!(names(&house.lines(&batch["output_file_id"])), ["a", "b"]);
+    assert_eq!(echo.begun.lock().unwrap().len(), 2, "a line was run again");
+}
+
+/// Looks at a line for as long as the test holds it.
+#[derive(Default)]
+struct Stuck {
+    looks: AtomicUsize,
+    held: Mutex<()>,
+}
+
+impl Executor for Stuck {
+    fn check(&self, _: &str, _: &[u8]) -> Result<Checked, Fault> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        drop(self.held.lock());
+        Ok(Checked { custom_id: "a".into(), model: "m".into(), inputs: 1 })
+    }
+
+    fn admit(&self, _: Tenant) -> Result<(), Later> {
+        Ok(())
+    }
+
+    fn run<'a>(
+        &'a self,
+        _: &'a str,
+        _: Tenant,
+        _: &'a [u8],
+    ) -> BoxFuture<'a, Result<Answer, Later>> {
+        futures_util::future::pending().boxed()
+    }
+
+    fn at_once(&self) -> usize {
+        1
+    }
+
+    fn line_bytes_max(&self) -> usize {
+        LINE_BYTES_MAX
+    }
+}
+
+#[test]
+fn batches_leave_threads_to_others_however_many_there_are() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(THREADS + 1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let house = House::new();
+    house.upload("file-in", &line("a"));
+    for i in 0..8 {
+        house.batches.create(&format!("batch_{i}"), &new("file-in")).unwrap();
+    }
+    let stuck = Arc::<Stuck>::default();
+    let held = stuck.held.lock().unwrap();
+    let batches = runtime.spawn(Arc::clone(&house.batches).run(Arc::<Stuck>::clone(&stuck)));
+    while stuck.looks.load(Ordering::Relaxed) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200)); // the others would look too
+    let other = runtime.spawn(async {
+        tokio::time::timeout(Duration::from_secs(10), tokio::task::spawn_blocking(|| 7)).await
+    });
+    let other = runtime.block_on(other).unwrap();
+    batches.abort();
+    drop(held);
+    assert!(matches!(other, Ok(Ok(7))), "batches hold every thread");
+}

@@ -35,7 +35,14 @@ pub(super) struct Worker {
     executor: Arc<dyn Executor>,
     /// Lines that may run, of all batches together.
     places: Arc<Semaphore>,
+    /// What looks at whole files takes seconds, and is done one after the other,
+    long: Arc<Semaphore>,
+    /// and so is what does not, beside it.
+    short: Arc<Semaphore>,
 }
+
+/// Threads that may wait which all batches take up at most: others need them for people.
+pub const THREADS: usize = 2;
 
 /// A batch as a stage finds it.
 struct Stage {
@@ -47,7 +54,8 @@ struct Stage {
 impl Worker {
     pub(super) fn new(batches: Arc<Batches>, executor: Arc<dyn Executor>) -> Self {
         let places = Arc::new(Semaphore::new(executor.at_once().max(1)));
-        Self { batches, executor, places }
+        let turns = || Arc::new(Semaphore::new(1));
+        Self { batches, executor, places, long: turns(), short: turns() }
     }
 
     /// Takes a batch to its end.
@@ -67,14 +75,14 @@ impl Worker {
     /// The next stage. False when there is none.
     async fn stage(self: &Arc<Self>, job: &Job, stop: &Stop) -> Result<bool, Error> {
         let (worker, name) = (Arc::clone(self), job.clone());
-        let body = aside(move || worker.batch(&name)).await?;
+        let body = aside(&self.short, move || worker.batch(&name)).await?;
         let status = body["status"].as_str().unwrap_or_default().to_owned();
         let stage = Stage { job: job.clone(), body, stop: Arc::clone(stop) };
         let worker = Arc::clone(self);
         match status.as_str() {
-            "validating" => aside(move || worker.validate(&stage)).await?,
+            "validating" => aside(&self.long, move || worker.validate(&stage)).await?,
             "in_progress" => self.execute(stage).await?,
-            "finalizing" | "cancelling" => aside(move || worker.finish(&stage)).await?,
+            "finalizing" | "cancelling" => aside(&self.long, move || worker.finish(&stage)).await?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -134,7 +142,7 @@ impl Worker {
     async fn execute(self: &Arc<Self>, stage: Stage) -> Result<(), Error> {
         let Stage { job, body, stop } = stage;
         let (worker, own, of) = (Arc::clone(self), job.clone(), body.clone());
-        let source = aside(move || worker.source(&own, &of)).await?;
+        let source = aside(&self.short, move || worker.source(&own, &of)).await?;
         let gone = source.is_none();
         let mut running = Running {
             worker: Arc::clone(self),
@@ -151,7 +159,7 @@ impl Worker {
         running.until(&stop, left).await?;
         let (worker, job) = (Arc::clone(self), running.job.clone());
         drop(running); // what still runs is cancelled
-        aside(move || {
+        aside(&self.short, move || {
             worker.change(&job, "in_progress", |body| {
                 if gone {
                     let errors = vec![input_gone()];
@@ -359,7 +367,8 @@ impl Running {
 
     async fn read(&mut self) -> Result<(), Error> {
         let Some(mut source) = self.source.take() else { return Ok(()) };
-        let (some, source) = aside(move || source.some().map(|some| (some, source))).await?;
+        let some = move || source.some().map(|some| (some, source));
+        let (some, source) = aside(&self.worker.short, some).await?;
         self.source = (!some.is_empty()).then_some(source);
         self.ahead.extend(some);
         Ok(())
@@ -391,8 +400,20 @@ impl Running {
             done.push(batch::answered(&self.job.id, number, answer));
             line = self.lines.try_join_next();
         }
-        let (worker, job) = (Arc::clone(&self.worker), self.job.clone());
-        aside(move || worker.commit(&job, &done)).await
+        let done = Arc::new(done);
+        loop {
+            let (worker, job, done) =
+                (Arc::clone(&self.worker), self.job.clone(), Arc::clone(&done));
+            let kept = aside(&self.worker.short, move || worker.commit(&job, &done)).await;
+            match kept {
+                // It was computed and paid for: it waits until there is room, and is not run again.
+                Err(error) if !matches!(error, Error::NotFound { .. }) => {
+                    tracing::error!(%error, id = self.job.id, "a batch cannot keep its answers");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                kept => return kept,
+            }
+        }
     }
 }
 
@@ -402,10 +423,16 @@ fn input_gone() -> Value {
     batch::error(None, Fault { code, message, param })
 }
 
-/// Runs what waits for the disk on a thread that may.
+/// Runs what waits for the disk on a thread that may, when it is its turn.
 async fn aside<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::Internal(format!("work in the background failed: {e}"))))
+    let turn = Arc::clone(turns).acquire_owned().await; // it is never closed
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    let failed = |e| Error::Internal(format!("work in the background failed: {e}"));
+    done.await.unwrap_or_else(|e| Err(failed(e)))
 }

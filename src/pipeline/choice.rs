@@ -38,7 +38,8 @@ pub(super) struct Choice {
     meter: Arc<Meter>,
     /// `None` once the choice has ended.
     generation: Option<Generation>,
-    model: Lease<ServedModel>,
+    /// Not held: what it has said can be told without it.
+    model: Arc<ServedModel>,
     decoder: DecodeStream,
     stop: StopMatcher,
     parser: Box<dyn OutputParser>,
@@ -93,14 +94,18 @@ impl Choice {
             meter: Arc::clone(meter),
             generation: Some(generation),
             decoder: decoder(model, request, &generate.prompt, form),
-            model: model.clone(),
+            model: Arc::clone(model.parts().0),
             stop: StopMatcher::new(request.stop.clone()),
             parser: form.parser(),
             tools: request.tools.clone(),
             calls: Calls::default(),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
-            scored: [request.logprobs.filter(|_| request.echo), request.prompt_logprobs],
+            // By themselves they are told once, by the first.
+            scored: [
+                request.logprobs.filter(|_| request.echo),
+                request.prompt_logprobs.filter(|_| index == 0),
+            ],
             token_ids: request.token_ids,
             held: VecDeque::new(),
             told: Vec::new(),
@@ -133,7 +138,7 @@ impl Choice {
             }
             let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
             match ready!(generation.poll_next(cx)) {
-                Some(Event::Prompt { cached, logprobs }) => self.prompt(cached, logprobs),
+                Some(Event::Prompt { cached, logprobs }) => self.prompt(cached, &logprobs),
                 Some(Event::Token { id, logprobs, expected }) => {
                     self.expected[0] += usize::from(expected);
                     self.token(id, logprobs);
@@ -158,12 +163,12 @@ impl Choice {
     }
 
     /// The prompt is computed; where it was scored, it is the first delta.
-    fn prompt(&mut self, cached: usize, logprobs: Vec<Logprobs>) {
+    fn prompt(&mut self, cached: usize, logprobs: &[Logprobs]) {
         self.cached = Some(cached);
         if self.scored == [None; 2] {
             return;
         }
-        let scores = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let scores = std::iter::once(None).chain(logprobs.iter().cloned().map(Some));
         let tokens = self.prompt.iter().zip(scores);
         let mut tokens: Vec<_> = tokens.map(|(&id, score)| self.token_logprob(id, score)).collect();
         let only = |tokens: &[TokenLogprob], top: usize| {

@@ -61,7 +61,8 @@ const TOKENS_MAX: usize = 300_000;
 impl Pipeline {
     /// Embeds. Dropping the future cancels what is not computed yet.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, Error> {
-        let model = self.registry.embedder(&request.model, request.keep_alive).await?;
+        let model =
+            self.registry.embedder(&request.model, request.tenant, request.keep_alive).await?;
         self.embed_with(&model, request).await
     }
 
@@ -74,7 +75,7 @@ impl Pipeline {
         let dimensions = check_dimensions(model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
         let (truncate, tenant) = (request.truncate, request.tenant);
-        let texts = self.aside(len, move || encode(&encoder, inputs, truncate)).await?;
+        let texts = self.apart.encode(len, move || encode(&encoder, inputs, truncate)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let vectors = model.queue().submit(tenant, texts).map_err(|error| match error {
             SubmitError::QueueFull { waiting, retry_after } => {

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
+use super::apart::LONG_PROMPT_BYTES;
 use super::form::Form;
-use super::{LONG_PROMPT_BYTES, Prompt, TextRequest, Tools};
+use super::{Prompt, TextRequest, Tools};
 use crate::error::Error;
 use crate::registry::ServedModel;
 use crate::text::{Guard, Special};

@@ -99,6 +99,16 @@ struct Read {
     content: Digest,
 }
 
+/// One that is in memory, its generation and its content.
+type There = (Arc<Adapter>, u64, Digest);
+
+impl Read {
+    fn there(&self) -> Option<There> {
+        let adapter = self.adapter.as_ref()?;
+        Some((Arc::clone(adapter), self.generation, self.content))
+    }
+}
+
 impl Adapters {
     /// None yet; those that are read share `budget_bytes`.
     pub fn new(budget_bytes: u64) -> Self {
@@ -183,43 +193,62 @@ impl Adapters {
         file: &ModelFile,
         wanted: &[Weighted],
     ) -> Result<Option<Arc<AdapterSet>>, Error> {
-        let mut parts = Vec::with_capacity(wanted.len());
-        let mut key = Vec::with_capacity(wanted.len());
-        let mut content = Vec::with_capacity(wanted.len());
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let mut all = Vec::with_capacity(wanted.len());
         for Weighted { id, weight } in wanted {
-            let known = self.state().known.get(id).cloned();
-            let known = known.filter(|known| known.card.base == base).ok_or_else(|| {
+            let known = self.known(base, id).ok_or_else(|| {
                 let message = format!("The model `{base}` has no adapter `{id}`.");
                 Error::invalid("adapters", message)
             })?;
             let read = self.read(&known, file);
             // The log says why; whoever asks need not know where files lie.
-            let (adapter, generation, digest) = read.map_err(|_| {
+            let there = read.map_err(|_| {
                 let message =
                     format!("The adapter `{id}` cannot be used; the server's log has why.");
                 Error::Internal(message)
             })?;
-            parts.push((adapter, *weight));
+            all.push((there, *weight));
+        }
+        self.make_room();
+        Ok(Some(self.list(all)))
+    }
+
+    /// The same where all of it is in memory; waits for nothing.
+    pub fn set_at_hand(&self, base: &str, wanted: &[Weighted]) -> Option<Arc<AdapterSet>> {
+        let one = |Weighted { id, weight }: &Weighted| {
+            let known = self.known(base, id)?;
+            self.is_used(&known);
+            let there = known.read.try_lock().ok()?.as_ref()?.there()?;
+            Some((there, *weight))
+        };
+        wanted.iter().map(one).collect::<Option<Vec<_>>>().map(|all| self.list(all))
+    }
+
+    fn known(&self, base: &str, id: &str) -> Option<Arc<Known>> {
+        let known = self.state().known.get(id).cloned();
+        known.filter(|known| known.card.base == base)
+    }
+
+    fn list(&self, all: Vec<(There, f32)>) -> Arc<AdapterSet> {
+        let (mut parts, mut key, mut content) = (Vec::new(), Vec::new(), Vec::new());
+        for ((adapter, generation, digest), weight) in all {
+            parts.push((adapter, weight));
             key.push((generation, weight.to_bits()));
             content.push(Digest::of_parts(&[&digest.0, &weight.to_le_bytes()]));
         }
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        self.make_room();
         let slot = LoraSlot(self.number_of(key));
         let content: Vec<&[u8]> = content.iter().map(|digest| &digest.0[..]).collect();
-        let content = Digest::of_parts(&content);
-        Ok(Some(Arc::new(AdapterSet { slot, parts, content })))
+        Arc::new(AdapterSet { slot, parts, content: Digest::of_parts(&content) })
     }
 
-    /// The adapter, its generation and its content, or why not. Whoever else asks for it meanwhile
-    /// waits for the same read.
-    fn read(&self, known: &Known, file: &ModelFile) -> Result<(Arc<Adapter>, u64, Digest), String> {
-        known.used.store(self.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+    /// Whoever else asks for it meanwhile waits for the same read.
+    fn read(&self, known: &Known, file: &ModelFile) -> Result<There, String> {
+        self.is_used(known);
         let mut read = known.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Read { generation, adapter: Some(adapter), content, .. }) = &*read {
-            return Ok((Arc::clone(adapter), *generation, *content));
+        if let Some(there) = read.as_ref().and_then(Read::there) {
+            return Ok(there);
         }
         let stamp = stamp(&known.path);
         // On this thread alone: no engine waits for it.
@@ -241,6 +270,10 @@ impl Adapters {
         let kept = Some(Arc::clone(&adapter));
         *read = Some(Read { generation, stamp, adapter: kept, content });
         Ok((adapter, generation, content))
+    }
+
+    fn is_used(&self, known: &Known) {
+        known.used.store(self.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Lets adapters go until the others fit, those that nobody asked for longest first.
@@ -357,6 +390,8 @@ mod tests {
         assert_eq!(adapters.resident_bytes(), 0);
         let first = slot(&adapters, &one("a", 1.0));
         assert_eq!(adapters.resident_bytes(), bytes);
+        let at_hand = |id| adapters.set_at_hand(BASE, &one(id, 1.0)).map(|set| set.slot.0);
+        assert_eq!((at_hand("a"), at_hand("b")), (Some(first), None), "nothing is read for it");
         let held = adapters.set(BASE, &base(), &one("b", 1.0)).unwrap();
         assert_eq!(adapters.resident_bytes(), bytes, "the first had to go");
         slot(&adapters, &one("c", 1.0));

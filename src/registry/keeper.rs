@@ -1,12 +1,11 @@
 //! Does what `residency` decides: a thread that wakes up when something has changed or a time has
-//! come, a thread for every load and unload, and the leases that requests hold.
+//! come, a thread for every load and unload, and what requests hold (`lease`).
 //!
 //! Whoever asks for a model that is not there waits in its line, on an async task or a thread, and
-//! leaves the line by being dropped. A [`Lease`] keeps its model in memory; the last one of a model
+//! leaves the line by being dropped. A [`Hold`] keeps its model in memory; the last one of a model
 //! makes it idle by being dropped. All state is behind one lock that nobody holds for long: models
 //! are built and taken apart outside of it.
 
-use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,18 +14,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::residency::{Action, Ask, Reason, Residency, State, Stays};
+use super::residency::{Action, Ask, Class, Reason, Residency, State, Stays};
 use super::standing::{Counts, Standing};
 use super::{Entry, Loaded};
 use crate::error::Error;
-use crate::types::KeepAlive;
+use crate::types::{KeepAlive, Tenant};
 
 /// What the models of a process share.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Bytes for all of them; `None`: as many as they want.
     pub budget_bytes: Option<u64>,
-    /// Requests that may wait for one model to come in.
+    /// Requests that may wait for one model to come in; of those of a key some places are kept free
+    /// for others, as in every queue.
     pub queue_len: usize,
     /// A request that waited this long is given up.
     pub queue_timeout: Option<Duration>,
@@ -45,40 +45,16 @@ impl Default for Bounds {
     }
 }
 
-/// A model in use; it stays in memory as long as this lives.
-pub struct Lease<M> {
-    model: Arc<M>,
-    hold: Arc<Hold>,
-}
-
-impl<M> Lease<M> {
-    pub(super) fn new(model: Arc<M>, hold: Hold) -> Self {
-        Self { model, hold: Arc::new(hold) }
-    }
-}
-
-impl<M> Clone for Lease<M> {
-    fn clone(&self) -> Self {
-        Self { model: Arc::clone(&self.model), hold: Arc::clone(&self.hold) }
-    }
-}
-
-impl<M> Deref for Lease<M> {
-    type Target = M;
-    fn deref(&self) -> &M {
-        &self.model
-    }
-}
-
 /// One of the requests that hold a model.
 pub(super) struct Hold {
     shared: Arc<Shared>,
     slot: usize,
+    who: Class,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.change(|inner, now| inner.house.release(self.slot, now));
+        self.shared.change(|inner, now| inner.house.release(self.slot, self.who, now));
     }
 }
 
@@ -112,6 +88,7 @@ struct Inner {
 
 struct Waiter {
     place: u64,
+    tenant: Tenant,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -127,10 +104,14 @@ impl Drop for Place<'_> {
         let mut inner = self.shared.lock();
         let line = &mut inner.lines[self.slot];
         let Some(at) = line.iter().position(|waiter| waiter.place == self.place) else { return };
-        line.remove(at);
-        inner.house.leave(self.slot);
+        let left = line.remove(at);
+        inner.house.leave(self.slot, class(left.tenant));
         self.shared.changed.notify_all();
     }
+}
+
+fn class(tenant: Tenant) -> Class {
+    if tenant.background { Class::Background } else { Class::Person }
 }
 
 /// What became of a request at the door.
@@ -174,8 +155,8 @@ impl Keeper {
     }
 
     /// A lease on a model, which may have to be loaded first. Dropping the future leaves the line.
-    pub async fn lease(&self, slot: usize, keep_alive: Option<KeepAlive>) -> Reply {
-        match self.enter(slot, keep_alive)? {
+    pub async fn lease(&self, slot: usize, tenant: Tenant, keep_alive: Option<KeepAlive>) -> Reply {
+        match self.enter(slot, tenant, keep_alive)? {
             Entered::Holds(model, hold) => Ok((model, hold)),
             Entered::Waits(_place, reply) => match self.shared.bounds.queue_timeout {
                 None => reply.await.unwrap_or(Err(Error::ShuttingDown)),
@@ -189,7 +170,7 @@ impl Keeper {
 
     /// The same, for a thread that may wait.
     pub fn lease_blocking(&self, slot: usize) -> Reply {
-        match self.enter(slot, None)? {
+        match self.enter(slot, Tenant::default(), None)? {
             Entered::Holds(model, hold) => Ok((model, hold)),
             Entered::Waits(_place, reply) => {
                 reply.blocking_recv().unwrap_or(Err(Error::ShuttingDown))
@@ -241,7 +222,7 @@ impl Keeper {
             inner.closing = true;
             let lines: Vec<_> = inner.lines.iter_mut().map(std::mem::take).collect();
             for (slot, line) in lines.iter().enumerate() {
-                line.iter().for_each(|_| inner.house.leave(slot));
+                line.iter().for_each(|waiter| inner.house.leave(slot, class(waiter.tenant)));
             }
             lines
         };
@@ -264,9 +245,14 @@ impl Keeper {
     }
 
     /// A hold or a place in the line, or why neither.
-    fn enter(&self, slot: usize, keep_alive: Option<KeepAlive>) -> Result<Entered<'_>, Error> {
+    fn enter(
+        &self,
+        slot: usize,
+        tenant: Tenant,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Entered<'_>, Error> {
         let shared = &self.shared;
-        let (now, bounds) = (shared.now(), shared.bounds);
+        let (now, bounds, who) = (shared.now(), shared.bounds, class(tenant));
         let mut inner = shared.lock();
         if inner.closing {
             return Err(Error::ShuttingDown);
@@ -276,10 +262,12 @@ impl Keeper {
             return Err(too_large(id, needed, most, bounds.budget_bytes));
         }
         let keep_alive = keep_alive.unwrap_or(bounds.keep_alive);
-        match inner.house.ask(slot, keep_alive, bounds.queue_len, now) {
+        let own = inner.lines[slot].iter().filter(|waiter| waiter.tenant.id == tenant.id).count();
+        let places = bounds.queue_len - tenant.leaves(bounds.queue_len, own);
+        match inner.house.ask(slot, who, keep_alive, places, now) {
             Ask::Held => {
                 let model = inner.models[slot].clone().expect("ready, so there; this is a bug");
-                Ok(Entered::Holds(model, Hold { shared: Arc::clone(shared), slot }))
+                Ok(Entered::Holds(model, Hold { shared: Arc::clone(shared), slot, who }))
             }
             Ask::Full(waiting) => {
                 let counts = inner.counts[slot];
@@ -290,7 +278,7 @@ impl Keeper {
             Ask::Waits => {
                 let (reply, answer) = oneshot::channel();
                 let place = shared.next_place.fetch_add(1, Ordering::Relaxed);
-                inner.lines[slot].push(Waiter { place, reply });
+                inner.lines[slot].push(Waiter { place, tenant, reply });
                 shared.changed.notify_all();
                 Ok(Entered::Waits(Place { shared, slot, place }, answer))
             }
@@ -336,6 +324,20 @@ enum Later {
 }
 
 impl Inner {
+    /// What is to be done at this moment, and when at the latest to look again.
+    fn decide(&mut self, now: Duration) -> (Vec<Action>, Option<Duration>) {
+        /// Who holds a model begins to wait for readers, or ends, without a word.
+        const LOOK: Duration = Duration::from_secs(1);
+        let line = self.house.has_line();
+        for (slot, model) in self.models.iter().enumerate().filter(|_| line) {
+            let unread = model.as_ref().is_some_and(Loaded::waits_for_readers);
+            self.house.waits_for_readers(slot, unread);
+        }
+        let actions = self.house.decide(now);
+        let next = self.house.next_change(now).into_iter().chain(line.then(|| now + LOOK));
+        (actions, next.min())
+    }
+
     /// The part of an action that belongs to the state.
     fn begin(&mut self, shared: &Arc<Shared>, action: Action) -> Later {
         match action {
@@ -354,8 +356,11 @@ impl Inner {
             Action::Serve(slot) => {
                 let model = self.models[slot].clone().expect("ready, so there; this is a bug");
                 let line = std::mem::take(&mut self.lines[slot]);
-                let hold = || Hold { shared: Arc::clone(shared), slot };
-                let told = line.into_iter().map(|w| (w.reply, Ok((model.clone(), hold()))));
+                let told = line.into_iter().map(|waiter| {
+                    let who = class(waiter.tenant);
+                    let hold = Hold { shared: Arc::clone(shared), slot, who };
+                    (waiter.reply, Ok((model.clone(), hold)))
+                });
                 Later::Tell(told.collect())
             }
         }
@@ -381,14 +386,13 @@ impl Shared {
         let mut inner = self.lock();
         while !inner.done {
             let now = self.now();
-            let actions = match inner.closing {
-                true => Vec::new(),
-                false => inner.house.decide(now),
+            let (actions, next) = match inner.closing {
+                true => (Vec::new(), None),
+                false => inner.decide(now),
             };
             if actions.is_empty() {
                 // A while at most: whatever was missed is seen then.
                 const LOOK: Duration = Duration::from_secs(3600);
-                let next = inner.house.next_change(now).filter(|_| !inner.closing);
                 let wait = next.map_or(LOOK, |at| at.saturating_sub(now)).min(LOOK);
                 let woken = self.changed.wait_timeout(inner, wait);
                 inner = woken.unwrap_or_else(PoisonError::into_inner).0;

@@ -12,7 +12,9 @@ mod details;
 mod embedding;
 pub mod hub;
 mod keeper;
+mod lease;
 mod load;
+mod loaded;
 pub mod offer;
 pub mod plan;
 mod residency;
@@ -32,8 +34,10 @@ pub use adapters::{AdapterCard, Adapters, NewAdapter, Weighted};
 pub use convert::write_gguf;
 pub use details::{Details, Skills};
 pub use embedding::OpenEmbedding;
-pub use keeper::{Bounds, Lease};
+pub use keeper::Bounds;
+pub use lease::Lease;
 pub use load::{LoadError, LoadOptions, OpenModel, gguf_vocab, open};
+pub use loaded::Loaded;
 pub use residency::{State, Stays};
 pub use served::ServedModel;
 pub use standing::{Counts, Standing};
@@ -43,7 +47,7 @@ use self::keeper::Keeper;
 use self::offer::Progress;
 use crate::embeddings::EmbeddingModel;
 use crate::error::Error;
-use crate::types::{KeepAlive, unix_now_s};
+use crate::types::{KeepAlive, Tenant, unix_now_s};
 
 /// What is known of a model whether it is in memory or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,15 +77,6 @@ pub enum Kind {
         /// Numbers of a vector.
         vector_len: usize,
     },
-}
-
-/// A model in memory.
-#[derive(Clone)]
-pub enum Loaded {
-    /// It generates text.
-    Text(Arc<ServedModel>),
-    /// It embeds.
-    Embedding(Arc<EmbeddingModel>),
 }
 
 /// Brings a model into memory, each time anew. Called on a thread of its own.
@@ -297,10 +292,11 @@ impl Registry {
     pub async fn generator(
         &self,
         name: &str,
+        tenant: Tenant,
         keep_alive: Option<KeepAlive>,
     ) -> Result<Lease<ServedModel>, Error> {
         self.generates(name)?;
-        match self.keeper.lease(self.find(name)?, keep_alive).await? {
+        match self.keeper.lease(self.find(name)?, tenant, keep_alive).await? {
             (Loaded::Text(model), hold) => Ok(Lease::new(model, hold)),
             (Loaded::Embedding(_), _) => Err(other_kind(name)),
         }
@@ -310,10 +306,11 @@ impl Registry {
     pub async fn embedder(
         &self,
         name: &str,
+        tenant: Tenant,
         keep_alive: Option<KeepAlive>,
     ) -> Result<Lease<EmbeddingModel>, Error> {
         self.embeds(name)?;
-        match self.keeper.lease(self.find(name)?, keep_alive).await? {
+        match self.keeper.lease(self.find(name)?, tenant, keep_alive).await? {
             (Loaded::Embedding(model), hold) => Ok(Lease::new(model, hold)),
             (Loaded::Text(_), _) => Err(other_kind(name)),
         }
@@ -321,7 +318,7 @@ impl Registry {
 
     /// Brings a model in on demand of the operator. Dropping the future changes its mind.
     pub async fn load(&self, name: &str) -> Result<(), Error> {
-        self.keeper.lease(self.find(name)?, None).await.map(drop)
+        self.keeper.lease(self.find(name)?, Tenant::default(), None).await.map(drop)
     }
 
     /// The same, on a thread that waits; `progress` is told bytes loaded and bytes in all.
@@ -419,62 +416,6 @@ impl Registry {
 /// The files of a model were exchanged for those of another kind, and its load did not see it.
 fn other_kind(name: &str) -> Error {
     Error::Internal(format!("the model `{name}` is not what it was at the start"))
-}
-
-impl Loaded {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        match self {
-            Self::Text(model) => model.id(),
-            Self::Embedding(model) => model.id(),
-        }
-    }
-
-    /// Its thread runs.
-    pub fn is_alive(&self) -> bool {
-        match self {
-            Self::Text(model) => model.is_alive(),
-            Self::Embedding(model) => model.is_alive(),
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Text(model) => Kind::Text { context_len: model.context_len() },
-            Self::Embedding(model) => Kind::Embedding {
-                context_len: model.settings().context_len,
-                vector_len: model.vector_len(),
-            },
-        }
-    }
-
-    /// Lets its thread finish what it has and end.
-    fn stop(&self) {
-        match self {
-            Self::Text(model) => model.engine().drain(),
-            Self::Embedding(model) => model.queue().drain(),
-        }
-    }
-
-    /// Waits for that. False at the deadline.
-    fn wait(&self, deadline: Instant) -> bool {
-        match self {
-            Self::Text(model) => model.wait(deadline),
-            Self::Embedding(model) => model.wait(deadline),
-        }
-    }
-}
-
-impl From<ServedModel> for Loaded {
-    fn from(model: ServedModel) -> Self {
-        Self::Text(Arc::new(model))
-    }
-}
-
-impl From<EmbeddingModel> for Loaded {
-    fn from(model: EmbeddingModel) -> Self {
-        Self::Embedding(Arc::new(model))
-    }
 }
 
 /// One that is there, and stays.

@@ -85,6 +85,10 @@ fn all() -> Registry {
     registry(NAMES.map(|name| entry(name, move || tiny_model(name))).into(), 64)
 }
 
+async fn a(registry: &Registry) -> Result<Lease<ServedModel>, Error> {
+    registry.generator("a", Tenant::default(), None).await
+}
+
 /// What a model says to a prompt; `None` when it is asked to stop after so many tokens.
 async fn say(model: &ServedModel, prompt: TokenId, stop_after: usize) -> Option<Vec<TokenId>> {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
@@ -126,10 +130,10 @@ async fn client(registry: &Registry, seed: u64, right: &HashMap<(String, u32), V
             0 => drop(registry.unload(name)),
             1 => {
                 let patience = Duration::from_millis(dice.below(4));
-                let lease = registry.generator(name, keep);
+                let lease = registry.generator(name, Tenant::default(), keep);
                 drop(tokio::time::timeout(patience, lease).await);
             }
-            kind => match registry.generator(name, keep).await {
+            kind => match registry.generator(name, Tenant::default(), keep).await {
                 Ok(model) => {
                     let stop_after = if kind == 2 { 3 } else { usize::MAX };
                     if let Some(said) = say(&model, prompt, stop_after).await {
@@ -149,7 +153,7 @@ fn reloading_is_safe_under_random_traces() {
         let registry = all();
         let mut right = HashMap::new();
         for name in NAMES {
-            let model = registry.generator(name, None).await.unwrap();
+            let model = registry.generator(name, Tenant::default(), None).await.unwrap();
             for prompt in 0..4 {
                 let said = say(&model, prompt, usize::MAX).await.unwrap();
                 right.insert((name.to_owned(), prompt), said);
@@ -207,14 +211,14 @@ async fn a_failed_load_tells_everybody_who_waits_and_is_tried_again() {
         _ => tiny_model("a"),
     };
     let registry = registry(vec![entry("a", load)], 64);
-    let (one, two) = tokio::join!(registry.generator("a", None), registry.generator("a", None));
+    let (one, two) = tokio::join!(a(&registry), a(&registry));
     for error in [one.err(), two.err()] {
         let error = error.map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("`a`") && error.contains("bad luck"), "{error}");
     }
-    let error = registry.generator("a", None).await.err();
+    let error = a(&registry).await.err();
     assert!(error.is_some_and(|error| error.to_string().contains("panicked")));
-    assert!(registry.generator("a", None).await.is_ok());
+    assert!(a(&registry).await.is_ok());
     let counts = registry.standings()[0].counts;
     assert_eq!((counts.loads, counts.failures), (1, 2));
 }
@@ -226,8 +230,7 @@ async fn the_line_is_bounded_and_closing_tells_who_waits() {
         tiny_model("a")
     };
     let registry = registry(vec![entry("a", load)], 1);
-    let (first, second) =
-        tokio::join!(registry.generator("a", None), registry.generator("a", None));
+    let (first, second) = tokio::join!(a(&registry), a(&registry));
     assert!(first.is_ok());
     let full = second.err();
     assert!(matches!(full, Some(Error::QueueFull { waiting: 1, .. })), "{full:?}");
@@ -236,9 +239,9 @@ async fn the_line_is_bounded_and_closing_tells_who_waits() {
         tokio::task::yield_now().await;
         assert!(registry.drain(Duration::from_secs(10)));
     };
-    let (told, ()) = tokio::join!(registry.generator("a", None), close);
+    let (told, ()) = tokio::join!(a(&registry), close);
     assert!(matches!(told.err(), Some(Error::ShuttingDown)));
-    assert!(matches!(registry.generator("a", None).await.err(), Some(Error::ShuttingDown)));
+    assert!(matches!(a(&registry).await.err(), Some(Error::ShuttingDown)));
 }
 
 #[tokio::test]
@@ -251,7 +254,24 @@ async fn a_request_gives_up_after_the_time_that_the_operator_allows() {
     let registry =
         Registry::new(vec![entry("a", load)], Bounds { queue_timeout, ..Bounds::default() });
     let registry = registry.unwrap();
-    let error = registry.generator("a", None).await.err();
+    let error = a(&registry).await.err();
     assert!(matches!(error, Some(Error::Expired { .. })), "{error:?}");
     assert_eq!(registry.standings()[0].waiting, 0, "it has left the line");
+}
+
+#[tokio::test]
+async fn one_key_leaves_places_in_the_line_of_a_model_to_others() {
+    let load = || {
+        std::thread::sleep(Duration::from_millis(300));
+        tiny_model("a")
+    };
+    let registry = registry(vec![entry("a", load)], 16);
+    let key = |id| Tenant { id, ..Tenant::default() };
+    let ask = |tenant| registry.generator("a", tenant, None);
+    let work = futures_util::future::join_all((0..20).map(|_| ask(key(1).in_background())));
+    let many = futures_util::future::join_all((0..20).map(|_| ask(key(1))));
+    let (work, many, other) = tokio::join!(work, many, ask(key(2)));
+    let came_in = |all: Vec<Result<_, _>>| all.into_iter().filter(Result::is_ok).count();
+    assert_eq!((came_in(work), came_in(many)), (4, 10), "a quarter, and all but an eighth");
+    assert!(other.is_ok(), "there was no place left");
 }

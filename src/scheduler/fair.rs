@@ -228,7 +228,13 @@ impl Tenants {
 
     /// Somebody is here who is not in the background.
     pub fn in_foreground(&self) -> bool {
-        self.accounts.values().any(|a| a.is_active() && !a.tenant.background)
+        self.foreground().next().is_some()
+    }
+
+    /// Those who are.
+    pub fn foreground(&self) -> impl Iterator<Item = u64> {
+        let here = self.accounts.iter().filter(|(_, a)| a.is_active() && !a.tenant.background);
+        here.map(|(id, _)| *id)
     }
 
     /// Several of it run, and more than its weight would have of all that run.

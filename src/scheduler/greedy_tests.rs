@@ -1,11 +1,15 @@
-//! One key that always has two hundred requests here, and one that asks now and then, on a machine
-//! that computes a short prompt about as fast as a step of many answers.
+//! One key that always has two hundred requests here, and one that asks now and then: on a machine
+//! that computes a short prompt about as fast as a step of many answers, and on one that takes
+//! thirty times as long for a row, so that a step of the one is as long as a short question of the
+//! other.
 
 use super::fair_tests::{Room, tenant};
 use crate::types::Tenant;
 
 /// What the model of the binary costs on two cores.
 const COSTS_MS: [f64; 3] = [0.15, 0.09, 0.045];
+/// What one of half a billion weights does.
+const LARGE_MS: [f64; 3] = [14.0, 2.4, 2.4];
 const GREEDY: u64 = 1;
 const OTHER: u64 = 2;
 
@@ -28,9 +32,20 @@ fn dice() -> impl FnMut(u32) -> u32 {
     }
 }
 
-fn questions(prompt: u32, greedy: usize) -> Seen {
+/// What the greedy key asks for: requests at any time, and tokens of their answers, from and to.
+struct Greedy {
+    requests: usize,
+    answers: [usize; 2],
+}
+
+const NOBODY: Greedy = Greedy { requests: 0, answers: [0; 2] };
+const TALKS: Greedy = Greedy { requests: 200, answers: [300, 500] };
+/// It wants one token of each.
+const CLASSIFIES: Greedy = Greedy { requests: 200, answers: [1, 2] };
+
+fn questions(costs_ms: [f64; 3], prompt: u32, greedy: &Greedy) -> Seen {
     let (mut room, mut below) = (Room::new(), dice());
-    (room.costs_ms, room.check_every) = (COSTS_MS, 64);
+    (room.costs_ms, room.check_every) = (costs_ms, 64);
     // Somebody has had an answer here before, alone.
     room.ask(tenant(OTHER), 20, 5);
     while !room.scheduler.is_empty() {
@@ -39,8 +54,10 @@ fn questions(prompt: u32, greedy: usize) -> Seen {
     let (mut due_ms, mut asked, mut steps) = (3000.0, None, 0);
     let mut seen = Seen { waits_ms: Vec::new(), idle: 0.0, still: 0 };
     while seen.waits_ms.len() < 100 {
-        while room.scheduler.running_count() + room.scheduler.waiting_count() < greedy {
-            room.ask(tenant(GREEDY), 200 + below(200), 300 + below(200) as usize);
+        while room.scheduler.running_count() + room.scheduler.waiting_count() < greedy.requests {
+            let [from, to] = greedy.answers;
+            let answer = from + below((to - from) as u32) as usize;
+            room.ask(tenant(GREEDY), 200 + below(200), answer);
         }
         if asked.is_none() && room.now_ms >= due_ms {
             asked = Some(room.asked.len());
@@ -65,14 +82,14 @@ fn questions(prompt: u32, greedy: usize) -> Seen {
         }
     }
     seen.waits_ms.sort_by(f64::total_cmp);
-    seen.idle = f64::from(steps) * COSTS_MS[0] / room.now_ms;
+    seen.idle = f64::from(steps) * costs_ms[0] / room.now_ms;
     seen
 }
 
 #[test]
 fn the_first_token_of_a_short_prompt_hardly_waits_for_a_greedy_key() {
     for prompt in [200, 1200] {
-        let (alone, beside) = (questions(prompt, 0), questions(prompt, 200));
+        let [alone, beside] = [NOBODY, TALKS].map(|greedy| questions(COSTS_MS, prompt, &greedy));
         let ratio = beside.waits_ms[95] / alone.waits_ms[95];
         println!(
             "{prompt} tokens: p95 {:.1} ms alone, {:.1} ms beside ({ratio:.2}), {:.3} idle",
@@ -81,6 +98,26 @@ fn the_first_token_of_a_short_prompt_hardly_waits_for_a_greedy_key() {
         assert!(ratio < 1.5, "{prompt} tokens: {ratio:.2}");
         assert!(beside.idle < 0.05, "short steps cost the greedy key {:.3}", beside.idle);
         assert!(beside.still <= 1, "an answer stood still for {} steps", beside.still);
+    }
+}
+
+/// Who asks waits for the end of a step that was begun, and such a step takes up to the target: so
+/// the shorter a question, the more of its wait that is.
+#[test]
+fn a_question_waits_for_one_step_of_a_greedy_key_and_no_longer_than_the_target() {
+    for (name, greedy) in [("talks", TALKS), ("classifies", CLASSIFIES)] {
+        for (prompt, most) in [(20, 2.8), (200, 1.6)] {
+            let [alone, beside] =
+                [&NOBODY, &greedy].map(|greedy| questions(LARGE_MS, prompt, greedy));
+            let ratio = beside.waits_ms[95] / alone.waits_ms[95];
+            println!(
+                "{name}, {prompt} tokens: p95 {:.0} ms alone, {:.0} ms beside ({ratio:.2}), {:.3} \
+                 idle, {} steps still",
+                alone.waits_ms[95], beside.waits_ms[95], beside.idle, beside.still
+            );
+            assert!(ratio < most, "{name}, {prompt} tokens: {ratio:.2}");
+            assert!(beside.idle < 0.18, "short steps cost the greedy key {:.3}", beside.idle);
+        }
     }
 }
 

@@ -144,6 +144,7 @@ impl Scheduler {
     pub fn schedule(&mut self, now: Duration, proposals: &[Proposal], kept: &dyn Kept) -> Batch {
         let mut batch = Batch { row_limit: self.config.batch_tokens, ..Batch::default() };
         batch.expired = self.tenants.expire(now);
+        self.pace.see(self.tenants.foreground(), now);
         self.make_way(&mut batch);
         let answers = self.answers();
         self.give_to_answers(&answers, &mut batch);
@@ -312,7 +313,7 @@ impl Scheduler {
             batch.push(seq, rows, self.fork_room(seq, batch));
             self.take(&mut share, place, due, rows);
         }
-        self.stand_back(&share, batch);
+        self.stand_back(&share, answers.len(), batch);
     }
 
     /// What room is left goes to answers that may go on in a known way. Nobody waits for these

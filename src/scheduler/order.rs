@@ -36,7 +36,8 @@ pub(super) struct Next {
 impl Scheduler {
     /// Answers that stand still in this step, in order of id, because they are beyond the time at
     /// which a prompt of another tenant is due, theirs has more than its share, and all answers
-    /// together are a heavy load; or because they are in the background, and somebody is not.
+    /// together are a heavy load; or because they are in the background, and somebody is not; or
+    /// because they are too many for a step of which somebody may come to wait.
     pub(super) fn slow_answers(&self) -> Vec<SeqId> {
         let answers = self.running.iter().filter(|s| s.is_answer()).count();
         let first_due = || {
@@ -52,11 +53,30 @@ impl Scheduler {
             s.is_answer() && (greedy || s.tenant.background && foreground)
         };
         let mut slow: Vec<&Sequence> = self.running.iter().filter(is_slow).collect();
+        let mut moving = slow.len().div_ceil(SLOW_STRIDE);
+        if let Some(tenant) = self.is_alone_with_a_queue()
+            && slow.is_empty()
+        {
+            let theirs = |s: &&Sequence| s.is_answer() && s.tenant.id == tenant;
+            slow = self.running.iter().filter(theirs).collect();
+            let free = self.config.running_len.saturating_sub(answers);
+            let rows = if free > 0 { self.pace.spread_rows(slow.len(), free) } else { 0 };
+            moving = self.pace.moving(slow.len(), rows.min(self.config.batch_tokens));
+        }
         slow.sort_by_key(|s| (s.moved, s.id));
-        let moving = slow.len().div_ceil(SLOW_STRIDE);
         let mut slow: Vec<SeqId> = slow[moving..].iter().map(|s| s.id).collect();
         slow.sort_unstable();
         slow
+    }
+
+    /// The only tenant in the foreground, if others may come in at any moment, and what it has to
+    /// wait for is its own queue.
+    fn is_alone_with_a_queue(&self) -> Option<u64> {
+        let mut here = self.tenants.foreground();
+        let (Some(tenant), None) = (here.next(), here.next()) else { return None };
+        let queues =
+            self.pace.in_company() && self.tenants.is_queueing(tenant, self.tenants.crowd());
+        queues.then_some(tenant)
     }
 
     /// The tenant has more than its share, and had its turn when this was due.
@@ -76,14 +96,15 @@ impl Scheduler {
     }
 
     /// Rows that the prompts of a tenant may still have. A first token of somebody with less does
-    /// not wait for any of one who has too much.
+    /// not wait for any of one who has too much, or a queue.
     pub(super) fn bound(&self, shares: &Shares, tenant: u64) -> usize {
-        if shares.first.is_some_and(|due| self.is_greedy(tenant, due, shares.crowd)) {
+        let queueing = self.tenants.is_queueing(tenant, shares.crowd);
+        let has_much = queueing || self.tenants.is_over_share(tenant, shares.crowd);
+        if has_much && shares.first.is_some_and(|due| self.tenants.turn(tenant) > due) {
             return 0;
         }
         let (in_background, _) = self.tenants.turn(tenant);
         let background = if in_background { shares.background } else { usize::MAX };
-        let queueing = self.tenants.is_queueing(tenant, shares.crowd);
         background.min(if queueing { shares.queueing } else { usize::MAX })
     }
 
@@ -98,15 +119,15 @@ impl Scheduler {
         }
     }
 
-    /// Nor does it wait for answers of that one, where a step of their own is cheap and they moved
-    /// in the last one.
-    pub(super) fn stand_back(&self, shares: &Shares, batch: &mut Batch) {
-        let Some(due) = shares.first.filter(|_| self.pace.is_cheap_apart(batch.answers)) else {
-            return;
-        };
+    /// Nor does it wait for answers of that one that moved in the last step, where one of their own
+    /// is cheap; or in one of the last two, where all `answers` are a heavy load and take turns.
+    pub(super) fn stand_back(&self, shares: &Shares, answers: usize, batch: &mut Batch) {
+        let heavy = self.pace.are_heavy(answers);
+        let is_worth = heavy || self.pace.is_cheap_apart(batch.answers);
+        let Some(due) = shares.first.filter(|_| is_worth) else { return };
         let last = self.steps + u64::from(self.flies());
         let stands = |id| {
-            let seq = self.running(id).filter(|s| s.moved >= last);
+            let seq = self.running(id).filter(|s| s.moved + u64::from(heavy) >= last);
             seq.is_some_and(|s| self.is_greedy(s.tenant.id, due, shares.crowd))
         };
         // What is behind the answers may have become one since, and ends in this step.
@@ -137,9 +158,12 @@ impl Scheduler {
     }
 
     /// Prompts that wait for their first token and may have it soon, of tenants that have no more
-    /// than their share.
+    /// than their share. Where one has a queue and others may come, no step is longer for it.
     pub(super) fn prompts_waiting(&self) -> usize {
-        self.tenants.waiting_in_share(self.begun())
+        match self.is_alone_with_a_queue() {
+            Some(_) => 0,
+            None => self.tenants.waiting_in_share(self.begun()),
+        }
     }
 
     /// Prompts that run, but for those that something is fetched for.

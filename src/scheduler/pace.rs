@@ -11,6 +11,12 @@
 //! anyway, so it is far cheaper than a row of a prompt where memory is the limit, and no cheaper
 //! where it is not.
 
+mod company;
+
+use std::time::Duration;
+
+use self::company::Company;
+
 /// The guess, and what it is for. Times are milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
@@ -26,6 +32,9 @@ pub(super) struct Pace {
     /// The shortest steps of all, the longest of these first: so many took no longer, so a step
     /// costs no more than that before its first row. One alone may be a clock's mistake.
     least_ms: [f64; 4],
+    company: Company,
+    /// Others may come in at any moment, and wait for the end of a step.
+    in_company: bool,
 }
 
 /// Rows of the very first prompt, of which nothing is known.
@@ -36,7 +45,7 @@ const ROWS_MIN: usize = 16;
 const ROWS_TELLING: usize = 4 * ROWS_MIN;
 /// A prompt that waits in line with others takes as long in a step as so many answers.
 const SPREAD: usize = 8;
-/// Where no answer waits, only newcomers do, and a longer step computes a little faster.
+/// Where no answer waits and nobody else is expected, a longer step computes a little faster.
 const ALONE: f64 = 4.0;
 /// Prompts may take this part of what the answers take, where those fill the target on their own.
 const SHARE: f64 = 0.5;
@@ -67,7 +76,33 @@ const SURPRISE_MAX: f64 = 2.0;
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
         let (answers_ms, answers, least_ms) = (0.0, 0.0, [f64::INFINITY; 4]);
-        Self { target_ms, answers_ms, answers, row_ms: None, proposed_ms: None, least_ms }
+        let (row_ms, proposed_ms) = (None, None);
+        let (company, in_company) = (Company::default(), false);
+        Self { target_ms, answers_ms, answers, row_ms, proposed_ms, least_ms, company, in_company }
+    }
+
+    /// These tenants are here now.
+    pub fn see(&mut self, here: impl Iterator<Item = u64>, now: Duration) {
+        self.in_company = self.company.see(here, now);
+    }
+
+    /// Others than those who are here may come in at any moment.
+    pub fn in_company(&self) -> bool {
+        self.in_company
+    }
+
+    /// Of so many answers of one tenant, those that move in a step with so many rows of its
+    /// prompts: all that fit into the target, where somebody else is expected, and a half at least.
+    pub fn moving(&self, answers: usize, prompt_rows: usize) -> usize {
+        let rows_ms = self.rows_ms(prompt_rows as f64).unwrap_or(0.0);
+        let over_ms = self.expected_ms(answers) + rows_ms - self.target_ms;
+        match self.row_ms {
+            Some(row_ms) if self.in_company && over_ms > 0.0 && row_ms > 0.0 => {
+                let over = (over_ms / row_ms).ceil() as usize;
+                answers.saturating_sub(over).max(answers.div_ceil(2))
+            }
+            _ => answers,
+        }
     }
 
     /// Rows of prompts for a step that also carries `answers` rows of answers, while so many
@@ -75,6 +110,7 @@ impl Pace {
     pub fn prompt_rows(&self, answers: usize, waiting: usize) -> usize {
         let Some(row_ms) = self.row_ms else { return FIRST_ROWS };
         let left_ms = match answers {
+            0 if self.in_company => self.target_ms,
             0 => self.target_ms * ALONE,
             _ => {
                 let stretch = (waiting as f64 / answers as f64).clamp(1.0, STRETCH);
@@ -269,6 +305,8 @@ mod tests {
         assert_eq!(pace.prompt_rows(0, 1), FIRST_ROWS);
         pace.learn(0, 0, 64, 64.0 * 2.0);
         assert_eq!((pace.prompt_rows(0, 1), pace.prompt_rows(1, 1)), (200, 49));
+        pace.see([1, 2].into_iter(), Duration::ZERO);
+        assert_eq!(pace.prompt_rows(0, 1), 50, "somebody may come in");
     }
 
     #[test]
@@ -289,6 +327,16 @@ mod tests {
         pace.learn(32, 0, 64, 8.0); // two rows are as dear as an answer
         assert_eq!([1, 2, 10].map(|free| pace.spread_rows(32, free)), [16, 32, 160]);
         assert_eq!(pace.spread_rows(0, 32), usize::MAX, "nothing else would be in the step");
+    }
+
+    #[test]
+    fn where_others_are_expected_answers_beyond_the_target_take_turns() {
+        let mut pace = Pace::new(100.0);
+        (0..20).for_each(|_| pace.learn(32, 0, 0, 90.0));
+        pace.learn(32, 0, 16, 90.0 + 40.0); // 2.5 ms a row
+        assert_eq!(pace.moving(32, 16), 32, "nobody is expected");
+        pace.see([1, 2].into_iter(), Duration::ZERO);
+        assert_eq!([0, 4, 16, 99].map(|rows| pace.moving(32, rows)), [32, 32, 20, 16]);
     }
 
     #[test]

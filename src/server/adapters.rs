@@ -54,7 +54,7 @@ pub(super) async fn load(
     let named = body.string("base_model_name")?;
     let registry = Arc::clone(app.pipeline.registry());
     let base = registry.base_of_adapter(named.as_deref())?.id.clone();
-    let model = app.pipeline.model(&base, None).await?;
+    let model = app.pipeline.model(&base, caller.tenant, None).await?;
     let new = NewAdapter { id: id.clone(), base, path: PathBuf::from(path), pinned };
     aside(move || registry.load_adapter(new, &model, replace)).await?;
     Ok(format!("Success: LoRA adapter '{id}' added successfully.").into_response())

@@ -3,11 +3,11 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use axum::Json;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::Semaphore;
 
-use super::App;
 use super::call::{Call, Shape};
 use super::chat;
 use super::error::ApiError;
@@ -16,6 +16,7 @@ use super::objects::{Chunks, Envelope, Whole};
 use super::observe::Watch;
 use super::sse;
 use super::stored::Keeper;
+use super::{App, aside};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::pipeline::{TextEvent, TextRequest, TextStream};
@@ -29,7 +30,7 @@ pub(super) async fn answer(
     caller: &Caller,
     call: Call,
 ) -> Result<Response, ApiError> {
-    let model = app.pipeline.model(&call.model, call.keep_alive).await?;
+    let model = app.pipeline.model(&call.model, caller.tenant, call.keep_alive).await?;
     check_choices(&model, &call)?;
     let mut envelope = envelope(app, &model, &call)?;
     let priority = call.requests.first().map_or(Priority::Default, |request| request.priority);
@@ -44,6 +45,10 @@ pub(super) async fn answer(
     watch.generating(model.id(), &envelope.model, priority, &texts, envelope.n);
     let watcher = watch.clone();
     let mut events = merge(texts, envelope.n).inspect(move |event| watcher.event(event)).boxed();
+    if call.stream.is_none() || call.keep.is_some() {
+        let times = if call.shape == Shape::Completion { envelope.n } else { 1 };
+        events = app.unsent.count(events, Some(caller.tenant.id), times);
+    }
     if let Some(keep) = call.keep {
         let history = Arc::clone(&app.rooms.history);
         let request_id = watch.request_id.clone();
@@ -59,8 +64,27 @@ pub(super) async fn answer(
     while let Some(event) = events.next().await {
         whole.event(event?);
     }
-    Ok(placed(Json(whole.end()?).into_response(), place))
+    let bytes = apart(whole).await?;
+    Ok(placed(([(header::CONTENT_TYPE, "application/json")], bytes).into_response(), place))
 }
+
+/// A whole answer as JSON; a long one on a thread that may take its time, one after the other: it
+/// takes several times its bytes meanwhile.
+async fn apart(whole: Whole) -> Result<Vec<u8>, ApiError> {
+    static TURN: Semaphore = Semaphore::const_new(1);
+    if whole.tokens() <= SHORT {
+        return whole.bytes();
+    }
+    let turn = TURN.acquire().await; // it is never closed
+    aside(move || {
+        let _turn = turn;
+        Ok(whole.bytes())
+    })
+    .await?
+}
+
+/// Tokens of an answer that is written at once.
+const SHORT: usize = 512;
 
 /// One answer that has begun.
 pub(super) struct Begun {
@@ -86,6 +110,8 @@ pub(super) async fn begin(
     watch.generating(model.id(), &title, priority, &texts, 1);
     let watcher = Arc::clone(watch);
     let events = merge(texts, 1).inspect(move |event| watcher.event(event)).boxed();
+    // Streams of these tell all of it again at their end.
+    let events = app.unsent.count(events, Some(caller.tenant.id), 1);
     Ok(Begun { place, prompt_tokens, events })
 }
 

@@ -1,5 +1,6 @@
 //! `/v1/files` and `/v1/uploads`: bodies in forms and JSON to the files room, contents back out.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,7 +12,6 @@ use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::Response;
 use futures_util::stream;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 
 use super::error::ApiError;
 use super::extract::{Fields, kind};
@@ -167,16 +167,14 @@ async fn content(
 ) -> Result<Response, ApiError> {
     let files = Arc::clone(&app.rooms.files);
     let (object, file) = aside(move || files.content(caller.project, &id)).await?;
-    let pieces = stream::unfold(tokio::fs::File::from_std(file), |mut file| async {
-        let mut piece = vec![0; PIECE];
-        match file.read(&mut piece).await {
-            Ok(0) => None,
-            Ok(got) => {
-                piece.truncate(got);
-                Some((Ok(piece), file))
-            }
-            Err(error) => Some((Err(error), file)),
-        }
+    let pieces = stream::try_unfold(file, |mut file| {
+        aside(move || {
+            let mut piece = vec![0; PIECE];
+            let got = file.read(&mut piece);
+            let got = got.map_err(|e| Error::Internal(format!("a file cannot be read: {e}")))?;
+            piece.truncate(got);
+            Ok((got > 0).then_some((piece, file)))
+        })
     });
     let mut response = Response::new(Body::from_stream(pieces));
     let headers = response.headers_mut();

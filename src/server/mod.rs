@@ -59,6 +59,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use self::crowd::{Crowd, Guest};
 use self::error::ApiError;
@@ -399,11 +400,21 @@ async fn text_completions(
     answer::answer(&app, watch, &caller, call).await
 }
 
-/// Runs what waits for the disk on a thread that may.
+/// Threads that may wait which the server takes up at most.
+pub const THREADS: usize = 8;
+
+/// Runs what waits for the disk, or takes its time, on a thread that may. There is a number of
+/// these, and of all threads of the process it leaves some to prompts.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
+    static PLACES: Semaphore = Semaphore::const_new(THREADS);
+    let place = PLACES.acquire().await; // it is never closed
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    let done = done.await;
     done.unwrap_or_else(|_| Err(Error::Internal("The server failed on this request.".to_owned())))
 }
 

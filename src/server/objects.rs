@@ -58,7 +58,7 @@ impl Envelope {
             object.insert("service_tier".to_owned(), json!(self.tier));
         }
         object.insert("system_fingerprint".to_owned(), json!(self.fingerprint));
-        object.insert("choices".to_owned(), Value::Array(choices));
+        object.insert(CHOICES.to_owned(), Value::Array(choices));
         object
     }
 
@@ -77,6 +77,7 @@ impl Envelope {
     }
 }
 
+const CHOICES: &str = "choices";
 /// vLLM's names for the tokens of a prompt and their log-probabilities.
 const PROMPT_IDS: &str = "prompt_token_ids";
 const PROMPT_LOGPROBS: &str = "prompt_logprobs";
@@ -292,10 +293,13 @@ impl Chunks {
 
 fn data(value: &Value, out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: ");
-    // JSON has no raw line breaks, so one value is one line.
-    serde_json::to_writer(&mut *out, value)
-        .expect("a JSON value can always be written to memory; this is a bug");
+    write(value, out); // JSON has no raw line breaks, so one value is one line
     out.extend_from_slice(b"\n\n");
+}
+
+fn write(value: &Value, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, value)
+        .expect("a JSON value can always be written to memory; this is a bug");
 }
 
 /// Collects an answer into one object.
@@ -357,6 +361,13 @@ impl Whole {
         }
     }
 
+    /// Tokens of which something is told: those of the answer, and of a prompt that was scored.
+    pub(super) fn tokens(&self) -> usize {
+        let prompt = |choice: &Choice| choice.prompt.as_ref().map_or(0, Vec::len);
+        let scored = self.choices.iter().map(|choice| prompt(choice) + choice.logprobs.len());
+        self.tally.completion + scored.sum::<usize>()
+    }
+
     /// The choices that are shown: of each prompt those of the highest log-probability per token,
     /// when more were made.
     fn best(&self) -> Vec<&Choice> {
@@ -382,49 +393,82 @@ impl Whole {
     /// # Errors
     /// Some choice never finished.
     pub(super) fn end(self) -> Result<Value, ApiError> {
-        let envelope = &self.envelope;
-        // What was asked for about a prompt: of a chat beside its choices, as vLLM has it.
-        let about_prompt = |prompt: usize, choice: &Choice| {
-            let ids = envelope.prompt_ids.as_ref().map(|_| envelope.prompt_ids_of(prompt));
-            let scores = choice.prompt.as_deref().map(prompt_logprobs);
-            let told = [(PROMPT_IDS, ids), (PROMPT_LOGPROBS, scores)].into_iter();
-            told.filter_map(|(name, value)| Some((name, value?)))
-        };
-        let one = |(i, choice): (usize, &Choice)| {
-            let reason = choice.reason.ok_or_else(cut_short)?.as_str();
-            let mut object = match envelope.shape {
-                Shape::Chat => {
-                    let logprobs = envelope.logprobs(&choice.logprobs);
-                    let Choice { text, reasoning, calls, .. } = choice;
-                    chat::whole_choice(i, text, reasoning, calls, logprobs, reason)
-                }
-                Shape::Completion => {
-                    let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);
-                    completions::choice(i, &choice.text, logprobs, Some(reason))
-                }
-            };
-            if envelope.prompt_ids.is_some() {
-                object["token_ids"] = json!(choice.token_ids);
+        let choices = self.best().into_iter().enumerate().map(|(i, choice)| self.choice(i, choice));
+        let mut object = self.frame();
+        object.insert(CHOICES.to_owned(), choices.collect::<Result<_, _>>()?);
+        Ok(Value::Object(object))
+    }
+
+    /// The same as JSON. There is never more than one choice of it as a value, which takes several
+    /// times as much as its text.
+    pub(super) fn bytes(self) -> Result<Vec<u8>, ApiError> {
+        let mut out = Vec::new();
+        for (i, (name, value)) in self.frame().iter().enumerate() {
+            out.push(if i == 0 { b'{' } else { b',' });
+            write(&json!(name), &mut out);
+            out.push(b':');
+            if name != CHOICES {
+                write(value, &mut out);
+                continue;
             }
-            if envelope.shape == Shape::Completion {
-                about_prompt(i / envelope.shown, choice).for_each(|(name, v)| object[name] = v);
+            for (i, choice) in self.best().into_iter().enumerate() {
+                out.push(if i == 0 { b'[' } else { b',' });
+                write(&self.choice(i, choice)?, &mut out);
             }
-            Ok(object)
-        };
-        let best = self.best();
-        let choices = best.iter().copied().enumerate().map(one);
-        let choices = choices.collect::<Result<_, ApiError>>()?;
-        let name = match envelope.shape {
+            out.push(b']'); // there is one at least
+        }
+        out.push(b'}');
+        Ok(out)
+    }
+
+    /// The object without its choices.
+    fn frame(&self) -> Map<String, Value> {
+        let name = match self.envelope.shape {
             Shape::Chat => "chat.completion",
             Shape::Completion => "text_completion",
         };
-        let mut object = envelope.object(name, choices);
+        let mut object = self.envelope.object(name, Vec::new());
         object.insert("usage".to_owned(), self.tally.usage());
-        if envelope.shape == Shape::Chat {
-            let told = best.first().into_iter().flat_map(|choice| about_prompt(0, choice));
-            object.extend(told.map(|(name, value)| (name.to_owned(), value)));
+        if self.envelope.shape == Shape::Chat {
+            object.extend(self.about_prompt(0).map(|(name, value)| (name.to_owned(), value)));
         }
-        Ok(Value::Object(object))
+        object
+    }
+
+    /// What was asked for about a prompt: of a chat beside its choices, as vLLM has it.
+    fn about_prompt(&self, prompt: usize) -> impl Iterator<Item = (&'static str, Value)> {
+        let Envelope { n, prompt_ids, .. } = &self.envelope;
+        let ids = prompt_ids.as_ref().map(|_| self.envelope.prompt_ids_of(prompt));
+        let scores = self.choices.get(prompt * n).and_then(|first| first.prompt.as_deref());
+        let told = [(PROMPT_IDS, ids), (PROMPT_LOGPROBS, scores.map(prompt_logprobs))].into_iter();
+        told.filter_map(|(name, value)| Some((name, value?)))
+    }
+
+    /// One of those that are shown.
+    fn choice(&self, i: usize, choice: &Choice) -> Result<Value, ApiError> {
+        let envelope = &self.envelope;
+        let reason = choice.reason.ok_or_else(cut_short)?.as_str();
+        let mut object = match envelope.shape {
+            Shape::Chat => {
+                let logprobs = envelope.logprobs(&choice.logprobs);
+                let Choice { text, reasoning, calls, .. } = choice;
+                chat::whole_choice(i, text, reasoning, calls, logprobs, reason)
+            }
+            Shape::Completion => {
+                let logprobs = envelope.legacy_logprobs(&choice.logprobs, &mut 0);
+                completions::choice(i, &choice.text, logprobs, Some(reason))
+            }
+        };
+        if envelope.prompt_ids.is_some() {
+            object["token_ids"] = json!(choice.token_ids);
+        }
+        if envelope.shape == Shape::Completion {
+            self.about_prompt(i / envelope.shown).for_each(|(name, v)| object[name] = v);
+        }
+        if envelope.in_old_words {
+            functions::rename(&mut object);
+        }
+        Ok(object)
     }
 }
 

@@ -292,3 +292,36 @@ fn the_best_of_many_are_shown_and_all_are_counted() {
     assert!(whole["choices"][0]["logprobs"].is_null());
     assert_eq!(whole["usage"]["completion_tokens"], 30);
 }
+
+/// A whole answer is written choice by choice, and is the object.
+#[test]
+fn what_is_written_is_the_object() {
+    for (shape, old) in [(Shape::Chat, false), (Shape::Chat, true), (Shape::Completion, false)] {
+        let mut envelope = envelope(shape, 2, 3);
+        (envelope.shown, envelope.logprobs, envelope.in_old_words) = (2, true, old);
+        envelope.prompt_ids = Some(vec![vec![1, 2], vec![3]]);
+        let whole = || {
+            let mut whole = Whole::new(envelope.clone());
+            for choice in 0..6 {
+                if choice % 3 == 0 {
+                    let token = || match scored(choice, "p", -1.0) {
+                        TextEvent::Delta { logprobs, .. } => logprobs,
+                        other => panic!("{other:?}"),
+                    };
+                    whole.event(TextEvent::Prompt { choice, tokens: token() });
+                }
+                whole.event(scored(choice, &format!("{choice} \"words\""), -(choice as f32)));
+                whole.event(finished(choice, FinishReason::Stop, 0, 2));
+            }
+            whole
+        };
+        let (object, bytes) = (whole().end().unwrap(), whole().bytes().unwrap());
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), object);
+        let scores = match shape {
+            Shape::Chat => &object["prompt_logprobs"],
+            Shape::Completion => &object["choices"][3]["prompt_logprobs"],
+        };
+        assert!(scores[0].is_object(), "the first choice has them for all: {object}");
+    }
+    assert!(Whole::new(envelope(Shape::Chat, 1, 1)).bytes().is_err());
+}

@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::history::{self, History, Page};
 use crate::pipeline::TextEvent;
 use crate::registry::{Lease, ServedModel};
-use crate::types::{Place, Priority, ProjectId, unix_now_s};
+use crate::types::{Place, Priority, ProjectId, Tenant, unix_now_s};
 
 const GROUP: &str = "Responses";
 const ONE: &str = "/v1/responses/{response_id}";
@@ -147,7 +147,7 @@ pub(super) async fn answer(
     let project = caller.project;
     let said = said(app, project, &mut draft).await?;
     pairs::of_items(&said)?;
-    let model = hold(app, &draft, &said).await?;
+    let model = hold(app, caller.tenant, &draft, &said).await?;
     let read = fit::fitting(app, &model, &draft, &said).await?;
     let begun = begin(app, &watch, caller, &model, &draft, read).await?;
     let reply = Reply::new(shell(&draft, &begun), draft.included);
@@ -190,9 +190,14 @@ struct Begun {
 }
 
 /// The model that is to read these items, in memory until it is let go.
-async fn hold(app: &App, draft: &Draft, said: &[Value]) -> Result<Lease<ServedModel>, ApiError> {
+async fn hold(
+    app: &App,
+    tenant: Tenant,
+    draft: &Draft,
+    said: &[Value],
+) -> Result<Lease<ServedModel>, ApiError> {
     let call = draft.call(said)?;
-    Ok(app.pipeline.model(&call.model, call.keep_alive).await?)
+    Ok(app.pipeline.model(&call.model, tenant, call.keep_alive).await?)
 }
 
 /// Begins to answer a draft after these items.
@@ -415,7 +420,7 @@ async fn input_tokens(
     let mut draft = request::read(body, lenient)?;
     let said = said(&app, caller.project, &mut draft).await?;
     pairs::of_items(&said)?;
-    let model = hold(&app, &draft, &said).await?;
+    let model = hold(&app, caller.tenant, &draft, &said).await?;
     let read = fit::fitting(&app, &model, &draft, &said).await?;
     let input_tokens = fit::count(&app, &model, &draft, read).await?;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": input_tokens})))

@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::extract::Fields;
 use super::reference::{Routes, answers, post};
 use super::{App, call, fields, functions, messages, tools};
+use crate::auth::Caller;
 use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::{Kind, Lease, ServedModel};
 use crate::text::Special;
@@ -51,12 +52,13 @@ pub(super) const PATHS: [&str; 3] = ["/tokenize", "/detokenize", "/apply-templat
 /// `POST /tokenize`.
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let mut body = app.body(request).await?;
     let lenient = app.config.lenient_fields;
     fields::check(body.map(), fields::TOKENIZE, "", lenient)?;
-    let model = model(&app, &mut body).await?;
+    let model = model(&app, &caller, &mut body).await?;
     let content = body.string("content")?;
     let prompt = body.string("prompt")?;
     let spelled = body.bool("return_token_strs")?.unwrap_or(false);
@@ -94,11 +96,12 @@ pub(super) async fn tokenize(
 /// `POST /detokenize`.
 pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let mut body = app.body(request).await?;
     fields::check(body.map(), fields::DETOKENIZE, "", app.config.lenient_fields)?;
-    let model = model(&app, &mut body).await?;
+    let model = model(&app, &caller, &mut body).await?;
     let list = match body.value("tokens") {
         None => return Err(ApiError::missing("tokens")),
         Some(Value::Array(list)) => call::tokens("tokens", &list)?,
@@ -120,12 +123,13 @@ pub(super) async fn detokenize(
 /// `POST /apply-template`.
 pub(super) async fn apply_template(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let mut body = app.body(request).await?;
     let lenient = app.config.lenient_fields;
     fields::check(body.map(), fields::APPLY_TEMPLATE, "", lenient)?;
-    let model = model(&app, &mut body).await?;
+    let model = model(&app, &caller, &mut body).await?;
     let request = chat(&model, &mut body, lenient)?;
     let (prompt, _) = app.pipeline.prompt(&model, request, Special::PROMPT).await?;
     Ok(Json(json!({"prompt": prompt})))
@@ -156,10 +160,15 @@ fn chat(model: &ServedModel, body: &mut Fields, lenient: bool) -> Result<TextReq
     Ok(TextRequest { tools, ..TextRequest::new(model.id(), prompt) })
 }
 
-async fn model(app: &App, body: &mut Fields) -> Result<Lease<ServedModel>, ApiError> {
+async fn model(
+    app: &App,
+    caller: &Caller,
+    body: &mut Fields,
+) -> Result<Lease<ServedModel>, ApiError> {
     let generates = |kind: Kind| matches!(kind, Kind::Text { .. });
     let first = || app.pipeline.registry().cards().find(|card| generates(card.kind));
     let named = body.string("model")?;
     let name = named.as_deref().or_else(|| first().map(|card| card.id.as_str()));
-    Ok(app.pipeline.model(name.ok_or_else(|| ApiError::missing("model"))?, None).await?)
+    let name = name.ok_or_else(|| ApiError::missing("model"))?;
+    Ok(app.pipeline.model(name, caller.tenant, None).await?)
 }

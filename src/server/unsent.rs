@@ -5,6 +5,9 @@
 //! bytes of all that is not sent have a bound, and those of one key a part of it: beyond that
 //! nothing more is answered until some of it is read. What the system takes at once is not counted,
 //! so probes are answered whatever others leave unread.
+//!
+//! What is collected until it is whole, of many choices perhaps with all that was probable, counts
+//! from the beginning, by about what it will be as JSON; and has a bound of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +15,19 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
+use futures_util::stream::{BoxStream, StreamExt};
 
 use super::error::ApiError;
 use super::listen::SEND_BUFFER;
 use crate::error::Error;
+use crate::pipeline::{TextEvent, TokenLogprob};
 
 /// Bytes of all answers that are not sent, or one answer that is longer.
 const UNSENT_MAX: usize = 256 << 20;
 /// The part of them that one key may have, where there are keys; and all who send none.
 const SHARE: usize = 4;
+/// Bytes of one answer that is collected: no more than a key may have, so it can have it.
+const COLLECTED_MAX: usize = UNSENT_MAX / SHARE;
 /// After that time it is worth asking again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -59,6 +66,33 @@ impl Unsent {
         let bytes = axum::body::to_bytes(body, usize::MAX).await;
         let bytes = bytes.map_err(|error| Error::Internal(error.to_string()))?;
         Ok(Response::from_parts(head, Body::from(Bytes::from_owner(Answer { bytes, _held: held }))))
+    }
+
+    /// The same events, counted as long as this lives: whoever takes them collects them. Scores of
+    /// a prompt are told so many times.
+    ///
+    /// # Errors
+    /// Instead of an event: there is no room for it, or it never will be.
+    pub fn count(
+        &self,
+        events: BoxStream<'static, Result<TextEvent, Error>>,
+        whose: Whose,
+        times: usize,
+    ) -> BoxStream<'static, Result<TextEvent, Error>> {
+        let (unsent, mut held) = (self.clone(), None);
+        let counted = events.map(move |event| {
+            let event = event?;
+            let bytes = match &event {
+                TextEvent::Prompt { tokens, .. } => json_bytes(tokens) * times,
+                event => bytes(event),
+            };
+            if held.is_none() {
+                held = Some(unsent.take(0, whose)?);
+            }
+            held.iter_mut().try_for_each(|held| held.grow(bytes))?;
+            Ok(event)
+        });
+        counted.boxed()
     }
 
     fn take(&self, bytes: usize, whose: Whose) -> Result<Held, Error> {
@@ -101,6 +135,50 @@ struct Held {
     unsent: Unsent,
     whose: Whose,
     bytes: usize,
+}
+
+impl Held {
+    /// Of an answer that is collected.
+    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        if self.bytes + bytes > COLLECTED_MAX {
+            let message = format!(
+                "Invalid 'stream': an answer that is not streamed, or is stored, has at most {} \
+                 MiB, and this one has more. Stream it, or ask for fewer choices or \
+                 log-probabilities.",
+                COLLECTED_MAX >> 20
+            );
+            return Err(Error::invalid("stream", message));
+        }
+        let mut piles = self.unsent.piles();
+        room_for(bytes, self.whose, &piles)?;
+        if let Some(pile) = piles.get_mut(&self.whose) {
+            pile.bytes += bytes;
+            self.bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+/// About what an event adds to an answer.
+fn bytes(event: &TextEvent) -> usize {
+    match event {
+        TextEvent::Delta { text, logprobs, .. }
+        | TextEvent::Reasoning { text, logprobs, .. }
+        | TextEvent::ToolArguments { text, logprobs, .. } => text.len() + json_bytes(logprobs),
+        TextEvent::Echo { text, .. } => text.len(),
+        TextEvent::Prompt { tokens, .. } => json_bytes(tokens),
+        TextEvent::Tokens { ids, .. } => 8 * ids.len(),
+        TextEvent::ToolCall { id, name, .. } => id.len() + name.len(),
+        TextEvent::Finished { .. } => 0,
+    }
+}
+
+/// Tokens are told with names and numbers, each as a text and byte by byte.
+fn json_bytes(tokens: &[TokenLogprob]) -> usize {
+    const EACH: usize = 64;
+    let of = |bytes: &[u8]| EACH + 6 * bytes.len();
+    let all = |token: &TokenLogprob| token.top.iter().map(|top| of(&top.bytes)).sum::<usize>();
+    tokens.iter().map(|token| of(&token.bytes) + all(token)).sum()
 }
 
 impl Drop for Held {
@@ -210,5 +288,52 @@ mod tests {
         let half = take(UNSENT_MAX / 2, Some(0)).unwrap();
         assert!(take(UNSENT_MAX / 2, Some(0)).is_ok(), "who has no key may be many");
         drop(half);
+    }
+
+    fn tokens(count: usize) -> Result<TextEvent, Error> {
+        Ok(TextEvent::Tokens { choice: 0, ids: vec![7; count] })
+    }
+
+    #[tokio::test]
+    async fn what_is_collected_counts_from_the_beginning_and_has_a_bound() {
+        const PART: usize = COLLECTED_MAX / 8; // ids
+        let unsent = Unsent::default();
+        let count = |events: Vec<_>, whose| {
+            unsent.count(futures_util::stream::iter(events).boxed(), whose, 1)
+        };
+        let mut half = count(vec![tokens(10), tokens(PART / 2)], Some(1));
+        assert!(half.next().await.is_some() && half.next().await.unwrap().is_ok());
+        assert_eq!(unsent.piles()[&Some(1)].bytes, 80 + PART / 2 * 8);
+        // A second one finds the rest of what its key may have; another key hears nothing of it.
+        let refused = count(vec![tokens(PART)], Some(1)).next().await.unwrap().unwrap_err();
+        assert!(matches!(refused, Error::Unread { unread: 2, .. }), "{refused}");
+        let mut growing = count(vec![tokens(10), tokens(PART)], Some(1));
+        assert!(growing.next().await.unwrap().is_ok());
+        assert!(growing.next().await.unwrap().is_err());
+        assert!(count(vec![tokens(PART / 2)], Some(2)).next().await.unwrap().is_ok());
+        drop((half, growing));
+        assert!(unsent.piles().is_empty());
+        // No room helps one that is longer than all that it may have.
+        for first in [10, PART + 1] {
+            let mut long = count(vec![tokens(first), tokens(PART)], Some(1));
+            let mut last = long.next().await.unwrap();
+            if last.is_ok() {
+                last = long.next().await.unwrap();
+            }
+            let Error::InvalidValue { param, .. } = last.unwrap_err() else { panic!("{first}") };
+            assert_eq!(param, "stream");
+        }
+    }
+
+    #[test]
+    fn bytes_of_tokens_are_about_those_of_their_json() {
+        use crate::pipeline::TopLogprob;
+        let text = || "token".to_owned();
+        let top = TopLogprob { id: 1, text: text(), bytes: text().into(), logprob: -12.345_678 };
+        let (text, bytes, chars, logprob) = (text(), text().into(), 5, Some(-12.345_678));
+        let token = [TokenLogprob { id: 1, text, bytes, chars, logprob, top: vec![top; 20] }];
+        let json = super::super::chat::whole_choice(0, "", "", &[], Some(&token), "stop");
+        let (guess, real) = (json_bytes(&token), json.to_string().len());
+        assert!((real / 2..real * 2).contains(&guess), "{guess} for {real}");
     }
 }

@@ -1,8 +1,11 @@
 //! Adapters on the wire: named like models, composed, loaded and unloaded while answers run.
 
+use std::time::Duration;
+
 use std::path::{Path, PathBuf};
 
 use hearth::registry::Registry;
+use hearth::types::Tenant;
 use serde_json::{Value, json};
 
 use crate::fixture::{self, MODEL, Options, Server};
@@ -222,7 +225,7 @@ async fn a_folder_is_followed() {
     watched.look(&registry);
     assert_eq!(ids(&registry), ["first", "second"], "a taken name does no harm");
     // A change makes a new generation, and no more than one.
-    let lease = registry.generator(MODEL, None).await.unwrap();
+    let lease = registry.generator(MODEL, Tenant::default(), None).await.unwrap();
     let slot = |id: &str| {
         let wanted = registry.wanted(id, &[]).unwrap();
         let set = registry.adapters().set(MODEL, lease.file(), &wanted).unwrap();
@@ -268,3 +271,48 @@ async fn loading_is_the_operators() {
         assert_eq!(plain.status, 403, "{}", plain.body);
     }
 }
+
+/// Reads of a disk that does not answer, here pipes into which nobody writes.
+#[cfg(unix)]
+#[test]
+fn adapters_that_cannot_be_read_now_leave_threads_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let stuck: Vec<PathBuf> = (0..10).map(|i| folder.path().join(format!("stuck-{i}"))).collect();
+    let pipes: Vec<_> = stuck.iter().map(|path| path.join("adapter_config.json")).collect();
+    for (path, pipe) in stuck.iter().zip(&pipes) {
+        std::fs::create_dir(path).unwrap();
+        std::fs::copy(lora("qwen3").join(WEIGHTS), path.join(WEIGHTS)).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(hearth::pipeline::THREADS)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let options = Options::default();
+        let registry = Registry::of(vec![fixture::model(&options).into()]).expect("a thread");
+        let mut list: Vec<_> =
+            (0..).zip(stuck).map(|(i, path)| (None, format!("stuck-{i}"), path)).collect();
+        list.push((None, "bent".to_owned(), lora("qwen3")));
+        let registry = registry.with_adapters(1 << 20, list).expect("a served model");
+        let server = fixture::serve_all(registry, options).await;
+        let bent = answer(&server, "bent", json!({})).await;
+        let mut waiting = Vec::new();
+        for i in 0..10 {
+            let body = body_of(&format!("stuck-{i}"));
+            waiting.push(server.begin("/v1/completions", &body).await);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // Neither who wants no adapter nor who wants one that is there waits for them.
+        let others = async {
+            answer(&server, MODEL, json!({})).await;
+            assert_eq!(answer(&server, "bent", json!({})).await, bent);
+        };
+        tokio::time::timeout(Duration::from_secs(30), others).await.expect("no thread is left");
+    });
+    runtime.shutdown_background();
+}
+
+const WEIGHTS: &str = "adapter_model.safetensors";

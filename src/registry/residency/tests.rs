@@ -4,6 +4,8 @@ use super::*;
 
 const FOREVER: KeepAlive = KeepAlive::Forever;
 const PLACES: usize = 8;
+const PERSON: Class = Class::Person;
+const WORK: Class = Class::Background;
 
 fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -18,11 +20,11 @@ fn house(budget: u64, bytes: &[u64]) -> Residency {
 
 /// Brings a model in by a request that lets go at once.
 fn bring_in(house: &mut Residency, slot: usize, now: Duration) {
-    assert_eq!(house.ask(slot, FOREVER, PLACES, now), Ask::Waits);
+    assert_eq!(house.ask(slot, PERSON, FOREVER, PLACES, now), Ask::Waits);
     assert_eq!(house.decide(now), [Action::Load(slot)]);
     house.loaded(slot, now);
     assert_eq!(house.decide(now), [Action::Serve(slot)]);
-    house.release(slot, now);
+    house.release(slot, PERSON, now);
     house.check();
 }
 
@@ -42,15 +44,15 @@ fn the_least_that_is_enough_goes_and_of_that_the_oldest() {
 fn a_model_is_loaded_when_it_is_asked_for_and_served_when_it_is_there() {
     let mut house = house(100, &[60]);
     assert_eq!(house.decide(s(0)), []);
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Waits);
     assert_eq!(house.decide(s(0)), [Action::Load(0)]);
     assert_eq!(house.decide(s(0)), [], "nothing twice");
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(1)), Ask::Waits);
     house.loaded(0, s(2));
     assert_eq!(house.decide(s(2)), [Action::Serve(0)]);
     assert_eq!(house.requests(0), (3, 0));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(3)), Ask::Held);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(3)), Ask::Held);
     assert_eq!((house.requests(0), house.free()), ((4, 0), 40));
     house.check();
 }
@@ -61,8 +63,8 @@ fn a_time_without_end_is_told() {
     let mut house = house(100, &[60]);
     let long = KeepAlive::For(Duration::MAX);
     bring_in(&mut house, 0, s(5));
-    assert_eq!(house.ask(0, long, PLACES, s(6)), Ask::Held);
-    house.release(0, s(7));
+    assert_eq!(house.ask(0, PERSON, long, PLACES, s(6)), Ask::Held);
+    house.release(0, PERSON, s(7));
     assert_eq!(house.stays(0, s(8)), Some(Duration::MAX - s(8)));
     assert_eq!(house.decide(s(9)), []);
 }
@@ -72,9 +74,9 @@ fn the_idle_one_that_was_used_longest_ago_goes() {
     let mut house = house(100, &[40, 40, 40]);
     bring_in(&mut house, 0, s(0));
     bring_in(&mut house, 1, s(1));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(2)), Ask::Held);
-    house.release(0, s(3));
-    assert_eq!(house.ask(2, FOREVER, PLACES, s(4)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(2)), Ask::Held);
+    house.release(0, PERSON, s(3));
+    assert_eq!(house.ask(2, PERSON, FOREVER, PLACES, s(4)), Ask::Waits);
     assert_eq!(house.decide(s(4)), [Action::Unload(1, Reason::Evicted)]);
     assert_eq!(house.decide(s(4)), [], "it is on its way");
     house.unloaded(1);
@@ -86,16 +88,16 @@ fn the_idle_one_that_was_used_longest_ago_goes() {
 fn who_is_held_or_pinned_stays_and_the_other_waits() {
     let mut house = house(100, &[60, 60]);
     house.add(30, true, State::Ready);
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Waits);
     assert_eq!(house.decide(s(0)), [Action::Load(0)]);
     house.loaded(0, s(0));
     assert_eq!(house.decide(s(0)), [Action::Serve(0)]);
-    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.ask(1, PERSON, FOREVER, PLACES, s(1)), Ask::Waits);
     assert_eq!(house.decide(s(1)), []);
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(2)), Ask::Held, "and goes on working");
-    house.release(0, s(3));
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(2)), Ask::Held, "and goes on working");
+    house.release(0, PERSON, s(3));
     assert_eq!(house.decide(s(3)), []);
-    house.release(0, s(4));
+    house.release(0, PERSON, s(4));
     assert_eq!(house.decide(s(4)), [Action::Unload(0, Reason::Evicted)]);
     assert_eq!(house.dismiss(2), Err(Stays::Pinned));
     house.check();
@@ -105,23 +107,23 @@ fn who_is_held_or_pinned_stays_and_the_other_waits() {
 fn a_busy_model_cannot_keep_another_out_for_ever() {
     let mut house = house(100, &[60, 60]);
     bring_in(&mut house, 0, s(0));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
-    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Held);
+    assert_eq!(house.ask(1, PERSON, FOREVER, PLACES, s(1)), Ask::Waits);
     assert_eq!(house.decide(s(1)), []);
     assert_eq!(house.next_change(s(1)), Some(PATIENCE));
     let late = s(1) + PATIENCE;
     assert_eq!(house.decide(late), [], "who holds it goes on");
-    assert_eq!(house.ask(0, FOREVER, PLACES, late), Ask::Waits, "and nobody else comes in");
-    house.release(0, late);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, late), Ask::Waits, "and nobody else comes in");
+    house.release(0, PERSON, late);
     assert_eq!(house.decide(late), [Action::Unload(0, Reason::Evicted)]);
     house.unloaded(0);
     assert_eq!(house.decide(late), [Action::Load(1)]);
     house.loaded(1, late + s(30));
     // The other has waited for long too, but this one has only come.
     assert_eq!(house.decide(late + s(30)), [Action::Serve(1)]);
-    assert_eq!(house.ask(1, FOREVER, PLACES, late + s(31)), Ask::Held);
-    house.release(1, late + s(31));
-    house.release(1, late + s(31));
+    assert_eq!(house.ask(1, PERSON, FOREVER, PLACES, late + s(31)), Ask::Held);
+    house.release(1, PERSON, late + s(31));
+    house.release(1, PERSON, late + s(31));
     assert_eq!(house.decide(late + s(31)), [Action::Unload(1, Reason::Evicted)]);
     house.check();
 }
@@ -130,11 +132,11 @@ fn a_busy_model_cannot_keep_another_out_for_ever() {
 fn who_gives_up_waiting_gives_way() {
     let mut house = house(100, &[60, 60]);
     bring_in(&mut house, 0, s(0));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
-    assert_eq!(house.ask(1, FOREVER, PLACES, s(1)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Held);
+    assert_eq!(house.ask(1, PERSON, FOREVER, PLACES, s(1)), Ask::Waits);
     house.decide(s(40));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(40)), Ask::Waits);
-    house.leave(1);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(40)), Ask::Waits);
+    house.leave(1, PERSON);
     assert_eq!(house.decide(s(41)), [Action::Serve(0)]);
     assert_eq!(house.requests(0), (2, 0));
     house.check();
@@ -145,19 +147,19 @@ fn an_idle_model_leaves_when_its_time_has_come_and_not_before() {
     let mut house = house(100, &[60]);
     bring_in(&mut house, 0, s(0));
     assert_eq!(house.next_change(s(0)), None, "kept for ever");
-    assert_eq!(house.ask(0, KeepAlive::For(s(5)), PLACES, s(1)), Ask::Held);
+    assert_eq!(house.ask(0, PERSON, KeepAlive::For(s(5)), PLACES, s(1)), Ask::Held);
     assert_eq!(house.decide(s(100)), [], "a request holds it");
-    house.release(0, s(100));
+    house.release(0, PERSON, s(100));
     assert_eq!(house.next_change(s(100)), Some(s(105)));
     assert_eq!(house.decide(s(104)), []);
     assert_eq!(house.decide(s(105)), [Action::Unload(0, Reason::Idle)]);
     house.unloaded(0);
     // The last request decides.
-    house.ask(0, KeepAlive::For(s(0)), PLACES, s(106));
+    house.ask(0, PERSON, KeepAlive::For(s(0)), PLACES, s(106));
     assert_eq!(house.decide(s(106)), [Action::Load(0)]);
     house.loaded(0, s(107));
     assert_eq!(house.decide(s(107)), [Action::Serve(0)]);
-    house.release(0, s(108));
+    house.release(0, PERSON, s(108));
     assert_eq!(house.decide(s(108)), [Action::Unload(0, Reason::Idle)]);
     house.check();
 }
@@ -165,12 +167,12 @@ fn an_idle_model_leaves_when_its_time_has_come_and_not_before() {
 #[test]
 fn a_failed_load_is_over_and_the_next_request_tries_again() {
     let mut house = house(100, &[60]);
-    house.ask(0, FOREVER, PLACES, s(0));
+    house.ask(0, PERSON, FOREVER, PLACES, s(0));
     house.decide(s(0));
     house.failed(0);
     house.check();
     assert_eq!((house.decide(s(1)), house.free()), (vec![], 100));
-    house.ask(0, FOREVER, PLACES, s(2));
+    house.ask(0, PERSON, FOREVER, PLACES, s(2));
     assert_eq!(house.decide(s(2)), [Action::Load(0)]);
 }
 
@@ -179,9 +181,9 @@ fn the_line_is_bounded_and_what_never_fits_says_so() {
     let mut house = house(100, &[60, 80, 101]);
     house.add(30, true, State::Ready);
     for _ in 0..PLACES {
-        assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Waits);
+        assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Waits);
     }
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Full(PLACES));
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Full(PLACES));
     assert_eq!(house.never_fits(0), None);
     assert_eq!(house.never_fits(1), Some((80, 70)), "beside the pinned one");
     assert_eq!(house.never_fits(2), Some((101, 70)));
@@ -192,11 +194,11 @@ fn the_line_is_bounded_and_what_never_fits_says_so() {
 fn first_come_first_loaded() {
     let mut house = house(100, &[100, 10, 90]);
     bring_in(&mut house, 0, s(0));
-    assert_eq!(house.ask(0, FOREVER, PLACES, s(0)), Ask::Held);
-    house.ask(2, FOREVER, PLACES, s(1));
-    house.ask(1, FOREVER, PLACES, s(2));
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Held);
+    house.ask(2, PERSON, FOREVER, PLACES, s(1));
+    house.ask(1, PERSON, FOREVER, PLACES, s(2));
     assert_eq!(house.decide(s(3)), []);
-    house.release(0, s(3));
+    house.release(0, PERSON, s(3));
     assert_eq!(house.decide(s(3)), [Action::Unload(0, Reason::Evicted)]);
     house.unloaded(0);
     assert_eq!(house.decide(s(4)), [Action::Load(2), Action::Load(1)]);
@@ -220,8 +222,8 @@ struct Trace {
     house: Residency,
     now: Duration,
     busy: Vec<Action>,
-    /// By model: requests that hold it, and that wait.
-    people: Vec<(usize, usize)>,
+    /// By model and class: requests that hold it, and that wait.
+    people: Vec<[(usize, usize); 2]>,
 }
 
 impl Trace {
@@ -233,25 +235,28 @@ impl Trace {
             let state = if pinned { State::Ready } else { State::Unloaded };
             house.add(10 + dice.below(50) as u64 / if pinned { 3 } else { 1 }, pinned, state);
         }
-        Self { house, now: s(0), busy: Vec::new(), people: vec![(0, 0); count] }
+        Self { house, now: s(0), busy: Vec::new(), people: vec![[(0, 0); 2]; count] }
     }
 
     /// Something new: a request, somebody who gives up, the operator.
     fn begin(&mut self, slot: usize, dice: &mut Dice) {
         let keep = [FOREVER, KeepAlive::For(s(0)), KeepAlive::For(s(9))][dice.below(3)];
-        let (held, waiting) = &mut self.people[slot];
+        let who = [PERSON, WORK][dice.below(2)];
+        self.house.waits_for_readers(slot, dice.below(4) == 0);
+        let all: usize = self.people[slot].iter().map(|(held, waiting)| held + waiting).sum();
+        let (held, waiting) = &mut self.people[slot][who as usize];
         match dice.below(4) {
             0 if *waiting > 0 => {
-                self.house.leave(slot);
+                self.house.leave(slot, who);
                 *waiting -= 1;
             }
             1 => match self.house.dismiss(slot) {
                 Ok(None) => assert_ne!(self.house.state(slot), State::Ready),
                 Ok(Some(action)) => self.busy.push(action),
-                Err(Stays::Busy(n)) => assert_eq!(n, *held + *waiting),
+                Err(Stays::Busy(n)) => assert_eq!(n, all),
                 Err(Stays::Pinned | Stays::Loading) => {}
             },
-            _ => match self.house.ask(slot, keep, PLACES, self.now) {
+            _ => match self.house.ask(slot, who, keep, PLACES, self.now) {
                 Ask::Held => *held += 1,
                 Ask::Waits => *waiting += 1,
                 Ask::Full(n) => assert_eq!(n, PLACES),
@@ -262,10 +267,12 @@ impl Trace {
     /// Something ends: a request lets go, or a load or an unload is over.
     fn end(&mut self, slot: usize, may_fail: bool, dice: &mut Dice) {
         if dice.below(2) == 0 {
-            if self.people[slot].0 > 0 {
-                self.house.release(slot, self.now);
-                self.people[slot].0 -= 1;
+            let who = [PERSON, WORK][dice.below(2)];
+            if self.people[slot][who as usize].0 > 0 {
+                self.house.release(slot, who, self.now);
+                self.people[slot][who as usize].0 -= 1;
             }
+            self.house.waits_for_readers(slot, false);
             return;
         }
         let Some(at) = self.busy.len().checked_sub(1).map(|last| dice.below(last + 1)) else {
@@ -274,11 +281,11 @@ impl Trace {
         match self.busy.swap_remove(at) {
             Action::Load(i) if may_fail && dice.below(4) == 0 => {
                 self.house.failed(i);
-                self.people[i].1 = 0;
+                self.people[i].iter_mut().for_each(|(_, waiting)| *waiting = 0);
             }
             Action::Load(i) => self.house.loaded(i, self.now),
             Action::Unload(i, _) => {
-                assert_eq!(self.people[i].0, 0, "a request holds it");
+                assert!(self.people[i].iter().all(|who| who.0 == 0), "a request holds it");
                 self.house.unloaded(i);
             }
             Action::Serve(_) => unreachable!("done at once"),
@@ -288,13 +295,16 @@ impl Trace {
     fn decide(&mut self) {
         for action in self.house.decide(self.now) {
             match action {
-                Action::Serve(i) => self.people[i] = (self.people[i].0 + self.people[i].1, 0),
+                Action::Serve(i) => {
+                    self.people[i] = self.people[i].map(|(held, waiting)| (held + waiting, 0));
+                }
                 other => self.busy.push(other),
             }
         }
         self.house.check();
         for (i, counted) in self.people.iter().enumerate() {
-            assert_eq!(self.house.requests(i), *counted, "model {i}");
+            let [(a, b), (c, d)] = *counted;
+            assert_eq!(self.house.requests(i), (a + c, b + d), "model {i}");
         }
     }
 }
@@ -317,6 +327,99 @@ fn random_traces_keep_the_books_and_serve_everybody() {
             }
             trace.decide();
         }
-        assert!(trace.people.iter().all(|who| *who == (0, 0)), "{seed}: {:?}", trace.house);
+        assert!(trace.people.iter().all(|who| *who == [(0, 0); 2]), "{seed}: {:?}", trace.house);
     }
+}
+
+/// Somebody holds the first of two models of which one fits, and somebody waits for the other.
+fn one_in_the_way(holder: Class, waits: Class) -> Residency {
+    let mut house = house(100, &[60, 60]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.ask(0, holder, FOREVER, PLACES, s(0)), Ask::Held);
+    assert_eq!(house.ask(1, waits, FOREVER, PLACES, s(0)), Ask::Waits);
+    house
+}
+
+#[test]
+fn who_cannot_end_soon_keeps_nobody_from_their_model() {
+    let mut house = one_in_the_way(PERSON, PERSON);
+    assert_eq!(house.decide(PATIENCE), []);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, PATIENCE), Ask::Waits);
+    // One of its holders waits for a client that does not read: the others go on.
+    house.waits_for_readers(0, true);
+    assert_eq!(house.decide(PATIENCE + s(1)), [Action::Serve(0)]);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(1000)), Ask::Held);
+    assert_eq!(house.decide(s(1000)), []);
+    // It reads on, and now it is the turn of the other one.
+    house.waits_for_readers(0, false);
+    assert_eq!(house.decide(s(1001)), []);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(1001)), Ask::Waits);
+    (0..3).for_each(|_| house.release(0, PERSON, s(1002)));
+    assert_eq!(house.decide(s(1002)), [Action::Unload(0, Reason::Evicted)]);
+    house.check();
+}
+
+#[test]
+fn turns_alternate_where_holders_take_long_and_those_of_who_waits_become_longer() {
+    let mut house = one_in_the_way(PERSON, PERSON);
+    let (mut now, mut closed, mut open) = (s(0), Vec::new(), Vec::new());
+    let mut since = now;
+    let mut is_open = true;
+    while now < s(1100) {
+        now += s(1);
+        house.decide(now);
+        house.check();
+        if house.ask(0, PERSON, FOREVER, 1, now) == Ask::Held {
+            house.release(0, PERSON, now);
+            if !is_open {
+                closed.push((now - since).as_secs());
+                (is_open, since) = (true, now);
+            }
+        } else if is_open {
+            open.push((now - since).as_secs());
+            (is_open, since) = (false, now);
+        }
+    }
+    assert_eq!(closed, [60, 120, 240, 480]);
+    assert_eq!(open, [20; 5]);
+    let at = house.next_change(now);
+    assert_eq!(at, Some(since + s(480)), "it looks again by itself");
+}
+
+#[test]
+fn nobody_yields_to_work_in_the_background_while_people_use_a_model() {
+    let mut house = one_in_the_way(PERSON, WORK);
+    assert_eq!(house.decide(s(1000)), []);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(1000)), Ask::Held);
+    // Work that uses it yields to other work as people do to people, until somebody comes.
+    house.release(0, PERSON, s(1001));
+    house.release(0, PERSON, s(1001));
+    assert_eq!(house.ask(0, WORK, FOREVER, PLACES, s(1001)), Ask::Held);
+    assert_eq!(house.decide(s(1001)), []);
+    assert_eq!(house.ask(0, WORK, FOREVER, PLACES, s(1001)), Ask::Waits);
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(1001)), Ask::Waits);
+    assert_eq!(house.decide(s(1001)), [Action::Serve(0)]);
+    house.check();
+}
+
+#[test]
+fn work_in_the_background_yields_to_people_at_once_and_comes_in_behind_them() {
+    let mut house = one_in_the_way(WORK, PERSON);
+    assert_eq!(house.decide(s(1)), []);
+    assert_eq!(house.ask(0, WORK, FOREVER, PLACES, s(1)), Ask::Waits);
+    house.release(0, WORK, s(2));
+    assert_eq!(house.decide(s(2)), [Action::Unload(0, Reason::Evicted)]);
+    house.unloaded(0);
+    assert_eq!(house.decide(s(2)), [Action::Load(1)]);
+    // In a line for a third one, who came last is first.
+    let mut house = self::house(100, &[60, 60, 60]);
+    bring_in(&mut house, 0, s(0));
+    assert_eq!(house.ask(0, PERSON, FOREVER, PLACES, s(0)), Ask::Held);
+    house.ask(1, WORK, FOREVER, PLACES, s(1));
+    house.ask(2, PERSON, FOREVER, PLACES, s(2));
+    house.release(0, PERSON, s(3));
+    assert_eq!(house.decide(s(3)), [Action::Unload(0, Reason::Evicted)]);
+    house.unloaded(0);
+    assert_eq!(house.decide(s(3)), [Action::Load(2)]);
+    house.check();
 }

@@ -72,7 +72,7 @@ async fn messages(
 ) -> Result<Response, ApiError> {
     check_version(request.headers())?;
     let asked = request::read(app.body(request).await?, app.config.lenient_fields)?;
-    let model = app.pipeline.model(&asked.request.model, None).await?;
+    let model = app.pipeline.model(&asked.request.model, caller.tenant, None).await?;
     check_thinking(&model, asked.thinking)?;
     let title = app.pipeline.registry().title(&asked.request.model)?;
     let begun = answer::begin_in_room(&app, &watch, &caller, &model, asked.request).await?;
@@ -95,12 +95,13 @@ async fn messages(
 
 async fn count_tokens(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     check_version(request.headers())?;
     let (request, thinking) =
         request::read_prompt(app.body(request).await?, app.config.lenient_fields)?;
-    let model = app.pipeline.model(&request.model, None).await?;
+    let model = app.pipeline.model(&request.model, caller.tenant, None).await?;
     check_thinking(&model, thinking)?;
     let (_, tokens) = app.pipeline.prompt(&model, request, Special::PROMPT).await?;
     Ok(Json(json!({"input_tokens": tokens.len()})))

@@ -103,7 +103,8 @@ async fn make(
     let began = Instant::now();
     request.tenant = caller.tenant;
     request.model = known(app.pipeline.registry(), &request.model).to_owned();
-    let lease = app.pipeline.registry().embedder(&request.model, request.keep_alive).await?;
+    let EmbedRequest { model, tenant, keep_alive, .. } = &request;
+    let lease = app.pipeline.registry().embedder(model, *tenant, *keep_alive).await?;
     let load = began.elapsed();
     let made = app.pipeline.embed_with(&lease, request).await?;
     watch.embedded(&made.model, made.prompt_tokens);

@@ -115,7 +115,7 @@ async fn answer(
         let reply = Reply::new(shape, &asked.model, began, Duration::ZERO);
         return Ok(Json(reply.nothing("unload")).into_response());
     }
-    let model = app.pipeline.model(&name, asked.keep_alive).await?;
+    let model = app.pipeline.model(&name, caller.tenant, asked.keep_alive).await?;
     let load = began.elapsed();
     let reply = Reply::new(shape, &asked.model, began, load);
     // To ask nothing is to ask that the model be there, or be gone.

@@ -45,7 +45,7 @@ pub(super) async fn compact(
     let mut output: Vec<Value> = said.iter().filter(told).cloned().collect();
     said.push(items::user_text(ASK));
 
-    let model = hold(&app, &draft, &said).await?;
+    let model = hold(&app, caller.tenant, &draft, &said).await?;
     let prompt = fit::count(&app, &model, &draft, &said).await?;
     let max = model.context_len();
     let room = max.saturating_sub(prompt);
