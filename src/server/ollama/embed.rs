@@ -105,8 +105,10 @@ async fn make(
     request.model = known(app.pipeline.registry(), &request.model).to_owned();
     let lease = app.pipeline.registry().embedder(&request.model, request.keep_alive).await?;
     let load = began.elapsed();
-    let made = app.pipeline.embed_with(&lease, request).await?;
-    watch.embedded(&made.model, made.prompt_tokens);
+    let embedding = app.pipeline.embed_with(&lease, request).await?;
+    watch.embedding(&embedding);
+    let made = embedding.wait().await?;
+    watch.embedded();
     Ok((made, load))
 }
 
