@@ -126,6 +126,7 @@ fn keep(store: &Store, waiting: &Waiting) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::NewKey;
     use crate::types::ProjectId;
 
     fn account(minute_s: u64, key: i64, model: &str) -> Account {
@@ -194,6 +195,46 @@ mod tests {
         assert_eq!(ask(&|query| query.projects = vec!["other".into()]), []);
         assert_eq!(ask(&|query| query.only = Some(ProjectId(2))), []);
         assert_eq!(ask(&|query| query.work = Work::Embeddings), []);
+    }
+
+    /// A project that is not there yet stands for a disk that is full: what names it cannot be
+    /// written, nor can what waits beside it.
+    #[test]
+    fn what_cannot_be_written_rests_and_is_written_once() {
+        let store = Arc::new(Store::in_memory().unwrap());
+        let ledger = Ledger::open(Arc::clone(&store)).unwrap();
+        let written = || store.scan(|tx| tx.usage(&query())).unwrap();
+        let begun = Instant::now();
+        ledger.note(account(0, 1, "a"), used(1));
+        ledger.note(Account { project: 2, ..account(0, 1, "b") }, used(10));
+        ledger.flush();
+        assert_eq!(written(), [], "it could not be written");
+        let new = NewKey {
+            name: "k".into(),
+            project: "other".into(),
+            admin: false,
+            weight: 1,
+            max_running: None,
+            requests_per_min: None,
+            tokens_per_min: None,
+            expires_s: None,
+        };
+        let made: Result<i64, StoreError> = store.write(|tx| tx.insert_key(&new, &[0; 32], "", 1));
+        made.unwrap();
+        let mut more = 0;
+        while written().is_empty() {
+            assert!(begun.elapsed() < 10 * PAUSE, "it was given up");
+            ledger.note(account(60 * more, 1, "a"), used(100));
+            more += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(begun.elapsed() >= PAUSE, "it did not rest, but was tried with every request");
+        let sums = ledger.usage(&UsageQuery { to_s: 60 * more + 3600, ..query() }).unwrap();
+        let mut all = Used::default();
+        sums.iter().for_each(|row| all.add(row.used));
+        let requests = 2 + more;
+        let input = 11 + 100 * more;
+        assert_eq!(all, Used { requests, input, cached: requests, output: 2 * requests });
     }
 
     #[test]

@@ -22,7 +22,7 @@ use self::apart::Apart;
 pub use self::apart::THREADS;
 use self::choice::Choice;
 pub use self::choice::Prediction;
-pub use self::embed::{EmbedInput, EmbedRequest, Embeddings};
+pub use self::embed::{EmbedInput, EmbedRequest, Embedding, Embeddings};
 use self::form::Form;
 pub use self::meter::Meter;
 use self::prompt::Prepared;

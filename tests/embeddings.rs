@@ -292,6 +292,31 @@ async fn lines_of_a_batch_are_embedded_as_the_live_route_embeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_computed_for_a_client_that_left_is_counted() {
+    let server = serve(&folder()).await;
+    let long = json!({"model": ENCODER, "input": vec!["a ".repeat(38); 2048]});
+    let left = server.begin("/v1/embeddings", &long).await;
+    while server.metric("hearth_embedding_passes_total").await < 3.0 {
+        tokio::task::yield_now().await;
+    }
+    drop(left);
+    server.wait_for_metric("hearth_embedding_requests_waiting", 0.0).await;
+    let computed = server.metric("hearth_embedding_tokens_total").await as u64;
+    assert!(computed < 2048 * 40, "it was not cut off");
+    let usage = async || {
+        let page = server.get("/v1/organization/usage/embeddings?limit=1").await.json();
+        let sums = page["data"][0]["results"][0].clone();
+        ["num_model_requests", "input_tokens"].map(|name| sums[name].as_u64().unwrap_or_default())
+    };
+    while usage().await[0] == 0 {
+        tokio::task::yield_now().await;
+    }
+    // A pass may have begun in the moment in which the client left.
+    let [requests, counted] = usage().await;
+    assert!(requests == 1 && (computed - 64..=computed).contains(&counted), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn models_of_both_kinds_are_listed_and_do_not_do_each_others_work() {
     let folder = folder();
     let server = serve(&folder).await;

@@ -53,7 +53,7 @@ impl DataDir {
     }
 
     pub(super) fn store(&self) -> Result<Store, Failure> {
-        Ok(Store::open(&self.path()?)?)
+        Ok(Store::visit(&self.path()?)?)
     }
 }
 

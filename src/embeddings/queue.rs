@@ -67,15 +67,25 @@ pub enum SubmitError {
 
 /// The vectors of a request, in the order of its texts, once they are there. Dropping it cancels.
 #[derive(Debug)]
-pub struct Vectors(oneshot::Receiver<Result<Vec<Vec<f32>>, String>>);
+pub struct Vectors {
+    reply: oneshot::Receiver<Result<Vec<Vec<f32>>, String>>,
+    computed: Arc<AtomicUsize>,
+}
 
 impl Vectors {
+    /// Tokens of its texts that are computed so far, or in a pass that has begun: no pass stops in
+    /// the middle because a client leaves. It goes on counting when this is dropped. Passes that
+    /// failed are not in it.
+    pub fn computed(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.computed)
+    }
+
     /// Waits.
     ///
     /// # Errors
     /// The pass that computed one of them failed; the reason.
     pub async fn wait(self) -> Result<Vec<Vec<f32>>, String> {
-        self.0.await.unwrap_or_else(|_| Err("the model has stopped".to_owned()))
+        self.reply.await.unwrap_or_else(|_| Err("the model has stopped".to_owned()))
     }
 }
 
@@ -111,10 +121,11 @@ impl Queue {
     /// checked), or says at once why not.
     pub fn submit(&self, tenant: Tenant, texts: Vec<Vec<TokenId>>) -> Result<Vectors, SubmitError> {
         let place = self.enter(tenant)?;
-        let (reply, vectors) = oneshot::channel();
+        let (tell, reply) = oneshot::channel();
+        let vectors = Vectors { reply, computed: Arc::default() };
         if texts.is_empty() {
-            let _ = reply.send(Ok(Vec::new())); // its receiver is `vectors`
-            return Ok(Vectors(vectors));
+            let _ = tell.send(Ok(Vec::new())); // its receiver is in `vectors`
+            return Ok(vectors);
         }
         let job = Job {
             tenant,
@@ -122,11 +133,12 @@ impl Queue {
             vectors: vec![Vec::new(); texts.len()],
             texts,
             begun: 0,
-            reply,
+            computed: vectors.computed(),
+            reply: tell,
             place,
         };
         let sent = self.commands.send(Command::Submit(job));
-        sent.map(|()| Vectors(vectors)).map_err(|_| SubmitError::ShuttingDown)
+        sent.map(|()| vectors).map_err(|_| SubmitError::ShuttingDown)
     }
 
     /// Lets the thread finish what it has and stop.
@@ -186,6 +198,8 @@ struct Job {
     lengths: Vec<usize>,
     /// Texts that were in a pass.
     begun: usize,
+    /// Tokens of these.
+    computed: Arc<AtomicUsize>,
     vectors: Vec<Vec<f32>>,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, String>>,
     place: Place,
@@ -235,6 +249,10 @@ impl Worker {
                 continue;
             }
             let started = Instant::now();
+            // Counted now: whoever leaves in the middle has it computed all the same.
+            for Pick { request, rows, .. } in &picks {
+                self.jobs[*request].computed.fetch_add(*rows, Ordering::Relaxed);
+            }
             let states = self.compute(&picks);
             self.publish(&picks, started.elapsed());
             match states {
@@ -323,6 +341,9 @@ impl Worker {
     fn fail(&mut self, picks: &[Pick], message: &str) {
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
         tracing::error!(error = message, "a pass of the encoder failed");
+        for Pick { request, rows, .. } in picks {
+            self.jobs[*request].computed.fetch_sub(*rows, Ordering::Relaxed);
+        }
         let (failed, waiting) = self.split(picks);
         self.jobs = waiting;
         for job in failed {

@@ -132,6 +132,27 @@ async fn who_leaves_is_not_computed() {
     assert_eq!(world.queue.stats().cancelled.load(Ordering::Relaxed), 1);
 }
 
+/// Two of three passes: the second had begun. A pass that fails is nobody's.
+#[tokio::test]
+async fn what_was_computed_for_who_left_is_known() {
+    let world = world();
+    let left = world.queue.submit(NOBODY, vec![vec![1; 4], vec![2; 3], vec![3; 4]]).unwrap();
+    let computed = left.computed();
+    let tokens = || computed.load(Ordering::Relaxed);
+    assert!(tokens() <= 4, "it waits at the gate");
+    world.open(1);
+    while tokens() < 7 {
+        tokio::task::yield_now().await;
+    }
+    drop(left);
+    world.open(9);
+    let failed = world.queue.submit(NOBODY, vec![vec![8]]).unwrap();
+    let of_failed = failed.computed();
+    failed.wait().await.unwrap_err();
+    assert_eq!((tokens(), of_failed.load(Ordering::Relaxed)), (7, 0));
+    assert!(!world.batches.lock().unwrap().concat().contains(&3));
+}
+
 #[tokio::test]
 async fn a_failing_pass_fails_its_requests_and_no_other() {
     for (bad, word) in [(8, "token eight"), (9, "token nine")] {

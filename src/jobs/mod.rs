@@ -1,8 +1,9 @@
 //! Durable background work: batches of requests, every line run once whatever happens meanwhile.
 //!
 //! [`Batches`] owns the `batch` objects on their way from `validating` to their end; `work` takes
-//! them along it, `lines` reads their input, and `runner`, which knows nothing of batches, says
-//! whose turn it is. A line is run by an [`Executor`], which the house above brings: never upward.
+//! them along it, `lines` reads their input, `runner`, which knows nothing of batches, says whose
+//! turn it is, and `places` which of them the next line is of. A line is run by an [`Executor`],
+//! which the house above brings: never upward.
 //! What a line gave is kept in the transaction that counts it. So after a `kill -9` those are run
 //! that are not there, and nothing is told twice; only when all is there, or time is up, the lines
 //! become files, in the transaction that ends the batch. [`sweep`] clears out what is over. Runs on
@@ -11,6 +12,7 @@
 
 mod batch;
 mod lines;
+mod places;
 mod runner;
 mod sweep;
 mod work;
@@ -127,6 +129,15 @@ pub struct NewBatch {
 struct Job {
     project: ProjectId,
     id: String,
+    /// Whose it is.
+    key: u64,
+}
+
+impl Job {
+    fn of(project: ProjectId, batch: &Document) -> Self {
+        let key = batch::tenant(project, &batch.body).key();
+        Self { project, id: batch.id.clone(), key }
+    }
 }
 
 /// All batches of one data directory.
@@ -149,7 +160,7 @@ impl Batches {
         if store.was_alone() {
             for status in batch::UNFINISHED {
                 for (project, document) in store.read(|tx| tx.with_status(Kind::Batch, status))? {
-                    runner.add(Job { project, id: document.id });
+                    runner.add(Job::of(project, &document));
                 }
             }
         }
@@ -175,9 +186,9 @@ impl Batches {
         let created_s = unix_now_s();
         let body = batch::object(id, new, created_s);
         let (id, parent) = (id.to_owned(), String::new());
-        let document = Document { id: id.clone(), parent, created_s, expires_s: None, body };
+        let document = Document { id, parent, created_s, expires_s: None, body };
         self.store.write(|tx| tx.insert(project, Kind::Batch, &document))?;
-        self.runner.add(Job { project, id });
+        self.runner.add(Job::of(project, &document));
         Ok(batch::shown(document.body))
     }
 
@@ -201,15 +212,15 @@ impl Batches {
     /// # Errors
     /// It has ended, or is about to.
     pub fn cancel(&self, project: ProjectId, id: &str) -> Result<Value, Error> {
-        let body = self.store.write(|tx| {
+        let document = self.store.write(|tx| {
             let mut document = known(tx, project, id)?;
             if batch::cancel(&mut document.body)? {
                 tx.replace(project, Kind::Batch, &document)?;
             }
-            Ok::<_, Error>(document.body)
+            Ok::<_, Error>(document)
         })?;
-        self.runner.stop(&Job { project, id: id.to_owned() });
-        Ok(batch::shown(body))
+        self.runner.stop(&Job::of(project, &document));
+        Ok(batch::shown(document.body))
     }
 
     fn check_input(&self, project: ProjectId, id: &str) -> Result<(), Error> {

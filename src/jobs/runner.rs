@@ -1,7 +1,8 @@
-//! Which jobs are at work: a bounded number, in turns of the projects that have any.
+//! Which jobs are at work: a bounded number, in turns of the projects that have any, and of their
+//! keys.
 //!
-//! Knows a job by its name only; what it is and what it still has to do stands in the store, from
-//! where it is taken up again after a restart.
+//! Knows of a job its name and its key; what it is and what it still has to do stands in the store,
+//! from where it is taken up again after a restart.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -90,17 +91,27 @@ impl Runner {
 }
 
 impl Jobs {
-    /// Takes the job out that waits longest, of the project that has fewest at work. A quarter of
-    /// the places is for those that have none: some jobs pause, until their key may go on.
+    /// Takes the job out that waits longest, of the key that has fewest at work, of the project
+    /// that has. A quarter of the places is for projects that have none, and a quarter of the
+    /// others for keys that have none: some jobs pause, until their key may go on.
     fn next(&mut self, at_once: usize) -> Option<Job> {
-        if self.running.len() >= at_once {
+        let taken = self.running.len();
+        if taken >= at_once {
             return None;
         }
-        let full = self.running.len() >= at_once - at_once / 4;
-        let at_work =
-            |job: &Job| self.running.iter().filter(|(r, _)| r.project == job.project).count();
-        let order = self.waiting.iter().enumerate().map(|(place, job)| (at_work(job), place));
-        let (_, place) = order.filter(|(own, _)| *own == 0 || !full).min()?;
+        let for_projects = at_once - at_once / 4;
+        let for_keys = for_projects - for_projects / 4;
+        let order = self.waiting.iter().enumerate().map(|(place, job)| {
+            let of_project = self.running.iter().filter(|(r, _)| r.project == job.project);
+            let of_key = of_project.clone().filter(|(r, _)| r.key == job.key);
+            (of_project.count(), of_key.count(), place)
+        });
+        let may = |project, key| match (project, key) {
+            (0, _) => true,
+            (_, 0) => taken < for_projects,
+            _ => taken < for_keys,
+        };
+        let (.., place) = order.filter(|(project, key, _)| may(*project, *key)).min()?;
         self.waiting.remove(place)
     }
 }
@@ -111,7 +122,11 @@ mod tests {
     use crate::types::ProjectId;
 
     fn job(project: i64, id: &str) -> Job {
-        Job { project: ProjectId(project), id: id.to_owned() }
+        job_of(project, 0, id)
+    }
+
+    fn job_of(project: i64, key: u64, id: &str) -> Job {
+        Job { project: ProjectId(project), key, id: id.to_owned() }
     }
 
     #[test]
@@ -133,16 +148,29 @@ mod tests {
     }
 
     #[test]
-    fn one_project_leaves_places_to_others() {
+    fn keys_of_a_project_take_turns() {
         let runner = Runner::default();
-        (0..8).for_each(|i| runner.add(job(1, &format!("own {i}"))));
-        let begin = || runner.begin(8).map(|(job, _)| job.project.0);
-        assert_eq!(
-            [(); 8].map(|()| begin()),
-            [1, 1, 1, 1, 1, 1, 0, 0].map(|p| (p > 0).then_some(p))
-        );
-        [2, 2, 3].into_iter().for_each(|project| runner.add(job(project, "other")));
-        assert_eq!([begin(), begin(), begin()], [Some(2), Some(3), None]);
+        for (key, id) in [(1, "a"), (1, "b"), (1, "c"), (2, "d"), (2, "e")] {
+            runner.add(job_of(1, key, id));
+        }
+        let begin = || runner.begin(16).map(|(job, _)| job.id).unwrap_or_default();
+        assert_eq!([(); 6].map(|()| begin()), ["a", "d", "b", "e", "c", ""]);
+    }
+
+    #[test]
+    fn one_key_leaves_places_to_others_and_so_does_one_project() {
+        let runner = Runner::default();
+        let begin = || runner.begin(16).map(|(job, _)| (job.project.0, job.key));
+        let add = |project, key| (0..16).for_each(|_| runner.add(job_of(project, key, "x")));
+        let all = || std::iter::from_fn(begin).collect::<Vec<_>>();
+        add(1, 1);
+        assert_eq!(all(), [(1, 1); 9]);
+        (2..8).for_each(|key| add(1, key));
+        assert_eq!(all(), [(1, 2), (1, 3), (1, 4)]);
+        [2, 2, 3].into_iter().for_each(|project| add(project, project as u64 * 10));
+        assert_eq!(all(), [(2, 20), (3, 30)]);
+        (4..9).for_each(|project| add(project, 0));
+        assert_eq!(all(), [(4, 0), (5, 0)]);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Batches against their promises, with lines that say themselves how they end.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -21,15 +21,24 @@ struct Echo {
     permits: Semaphore,
     /// Names of the lines that were begun, in order.
     begun: Mutex<Vec<String>>,
-    /// Every line is told once to come later.
+    /// Two lines are told to come later.
     busy: AtomicBool,
     told_later: AtomicUsize,
+    /// Lines that were counted.
+    admitted: AtomicUsize,
+    /// A key that may have none; no key is 0.
+    at_limit: AtomicU64,
 }
 
 impl Echo {
     fn new(permits: usize) -> Arc<Self> {
-        let (begun, busy, told_later) = Default::default();
-        Arc::new(Self { permits: Semaphore::new(permits), begun, busy, told_later })
+        let (begun, busy, told_later, admitted, at_limit) = Default::default();
+        let permits = Semaphore::new(permits);
+        Arc::new(Self { permits, begun, busy, told_later, admitted, at_limit })
+    }
+
+    fn begun(&self) -> Vec<String> {
+        self.begun.lock().unwrap().clone()
     }
 
     async fn answer(&self, line: &[u8]) -> Result<Answer, Later> {
@@ -66,7 +75,11 @@ impl Executor for Echo {
         Ok(Checked { custom_id, model: word("model").unwrap_or("m".into()), inputs: 1 })
     }
 
-    fn admit(&self, _: Tenant) -> Result<(), Later> {
+    fn admit(&self, tenant: Tenant) -> Result<(), Later> {
+        if tenant.key() != 0 && tenant.key() == self.at_limit.load(Ordering::Relaxed) {
+            return Err(Later { wait: Duration::from_secs(3600) });
+        }
+        self.admitted.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -123,6 +136,21 @@ impl House {
     fn create(&self, text: &str) -> Value {
         self.upload("file-in", text);
         self.batches.create("batch_1", &new("file-in")).unwrap()
+    }
+
+    /// A batch of a key, with so many lines that are called after it.
+    fn create_of(&self, key: u64, id: &str, lines: usize) {
+        let (file, name) = (format!("file-{id}"), |i: usize| line(&format!("{id} {i}")));
+        self.upload(&file, &(0..lines).map(name).collect::<String>());
+        let tenant = Tenant { id: key, ..Tenant::default() };
+        self.batches.create(id, &NewBatch { tenant, ..new(&file) }).unwrap();
+    }
+
+    /// Lines that were run, and the status.
+    fn stands(&self, id: &str) -> (u64, String) {
+        let batch = self.batches.get(ONE, id).unwrap();
+        let completed = batch["request_counts"]["completed"].as_u64().unwrap();
+        (completed, batch["status"].as_str().unwrap().to_owned())
     }
 
     fn run(&self, echo: &Arc<Echo>) -> JoinHandle<()> {
@@ -209,6 +237,78 @@ async fn every_line_is_run_and_lies_in_one_of_two_files_in_order() {
     assert_eq!(file["expires_at"], file["created_at"].as_u64().unwrap() + 3600);
     assert_eq!(house.kept_lines(), 0);
     assert!(house.batches.cancel(ONE, "batch_1").is_err());
+}
+
+async fn until(mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(100), "it never came to that");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// It pays when it is begun, and not again when it found no place and comes later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_is_counted_once_however_often_it_is_tried() {
+    let house = House::new();
+    house.create(&["a", "b", "c"].map(line).concat());
+    let echo = Echo::new(100);
+    echo.busy.store(true, Ordering::Relaxed);
+    house.run(&echo);
+    house.until(is("completed")).await;
+    assert!(echo.told_later.load(Ordering::Relaxed) >= 2, "none was tried again");
+    assert_eq!(echo.admitted.load(Ordering::Relaxed), 3);
+}
+
+/// Both places are the other's while it waits; it goes on when it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_at_its_limit_holds_no_place() {
+    let house = House::new();
+    let echo = Echo::new(0);
+    echo.at_limit.store(7, Ordering::Relaxed);
+    house.run(&echo);
+    let poor = ["one", "two", "three"];
+    poor.iter().for_each(|id| house.create_of(7, id, 4));
+    until(|| poor.iter().all(|id| house.stands(id).1 == "in_progress")).await;
+    house.create_of(8, "other", 6);
+    until(|| echo.begun().len() == 2).await;
+    echo.permits.add_permits(6);
+    until(|| house.stands("other").1 == "completed").await;
+    assert!(echo.begun().iter().all(|line| line.starts_with("other")));
+    assert_eq!(house.stands("one"), (0, "in_progress".into()));
+    echo.permits.add_permits(12);
+    echo.at_limit.store(0, Ordering::Relaxed);
+    for id in poor {
+        until(|| house.stands(id).1 == "completed").await;
+    }
+    assert_eq!(echo.admitted.load(Ordering::Relaxed), 18);
+}
+
+/// Two keys of one project, and two places. One with five batches would have five lines of six if
+/// batches took turns; between keys it is one of two, or two of three where a place is free while
+/// the other keeps what its last line gave.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_many_batches_leaves_places_to_another() {
+    let house = House::new();
+    let echo = Echo::new(0);
+    house.run(&echo);
+    let greedy = ["g1", "g2", "g3", "g4", "g5"];
+    greedy.iter().for_each(|id| house.create_of(1, id, 10));
+    until(|| echo.begun().len() == 2).await;
+    until(|| greedy.iter().all(|id| house.stands(id).1 == "in_progress")).await;
+    house.create_of(2, "other", 8);
+    until(|| house.stands("other").1 == "in_progress").await;
+    let done = || greedy.map(|id| house.stands(id).0).iter().sum::<u64>();
+    for ended in 1.. {
+        echo.permits.add_permits(1);
+        until(|| done() + house.stands("other").0 == ended).await;
+        if house.stands("other").0 == 8 {
+            break;
+        }
+        // What is free was given away before the next one ends.
+        until(|| echo.begun().len() as u64 == ended + 2).await;
+    }
+    assert!(done() <= 22, "{} lines of the greedy key: {:?}", done(), echo.begun());
 }
 
 #[tokio::test(flavor = "multi_thread")]

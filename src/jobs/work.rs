@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::batch::{self, Done};
 use super::lines::{self, Line, Lines};
+use super::places::{Place, Places};
 use super::runner::Stop;
 use super::{Answer, Batches, Executor, Fault, Job, Later, known};
 use crate::error::Error;
@@ -34,7 +35,7 @@ pub(super) struct Worker {
     batches: Arc<Batches>,
     executor: Arc<dyn Executor>,
     /// Lines that may run, of all batches together.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// What looks at whole files takes seconds, and is done one after the other,
     long: Arc<Semaphore>,
     /// and so is what does not, beside it.
@@ -53,7 +54,7 @@ struct Stage {
 
 impl Worker {
     pub(super) fn new(batches: Arc<Batches>, executor: Arc<dyn Executor>) -> Self {
-        let places = Arc::new(Semaphore::new(executor.at_once().max(1)));
+        let places = Arc::new(Places::new(executor.at_once().max(1)));
         let turns = || Arc::new(Semaphore::new(1));
         Self { batches, executor, places, long: turns(), short: turns() }
     }
@@ -341,9 +342,10 @@ impl Running {
             }
             // Who has used up what its key may use holds no place meanwhile.
             let (places, pause) = (Arc::clone(&self.worker.places), self.pause);
+            let tenant = self.tenant;
             let place = async move {
                 tokio::time::sleep_until(pause).await;
-                places.acquire_owned().await
+                places.take(tenant).await
             };
             tokio::select! {
                 biased;
@@ -354,7 +356,7 @@ impl Running {
                         return Ok(());
                     }
                 }
-                Ok(place) = place, if !self.ahead.is_empty() => {
+                place = place, if !self.ahead.is_empty() => {
                     match self.worker.executor.admit(self.tenant) {
                         Ok(()) => self.begin(place),
                         // A key may be given more meanwhile, or be revoked.
@@ -374,7 +376,7 @@ impl Running {
         Ok(())
     }
 
-    fn begin(&mut self, place: OwnedSemaphorePermit) {
+    fn begin(&mut self, place: Place) {
         let Some((number, line)) = self.ahead.pop_front() else { return };
         let executor = Arc::clone(&self.worker.executor);
         let (endpoint, tenant) = (Arc::clone(&self.endpoint), self.tenant);

@@ -1,7 +1,10 @@
 //! One request for vectors: find the model, encode, check, submit, cut.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use super::Pipeline;
-use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, cut};
+use crate::embeddings::{Dimensions, EmbeddingModel, SubmitError, Vectors, cut};
 use crate::error::Error;
 use crate::registry::Lease;
 use crate::text::Special;
@@ -55,12 +58,49 @@ pub struct Embeddings {
     pub prompt_tokens: usize,
 }
 
+/// Vectors on their way. Dropping it cancels what is not computed yet.
+pub struct Embedding {
+    model: Lease<EmbeddingModel>,
+    vectors: Vectors,
+    dimensions: usize,
+    prompt_tokens: usize,
+}
+
+impl Embedding {
+    /// Id of the model that makes them.
+    pub fn model(&self) -> &str {
+        self.model.id()
+    }
+
+    /// Tokens of all inputs, special ones included.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// How many of them are computed, also when nobody waits any more.
+    pub fn computed(&self) -> Arc<AtomicUsize> {
+        self.vectors.computed()
+    }
+
+    /// Waits for all.
+    ///
+    /// # Errors
+    /// A pass with one of them failed.
+    pub async fn wait(self) -> Result<Embeddings, Error> {
+        let Self { model, vectors, dimensions, prompt_tokens } = self;
+        let mut vectors = vectors.wait().await.map_err(Error::Internal)?;
+        let normalize = model.settings().normalize;
+        vectors.iter_mut().for_each(|vector| cut(vector, dimensions, normalize));
+        Ok(Embeddings { model: model.id().to_owned(), vectors, prompt_tokens })
+    }
+}
+
 /// Tokens of all inputs of a request, as at OpenAI.
 const TOKENS_MAX: usize = 300_000;
 
 impl Pipeline {
-    /// Embeds. Dropping the future cancels what is not computed yet.
-    pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, Error> {
+    /// Begins to embed.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embedding, Error> {
         let model =
             self.registry.embedder(&request.model, request.tenant, request.keep_alive).await?;
         self.embed_with(&model, request).await
@@ -71,7 +111,7 @@ impl Pipeline {
         &self,
         model: &Lease<EmbeddingModel>,
         request: EmbedRequest,
-    ) -> Result<Embeddings, Error> {
+    ) -> Result<Embedding, Error> {
         let dimensions = check_dimensions(model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
         let (truncate, tenant) = (request.truncate, request.tenant);
@@ -83,10 +123,7 @@ impl Pipeline {
             }
             SubmitError::ShuttingDown => Error::ShuttingDown,
         })?;
-        let mut vectors = vectors.wait().await.map_err(Error::Internal)?;
-        let normalize = model.settings().normalize;
-        vectors.iter_mut().for_each(|vector| cut(vector, dimensions, normalize));
-        Ok(Embeddings { model: model.id().to_owned(), vectors, prompt_tokens })
+        Ok(Embedding { model: model.clone(), vectors, dimensions, prompt_tokens })
     }
 }
 

@@ -83,9 +83,11 @@ pub(super) async fn answer(
     call: Call,
 ) -> Result<Response, ApiError> {
     let request = EmbedRequest { tenant: caller.tenant, ..call.request };
-    let embeddings = app.pipeline.embed(request).await?;
+    let embedding = app.pipeline.embed(request).await?;
+    watch.embedding(&embedding);
+    let embeddings = embedding.wait().await?;
+    watch.embedded();
     let (model, prompt_tokens) = (embeddings.model, embeddings.prompt_tokens);
-    watch.embedded(&model, prompt_tokens);
     let item = |(index, vector)| Item {
         object: "embedding",
         index,

@@ -5,7 +5,7 @@
 //! client that went away. Never in the log: what was asked and what was answered.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ use super::{auth, chat, cors, ids};
 use crate::auth::limits::Limiter;
 use crate::error::Error;
 use crate::ledger::{Account, Ledger, Used, Work};
-use crate::pipeline::{Meter, TextEvent, TextStream};
+use crate::pipeline::{Embedding, Meter, TextEvent, TextStream};
 use crate::types::{FinishReason, Priority, Tenant, Timings, Usage, unix_now_s};
 
 /// The outermost layer: watches, lets pass or refuses, and survives a panic.
@@ -172,9 +172,11 @@ struct Facts {
     /// What was used, by prompt, and told when what computes it is dropped.
     meters: Vec<Arc<Meter>>,
     tier: Priority,
-    /// Tokens of vectors that were made.
-    embedded: Option<usize>,
-    /// Tokens of the answer that the limiter knows of.
+    /// Tokens of vectors that were made, where vectors are asked for.
+    embedded: Option<Arc<AtomicUsize>>,
+    /// Tokens of the prompt that the limiter knows of,
+    paid: usize,
+    /// and of the answer.
     charged: usize,
     /// The longest of all choices.
     timings: Timings,
@@ -263,15 +265,24 @@ impl Watch {
         // A line of a batch may find no place, and comes again: it pays once it was computed.
         if !self.background {
             self.charge(prompt_tokens);
+            facts.paid = prompt_tokens;
         }
     }
 
-    /// Vectors were made by this model, of so many tokens.
-    pub(super) fn embedded(&self, model: &str, tokens: usize) {
+    /// The request is for these vectors.
+    pub(super) fn embedding(&self, embedding: &Embedding) {
         let mut facts = self.facts();
+        let model = embedding.model();
         (facts.model, facts.title) = (Some(model.to_owned()), Some(model.to_owned()));
-        (facts.prompt_tokens, facts.embedded) = (tokens, Some(tokens));
-        self.charge(tokens);
+        facts.prompt_tokens = embedding.prompt_tokens();
+        facts.embedded = Some(embedding.computed());
+    }
+
+    /// They were made.
+    pub(super) fn embedded(&self) {
+        let mut facts = self.facts();
+        facts.paid = facts.prompt_tokens;
+        self.charge(facts.paid);
     }
 
     fn charge(&self, tokens: usize) {
@@ -342,11 +353,12 @@ impl Watch {
     /// The account hears of what was used. Everybody who computed for the request has let go.
     fn note(&self, facts: &Facts, usage: Usage) {
         let (Some(title), Some(tenant)) = (&facts.title, self.tenant.get()) else { return };
-        if facts.embedded.is_none() && usage.prompt == 0 {
+        if usage.prompt == 0 {
             return; // nothing was computed: a line that found no place, who left while waiting
         }
-        let unpaid = if self.background && facts.embedded.is_none() { usage.prompt } else { 0 };
-        // What was withheld from a client that left: a stop string in the making, what was unread.
+        // What was withheld from a client that left: a stop string in the making, what was unread,
+        // and vectors that were not all there.
+        let unpaid = usage.prompt.saturating_sub(facts.paid);
         self.charge(unpaid + usage.completion.saturating_sub(facts.charged));
         let account = Account {
             minute_s: unix_now_s() / 60 * 60,
@@ -378,7 +390,8 @@ impl Facts {
 
     /// All that was used, whoever read it.
     fn usage(&self) -> Usage {
-        let mut sum = Usage { prompt: self.embedded.unwrap_or_default(), ..Usage::default() };
+        let vectors = self.embedded.as_ref().map(|computed| computed.load(Ordering::Relaxed));
+        let mut sum = Usage { prompt: vectors.unwrap_or_default(), ..Usage::default() };
         for usage in self.meters.iter().map(|meter| meter.usage()) {
             sum.prompt += usage.prompt;
             sum.cached += usage.cached;

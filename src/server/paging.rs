@@ -176,6 +176,10 @@ fn object(listing: Listing) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
 
     fn query(text: &str) -> Query {
@@ -189,6 +193,33 @@ mod tests {
         assert_eq!(q.object("metadata"), [("k".to_owned(), "v w".to_owned())]);
         assert_eq!(q.end(false).unwrap_err().param.as_deref(), Some("includes"));
         assert!(query("x=1").end(true).is_ok());
+    }
+
+    #[test]
+    fn lists_are_made_one_at_a_time_and_keys_take_turns() {
+        type Turn = [Option<OwnedSemaphorePermit>; 2];
+        fn look<F: Future<Output = Turn>>(turn: &mut Pin<&mut F>) -> Option<Turn> {
+            match turn.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(turn) => Some(turn),
+                Poll::Pending => None,
+            }
+        }
+        let turns = Turns::default();
+        let mut first = pin!(turns.wait(1));
+        let first = look(&mut first).expect("nobody else is here");
+        let (mut second, mut third) = (pin!(turns.wait(1)), pin!(turns.wait(1)));
+        assert!(look(&mut second).is_none() && look(&mut third).is_none());
+        let mut other = pin!(turns.wait(2));
+        assert!(look(&mut other).is_none(), "one at a time");
+        drop(first);
+        assert!(look(&mut second).is_none(), "the other waits for the first turn of its key");
+        let other = look(&mut other).expect("its turn");
+        assert!(look(&mut second).is_none() && look(&mut third).is_none());
+        drop(other);
+        let second = look(&mut second).expect("its turn");
+        assert!(look(&mut third).is_none());
+        drop(second);
+        assert!(look(&mut third).is_some());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! A stream is made as it is read. An answer in one piece is not, and a client may be long about
 //! it as long as it takes something now and then, over as many connections as it likes. So the
 //! bytes of all that is not sent have a bound, and those of one key a part of it: beyond that
-//! nothing more is answered until some of it is read. What the system takes at once is not counted,
-//! so probes are answered whatever others leave unread.
+//! nothing more is answered until some of it is read. A key is turned away at the door, before
+//! anything is computed for it, while an eighth of its part is free: what it asked before that has
+//! room when it is done, unless it is more, or longer. What the system takes at once is not
+//! counted, so probes are answered whatever others leave unread.
 //!
 //! What is collected until it is whole, of many choices perhaps with all that was probable, counts
 //! from the beginning, by about what it will be as JSON; and has a bound of its own.
@@ -28,6 +30,8 @@ const UNSENT_MAX: usize = 256 << 20;
 const SHARE: usize = 4;
 /// Bytes of one answer that is collected: no more than a key may have, so it can have it.
 const COLLECTED_MAX: usize = UNSENT_MAX / SHARE;
+/// The part of what one may have that is for answers that are still computed.
+const SPARE: usize = 8;
 /// After that time it is worth asking again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -49,7 +53,8 @@ impl Unsent {
     /// Whether one of these may ask for more; what others leave unread is no reason that not.
     pub fn admit(&self, whose: Whose) -> Result<(), Error> {
         let own = self.piles().get(&whose).copied();
-        room_for(1, whose, &own.map(|own| (whose, own)).into_iter().collect())
+        let own = own.map(|own| (whose, own)).into_iter().collect();
+        room_for(share(whose) / SPARE, whose, &own)
     }
 
     /// Counts an answer in one piece until it is sent, unless the system takes all of it at once.
@@ -110,6 +115,11 @@ impl Unsent {
     }
 }
 
+/// Bytes that these may leave unread.
+fn share(whose: Whose) -> usize {
+    if whose == Some(0) { UNSENT_MAX } else { UNSENT_MAX / SHARE }
+}
+
 /// Whether so much more of these may wait. Where nothing does, anything may.
 fn room_for(bytes: usize, whose: Whose, piles: &HashMap<Whose, Pile>) -> Result<(), Error> {
     let own = piles.get(&whose).copied().unwrap_or_default();
@@ -118,9 +128,8 @@ fn room_for(bytes: usize, whose: Whose, piles: &HashMap<Whose, Pile>) -> Result<
         answers += pile.answers;
         all += pile.bytes;
     }
-    let share = if whose == Some(0) { UNSENT_MAX } else { UNSENT_MAX / SHARE };
     let retry_after = RETRY;
-    if own.bytes > 0 && own.bytes.saturating_add(bytes) > share {
+    if own.bytes > 0 && own.bytes.saturating_add(bytes) > share(whose) {
         return Err(Error::Unread { unread: own.answers, retry_after });
     }
     match all > 0 && all.saturating_add(bytes) > UNSENT_MAX {
@@ -263,6 +272,23 @@ mod tests {
         while pile().is_some() {
             assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", pile());
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn what_is_let_in_has_room_when_it_is_computed() {
+        for (whose, part) in [(Some(1), UNSENT_MAX / SHARE), (Some(0), UNSENT_MAX)] {
+            let unsent = Unsent::default();
+            let most = unsent.take(part - part / SPARE, whose).unwrap();
+            assert!(unsent.admit(whose).is_ok(), "an eighth is free");
+            let one = unsent.take(part / SPARE / 2, whose).unwrap();
+            let refused = unsent.admit(whose).unwrap_err();
+            assert!(matches!(refused, Error::Unread { unread: 2, .. }), "{refused}");
+            let late = unsent.take(part / SPARE / 2, whose);
+            assert!(late.is_ok(), "it was on its way");
+            drop((one, late));
+            assert!(unsent.admit(whose).is_ok());
+            drop(most);
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::{DATABASE, Kind, Store, StoreError, hold, lock, lock_error, refused, schema};
+use super::{DATABASE, Kind, LOCK, Store, StoreError, hold, lock, lock_error, refused, schema};
 
 /// Pages that are copied before other writers get their turn.
 const PAGES: i32 = 256;
@@ -106,7 +106,7 @@ pub fn restore(from: &Path, folder: &Path) -> Result<(), StoreError> {
     let open = Connection::open_with_flags(&source, OpenFlags::SQLITE_OPEN_READ_WRITE);
     let mut backup = open.map_err(|e| refused(&source, format!("is not a backup: {e}")))?;
     schema::migrate(&mut backup).map_err(|e| e.of(&source))?;
-    let lock = lock(folder)?;
+    let lock = lock(folder, LOCK)?;
     let alone = lock.try_lock();
     alone.map_err(|e| refused(folder, lock_error(e, "is in use; stop the server first")))?;
     let (target, fresh) = (folder.join(DATABASE), folder.join("hearth.db.restoring"));

@@ -37,6 +37,8 @@ use crate::error::Error;
 const DATABASE: &str = "hearth.db";
 /// Held shared by whoever uses the folder, and alone by whoever replaces it.
 const LOCK: &str = "hearth.lock";
+/// Held shared by every server on the folder.
+const SERVED: &str = "hearth.served";
 /// How long a writer waits for a writer in another process.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -95,23 +97,32 @@ pub struct Store {
     lister: Option<Mutex<Connection>>,
     folder: Option<PathBuf>,
     alone: bool,
-    _lock: Option<File>,
+    /// Held as long as this lives.
+    locks: Vec<File>,
 }
 
 /// One transaction: all of it happens or none.
 pub struct Tx<'a>(Transaction<'a>);
 
 impl Store {
-    /// Opens the database of a data directory, both made when they are not there.
+    /// Opens the database of a data directory for a server, both made when they are not there.
     ///
     /// # Errors
     /// The folder cannot be written, is being restored, or was written by a newer version.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let lock = lock(folder)?;
-        let alone = lock.try_lock().is_ok();
-        // From alone to shared goes over unlocked.
-        let shared = lock.unlock().map_err(TryLockError::Error);
-        let shared = shared.and_then(|()| lock.try_lock_shared());
+        let mut store = Self::visit(folder)?;
+        let served = lock(folder, SERVED)?;
+        let alone = join(&mut hold(&store.writer), folder, &served)?;
+        store.alone = alone;
+        store.locks.push(served);
+        Ok(store)
+    }
+
+    /// The same for a command, which takes up no work that was left there: to the servers it is
+    /// as if it were not here.
+    pub fn visit(folder: &Path) -> Result<Self, StoreError> {
+        let lock = lock(folder, LOCK)?;
+        let shared = lock.try_lock_shared();
         shared.map_err(|e| refused(folder, lock_error(e, "it is being restored right now")))?;
         let path = folder.join(DATABASE);
         let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -119,9 +130,8 @@ impl Store {
         let reader = Some(Mutex::new(connect(&path, OpenFlags::empty())?));
         let lister = Some(Mutex::new(connect(&path, OpenFlags::empty())?));
         let folder = Some(folder.to_owned());
-        let lock = Some(lock);
         let writer = Mutex::new(writer);
-        Ok(Self { writer, reader, lister, folder, alone, _lock: lock })
+        Ok(Self { writer, reader, lister, folder, alone: false, locks: vec![lock] })
     }
 
     /// A store that is gone with the process.
@@ -135,7 +145,7 @@ impl Store {
             lister: None,
             folder: None,
             alone: true,
-            _lock: None,
+            locks: Vec::new(),
         })
     }
 
@@ -150,7 +160,8 @@ impl Store {
         self.read(|tx| Ok(tx.0.query_row("SELECT hex(id) FROM identity", [], |row| row.get(0))?))
     }
 
-    /// Nobody else had the folder open when this one came: what was at work there is not any more.
+    /// No other server had the folder open when this one came: what was at work there is not any
+    /// more.
     pub fn was_alone(&self) -> bool {
         self.alone
     }
@@ -229,8 +240,19 @@ fn lock_error(error: TryLockError, held: &str) -> String {
     }
 }
 
-/// The lock file of a folder; both are made where they are not there.
-fn lock(folder: &Path) -> Result<File, StoreError> {
+/// Takes a place among the servers of a folder. Says whether it is the only one.
+fn join(writer: &mut Connection, folder: &Path, served: &File) -> Result<bool, StoreError> {
+    // From alone to shared goes over unlocked: two that start together must not both be alone.
+    let _turn = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let alone = served.try_lock().is_ok();
+    let shared = served.unlock().map_err(TryLockError::Error);
+    let shared = shared.and_then(|()| served.try_lock_shared());
+    shared.map_err(|e| refused(folder, lock_error(e, "another server is starting there")))?;
+    Ok(alone)
+}
+
+/// A lock file of a folder; both are made where they are not there.
+fn lock(folder: &Path, name: &str) -> Result<File, StoreError> {
     let cannot = |error: std::io::Error| {
         let why = format!(
             "the data directory cannot be written: {error}; name another with --data-dir, or \
@@ -244,7 +266,7 @@ fn lock(folder: &Path) -> Result<File, StoreError> {
     }
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
-    options.open(folder.join(LOCK)).map_err(cannot)
+    options.open(folder.join(name)).map_err(cannot)
 }
 
 /// Prompts and hashes of keys lie in the folder that we make: nobody else on the machine reads it.

@@ -227,6 +227,34 @@ fn two_stores_on_one_folder_see_each_other() {
     assert_eq!(ids(&a, &page(200, true), &[]), ids(&b, &page(200, true), &[]));
 }
 
+/// Work that was left is taken up by the first server, whatever command looks in meanwhile: a
+/// backup may take as long as it likes. Nobody is turned away because somebody else starts.
+#[test]
+fn commands_do_not_count_and_of_servers_that_start_together_one_is_first() {
+    let folder = folder();
+    let command = Store::visit(folder.path()).unwrap();
+    let server = Store::open(folder.path()).unwrap();
+    assert!(server.was_alone() && !command.was_alone());
+    let second = Store::open(folder.path()).unwrap();
+    drop(server);
+    assert!(!second.was_alone() && !Store::open(folder.path()).unwrap().was_alone());
+    drop((second, command));
+    for _ in 0..50 {
+        let start = std::sync::Barrier::new(6);
+        let open = |i: usize| {
+            start.wait();
+            let open = if i.is_multiple_of(2) { Store::visit } else { Store::open };
+            open(folder.path()).unwrap()
+        };
+        let open = &open;
+        let stores: Vec<Store> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6).map(|i| scope.spawn(move || open(i))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(stores.iter().filter(|store| store.was_alone()).count(), 1);
+    }
+}
+
 #[test]
 fn a_database_in_the_place_of_another_is_told_from_it() {
     let folder = folder();

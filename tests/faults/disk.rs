@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -147,6 +148,51 @@ async fn streams_say_so_at_their_end(server: &Server) {
         assert_eq!(answer.status, 200);
         assert!(answer.body.contains("delta") && last.contains("the disk is full"), "{last}");
     }
+}
+
+/// Nobody hears of it: what was used waits in memory, is tried every two seconds, and is written by
+/// itself once there is room, all of it and once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_while_the_disk_was_full_is_counted_once() {
+    const WORDS: &str = "what was used cannot be written now";
+    let (place, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = SmallDisk::mount(place.path(), 16 << 10) else {
+        writeln!(std::io::stderr(), "SKIPPED: nobody may mount a small disk here").unwrap();
+        return;
+    };
+    let log = folder.path().join("log");
+    let start = |folder| Server::spawn(server::command(place.path(), &[]), folder, &log);
+    let mut server = start(folder);
+    let mut told = [0; 3];
+    let mut ask = async |server: &Server| {
+        let answer = server.post(CHAT, &chat(QUESTION, 12, false)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let usage = answer.json()["usage"].clone();
+        let [input, output] = ["prompt_tokens", "completion_tokens"].map(|n| usage[n].as_u64());
+        told = [told[0] + 1, told[1] + input.expect("a sum"), told[2] + output.expect("a sum")];
+    };
+    ask(&server).await;
+    disk.fill();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        ask(&server).await;
+    }
+    server.logs(WORDS).await;
+    let (tries, took) = (server.log().matches(WORDS).count() as u64, begun.elapsed());
+    println!("{tries} tries in {took:?}");
+    assert!(tries <= 1 + took.as_secs() / 2, "{tries} tries in {took:?}");
+    disk.free();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    server.signal("-9");
+    server.wait();
+    let again = start(tempfile::tempdir().unwrap());
+    let usage = again.get("/v1/organization/usage/completions?limit=2").await.json();
+    let sums = usage["data"].as_array().expect("buckets").iter();
+    let sums: Vec<_> = sums.flat_map(|bucket| bucket["results"].as_array().unwrap()).collect();
+    let counted = ["num_model_requests", "input_tokens", "output_tokens"]
+        .map(|name| sums.iter().map(|sum| sum[name].as_u64().expect("a sum")).sum::<u64>());
+    assert_eq!(counted, told);
+    again.is_well().await;
 }
 
 /// A log that cannot be written is a pity, not an end: neither where there is room for nothing nor

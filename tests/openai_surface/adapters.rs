@@ -15,7 +15,7 @@ fn lora(name: &str) -> PathBuf {
 }
 
 /// The fixture's model with one adapter of its own family.
-async fn server(options: Options) -> Server {
+pub(crate) async fn server(options: Options) -> Server {
     let registry = Registry::of(vec![fixture::model(&options).into()]).expect("a thread");
     let list = vec![(None, "bent".to_owned(), lora("qwen3"))];
     let registry = registry.with_adapters(1 << 20, list).expect("a served model");

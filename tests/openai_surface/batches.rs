@@ -6,8 +6,8 @@ use hearth::auth::{NewKey, admin};
 use hearth::store::Store;
 use serde_json::{Value, json};
 
-use crate::fixture::{MODEL, Options, Server, start};
-use crate::http::Answer;
+use crate::fixture::{CONTEXT_LEN, MODEL, Options, Server, start};
+use crate::http::{self, Answer};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -70,6 +70,45 @@ async fn a_batch_pays_from_what_its_key_may_use() {
         server.ask("POST", CHAT, Some(&poor), Some(chat_line("x", json!({}))["body"].clone()));
     let refused = live.await;
     assert_eq!((refused.status, &refused.error()["type"]), (429, &json!("tokens")));
+}
+
+/// A line that finds no place comes again, and is one request of its key all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_tried_again_pays_once() {
+    let store = Store::in_memory().expect("a store");
+    let keys = [
+        NewKey { requests_per_min: Some(5), ..crate::keys::new("poor", "a") },
+        crate::keys::new("busy", "b"),
+    ];
+    let [poor, busy] = keys.map(|key| admin::create(&store, &key).expect("a key").secret);
+    let options = Options { store, running_len: 1, queue_len: 4, ..Options::default() };
+    let server = start(options).await;
+    let bearer = format!("Bearer {busy}");
+    let headers = [("Content-Type", "application/json"), ("Authorization", bearer.as_str())];
+    let fields = json!({"max_tokens": CONTEXT_LEN - 200, "stream": true});
+    let long = chat_line("x", fields)["body"].to_string();
+    let mut full = Vec::new();
+    for _ in 0..5 {
+        let mut begun = http::send(server.address, "POST", CHAT, &headers, long.as_bytes()).await;
+        // The first one runs before the others come, and four wait.
+        begun.wait_for(if full.is_empty() { "\"content\":" } else { "\r\n\r\n" }).await;
+        assert!(begun.so_far().starts_with("HTTP/1.1 200"), "{}", begun.so_far());
+        full.push(begun);
+    }
+    let file = upload(&server, Some(&poor), &[chat_line("a", json!({}))]).await;
+    let batch = create(&server, Some(&poor), &file, CHAT).await.json();
+    // Long enough to be tried again and again.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("an id"));
+    let now = server.ask("GET", &path, Some(&poor), None).await;
+    assert_eq!(now.json()["request_counts"]["completed"], 0, "it found a place");
+    drop(full);
+    let ended = server.ended(Some(&poor), &batch).await;
+    assert_eq!(ended["request_counts"], json!({"total": 1, "completed": 1, "failed": 0}));
+    // The file, the batch, the line.
+    let now = server.ask("GET", &path, Some(&poor), None).await;
+    let left = now.header("x-ratelimit-remaining-requests").and_then(|n| n.parse::<u32>().ok());
+    assert!(left.is_some_and(|left| left >= 2), "{left:?} of 5 are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,16 @@
 //! The ledger over the wire: every token that was computed is on somebody's account, whoever read
 //! it, and nobody sees the account of another project.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hearth::auth::NewKey;
+use hearth::auth::{NewKey, admin};
+use hearth::store::{Account, Store, Used, Work};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
-use crate::fixture::{MODEL, Server, chat_body};
+use crate::adapters;
+use crate::fixture::{MODEL, Options, Server, chat_body, start};
 use crate::http;
 use crate::keys::{new, start_with};
 
@@ -154,4 +158,121 @@ async fn a_key_sees_the_account_of_its_project_and_an_admin_all() {
     let mine = [row("x", "key_2", 3), row("x", "key_3", 4)];
     assert_eq!(apart(&usage(&server, &friend, query).await), mine);
     assert_eq!(apart(&usage(&server, &boss, query).await)[2], row("y", "key_4", 5));
+}
+
+/// Under the name that they are asked by. What a request adds to a model by a list is the model's.
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_have_accounts_of_their_own() {
+    const KEY: &str = "anybody";
+    let server = adapters::server(Options::default()).await;
+    let of_bent = format!("{MODEL}:bent");
+    let listed = json!([{"id": "bent", "weight": 0.5}]);
+    let text = |model: &str, max: u64| json!({"model": model, "prompt": "Tell", "max_tokens": max, "ignore_eos": true});
+    let chat = |model: &str, max: u64| {
+        let mut body = chat_body(json!({"max_tokens": max, "ignore_eos": true}));
+        body["model"] = json!(model);
+        body
+    };
+    let mut with_list = text(MODEL, 4);
+    with_list["adapters"] = listed;
+    let mut stream = chat("bent", 64);
+    stream["stream"] = json!(true);
+    let response = json!({"model": "bent", "input": "Hi", "max_output_tokens": 32,
+        "ignore_eos": true});
+    let line = json!({"custom_id": "1", "method": "POST", "url": CHAT, "body": chat("bent", 128)});
+    let bodies = [
+        ("/v1/completions", text(MODEL, 1)),
+        ("/v1/completions", text("bent", 2)),
+        ("/v1/completions", with_list),
+        ("/v1/completions", text(&of_bent, 8)),
+        (CHAT, chat("bent", 16)),
+        ("/v1/responses", response),
+        (CHAT, stream),
+    ];
+    for (path, body) in bodies {
+        let answer = server.ask("POST", path, Some(KEY), Some(body)).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    }
+    let said = json!([{"role": "user", "content": "Hi"}]);
+    let message = json!({"model": "bent", "max_tokens": 256, "messages": said});
+    let message = ask(&server, KEY, "/v1/messages", message).await;
+    let of_message = message["usage"]["output_tokens"].as_u64().expect("a count");
+    let file = server.upload(Some(KEY), "batch", &format!("{line}\n")).await;
+    let batch = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"});
+    let batch = ask(&server, KEY, "/v1/batches", batch).await;
+    assert_eq!(server.ended(Some(KEY), &batch).await["status"], "completed");
+    after(&server, KEY, 9).await;
+    let apart = usage(&server, KEY, "group_by[]=model").await;
+    let mut accounts = BTreeMap::new();
+    for sum in &apart {
+        let name = sum["model"].as_str().expect("a name").to_owned();
+        let [requests, _, output] = sums(std::slice::from_ref(sum));
+        accounts.insert(name, (requests, output));
+    }
+    let own = (7, 2 + 8 + 16 + 32 + 64 + 128 + of_message);
+    let want = [("bent".to_owned(), own), (MODEL.to_owned(), (2, 1 + 4))];
+    assert_eq!(accounts, BTreeMap::from(want));
+    assert_eq!(sums(&usage(&server, KEY, "models[]=bent").await)[2], own.1);
+}
+
+/// A month of minutes of many models, which takes a second to add up, asked for again and again:
+/// keys are looked up, prompts answered and other keys' lists made meanwhile, and of that key one
+/// is added up at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_who_adds_up_everything() {
+    const ROWS: u64 = 400_000;
+    const QUERIES: usize = 12;
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(folder.path()).expect("a store");
+    let made = ["greedy", "other"].map(|name| admin::create(&store, &new(name, name)).unwrap());
+    let used = Used { requests: 1, input: 2, cached: 0, output: 3 };
+    let account = |i: u64| Account {
+        minute_s: i / 10 * 60,
+        project: made[0].row.project.0,
+        key: made[0].row.id,
+        model: format!("model {}", i % 10),
+        work: Work::Completions,
+        batch: false,
+        tier: "default",
+    };
+    let filled = store.write(|tx| (0..ROWS).try_for_each(|i| tx.add_usage(&account(i), used)));
+    filled.expect("room");
+    let [greedy, other] = made.map(|key| key.secret);
+    let server = start(Options { store, ..Options::default() }).await;
+    let query = "start_time=0&end_time=2592000&limit=31&group_by[]=project_id\
+                 &group_by[]=api_key_id&group_by[]=model";
+    let path = format!("{USAGE}?{query}");
+    let mut queries = JoinSet::new();
+    for _ in 0..QUERIES {
+        let (address, path, bearer) = (server.address, path.clone(), format!("Bearer {greedy}"));
+        queries.spawn(async move {
+            let headers = [("Authorization", bearer.as_str())];
+            http::send(address, "GET", &path, &headers, b"").await.answer().await
+        });
+    }
+    let first = queries.join_next().await.expect("one").expect("no panic").json();
+    let days = first["data"].as_array().expect("buckets").iter();
+    let results: Vec<Value> =
+        days.flat_map(|day| day["results"].as_array().expect("sums").clone()).collect();
+    assert_eq!(sums(&results), [ROWS, 2 * ROWS, 3 * ROWS]);
+    // The others are at it.
+    let mut over = 1;
+    for key in [&greedy, &other] {
+        ask(&server, key, CHAT, chat_body(json!({"max_tokens": 2}))).await;
+    }
+    while queries.try_join_next().is_some() {
+        over += 1;
+    }
+    assert!(over <= QUERIES / 2, "{over} of {QUERIES} were added up before two short answers");
+    let before = over;
+    for path in [CHAT, USAGE] {
+        let list = server.ask("GET", path, Some(&other), None).await;
+        assert_eq!(list.status, 200, "{}", list.body);
+    }
+    while queries.try_join_next().is_some() {
+        over += 1;
+    }
+    // Each waits for the one that is being added up, and then it is its turn.
+    assert!(over <= before + 3, "{} were added up before two lists", over - before);
+    queries.join_all().await;
 }

@@ -91,6 +91,43 @@ async fn a_wait_is_told_once_something_is_known_of_it() {
     assert!(server.metric("hearth_estimated_wait_ms").await > 0.0);
 }
 
+/// Nothing where nobody is; with every answer that is ahead it is more, and whoever finds no place
+/// is told to come back after half of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_told_wait_grows_with_the_queue() {
+    const WAIT: &str = "x-hearth-estimated-wait-ms";
+    const PLACES: usize = 5;
+    let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };
+    let options = Options { config, running_len: 1, queue_len: PLACES, ..Options::default() };
+    let server = start(options).await;
+    let alone = server.chat(greedy(8000, json!({}))).await;
+    assert_eq!((alone.status, alone.header(WAIT)), (200, Some("0")));
+    assert_eq!((alone.header("retry-after"), alone.header("retry-after-ms")), (None, None));
+    let body = chat_body(greedy(CONTEXT_LEN - 100, json!({"stream": true})));
+    let mut running = server.begin("/v1/chat/completions", &body).await;
+    running.wait_for("\"content\":").await;
+    let (mut waiting, mut waits_ms) = (Vec::new(), Vec::new());
+    for _ in 0..PLACES {
+        let mut next = server.begin("/v1/chat/completions", &body).await;
+        next.wait_for(": heartbeat\n\n").await;
+        waits_ms.push(told(&next, WAIT).expect("one answer is over"));
+        waiting.push(next);
+    }
+    assert!(waits_ms[0] > 0 && waits_ms.windows(2).all(|two| two[0] < two[1]), "{waits_ms:?}");
+    assert!(waits_ms[PLACES - 1] > 3 * waits_ms[0], "{waits_ms:?}");
+    let refused = server.chat(greedy(1, json!({}))).await;
+    assert_eq!((refused.status, refused.header(WAIT)), (429, None));
+    let retry_ms = refused.header("retry-after-ms").and_then(|ms| ms.parse::<u64>().ok());
+    let half_ms = (waits_ms[PLACES - 1] / 2).clamp(1000, 60_000);
+    assert!(retry_ms.is_some_and(|ms| ms >= half_ms * 3 / 4), "{retry_ms:?} of {waits_ms:?}");
+    drop((running, waiting));
+    for name in ["requests_waiting", "requests_running", "estimated_wait_ms"] {
+        server.wait_for_metric(&format!("hearth_{name}"), 0.0).await;
+    }
+    let after = server.chat(greedy(1, json!({}))).await;
+    assert_eq!((after.status, after.header(WAIT)), (200, Some("0")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn priority_overtakes_in_the_queue() {
     let config = ServerConfig { heartbeat: Duration::from_millis(10), ..ServerConfig::default() };

@@ -106,8 +106,10 @@ async fn make(
     let EmbedRequest { model, tenant, keep_alive, .. } = &request;
     let lease = app.pipeline.registry().embedder(model, *tenant, *keep_alive).await?;
     let load = began.elapsed();
-    let made = app.pipeline.embed_with(&lease, request).await?;
-    watch.embedded(&made.model, made.prompt_tokens);
+    let embedding = app.pipeline.embed_with(&lease, request).await?;
+    watch.embedding(&embedding);
+    let made = embedding.wait().await?;
+    watch.embedded();
     Ok((made, load))
 }
 
