@@ -493,7 +493,7 @@ fn inputs_are_checked_and_other_projects_see_nothing() {
     assert!(matches!(house.batches.cancel(other, "batch_1"), Err(Error::NotFound { .. })));
 }
 
-/// A disk without room, here a row that is in the way.
+/// A disk without room, here rows that are in the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_kept_yet_is_kept_later_and_not_run_again() {
     let house = House::new();
@@ -503,9 +503,11 @@ async fn what_cannot_be_kept_yet_is_kept_later_and_not_run_again() {
     while echo.begun.lock().unwrap().len() < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let (id, parent, body) = ("1".to_owned(), "batch_1".to_owned(), json!({}));
-    let row = Document { id, parent, created_s: 0, expires_s: None, body };
-    house.store.write(|tx| tx.insert(ONE, Kind::BatchLine, &row)).unwrap();
+    for id in ["1", "2"] {
+        let (id, parent, body) = (id.to_owned(), "batch_1".to_owned(), json!({}));
+        let row = Document { id, parent, created_s: 0, expires_s: None, body };
+        house.store.write(|tx| tx.insert(ONE, Kind::BatchLine, &row)).unwrap();
+    }
     echo.permits.add_permits(2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let delete = |tx: &Tx<'_>| tx.delete_children(ONE, Kind::BatchLine, "batch_1");

@@ -106,7 +106,7 @@ fn the_first_token_of_a_short_prompt_hardly_waits_for_a_greedy_key() {
 #[test]
 fn a_question_waits_for_one_step_of_a_greedy_key_and_no_longer_than_the_target() {
     for (name, greedy) in [("talks", TALKS), ("classifies", CLASSIFIES)] {
-        for (prompt, most) in [(20, 2.8), (200, 1.6)] {
+        for (prompt, most) in [(20, 2.8), (200, 1.5)] {
             let [alone, beside] =
                 [&NOBODY, &greedy].map(|greedy| questions(LARGE_MS, prompt, greedy));
             let ratio = beside.waits_ms[95] / alone.waits_ms[95];
@@ -116,7 +116,7 @@ fn a_question_waits_for_one_step_of_a_greedy_key_and_no_longer_than_the_target()
                 alone.waits_ms[95], beside.waits_ms[95], beside.idle, beside.still
             );
             assert!(ratio < most, "{name}, {prompt} tokens: {ratio:.2}");
-            assert!(beside.idle < 0.18, "short steps cost the greedy key {:.3}", beside.idle);
+            assert!(beside.idle < 0.15, "short steps cost the greedy key {:.3}", beside.idle);
         }
     }
 }

@@ -126,9 +126,12 @@ impl Scheduler {
         let is_worth = heavy || self.pace.is_cheap_apart(batch.answers);
         let Some(due) = shares.first.filter(|_| is_worth) else { return };
         let last = self.steps + u64::from(self.flies());
+        let copies = &batch.copies;
         let stands = |id| {
             let seq = self.running(id).filter(|s| s.moved + u64::from(heavy) >= last);
-            seq.is_some_and(|s| self.is_greedy(s.tenant.id, due, shares.crowd))
+            let may = seq.filter(|s| self.is_greedy(s.tenant.id, due, shares.crowd));
+            // What is copied for it in this pass is lost if that fails, and so must it be.
+            may.is_some_and(|s| copies.iter().all(|(_, to)| !s.blocks.contains(to)))
         };
         // What is behind the answers may have become one since, and ends in this step.
         let mut left = batch.answers;
