@@ -14,8 +14,8 @@ use super::flight::panic_message;
 use crate::scheduler::{Batch, Proposal};
 use crate::types::{SeqId, TokenId};
 
-/// Tokens proposed for one answer at most. Where memory is the limit nine rows cost little more than
-/// one; where computing is, the price of a row leaves fewer.
+/// Tokens proposed for one answer at most. Where memory is the limit nine rows cost little more
+/// than one; where computing is, the price of a row leaves fewer.
 const PROPOSED_MAX: usize = 8;
 
 impl Engine {

@@ -249,5 +249,4 @@ fn known(tx: &Tx<'_>, project: ProjectId, id: &str) -> Result<Document, Error> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

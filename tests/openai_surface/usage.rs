@@ -167,7 +167,9 @@ async fn adapters_have_accounts_of_their_own() {
     let server = adapters::server(Options::default()).await;
     let of_bent = format!("{MODEL}:bent");
     let listed = json!([{"id": "bent", "weight": 0.5}]);
-    let text = |model: &str, max: u64| json!({"model": model, "prompt": "Tell", "max_tokens": max, "ignore_eos": true});
+    let text = |model: &str, max: u64| -> Value {
+        json!({"model": model, "prompt": "Tell", "max_tokens": max, "ignore_eos": true})
+    };
     let chat = |model: &str, max: u64| {
         let mut body = chat_body(json!({"max_tokens": max, "ignore_eos": true}));
         body["model"] = json!(model);

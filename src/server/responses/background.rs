@@ -1,8 +1,9 @@
 //! Responses that nobody waits for: each runs in a task of its own and writes its events into a
 //! log, which any number of clients may follow, from the start or from where they were.
 //!
-//! Logs live in memory, the last [`LOGS_MAX`] of them and no more than [`LOGS_BYTES`]; the response itself is in the store from the
-//! moment it is queued. One that runs when the process ends has failed at the next start.
+//! Logs live in memory, the last [`LOGS_MAX`] of them and no more than [`LOGS_BYTES`]; the response
+//! itself is in the store from the moment it is queued. One that runs when the process ends has
+//! failed at the next start.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
