@@ -200,7 +200,7 @@ async fn who_reads_slowly_keeps_no_model_from_others() {
     assert_eq!(other.expect("it waits for a reader").status, 200);
     assert_eq!(state(&server, "a").await, "unloaded");
     let answer = slow.answer().await;
-    assert!(answer.body.len() > 1 << 20, "{} bytes are no burden", answer.body.len());
+    assert!(answer.body.len() > 512 << 10, "{} bytes are no burden", answer.body.len());
     assert_eq!(server::text(&answer), want);
     server.is_well().await;
 }

@@ -115,7 +115,7 @@ async fn a_full_disk_refuses_what_must_be_kept_and_nothing_else() {
     }
     // All of the answer is there, and cannot be kept; nor can a line of the batch.
     server.logs("a response in the background cannot be kept now").await;
-    server.logs("a batch cannot go on now").await;
+    server.logs("a batch cannot keep its answers").await;
     let stands = server.get(&batch).await.json();
     assert_eq!(stands["status"], "in_progress");
     assert!(stands["request_counts"]["completed"].as_u64().expect("a number") < LINES as u64);

@@ -1,7 +1,7 @@
 //! Bodies made of noise, and heads and bodies without end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -265,21 +265,29 @@ async fn what_is_too_large_is_not_read() {
 }
 
 /// Whoever sends `piece` again and again is answered with this status or cut off, before it has
-/// sent 64 MiB.
+/// sent 64 MiB. It stops when it reads the answer; what it sends until then is dropped.
 async fn is_stopped(server: &Server, start: &[u8], piece: &[u8], status: &str) {
     let socket = TcpStream::connect(server.address).await.expect("it listens");
     let (mut from, mut to) = socket.into_split();
     to.write_all(start).await.expect("it reads");
+    let answered = AtomicBool::new(false);
     let sending = async {
-        for _ in 0..(64 << 20) / piece.len() {
-            if to.write_all(piece).await.is_err() {
-                return true;
-            }
+        let mut pieces = (64 << 20) / piece.len();
+        while pieces > 0 && !answered.load(Ordering::Relaxed) && to.write_all(piece).await.is_ok() {
+            pieces -= 1;
         }
-        false
+        let _ = to.shutdown().await; // it may be closed
+        pieces > 0
     };
     let mut received = Vec::new();
-    let (stopped, _) = tokio::join!(sending, from.read_to_end(&mut received));
+    let receiving = async {
+        let first = from.read_buf(&mut received).await;
+        answered.store(true, Ordering::Relaxed);
+        if first.is_ok() {
+            let _ = from.read_to_end(&mut received).await; // it may be cut off
+        }
+    };
+    let (stopped, ()) = tokio::join!(sending, receiving);
     let received = String::from_utf8_lossy(&received);
     assert!(stopped, "all of it was taken: {received}");
     let answered = received.starts_with(&format!("HTTP/1.1 {status}"));
