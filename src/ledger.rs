@@ -209,16 +209,7 @@ mod tests {
         ledger.note(Account { project: 2, ..account(0, 1, "b") }, used(10));
         ledger.flush();
         assert_eq!(written(), [], "it could not be written");
-        let new = NewKey {
-            name: "k".into(),
-            project: "other".into(),
-            admin: false,
-            weight: 1,
-            max_running: None,
-            requests_per_min: None,
-            tokens_per_min: None,
-            expires_s: None,
-        };
+        let new = NewKey::named("k", "other");
         let made: Result<i64, StoreError> = store.write(|tx| tx.insert_key(&new, &[0; 32], "", 1));
         made.unwrap();
         let mut more = 0;

@@ -179,16 +179,8 @@ mod tests {
     use crate::store::NewKey;
 
     fn new(name: &str) -> NewKey {
-        NewKey {
-            name: name.into(),
-            project: name.into(),
-            admin: false,
-            weight: 3,
-            max_running: Some(2),
-            requests_per_min: Some(60),
-            tokens_per_min: None,
-            expires_s: None,
-        }
+        let (max_running, requests_per_min) = (Some(2), Some(60));
+        NewKey { weight: 3, max_running, requests_per_min, ..NewKey::named(name, name) }
     }
 
     fn store() -> Arc<Store> {

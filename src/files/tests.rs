@@ -103,16 +103,7 @@ fn lists_are_by_purpose_and_projects_apart() {
     };
     assert_eq!(ids(ONE, None), ["file-2", "file-1"]);
     assert_eq!(ids(ONE, Some("batch")), ["file-1"]);
-    let key = NewKey {
-        name: "k".into(),
-        project: "other".into(),
-        admin: false,
-        weight: 1,
-        max_running: None,
-        requests_per_min: None,
-        tokens_per_min: None,
-        expires_s: None,
-    };
+    let key = NewKey::named("k", "other");
     let other = files.store.write(|tx| {
         let id = tx.insert_key(&key, &[0; 32], "", 1)?;
         tx.key(id)

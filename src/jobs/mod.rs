@@ -24,7 +24,6 @@ use serde_json::{Map, Value};
 
 use self::runner::Runner;
 pub use self::sweep::sweep;
-pub use self::work::THREADS;
 use self::work::Worker;
 use crate::error::Error;
 use crate::files::Files;
@@ -41,6 +40,8 @@ pub const INPUT_BYTES_MAX: u64 = 200 << 20;
 pub const INPUTS_MAX: usize = 50_000;
 /// What a file of lines is uploaded for.
 const PURPOSE: &str = "batch";
+/// Threads that may wait which all of this takes up at most.
+pub const THREADS: usize = work::THREADS + sweep::THREADS;
 /// Batches that are at work at once; others wait for their turn.
 const AT_ONCE: usize = 16;
 

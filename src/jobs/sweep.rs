@@ -13,6 +13,8 @@ use crate::files::Files;
 use crate::store::Store;
 use crate::types::unix_now_s;
 
+/// Threads that may wait which this takes up.
+pub(super) const THREADS: usize = 1;
 /// Objects that are removed in one transaction.
 const MOST: usize = 200;
 /// Between two transactions, while there is more.

@@ -43,7 +43,7 @@ pub(super) struct Worker {
 }
 
 /// Threads that may wait which all batches take up at most: others need them for people.
-pub const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 
 /// A batch as a stage finds it.
 struct Stage {

@@ -151,9 +151,9 @@ impl Held {
     fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         if self.bytes + bytes > COLLECTED_MAX {
             let message = format!(
-                "Invalid 'stream': an answer that is not streamed, or is stored, has at most {} \
-                 MiB, and this one has more. Stream it, or ask for fewer choices or \
-                 log-probabilities.",
+                "Invalid 'stream': an answer that is not streamed, is stored, or is told again at \
+                 its end has at most {} MiB, and this one has more. Stream it, or ask for fewer \
+                 choices or log-probabilities.",
                 COLLECTED_MAX >> 20
             );
             return Err(Error::invalid("stream", message));

@@ -27,6 +27,22 @@ pub struct NewKey {
     pub expires_s: Option<u64>,
 }
 
+impl NewKey {
+    /// One for everyday work, without limits.
+    pub fn named(name: &str, project: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            project: project.to_owned(),
+            admin: false,
+            weight: 1,
+            max_running: None,
+            requests_per_min: None,
+            tokens_per_min: None,
+            expires_s: None,
+        }
+    }
+}
+
 /// A key as the table has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {

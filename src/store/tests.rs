@@ -32,16 +32,9 @@ fn page(limit: usize, descending: bool) -> Page {
 }
 
 fn key(name: &str, project: &str) -> NewKey {
-    NewKey {
-        name: name.into(),
-        project: project.into(),
-        admin: false,
-        weight: 2,
-        max_running: Some(3),
-        requests_per_min: None,
-        tokens_per_min: Some(9),
-        expires_s: Some(5),
-    }
+    let (max_running, tokens_per_min, expires_s) = (Some(3), Some(9), Some(5));
+    let key = NewKey::named(name, project);
+    NewKey { weight: 2, max_running, tokens_per_min, expires_s, ..key }
 }
 
 #[test]

@@ -297,16 +297,7 @@ async fn what_was_answered_before_a_batch_was_cancelled_is_kept() {
 async fn a_key_sees_the_batches_of_its_project_only() {
     let store = Store::in_memory().expect("a store");
     let key = |name: &str, project: &str| {
-        let new = NewKey {
-            name: name.into(),
-            project: project.into(),
-            admin: false,
-            weight: 1,
-            max_running: Some(1),
-            requests_per_min: None,
-            tokens_per_min: None,
-            expires_s: None,
-        };
+        let new = NewKey { max_running: Some(1), ..NewKey::named(name, project) };
         admin::create(&store, &new).expect("a key").secret
     };
     let [one, two, friend] = [key("one", "x"), key("two", "y"), key("friend", "x")];

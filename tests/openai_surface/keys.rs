@@ -12,16 +12,7 @@ use crate::fixture::{Options, Server, chat_body, start};
 use crate::http::{self, Answer};
 
 pub(crate) fn new(name: &str, project: &str) -> NewKey {
-    NewKey {
-        name: name.into(),
-        project: project.into(),
-        admin: false,
-        weight: 1,
-        max_running: None,
-        requests_per_min: None,
-        tokens_per_min: None,
-        expires_s: None,
-    }
+    NewKey::named(name, project)
 }
 
 /// A server with these keys, and the keys.

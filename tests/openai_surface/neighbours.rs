@@ -343,16 +343,7 @@ async fn bodies_of_neighbours_are_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limits_of_a_key_hold_for_neighbours_too() {
     let store = Store::in_memory().expect("a store");
-    let key = NewKey {
-        name: "a".into(),
-        project: "a".into(),
-        admin: false,
-        weight: 1,
-        max_running: None,
-        requests_per_min: Some(2),
-        tokens_per_min: None,
-        expires_s: None,
-    };
+    let key = NewKey { requests_per_min: Some(2), ..NewKey::named("a", "a") };
     let secret = admin::create(&store, &key).expect("a key").secret;
     let server = start(Options { store, ..Options::default() }).await;
     let ask = async |path: &'static str, body: Value| {

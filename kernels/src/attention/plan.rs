@@ -9,11 +9,16 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::tile::partial_numbers;
 use super::{AttentionBatch, AttentionParams, CHUNK};
 use crate::kv::KvShape;
 
 /// Lines of a tile.
 pub(super) const LINES: usize = 16;
+
+/// Numbers of partials, at most, of sequences that read together: 64 MiB. Each has one for every
+/// chunk of its own.
+const PARTIALS_MAX: usize = 16 << 20;
 
 /// What is asked for.
 #[derive(Clone, Copy)]
@@ -231,8 +236,17 @@ impl Family {
             let whole = if seen { rows[own.start].keys.end / CHUNK } else { 0 };
             (whole > 0).then_some((seq, whole))
         };
-        let (seqs, mut families) = (0..of.batch.context_len.len(), Vec::new());
-        Family::among(of, seqs.filter_map(candidate).collect(), 0, &mut families);
+        let seqs: Vec<(usize, usize)> =
+            (0..of.batch.context_len.len()).filter_map(candidate).collect();
+        let partials = |&(seq, _): &(usize, usize)| {
+            let lines = of.rows_of(seq).len() * of.params.n_heads;
+            let chunks = (of.batch.context_len[seq] as usize).div_ceil(CHUNK);
+            lines * chunks * partial_numbers(of.shape)
+        };
+        let mut families = Vec::new();
+        if seqs.iter().map(partials).sum::<usize>() <= PARTIALS_MAX {
+            Family::among(of, seqs, 0, &mut families);
+        }
         families
     }
 
@@ -349,6 +363,18 @@ mod tests {
         let late = [table(&blocks[..15], 1000, 512), table(&blocks, 2000, 512)];
         assert!(plan(&late, &[512, 512], None).ends.is_empty(), "one block differs");
         assert!(plan(&[], &[], None).rows.is_empty());
+    }
+
+    #[test]
+    fn what_would_take_too_much_memory_is_read_alone() {
+        // A line of 8 numbers has 18 in a partial; there are 4 lines and 128 chunks of each.
+        let (len, most) = (128 * CHUNK, PARTIALS_MAX / (4 * 128 * 18));
+        let blocks: Vec<u32> = (0..127 * BLOCKS).collect();
+        let one = table(&blocks, 10_000, len);
+        let of = |seqs: usize| plan(&vec![one.clone(); seqs], &vec![len as u32; seqs], None);
+        assert!(of(most).whole.is_empty());
+        let alone = of(most + 1);
+        assert!(alone.parts.is_empty() && alone.ends.is_empty());
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Executor for Stuck {
 fn batches_leave_threads_to_others_however_many_there_are() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(THREADS + 1)
+        .max_blocking_threads(work::THREADS + 1)
         .enable_all()
         .build()
         .unwrap();
