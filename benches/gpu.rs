@@ -4,7 +4,8 @@
 //! `cargo bench --features cuda --bench gpu -- [WORD]...`; a word is a part (`limits`, `prefill`,
 //! `decode`, `host`, `kv`, `mask`, `lora`, `serve`, `embed`), a model (`8b-bf16`, `8b-q4_k_m`,
 //! `0.6b-bf16`, `0.6b-q4_k_m`) or one half of its name. Without words everything runs, else what is
-//! named: parts of all models, all parts of models, or these parts of these models.
+//! named: parts of all models, all parts of models, or these parts of these models. `profile` runs
+//! when it is named: one pass each of some shapes, for `ncu --profile-from-start off`.
 //! `benches/gpu.sh` runs it beside its peers.
 
 #[cfg(feature = "cuda")]

@@ -5,8 +5,9 @@
 #   benches/gpu.sh [WORD]...
 #
 # A word is `equality`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host kv mask
-# lora serve embed; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs, else what
-# is named; a model alone is all parts of it. The exit status is 1 if an equality failed or did not
+# lora serve embed profile; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs but
+# `profile`, else what is named; a model alone is all parts of it. `profile` needs `ncu` and says how
+# long each kernel of a pass takes alone. The exit status is 1 if an equality failed or did not
 # finish, 2 if only a measurement did, 3 for a word that means nothing.
 #
 # Each equality runs in a process of its own, so one that loses the device takes no other along, and
@@ -19,14 +20,18 @@
 #                               `--features cuda`
 #   PYTHON=python3              the Python that may have PyTorch
 #   OUT=DIR                     where what every equality said is kept
+#   JOBS=4                      equalities that run at once
 set -uo pipefail
 
 bin=${HEARTH_GPU_BIN:-target/gpu}
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
-parts="limits prefill decode host kv mask lora serve embed"
+parts="limits prefill decode host kv mask lora serve embed profile"
 models="8b-bf16 8b-q4_k_m 0.6b-bf16 0.6b-q4_k_m"
-ends=525 # seconds; all of it takes less than nine minutes
+jobs=${JOBS:-4} ends=525 # seconds; all of it takes less than nine minutes
+counters=gpu__time_duration.sum,dram__bytes.sum
+counters=$counters,smsp__issue_active.avg.pct_of_peak_sustained_active
+counters=$counters,sm__warps_active.avg.pct_of_peak_sustained_active
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 rows=$scratch/rows said=${OUT:-$scratch}
@@ -124,8 +129,23 @@ equalities() {
         echo "== $suite says nothing of its tests:" && tail -n 3 "$said/list"
         echo "| $suite | equality |  |  |  | FAILED, does not start |  |" >>"$rows"
     done
-    for test in $all; do equality "$test" || sound=1; done
+    for test in $all; do
+        [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
+        equality "$test" &
+    done
+    wait
+    grep -q FAILED "$rows" && sound=1
     return $sound
+}
+
+# What each kernel of a pass takes, alone: those of one name and grid in a row.
+profile() { # model
+    local log=$said/profile-$1.csv
+    echo "== profile of $1"
+    timeout --kill-after=5 120 ncu --csv --profile-from-start off --clock-control none \
+        --cache-control none --metrics "$counters" \
+        "$bin/gpu" "$1" profile >"$log" 2>&1 || { tail -n 5 "$log"; return 1; }
+    "$python" "$here/gpu_profile.py" "$log"
 }
 
 # CUDA's libraries, where PyTorch brought them.
@@ -143,7 +163,7 @@ fi
 if [ "$measures" ]; then
     if [ ${#named_parts[@]} -eq 0 ]; then
         named_parts=(prefill decode host kv mask lora serve)
-        [ ${#named_models[@]} -gt 0 ] || named_parts=($parts)
+        [ ${#named_models[@]} -gt 0 ] || named_parts=(${parts% profile})
     fi
     [ ${#named_models[@]} -gt 0 ] || named_models=($models)
     of_models=()
@@ -154,7 +174,11 @@ if [ "$measures" ]; then
     if [ ${#of_models[@]} -gt 0 ]; then
         for model in $models; do
             has "$model" "${named_models[@]}" || continue
-            part 85 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
+            if has profile "${of_models[@]}"; then
+                profile "$model" || failed=1
+            else
+                part 85 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
+            fi
         done
     fi
     if has embed "${named_parts[@]}"; then part 30 "$bin/gpu" embed || failed=1; fi

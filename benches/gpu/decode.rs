@@ -218,6 +218,17 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
+    /// One pass of a few shapes each, operation by operation, which a profiler records if it was
+    /// told to wait (`--profile-from-start off`).
+    pub fn profile(&mut self) -> Result<(), Failure> {
+        for count in [1, 128] {
+            let batch = self.step(count, 1024);
+            let gpu = Arc::clone(&self.gpu);
+            gpu.profiled(|| self.model.logits(&batch, &mut self.kv).map(drop))??;
+        }
+        Ok(())
+    }
+
     /// What a step takes beyond the device's own time.
     ///
     /// Passes that are asked for one behind the other, without waiting, take the device's time (or

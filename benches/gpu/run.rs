@@ -22,8 +22,8 @@ use table::Row;
 /// Anything that ends a part.
 pub type Failure = Box<dyn std::error::Error>;
 
-const PARTS: [&str; 9] =
-    ["limits", "prefill", "decode", "host", "kv", "mask", "lora", "serve", "embed"];
+const PARTS: [&str; 10] =
+    ["limits", "prefill", "decode", "host", "kv", "mask", "lora", "serve", "embed", "profile"];
 
 /// The words of the command line.
 struct Words(Vec<String>);
@@ -37,7 +37,11 @@ impl Words {
 
     /// Whether a part that is of no model was named, or nothing was.
     fn apart(&self, part: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|word| word == part)
+        self.0.is_empty() || self.named(part)
+    }
+
+    fn named(&self, part: &str) -> bool {
+        self.0.iter().any(|word| word == part)
     }
 
     /// The same of a model.
@@ -73,7 +77,7 @@ pub fn main() -> ExitCode {
         }
     };
     let mut sound = true;
-    let of_models = ["prefill", "decode", "host", "kv", "mask", "lora", "serve"];
+    let of_models = ["prefill", "decode", "host", "kv", "mask", "lora", "serve", "profile"];
     if of_models.iter().any(|part| words.part(part)) {
         for shape in shapes.into_iter().filter(|shape| words.model(shape.name)) {
             let name = shape.name;
@@ -125,6 +129,9 @@ fn model(shape: Shape, words: &Words, ceiling: &Ceiling) -> Result<(), Failure> 
     }
     if words.part("lora") {
         sound &= told(name, "lora", subject.lora());
+    }
+    if words.named("profile") {
+        sound &= told(name, "profile", subject.profile());
     }
     if words.part("serve") {
         sound &= told(name, "serve", serve::run(subject));

@@ -297,6 +297,16 @@ struct Copy {
     uint64_t group;
 };
 
+// A product of a warpgroup that is under way.
+struct Multiplication {
+    float (*d)[4];
+    int tiles;
+    uint32_t a[4];
+    const unsigned char *b;
+    int k, add;
+    uint64_t group;
+};
+
 struct Thread {
     uint3 index;
     unsigned lane;
@@ -312,6 +322,10 @@ struct Thread {
     std::vector<Copy> copies;
     size_t copied = 0;
     uint64_t group = 0;
+    // warpgroup_mma: the same for products that nobody has waited for.
+    std::vector<Multiplication> products;
+    size_t multiplied = 0;
+    uint64_t product_group = 0;
     // For watch.h: __syncwarp of all lanes, and whether it has called grid_wait.
     uint32_t syncs = 0;
     bool waited = false;
@@ -544,6 +558,7 @@ EMULATE_OWN inline void start_block() {
     for (unsigned i = 0; i < threads; i++) {
         Thread &t = machine.threads[i];
         t.copies.clear(), t.copied = 0, t.group = 0, t.syncs = 0, t.waited = false;
+        t.products.clear(), t.multiplied = 0, t.product_group = 0;
         prepare(t.stack, thread_main);
     }
     memset(machine.shared, 0xff, machine.shared_bytes);
@@ -911,6 +926,46 @@ template <int N> EMULATE_OWN inline void cp_async_wait() {
         emulate::perform(self.copies[self.copied++]);
     emulate::Quiet quiet;
     if (self.copied == self.copies.size()) self.copies.clear(), self.copied = 0;
+}
+
+// Products are computed when they are waited for: until then their rows may not be written.
+template <int TILES>
+EMULATE_OWN inline void warpgroup_mma(float (&d)[TILES][4], const uint32_t (&a)[4],
+                                      const unsigned char *b, int k, int add,
+                                      EMULATE_HERE) {
+    if (uintptr_t(b) % 1024) emulate::fail(EMULATE_SITE, "warpgroup_mma: rows not on 1024 bytes");
+    emulate::Thread &self = *emulate::current;
+    emulate::Quiet quiet;
+    self.products.push_back({d, TILES, {a[0], a[1], a[2], a[3]}, b, k, add, self.product_group});
+}
+namespace emulate {
+inline void perform(const Multiplication &product) {
+    unsigned row = current->lane / 4, pair = current->lane % 4;
+    for (int tile = 0; tile < product.tiles; tile++) {
+        uint32_t both[2];
+        for (int half = 0; half < 2; half++) {
+            // A row is 128 bytes; of its pieces of 16 bytes, bits 0 to 2 of the row say which.
+            unsigned piece = (unsigned(product.k) / 8 + half) ^ row;
+            const unsigned char *from = product.b + (8 * tile + row) * 128 + 16 * piece + 4 * pair;
+            both[half] = *reinterpret_cast<const uint32_t *>(from);
+        }
+        float(&d)[4] = product.d[tile];
+        if (!product.add) d[0] = d[1] = d[2] = d[3] = 0.0f;
+        mma_16816(d, product.a, both, __nv_bfloat16());
+    }
+}
+}  // namespace emulate
+inline void warpgroup_begin() {}
+inline void warpgroup_written() {}
+EMULATE_OWN inline void warpgroup_commit() { emulate::current->product_group++; }
+template <int N> EMULATE_OWN inline void warpgroup_wait() {
+    emulate::Thread &self = *emulate::current;
+    while (self.multiplied < self.products.size() &&
+           self.products[self.multiplied].group + N < self.product_group) {
+        emulate::perform(self.products[self.multiplied++]);
+    }
+    emulate::Quiet quiet;
+    if (self.multiplied == self.products.size()) self.products.clear(), self.multiplied = 0;
 }
 
 // ---------------------------------------------------------------------------------------------

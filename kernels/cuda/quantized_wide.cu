@@ -22,14 +22,9 @@
 // its columns. The order in which an mma takes the elements of k is free as long as both sides
 // agree: a lane decodes half a piece, 8 weights in a row of each group, and the 16 bytes of x that
 // belong to them are its operands of two mmas as they lie.
-//
-// A code becomes a number when its bits are put into the mantissa of a power of two. The same
-// instruction that multiplies by the scale takes that power, an offset and a minimum away again.
-#include "outputs.cuh"
-#include "quant.cuh"
+#include "tensor_blocks.cuh"
 
-// Elements of k in a step, warps that share them, steps that are there or on their way.
-constexpr int STEP = 256;
+// Warps that share the elements of k in a step, steps that are there or on their way.
 constexpr int K_WARPS = 4;
 constexpr int STAGES = 3;
 // Rows of W of a warp: four for each lane, eight apart.
@@ -152,65 +147,10 @@ template <> struct Reader<Q6_K> {
     }
 };
 
-// Formats whose codes are signed bytes; those of the others are below 128.
-template <typename F> constexpr bool SIGNED = false;
-template <> constexpr bool SIGNED<Q8_0> = true;
-template <> constexpr bool SIGNED<IQ4_NL> = true;
-template <> constexpr bool SIGNED<IQ4_XS> = true;
-template <> constexpr bool SIGNED<MXFP4> = true;
-// What a weight 0 has become with the power of two. It leaves before the product with the scale
-// where its own product would be rounded too far, and else after.
-template <typename F> constexpr float ZERO = SIGNED<F> ? 32768.0f + 128.0f : 128.0f + F::OFFSET;
-template <typename F> constexpr bool BEFORE = SIGNED<F>;
-template <> constexpr bool BEFORE<Q8_0> = false;
-
-// Whether all of the 64 elements of k of a warp's two pieces have two scales only.
-template <typename F> constexpr bool ONE_PAIR = false;
-template <> constexpr bool ONE_PAIR<Q4_K> = true;
-template <> constexpr bool ONE_PAIR<Q5_K> = true;
-
-// Eight codes to four pairs of weights.
-template <typename F>
-__device__ __forceinline__ void weights_of(const uint32_t (&words)[2], float scale, float rest,
-                                           uint32_t (&pairs)[4]) {
-    float w[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        uint32_t word = words[i / 4], bits;
-        if (SIGNED<F>) {
-            bits = __byte_perm(word ^ 0x80808080u, 0x47000000u, 0x7404u | (i % 4) << 4);
-        } else {
-            bits = __byte_perm(word, 0x43000000u, 0x7044u | (i % 4) << 8);
-        }
-        float code = __uint_as_float(bits);
-        w[i] = BEFORE<F> ? (code - ZERO<F>) * scale : fmaf(code, scale, rest);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        union {
-            __nv_bfloat162 pair;
-            uint32_t bits;
-        } both;
-        both.pair = __floats2bfloat162_rn(w[2 * i], w[2 * i + 1]);
-        pairs[i] = both.bits;
-    }
-}
-
-// The compiler computes what is cheap anew wherever it is used. This it must keep: the lane's own
-// number, or that of the first lane.
-__device__ __forceinline__ int kept(int x) {
-    return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x % 32));
-}
-__device__ __forceinline__ int of_first_lane(int x) { return __shfl_sync(0xffffffffu, x, 0); }
-
 template <typename F, int X> struct WideProduct {
-    static constexpr int PARTS = F::WEIGHTS / 32;
-    static constexpr int STEP_BYTES = STEP / F::WEIGHTS * F::BYTES;
-    // Blocks begin at a multiple of this, so far after a multiple of 16 at most.
-    static constexpr int UNIT = F::BYTES % 16 == 0 ? 16 : F::BYTES & -F::BYTES;
-    static constexpr int COPIES = (STEP_BYTES + 16 - UNIT + 15) / 16;
-    // The room of a row: 32 bytes more than a multiple of 64, for banks that differ.
-    static constexpr int SLOT = (16 * COPIES + 31) / 64 * 64 + 32;
+    using Bytes = StepBytes<F>;
+    static constexpr int PARTS = Bytes::PARTS;
+    static constexpr int SLOT = Bytes::SLOT;
     // A stage is x and then W.
     static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;
@@ -220,40 +160,33 @@ template <typename F, int X> struct WideProduct {
     int lane, k_warp, first_row, rows;
     uint8_t *shared;
     int stage_bytes;
-    // Copies: a thread has every fourth 16 bytes of one row of W, and 8 elements of x of every so
-    // many rows; what is left of the rows from there on.
-    const uint8_t *w_source, *x_source;
-    int w_left, w_to, x_left, x_rows, x_to, x_pitch;
+    // Copies: four threads have a row of W, and a thread 8 elements of x of every so many rows; what
+    // is left of the rows from there on.
+    RowCopies<F, 4> w_copies;
+    const uint8_t *x_source;
+    int w_to, x_left, x_rows, x_to, x_pitch;
     // Products: the piece that this lane decodes a half of, and where it finds its operands.
     int part, w_at, w_odd, odd_rows, x_at[2];
     bool second;
     // Row `lane`, whose scales this lane reads, and scales of all.
     int scale_at, scale_odd, put_at, get_at;
 
-    // How far after a multiple of 16 a row is in a step, where it begins so far after one.
-    static __device__ __forceinline__ int odd(int from, int step) {
-        if (UNIT == 16) return 0;
-        return STEP_BYTES % 16 == 0 ? from : (from + step * STEP_BYTES) & 15;
-    }
     // Where 8 elements of x lie in their row, so that lanes that read at once meet all banks.
-    static __device__ __forceinline__ int swizzled(int row, int eight) {
+    static __device__ __forceinline__ int spread(int row, int eight) {
         return 16 * (eight ^ (row % 2 * 6));
     }
-    static __device__ __forceinline__ int block_of(int part) { return part / PARTS * F::BYTES; }
-
     __device__ __forceinline__ void begin_copies(const bf16 *x, int m, int k, int first,
                                                  int block_row, const Matrices &matrix) {
         int thread = threadIdx.x, warp = thread / 32, warps = blockDim.x / 32, fourth = thread % 4;
         int row_bytes = k / F::WEIGHTS * F::BYTES;
-        w_source = matrix.row(block_row + thread / 4, row_bytes) + first * STEP_BYTES + 16 * fourth;
-        w_left = row_bytes - first * STEP_BYTES - 16 * fourth;
+        w_copies.begin(matrix.row(block_row + thread / 4, row_bytes), row_bytes, first);
         w_to = kept(X_BYTES + thread / 4 * SLOT + 16 * fourth);
         int at = first * STEP + 8 * lane;
         x_source = reinterpret_cast<const uint8_t *>(x + static_cast<long long>(warp) * k + at);
         x_left = k - at;
         x_rows = of_first_lane((m - warp + warps - 1) / warps);
         x_pitch = kept(2 * warps * k);
-        x_to = kept(warp * X_ROW_BYTES + swizzled(warp, lane));
+        x_to = kept(warp * X_ROW_BYTES + spread(warp, lane));
     }
 
     __device__ __forceinline__ void begin_products(int k) {
@@ -264,11 +197,11 @@ template <typename F, int X> struct WideProduct {
         w_at = kept(w_at);
         // Matrices begin at 16 bytes; so does every eighth row, and with odd rows every sixteenth.
         w_odd = kept(g * row_bytes & 15);
-        odd_rows = UNIT == 1 ? 8 * row_bytes & 15 : 0;
+        odd_rows = Bytes::UNIT == 1 ? 8 * row_bytes & 15 : 0;
         int first = (part / PARTS * F::WEIGHTS + F::start(part % PARTS)) / 8 + second;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            int at = g * X_ROW_BYTES + swizzled(g, first + group * F::NEXT / 8);
+            int at = g * X_ROW_BYTES + spread(g, first + group * F::NEXT / 8);
             x_at[group] = kept(at);
         }
         scale_at = kept(X_BYTES + (first_row + lane) * SLOT);
@@ -279,20 +212,7 @@ template <typename F, int X> struct WideProduct {
     }
 
     // Sends for the bytes of W in the next step.
-    __device__ __forceinline__ void fetch_w(uint8_t *stage) {
-        int before = 0;
-        if (UNIT < 16) before = static_cast<int>(reinterpret_cast<uintptr_t>(w_source) & 15);
-        const uint8_t *from = w_source - before;
-        uint8_t *to = stage + w_to;
-        int end = w_left + before;
-#pragma unroll
-        for (int copy = 0; copy < COPIES; copy += 4) {
-            bool inside = copy + 4 <= COPIES || static_cast<int>(threadIdx.x % 4) < COPIES - copy;
-            if (inside && 16 * copy < end) cp_async16(to + 16 * copy, from + 16 * copy, true);
-        }
-        w_source += STEP_BYTES;
-        w_left -= STEP_BYTES;
-    }
+    __device__ __forceinline__ void fetch_w(uint8_t *stage) { w_copies.fetch(stage + w_to); }
 
     // The same for x; what is beyond k becomes zeros.
     __device__ __forceinline__ void fetch_x(uint8_t *stage) {
@@ -325,23 +245,13 @@ template <typename F, int X> struct WideProduct {
         }
     }
 
-    // Scales of the two pieces of row `lane`, each with what remains to be added to a product;
-    // zeros beyond k.
+    // Scales of the two pieces of row `lane`.
     __device__ __forceinline__ void put_scales(const uint8_t *stage, int step, int left) const {
-        const uint8_t *row = stage + scale_at + odd(scale_odd, step);
+        const uint8_t *row = stage + scale_at + Bytes::odd(scale_odd, step);
         float4 *put = reinterpret_cast<float4 *>(shared + put_at);
 #pragma unroll
         for (int i = 0; i < (ONE_PAIR<F> ? 1 : 2); ++i) {
-            int mine = 2 * k_warp + i;
-            float4 scale = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (PARTS == STEP / 32 || mine / PARTS * F::WEIGHTS < left) {
-                Piece piece;
-                F::read(row + block_of(mine), mine % PARTS, piece);
-                float a = piece.scale[0], b = piece.scale[1];
-                scale = make_float4(a, fmaf(a, -ZERO<F>, -piece.least[0]),  //
-                                    b, fmaf(b, -ZERO<F>, -piece.least[1]));
-            }
-            put[i * WARP_ROWS] = scale;
+            put[i * WARP_ROWS] = Bytes::scales(row, 2 * k_warp + i, left);
         }
         __syncwarp();
     }
@@ -354,7 +264,7 @@ template <typename F, int X> struct WideProduct {
         float4 scale[LANE_ROWS];
 #pragma unroll
         for (int row = 0; row < LANE_ROWS; ++row) {
-            int odd_at = odd(w_odd + odd_rows * row, step) + block_of(part);
+            int odd_at = Bytes::odd(w_odd + odd_rows * row, step) + Bytes::block_of(part);
             const uint8_t *at = stage + w_at + 8 * row * SLOT;
             codes[row] = Reader<F>::codes(at, odd_at, part % PARTS, second);
             scale[row] = scales[8 * row];
@@ -366,10 +276,12 @@ template <typename F, int X> struct WideProduct {
             for (int row = 0; row < LANE_ROWS; ++row) {
                 float times = group ? scale[row].z : scale[row].x;
                 float rest = group ? scale[row].w : scale[row].y;
-                uint32_t pairs[4];
-                weights_of<F>(codes[row].words[group], times, rest, pairs);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) a[row / 2][i / 2][row % 2 + i % 2 * 2] = pairs[i];
+                for (int half = 0; half < 2; ++half) {
+                    uint32_t pairs[2];
+                    weights_of<F>(codes[row].words[group][half], times, rest, pairs);
+                    a[row / 2][half][row % 2] = pairs[0], a[row / 2][half][row % 2 + 2] = pairs[1];
+                }
             }
             multiply(stage + x_at[group], a, sum);
         }
@@ -398,68 +310,18 @@ template <typename F, int X> struct WideProduct {
     }
 
     // Puts the sums of this warp where the others of the block find them.
-    __device__ __forceinline__ void share(const float (&sum)[2][X_TILES][4]) const {
-        float *sums = reinterpret_cast<float *>(shared);
+    __device__ __forceinline__ void share(const BlockSums<K_WARPS, X> &all,
+                                          const float (&sum)[2][X_TILES][4]) const {
 #pragma unroll
         for (int tile = 0; tile < X_TILES; ++tile) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 int input = 8 * tile + 2 * (lane % 4) + i % 2;
                 int row = first_row + 8 * (i / 2) + lane / 4;
-                sums[(k_warp * X + input) * sums_pitch() + row] = sum[i / 4][tile][i % 4];
+                all.at(k_warp, input, row) = sum[i / 4][tile][i % 4];
             }
         }
         __syncthreads();
-    }
-    // Four more than a multiple of 32, again for the banks.
-    __device__ __forceinline__ int sums_pitch() const { return rows + 4; }
-
-    // The sum of the warps that shared k.
-    __device__ __forceinline__ float shared_sum(int input, int row) const {
-        const float *sums = reinterpret_cast<const float *>(shared);
-        float total = 0.0f;
-#pragma unroll
-        for (int other = 0; other < K_WARPS; ++other) {
-            total += sums[(other * X + input) * sums_pitch() + row];
-        }
-        return total;
-    }
-
-    // Stores what `value(input, row)` is for the rows of the block; four threads have each row.
-    template <typename Value>
-    __device__ __forceinline__ void store(int m, int block_row, const Matrices &matrix,
-                                          Value value) const {
-        int row = threadIdx.x % rows;
-        if (block_row + row >= matrix.n0) return;
-        for (int input = threadIdx.x / rows; input < m; input += K_WARPS) {
-            matrix.store(input, block_row + row, value(input, row));
-        }
-    }
-
-    // The same where the blocks of a column of the grid share k: the last to come adds all sums.
-    __device__ __forceinline__ void store_last(float *parts, unsigned *counts, int m, int block_row,
-                                               const Matrices &matrix) const {
-        __shared__ unsigned before;
-        int row = threadIdx.x % rows;
-        long long pitch = static_cast<long long>(gridDim.x) * rows, all = pitch * m;
-        float *at = parts + static_cast<long long>(blockIdx.x) * rows;
-        for (int input = threadIdx.x / rows; input < m; input += K_WARPS) {
-            __stcg(at + blockIdx.y * all + input * pitch + row, shared_sum(input, row));
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) before = atomicAdd(counts + blockIdx.x, 1u);
-        __syncthreads();
-        if (before + 1 < gridDim.y) return;
-        __threadfence();
-        if (threadIdx.x == 0) counts[blockIdx.x] = 0;
-        store(m, block_row, matrix, [&](int input, int row) {
-            float total = 0.0f;
-            for (unsigned part = 0; part < gridDim.y; ++part) {
-                total += __ldcg(at + part * all + input * pitch + row);
-            }
-            return total;
-        });
     }
 
     // Multiplies steps first.. of k.
@@ -500,28 +362,11 @@ template <typename F, int X> struct WideProduct {
         clear_x(m);
         float sum[2][X_TILES][4] = {};
         multiply_steps(first, min(steps, all_steps - first), k, sum);
-        share(sum);
-        if (splits > 1) {
-            store_last(parts, counts, m, block_row, matrix);
-        } else {
-            store(m, block_row, matrix, [&](int input, int row) { return shared_sum(input, row); });
-        }
+        BlockSums<K_WARPS, X> all = {reinterpret_cast<float *>(shared), rows, 0, m};
+        share(all, sum);
+        all.finish(matrix, block_row, parts, counts);
     }
 };
-
-// The matrix that `block` of blocks of so many rows is of, alone, and which block of it.
-__device__ __forceinline__ Matrices matrix_of(const Matrices &all, int rows, int &block) {
-    int blocks0 = (all.n0 + rows - 1) / rows, blocks1 = (all.n1 + rows - 1) / rows;
-    Matrices one = {all.w0,   nullptr, nullptr,   all.n0,  0,       0,          all.y0,
-                    nullptr,  nullptr, all.bias0, nullptr, nullptr, all.f32_out};
-    if (block < blocks0) return one;
-    block -= blocks0;
-    one.w0 = all.w1, one.n0 = all.n1, one.y0 = all.y1, one.bias0 = all.bias1;
-    if (block < blocks1) return one;
-    block -= blocks1;
-    one.w0 = all.w2, one.n0 = all.n2, one.y0 = all.y2, one.bias0 = all.bias2;
-    return one;
-}
 
 template <typename F, int X>
 __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *parts,

@@ -61,6 +61,11 @@ fn quantized() {
 }
 
 #[test]
+fn quantized_tall() {
+    check("quantized_tall");
+}
+
+#[test]
 fn quantized_wide() {
     check("quantized_wide");
 }

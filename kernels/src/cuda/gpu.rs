@@ -7,17 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublas::{CudaBlas, result::CublasError, sys as cublas};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, Profiler, result,
+    sys,
 };
 #[cfg(feature = "nccl")]
 use cudarc::nccl::result::NcclError;
 use cudarc::nvrtc::Ptx;
 
 use super::attention::ENDED;
-use super::linear::Staging;
+use super::matrix::Staging;
 use super::memory::{Arena, Buffer};
 use super::parcel::{Outgoing, Parcels};
 use super::step::StepRoom;
+use super::tensor::TALL;
 
 /// What a device can answer instead of a result.
 #[derive(Debug)]
@@ -118,6 +120,10 @@ pub struct Gpu {
     overlaps: bool,
     /// The most shared memory that a block may have, in bytes.
     pub(super) shared_most: usize,
+    /// Multiprocessors.
+    pub(super) processors: usize,
+    /// Rows up to which weights in blocks are multiplied as they lie.
+    pub(super) tall_rows: usize,
     /// cuBLAS computes in it; graphs remember where it is.
     _workspace: Buffer,
 }
@@ -226,6 +232,11 @@ impl Gpu {
         let overlaps = wanted && context.compute_capability()?.0 >= WAITS / 10;
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_most = usize::try_from(context.attribute(optin)?).unwrap_or(48 << 10);
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = usize::try_from(context.attribute(count)?).unwrap_or(1);
+        // For comparisons: HEARTH_CUDA_TALL=32 has more rows multiplied by cuBLAS.
+        let asked = std::env::var("HEARTH_CUDA_TALL").ok().and_then(|rows| rows.parse().ok());
+        let tall_rows = asked.unwrap_or(TALL);
         let ended = Buffer::new(&context, 4 * ENDED)?;
         let gpu = Self {
             context,
@@ -245,6 +256,8 @@ impl Gpu {
             recording: AtomicBool::new(false),
             overlaps,
             shared_most,
+            processors,
+            tall_rows,
             ended,
             _workspace: workspace,
         };
@@ -270,6 +283,16 @@ impl Gpu {
     /// Waits until all that was asked for is done.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.stream.synchronize()?)
+    }
+
+    /// Work that a profiler records, to its end, where one was told to wait for this.
+    pub fn profiled<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        self.synchronize()?;
+        let recorded = Profiler::new()?;
+        let done = work();
+        self.synchronize()?;
+        drop(recorded);
+        Ok(done)
     }
 
     /// A number that is given once.

@@ -1,178 +1,26 @@
-//! Weights on the device and products with them: `cuda/linear.cu`, `cuda/quantized.cu` for the few
-//! rows of a decode step, cuBLAS for many, from weights in bf16 or made so piece by piece
-//! (`cuda/dequantize.cu`).
+//! Products with weights: `cuda/linear.cu` and `cuda/quantized.cu` for the few rows of a decode step,
+//! `cuda/quantized_wide.cu` and `cuda/quantized_tall.cu` for more and weights in blocks, cuBLAS for
+//! many, from weights in bf16 or made so piece by piece (`cuda/dequantize.cu`).
 
-use std::borrow::Cow;
 use std::ffi::c_void;
-use std::ops::Range;
-use std::sync::PoisonError;
 
 use cudarc::cublas::{result as blas, sys as cublas};
-use cudarc::driver::{CudaEvent, PinnedHostSlice, result, sys};
+use cudarc::driver::sys;
 
-use super::attention::ENDED;
 use super::gpu::{Arg, Grid};
+use super::matrix::names;
 use super::memory::Buffer;
-use super::{Error, Float, Gpu, Result, Rows, Step};
+use super::{Error, Float, Gpu, Matrix, Result, Rows, Vector};
 use crate::quant::DType;
 
-/// Weights `[n, k]` of products, as a file has them: in bf16, or in blocks.
-pub struct Matrix {
-    buffer: Buffer,
-    dtype: DType,
-    n: usize,
-    k: usize,
-}
-
-/// Weights that scale or shift, in f32. `[n]`
-pub struct Vector {
-    buffer: Buffer,
-    len: usize,
-}
-
-impl Vector {
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub(super) fn at(&self) -> Arg {
-        self.buffer.at(0).into()
-    }
-}
-
-/// What the kernels of one format are called.
-struct Names {
-    linear: [&'static str; 4],
-    wide: [&'static str; 2],
-    /// Bytes of a row of W in shared memory, in a wide product.
-    slot: usize,
-    dequantize: &'static str,
-    gather: &'static str,
-}
-
-macro_rules! formats {
-    ($($dtype:ident $text:literal $slot:literal),* $(,)?) => {
-        fn names(dtype: DType) -> Option<Names> {
-            match dtype {
-                $(DType::$dtype => Some(Names {
-                    linear: [
-                        concat!("linear_", $text, "_m1"),
-                        concat!("linear_", $text, "_m2"),
-                        concat!("linear_", $text, "_m4"),
-                        concat!("linear_", $text, "_m8"),
-                    ],
-                    wide: [
-                        concat!("linear_", $text, "_w16"),
-                        concat!("linear_", $text, "_w32"),
-                    ],
-                    slot: $slot,
-                    dequantize: concat!("dequantize_", $text),
-                    gather: concat!("gather_", $text),
-                }),)*
-                _ => None,
-            }
-        }
-    };
-}
-formats! {
-    Q4_0 "q4_0" 160,
-    Q4_1 "q4_1" 224,
-    Q5_0 "q5_0" 224,
-    Q5_1 "q5_1" 224,
-    Q8_0 "q8_0" 288,
-    Q2K "q2_k" 96,
-    Q3K "q3_k" 160,
-    Q4K "q4_k" 160,
-    Q5K "q5_k" 224,
-    Q6K "q6_k" 224,
-    IQ4NL "iq4_nl" 160,
-    IQ4XS "iq4_xs" 160,
-    MXFP4 "mxfp4" 160,
-}
-
-/// Bytes of a matrix on their way to the device.
-const PIECE: usize = 8 << 20;
 /// Elements of a matrix in blocks that are made numbers at once.
 const NUMBERS: usize = 64 << 20;
-/// Up to so many rows weights in blocks are read once, as they are, which is faster than to make
-/// them numbers first; weights in bf16 up to sixteen rows.
-const FEW_ROWS: usize = 32;
+/// Rows up to which weights are read once, as they are: in bf16; in blocks, multiplied in bytes.
 const FEW_ROWS_BF16: usize = 16;
-/// Rows of W of a block of a wide product.
-const TALL: usize = 64;
-/// Blocks of 64 rows that keep a device busy: two for each of its processors.
-const BUSY: usize = 264;
-
-impl Matrix {
-    /// In which format the device keeps weights of a file, if it keeps them as they are.
-    pub fn stored_as(dtype: DType) -> Option<DType> {
-        (dtype == DType::BF16 || names(dtype).is_some()).then_some(dtype)
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.dtype.row_bytes(self.k).expect("checked when it was made; this is a bug")
-    }
-}
-
-/// Page-locked memory on the way to the device: a half is filled while the other is copied.
-pub(super) struct Staging {
-    /// With the end of its last copy.
-    halves: [(PinnedHostSlice<u8>, CudaEvent); 2],
-    turn: usize,
-    /// Bytes of this turn.
-    filled: usize,
-}
-
-impl Staging {
-    fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
-        let half = || -> Result<(PinnedHostSlice<u8>, CudaEvent)> {
-            // SAFETY: every byte that is copied is written first.
-            let memory = unsafe { gpu.context.alloc_pinned(bytes)? };
-            Ok((memory, gpu.context.new_event(None)?))
-        };
-        Ok(Self { halves: [half()?, half()?], turn: 0, filled: 0 })
-    }
-
-    fn len(&self) -> usize {
-        self.halves[0].0.len()
-    }
-
-    /// So many bytes that nothing reads any more.
-    fn next(&mut self, bytes: usize) -> Result<&mut [u8]> {
-        self.turn = 1 - self.turn;
-        self.filled = bytes;
-        let (memory, copied) = &mut self.halves[self.turn];
-        copied.synchronize()?;
-        Ok(&mut memory.as_mut_slice()?[..bytes])
-    }
-
-    /// Asks for them to be copied so far into `buffer`.
-    fn send(&mut self, gpu: &Gpu, buffer: &Buffer, place: usize) -> Result<()> {
-        assert!(place + self.filled <= buffer.bytes(), "a copy into the buffer");
-        let (memory, copied) = &self.halves[self.turn];
-        let bytes = &memory.as_slice()?[..self.filled];
-        // SAFETY: the buffer has room, as asserted; `next` waits before the bytes change.
-        unsafe { result::memcpy_htod_async(buffer.at(place), bytes, gpu.stream.cu_stream())? };
-        Ok(copied.record(&gpu.stream)?)
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        for (memory, copied) in &self.halves {
-            memory.context().record_err(copied.synchronize());
-        }
-    }
-}
+const FEW_ROWS: usize = 8;
 
 /// Weights, their bias, and where their product goes.
-type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
+pub(super) type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
 
 /// An input in bytes with a scale for each 32.
 struct Codes {
@@ -180,13 +28,8 @@ struct Codes {
     scales: Buffer,
 }
 
-/// Shared memory of a wide product of so many rows of x, in bytes.
-fn wide_shared(names: &Names, rows: usize) -> usize {
-    3 * (TALL * names.slot + 512 * rows) + 128 * TALL
-}
-
 /// What follows the input in the arguments of a product of `m` rows from `first` on.
-fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> {
+pub(super) fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> {
     let list = |of: &dyn Fn(&Each<'_>) -> Arg, absent: Arg| {
         [0, 1, 2].map(|i| each.get(i).map_or(absent, of))
     };
@@ -201,70 +44,6 @@ fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> 
 }
 
 impl Gpu {
-    /// Takes a matrix, row by row. `taken` is told which rows are no longer needed.
-    pub fn matrix<'a>(
-        &self,
-        dtype: DType,
-        [n, k]: [usize; 2],
-        row: impl Fn(usize) -> Cow<'a, [u8]>,
-        taken: impl Fn(Range<usize>),
-    ) -> Result<Matrix> {
-        let row_bytes = dtype.row_bytes(k).filter(|_| Matrix::stored_as(dtype).is_some());
-        let Some(row_bytes) = row_bytes else {
-            return Err(Error::Missing(format!("no products with {dtype} weights of width {k}")));
-        };
-        // Kernels read whole 16 bytes at the end.
-        let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let staging = match &mut *staging {
-            Some(staging) if staging.len() >= row_bytes => staging,
-            other => other.insert(Staging::new(self, PIECE.max(row_bytes))?),
-        };
-        let rows = staging.len() / row_bytes.max(1);
-        for first in (0..n).step_by(rows.max(1)) {
-            let these = first..n.min(first + rows);
-            let piece = staging.next(these.len() * row_bytes)?;
-            for (i, place) in these.clone().zip(piece.chunks_exact_mut(row_bytes.max(1))) {
-                place.copy_from_slice(&row(i));
-            }
-            taken(these);
-            staging.send(self, &buffer, first * row_bytes)?;
-        }
-        Ok(Matrix { buffer, dtype, n, k })
-    }
-
-    /// Takes a vector.
-    pub fn vector(&self, values: &[f32]) -> Result<Vector> {
-        Ok(Vector { buffer: self.upload(values)?, len: values.len() })
-    }
-
-    /// Rows of `table`, one for each id, in f32.
-    pub fn gather(&self, table: &Matrix, ids: &[u32]) -> Result<Rows> {
-        assert!(ids.iter().all(|&id| (id as usize) < table.n), "an id that the table has not");
-        let list = self.send(ids)?;
-        self.gather_at(table, list.at(0).into(), ids.len())
-    }
-
-    /// The same for the tokens of a batch.
-    pub fn gather_tokens(&self, table: &Matrix, step: &Step) -> Result<Rows> {
-        self.gather_at(table, step.tokens(), step.shape.rows)
-    }
-
-    fn gather_at(&self, table: &Matrix, ids: Arg, count: usize) -> Result<Rows> {
-        let name = names(table.dtype).map_or("gather_bf16", |names| names.gather);
-        let out = self.rows(count, table.k, Float::F32)?;
-        let args = [table.buffer.at(0).into(), ids, out.at(), table.k.into(), count.into()];
-        let blocks = out.len().div_ceil(32 * 256).clamp(1, 4096);
-        // SAFETY: ids are rows of the table, by the callers' checks.
-        unsafe { self.launch(name, Grid::new(blocks, 256), &args)? };
-        Ok(out)
-    }
-
-    /// The rows of the batch whose logits are wanted.
-    pub fn select_logit_rows(&self, x: &Rows, step: &Step) -> Result<Rows> {
-        self.select_at(x, step.logit_rows(), step.shape.logits)
-    }
-
     /// `y_i = x W_i^T (+ b_i)`, in the type of `x` or f32 where it is widened, for up to three
     /// weights that read one input.
     pub fn linear<const N: usize>(
@@ -291,10 +70,17 @@ impl Gpu {
             }
             let alike: Vec<usize> = (i..N).filter(|&j| weights[j].0.dtype == dtype).collect();
             alike.iter().for_each(|&j| done[j] = true);
-            let few = self.few(dtype);
-            if x.count <= few && x.width.is_multiple_of(8) {
-                let each = alike.iter().map(|&j| (weights[j].0, weights[j].1, &outs[j]));
-                self.few_rows(x, dtype, &each.collect::<Vec<_>>(), &mut codes)?;
+            let each: Vec<Each<'_>> =
+                alike.iter().map(|&j| (weights[j].0, weights[j].1, &outs[j])).collect();
+            let blocks = names(dtype);
+            let tensor = blocks.as_ref().and_then(|names| self.tensor_shape(names, x.count));
+            let few = if blocks.is_some() { FEW_ROWS } else { FEW_ROWS_BF16 };
+            if x.width.is_multiple_of(8) && x.count <= few {
+                self.few_rows(x, dtype, &each, &mut codes)?;
+                continue;
+            }
+            if let Some(shape) = tensor.filter(|_| x.width.is_multiple_of(8)) {
+                self.tensor_rows(x, &shape, &each)?;
                 continue;
             }
             for j in alike {
@@ -306,16 +92,6 @@ impl Gpu {
             }
         }
         Ok(outs.try_into().ok().expect("one output for each weight; this is a bug"))
-    }
-
-    /// Rows up to which weights of a format are multiplied as they lie: those of the wide product
-    /// where the device has the shared memory for it.
-    fn few(&self, dtype: DType) -> usize {
-        match names(dtype) {
-            None => FEW_ROWS_BF16,
-            Some(names) if wide_shared(&names, 32) <= self.shared_most => FEW_ROWS,
-            Some(_) => 8,
-        }
     }
 
     /// Weights of one format, read once for a few rows at a time. `codes` keeps the input in bytes
@@ -348,9 +124,6 @@ impl Gpu {
             }
             return Ok(());
         };
-        if x.count > 8 {
-            return self.wide_rows(x, &names, each);
-        }
         let codes = match codes {
             Some(codes) => codes,
             none => none.insert(self.codes(x)?),
@@ -363,28 +136,6 @@ impl Gpu {
         let name = names.linear[size.ilog2() as usize];
         // SAFETY: as above.
         unsafe { self.launch(name, Grid::new(n.div_ceil(rows), 128), &args) }
-    }
-
-    /// Weights in blocks on the tensor cores, read once for up to 32 rows. Where few blocks would
-    /// work, each takes a part of k; how many depends on the weights alone.
-    fn wide_rows(&self, x: &Rows, names: &Names, each: &[Each<'_>]) -> Result<()> {
-        let narrow = self.as_bf16(x)?;
-        let (m, size) = (x.count, usize::from(x.count > 16));
-        let blocks: usize = each.iter().map(|(w, _, _)| w.n.div_ceil(TALL)).sum();
-        if blocks > ENDED {
-            return Err(Error::Missing(format!("{blocks} blocks of one product")));
-        }
-        let splits = (BUSY / blocks).min(x.width.div_ceil(256) / 4).clamp(1, 8);
-        let sums = if splits > 1 { splits * m * blocks * TALL } else { 0 };
-        let parts = self.arena.take(4 * sums)?;
-        let mut args = vec![narrow.as_ref().unwrap_or(x).at()];
-        args.extend(of_matrices(x, [0, m], each));
-        args.splice(3..3, [parts.at(0).into(), self.ended.at(0).into()]);
-        let shared = wide_shared(names, [16, 32][size]);
-        let grid = Grid::of((blocks, splits, 1), 256, shared as u32);
-        // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there is room
-        // for the parts of all sums.
-        unsafe { self.launch(names.wide[size], grid, &args) }
     }
 
     /// `x` in bf16, where it is not.

@@ -13,6 +13,7 @@ mod attention;
 mod gpu;
 mod linear;
 mod lora;
+mod matrix;
 mod memory;
 #[cfg(feature = "nccl")]
 mod nccl;
@@ -20,11 +21,12 @@ mod parcel;
 mod rows;
 mod sampling;
 mod step;
+mod tensor;
 
 pub use attention::{AttentionShape, DeviceKv, KvKind, RopeTable, Turn};
 pub use gpu::{Error, Gpu, Graph, Result, describe};
-pub use linear::{Matrix, Vector};
 pub use lora::{LoraGroup, LoraInput, LoraPart};
+pub use matrix::{Matrix, Vector};
 pub use memory::Buffer;
 #[cfg(feature = "nccl")]
 pub use nccl::Communicators;

@@ -14,8 +14,8 @@ use crate::report::{
     FLOATS, NARROWED, ROUNDED, Report, TENSOR, TWICE, Tolerance, narrow, on_gpu, rounded,
 };
 
-const ROWS: &[usize] = &[1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 130];
-const MOST: usize = 130;
+const ROWS: &[usize] = &[1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 130, 270];
+const MOST: usize = 270;
 /// Up to so many rows the input becomes bytes.
 const FEW: usize = 8;
 /// As [`FEW`], of bf16: rows that have the same bits in any company.
@@ -190,7 +190,7 @@ fn several(gpu: &Gpu, report: &mut Report, weights: &[Weights; 3], input: &Input
         Ok((matrices, gpu.vector(&biases[0])?, gpu.vector(&vec![0.25; c.n])?))
     };
     let Some(([a, b, c], first, last)) = report.ask(&name, upload) else { return };
-    for m in [1, 2, 4, 7, 16, 33] {
+    for m in [1, 2, 4, 7, 16, 33, 270] {
         let run = || {
             let x = gpu.rows_from(&input.x[..m * input.k], m, input.float)?;
             let [one, two, three] =
@@ -224,7 +224,7 @@ fn a_matrix_in_pieces() {
         let [few, many] = input.truth(&w, None);
         let matrix = report.ask("upload", || gpu.matrix(w.dtype, [n, k], row, |_| {}));
         let Some(matrix) = matrix else { return };
-        for (m, truth) in [(1, few), (33, many)] {
+        for (m, truth) in [(1, &few), (33, &many), (270, &many)] {
             let want: Vec<f32> = (0..m * n).map(|i| truth[i / n * own + i % n % own]).collect();
             report.near(&format!("{m} rows"), ROUNDED, &want, || {
                 let x = gpu.rows_from(&input.x[..m * k], m, Float::BF16)?;
@@ -241,7 +241,7 @@ fn a_nan_stays_in_its_row() {
     on_gpu("linear of NaN", |gpu, report| {
         for dtype in formats() {
             let w = Weights::new(dtype, [19, 512], 3);
-            for m in [3, 12, 40] {
+            for m in [3, 12, 40, 260] {
                 let mut x = narrow(m * 512, 8);
                 x[512 + 77] = f32::NAN;
                 let case = format!("{dtype}, {m} rows");
