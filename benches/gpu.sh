@@ -4,10 +4,11 @@
 #
 #   benches/gpu.sh [WORD]...
 #
-# A word is `equality`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host kv mask
+# A word is `equality`, `sanitize`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host kv mask
 # lora serve embed profile; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs but
 # `profile`, else what is named; a model alone is all parts of it. `profile` needs `ncu` and says how
-# long each kernel of a pass takes alone. The exit status is 1 if an equality failed or did not
+# long each kernel of a pass takes alone. `sanitize` runs the suite of the kernels under each of
+# `compute-sanitizer`'s tools, when it is named. The exit status is 1 if an equality failed or did not
 # finish, 2 if only a measurement did, 3 for a word that means nothing.
 #
 # Each equality runs in a process of its own, so one that loses the device takes no other along, and
@@ -21,6 +22,7 @@
 #   PYTHON=python3              the Python that may have PyTorch
 #   OUT=DIR                     where what every equality said is kept
 #   JOBS=4                      equalities that run at once
+#   PATIENCE=120                seconds of one under a tool
 set -uo pipefail
 
 bin=${HEARTH_GPU_BIN:-target/gpu}
@@ -28,7 +30,7 @@ python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
 parts="limits prefill decode host kv mask lora serve embed profile"
 models="8b-bf16 8b-q4_k_m 0.6b-bf16 0.6b-q4_k_m"
-jobs=${JOBS:-4} ends=525 # seconds; all of it takes less than nine minutes
+jobs=${JOBS:-4} patience=${PATIENCE:-120} ends=525 # seconds; all of it takes less than nine minutes
 counters=gpu__time_duration.sum,dram__bytes.sum
 counters=$counters,smsp__issue_active.avg.pct_of_peak_sustained_active
 counters=$counters,sm__warps_active.avg.pct_of_peak_sustained_active
@@ -54,7 +56,7 @@ words=("$@")
 all=$([ $# -eq 0 ] && echo yes)
 named_parts=() named_models=()
 for word in "${words[@]}"; do
-    if has "$word" equality peer; then continue; fi
+    if has "$word" equality sanitize peer; then continue; fi
     if has "$word" $parts; then
         named_parts+=("$word")
         continue
@@ -96,15 +98,20 @@ tests() {
           print rank, NR, $0 }' | sort -n -k 1,1 -k 2,2 | cut -d " " -f 3
 }
 
-# One test; its row, and of a failure its first lines.
-equality() { # suite:test
+# One test, alone or under a tool; its row, and of a failure its first lines.
+equality() { # suite:test, tool
     local suite=${1%%:*} name=${1#*:} limit=60 begun=$SECONDS left=$((ends - SECONDS)) status
-    local log=$said/${1//::/-} outcome=passed
+    local log=${1//::/-} outcome=passed under=()
+    log=$said/${log/:/-}${2:+-$2}
+    if [ "${2:-}" ]; then
+        under=(compute-sanitizer --tool "$2" --error-exitcode 9) suite="$2 $suite" limit=$patience
+    fi
     [ "$left" -ge "$limit" ] || limit=$left
     if [ "$limit" -lt 5 ]; then
         outcome="no time" status=124
     else
-        timeout --kill-after=5 "$limit" "$bin/$suite" --exact "$name" --nocapture >"$log" 2>&1
+        timeout --kill-after=5 "$limit" "${under[@]}" "$bin/${suite#* }" --exact "$name" \
+            --nocapture >"$log" 2>&1
         status=$?
         # A test that is not there passes too.
         grep -q '^running 1 test' "$log" || [ "$status" -ne 0 ] || status=4
@@ -129,13 +136,27 @@ equalities() {
         echo "== $suite says nothing of its tests:" && tail -n 3 "$said/list"
         echo "| $suite | equality |  |  |  | FAILED, does not start |  |" >>"$rows"
     done
-    for test in $all; do
-        [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
-        equality "$test" &
-    done
+    for test in $all; do side_by_side "$test"; done
     wait
     grep -q FAILED "$rows" && sound=1
     return $sound
+}
+
+side_by_side() { # as equality
+    [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
+    equality "$@" &
+}
+
+# The kernels under the tools that find what they should not touch.
+sanitized() {
+    local tool test
+    for tool in memcheck racecheck synccheck; do
+        for test in $(tests | grep '^kernels_cuda:' | grep -v ':nccl::'); do
+            side_by_side "$test" "$tool"
+        done
+    done
+    wait
+    ! grep -q FAILED "$rows"
 }
 
 # What each kernel of a pass takes, alone: those of one name and grid in a row.
@@ -160,6 +181,7 @@ wrong=0 failed=0
 if [ "$all" ] || has equality "${words[@]}"; then
     equalities || wrong=1
 fi
+if has sanitize "${words[@]}"; then sanitized || wrong=1; fi
 if [ "$measures" ]; then
     if [ ${#named_parts[@]} -eq 0 ]; then
         named_parts=(prefill decode host kv mask lora serve)

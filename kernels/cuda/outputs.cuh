@@ -51,6 +51,29 @@ struct Matrices {
             static_cast<bf16 *>(y)[at] = from_f32<bf16>(value);
         }
     }
+
+    // Outputs of four rows of the first matrix, of which only those that there are.
+    __device__ __forceinline__ void store4(int input, int row, float4 values) const {
+        if (row + 4 > n0 || n0 % 4 != 0) {
+            const float each[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (row + i < n0) store(input, row + i, each[i]);
+            }
+            return;
+        }
+        if (bias0 != nullptr) {
+            float4 bias = *reinterpret_cast<const float4 *>(bias0 + row);
+            values.x += bias.x, values.y += bias.y, values.z += bias.z, values.w += bias.w;
+        }
+        long long at = static_cast<long long>(input) * n0 + row;
+        if (f32_out) {
+            *reinterpret_cast<float4 *>(static_cast<float *>(y0) + at) = values;
+        } else {
+            *reinterpret_cast<uint2 *>(static_cast<bf16 *>(y0) + at) =
+                make_uint2(pack2<bf16>(values.x, values.y), pack2<bf16>(values.z, values.w));
+        }
+    }
 };
 
 // The same for every kernel of this kind: what follows the input in its arguments.

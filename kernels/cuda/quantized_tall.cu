@@ -10,10 +10,13 @@
 //   the sum of n_i / 128, T m / X, each rounded up; block 256; dynamic shared memory
 //   1024 + 2 (512 X + 128 SLOT) + 4096 bytes, SLOT as in quantized_wide.cu.
 //   Every block has a step of 256 elements of k: splits - 1 times ceil(steps / splits) are less
-//   than all. If splits > 1: `parts` has room for splits m B 128 floats of any content, `counts` for B T
-//   numbers that are 0 and will be 0 again. Otherwise both may be null.
+//   than all. If splits > 1, `parts` takes [splits][m][B 128] sums in f32, which linear_sum adds up
+//   to the outputs; else it may be null.
 //   The bits of an output depend on its row of x, its row of W, k and `splits` alone: not on m, X
 //   or what else is in the launch.
+//
+// linear_sum: such parts of blocks of `rows` rows (64 or 128) of W to outputs, always in the same
+//   order. grid (B rows / 128, rounded up, m / 8, rounded up), block 256.
 //
 // Two warpgroups have 64 rows of W each: a lane decodes the weights that are its operands out of
 // shared memory into registers, while the tensor cores multiply those of the chunk before, and x
@@ -271,7 +274,7 @@ template <typename F, int X> struct TallProduct {
 
 template <typename F, int X>
 __device__ __forceinline__ void linear_tall(const bf16 *x, int m, int k, float *parts,
-                                            unsigned *counts, const Matrices &matrices) {
+                                            const Matrices &matrices) {
     using Product = TallProduct<F, X>;
     DYNAMIC_SHARED(uint8_t, room);
     uint8_t *shared = room + (-reinterpret_cast<uintptr_t>(room) & 1023);
@@ -287,15 +290,21 @@ __device__ __forceinline__ void linear_tall(const bf16 *x, int m, int k, float *
     product.multiply(shared, first, min(each, all_steps - first), k, sum);
     BlockSums<1, X> all = {reinterpret_cast<float *>(shared), ROWS, first_input, m};
     product.share(all, sum);
-    all.finish(matrix, block * ROWS, parts, counts);
+    all.finish(matrix, block * ROWS, parts);
+}
+
+extern "C" __global__ void linear_sum(const float *parts, int splits, int rows, int m,
+                                      MATRICES_ARGUMENTS) {
+    grid_begin();
+    sum_parts(parts, splits, rows, m, MATRICES);
 }
 
 #define LINEAR_TALL(NAME, FORMAT, X, BLOCKS)                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                 \
-        linear_##NAME##_t##X(const bf16 *x, int m, int k, float *parts, unsigned *counts,         \
+        linear_##NAME##_t##X(const bf16 *x, int m, int k, float *parts,                           \
                              MATRICES_ARGUMENTS) {                                                \
         grid_go();                                                                                \
-        linear_tall<FORMAT, X>(x, m, k, parts, counts, MATRICES);                                 \
+        linear_tall<FORMAT, X>(x, m, k, parts, MATRICES);                                 \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_TALL(NAME, FORMAT, 64, 2)                                                              \

@@ -9,8 +9,8 @@
 //   grid (B, splits), B the sum of n_i / (32 r), each rounded up; block 128 r; dynamic shared
 //   memory 3 (32 r SLOT + 512 X) + 4096 r bytes, SLOT: 96 for q2_k; 160 for q3_k, q4_0, q4_k,
 //   iq4_nl, iq4_xs and mxfp4; 224 for q4_1, q5_0, q5_1, q5_k and q6_k; 288 for q8_0.
-//   If splits > 1: `parts` has room for splits m B 32 r floats of any content, `counts` for B
-//   numbers that are 0 and will be 0 again. Otherwise both may be null.
+//   If splits > 1, `parts` takes [splits][m][B 32 r] sums in f32, which linear_sum
+//   (quantized_tall.cu) adds up to the outputs; else it may be null.
 //   The bits of an output depend on its row of x, its row of W, k and `splits` alone: not on m, X,
 //   r or what else is in the launch.
 //
@@ -349,8 +349,7 @@ template <typename F, int X> struct WideProduct {
         __syncthreads();
     }
 
-    __device__ __forceinline__ void run(const bf16 *x, int m, int k, float *parts, unsigned *counts,
-                                        int block_row, const Matrices &matrix) {
+    __device__ __forceinline__ void run(const bf16 *x, int m, int k, float *parts, int block_row, const Matrices &matrix) {
         int warp = of_first_lane(threadIdx.x / 32);
         lane = threadIdx.x % 32, k_warp = warp % K_WARPS, first_row = warp / K_WARPS * WARP_ROWS;
         rows = blockDim.x / K_WARPS;
@@ -364,27 +363,27 @@ template <typename F, int X> struct WideProduct {
         multiply_steps(first, min(steps, all_steps - first), k, sum);
         BlockSums<K_WARPS, X> all = {reinterpret_cast<float *>(shared), rows, 0, m};
         share(all, sum);
-        all.finish(matrix, block_row, parts, counts);
+        all.finish(matrix, block_row, parts);
     }
 };
 
 template <typename F, int X>
 __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *parts,
-                                            unsigned *counts, const Matrices &matrices) {
+                                            const Matrices &matrices) {
     DYNAMIC_SHARED(uint8_t, shared);
     WideProduct<F, X> product;
     product.shared = shared;
     int rows = blockDim.x / K_WARPS, block = blockIdx.x;
     Matrices matrix = matrix_of(matrices, rows, block);
-    product.run(x, m, k, parts, counts, block * rows, matrix);
+    product.run(x, m, k, parts, block * rows, matrix);
 }
 
 #define LINEAR_WIDE(NAME, FORMAT, X)                                                              \
     extern "C" __global__ void __launch_bounds__(512, 1)                                          \
-        linear_##NAME##_w##X(const bf16 *x, int m, int k, float *parts, unsigned *counts,         \
+        linear_##NAME##_w##X(const bf16 *x, int m, int k, float *parts,                           \
                              MATRICES_ARGUMENTS) {                                                \
         grid_go();                                                                                \
-        linear_wide<FORMAT, X>(x, m, k, parts, counts, MATRICES);                                 \
+        linear_wide<FORMAT, X>(x, m, k, parts, MATRICES);                                 \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_WIDE(NAME, FORMAT, 16)                                                                 \

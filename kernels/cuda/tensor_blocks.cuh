@@ -137,8 +137,7 @@ __device__ __forceinline__ Matrices matrix_of(const Matrices &all, int rows, int
 }
 
 // The sums of a block of `rows` rows of W and up to X rows of x from `first_input` on, in shared
-// memory, in PARTS parts that are to be added up, always in the same order. Blocks of one column of
-// the grid share k.
+// memory, in PARTS parts that are to be added up, always in the same order.
 template <int PARTS, int X> struct BlockSums {
     float *sums;
     int rows, first_input, m;
@@ -148,62 +147,54 @@ template <int PARTS, int X> struct BlockSums {
     __device__ __forceinline__ float &at(int part, int input, int row) const {
         return sums[(part * X + input) * pitch() + row];
     }
-    __device__ __forceinline__ float total(int input, int row) const {
-        float total = 0.0f;
+
+    // Those of four rows.
+    __device__ __forceinline__ float4 total(int input, int row) const {
+        float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) total += at(part, input, row);
+        for (int part = 0; part < PARTS; ++part) {
+            float4 more = *reinterpret_cast<const float4 *>(&at(part, input, row));
+            total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+        }
         return total;
     }
 
-    // Calls `visit(input, row)` for all outputs, a warp's in a row.
-    template <typename Visit> __device__ __forceinline__ void each(Visit visit) const {
-        int row = threadIdx.x % rows, inputs = min(m - first_input, X);
-        int each = static_cast<int>(blockDim.x) / rows;
-        for (int input = threadIdx.x / rows; input < inputs; input += each) visit(input, row);
-    }
-
-    // Stores what `value(input, row)` is.
-    template <typename Value>
-    __device__ __forceinline__ void store(const Matrices &matrix, int block_row,
-                                          Value value) const {
-        each([&](int input, int row) {
-            if (block_row + row >= matrix.n0) return;
-            matrix.store(first_input + input, block_row + row, value(input, row));
-        });
-    }
-
-    // `parts` and `counts` are those of the kernel.
-    __device__ __forceinline__ void finish(const Matrices &matrix, int block_row, float *parts,
-                                           unsigned *counts) const {
-        if (gridDim.y == 1) {
-            store(matrix, block_row, [&](int input, int row) { return total(input, row); });
-        } else {
-            store_last(matrix, block_row, parts, counts + gridDim.x * blockIdx.z + blockIdx.x);
+    // Where blocks of one column of the grid share k, `parts` takes the sums of each, and linear_sum
+    // adds them up; else they are the outputs.
+    __device__ __forceinline__ void finish(const Matrices &matrix, int block_row,
+                                           float *parts) const {
+        int inputs = min(m - first_input, X), fours = rows / 4;
+        long long width = static_cast<long long>(gridDim.x) * rows;
+        float *mine = parts + (static_cast<long long>(blockIdx.y) * m + first_input) * width +
+                      static_cast<long long>(blockIdx.x) * rows;
+        for (int i = threadIdx.x; i < inputs * fours; i += blockDim.x) {
+            int input = i / fours, row = i % fours * 4;
+            if (gridDim.y > 1) {
+                float4 *to = reinterpret_cast<float4 *>(mine + input * width + row);
+                __stcg(to, total(input, row));
+            } else {
+                matrix.store4(first_input + input, block_row + row, total(input, row));
+            }
         }
     }
-
-    // The last block of a column to come adds the sums of all.
-    __device__ __forceinline__ void store_last(const Matrices &matrix, int block_row, float *parts,
-                                               unsigned *count) const {
-        __shared__ unsigned before;
-        long long width = static_cast<long long>(gridDim.x) * rows, all = width * m;
-        float *mine = parts + first_input * width + static_cast<long long>(blockIdx.x) * rows;
-        each([&](int input, int row) {
-            __stcg(mine + blockIdx.y * all + input * width + row, total(input, row));
-        });
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) before = atomicAdd(count, 1u);
-        __syncthreads();
-        if (before + 1 < gridDim.y) return;
-        __threadfence();
-        if (threadIdx.x == 0) *count = 0;
-        store(matrix, block_row, [&](int input, int row) {
-            float total = 0.0f;
-            for (unsigned part = 0; part < gridDim.y; ++part) {
-                total += __ldcg(mine + part * all + input * width + row);
-            }
-            return total;
-        });
-    }
 };
+
+// What linear_sum does (quantized_tall.cu).
+__device__ __forceinline__ void sum_parts(const float *parts, int splits, int rows, int m,
+                                          const Matrices &all) {
+    int input = blockIdx.y * 8 + threadIdx.x / 32, row = blockIdx.x * 128 + threadIdx.x % 32 * 4;
+    int blocks = (all.n0 + rows - 1) / rows + (all.n1 + rows - 1) / rows + (all.n2 + rows - 1) / rows;
+    int block = row / rows;
+    if (input >= m || block >= blocks) return;
+    long long width = static_cast<long long>(blocks) * rows;
+    const float *from = parts + input * width + row;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int part = 0; part < 8; ++part) {
+        if (part >= splits) break;
+        float4 more = __ldcg(reinterpret_cast<const float4 *>(from + part * m * width));
+        total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+    }
+    Matrices matrix = matrix_of(all, rows, block);
+    matrix.store4(input, block * rows + row % rows, total);
+}

@@ -3,7 +3,7 @@
 
 #include "blocks.h"
 
-typedef void (*Kernel)(const bf16 *, int, int, float *, unsigned *, MATRICES_ARGUMENTS);
+typedef void (*Kernel)(const bf16 *, int, int, float *, MATRICES_ARGUMENTS);
 
 // How a kernel is launched: rows of x of a block, blocks that share k.
 struct Launch {
@@ -21,6 +21,11 @@ static size_t shared_bytes(const Format &format, const Launch &launch) {
     return 1024 + 2 * (512 * launch.most + 128 * slot) + 4096;
 }
 
+static void sum(Product &p, const std::vector<float> &parts, int splits, int rows, int blocks) {
+    dim3 grid(unsigned(blocks * rows + 127) / 128, unsigned(p.m + 7) / 8);
+    EMULATE(linear_sum, grid, dim3(256), 0, parts.data(), splits, rows, p.m, ARGUMENTS_OF(p));
+}
+
 static Product run(const Format &format, const Kernel (&kernels)[2], const Launch &launch,
                    Product p) {
     Kernel kernel = kernels[launch.most / 128];
@@ -29,13 +34,12 @@ static Product run(const Format &format, const Kernel (&kernels)[2], const Launc
     unsigned blocks = 0, tiles = unsigned((p.m + launch.most - 1) / launch.most);
     for (int n : p.n) blocks += unsigned((n + 127) / 128);
     std::vector<float> parts = poison<float>(size_t(launch.splits) * p.m * blocks * 128);
-    std::vector<unsigned> counts(blocks * tiles, 0);
     bool alone = launch.splits == 1;
     p.weights_are_constant();
     EMULATE(kernel, dim3(blocks, unsigned(launch.splits), tiles), dim3(256),
             shared_bytes(format, launch), x.data(), p.m, p.k, alone ? nullptr : parts.data(),
-            alone ? nullptr : counts.data(), ARGUMENTS_OF(p));
-    for (unsigned count : counts) CHECK(count == 0, "linear_%s: a count is left", format.name);
+            ARGUMENTS_OF(p));
+    if (!alone) sum(p, parts, launch.splits, 128, int(blocks));
     return p;
 }
 
@@ -62,14 +66,14 @@ static void products(const Format &format, const Kernel (&kernels)[2]) {
         for (float &x : w.values) x = to_f32(from_f32<bf16>(x));
         return w;
     };
-    const int small[4] = {1, 19, 40, 24}, large[4] = {1, 3, 5, 2};
+    const int small[4] = {1, 19, 40, 24}, large[4] = {1, 3, 5, 5};
     for (int trial = 0; trial < 4; trial++) {
         int k = format.weights * (format.weights == 32 ? small : large)[trial];
         Launch launch = {trial % 2 ? 128 : 64, trial < 2 ? 1 : trial};
         int m = trial == 0 ? 70 : trial == 1 ? 33 : trial == 2 ? 64 : 131;
         const int n[3] = {trial == 0 ? 7 : trial == 2 ? 131 : 29, trial % 2 ? 45 : 0,
                           trial == 2 ? 6 : 0};
-        bool f32 = trial != 3;
+        bool f32 = trial != 3 || format.least_at >= 0;
         Product p(m, k, n, trial == 1 ? 2 : 3, f32, make);
         p.x.clear();
         for (bf16 x : randoms<bf16>(size_t(m) * k)) p.x.push_back(to_f32(x));

@@ -120,6 +120,8 @@ pub struct Gpu {
     overlaps: bool,
     /// The most shared memory that a block may have, in bytes.
     pub(super) shared_most: usize,
+    /// There are weights in blocks.
+    pub(super) blocks: AtomicBool,
     /// Multiprocessors.
     pub(super) processors: usize,
     /// Rows up to which weights in blocks are multiplied as they lie.
@@ -256,6 +258,7 @@ impl Gpu {
             recording: AtomicBool::new(false),
             overlaps,
             shared_most,
+            blocks: AtomicBool::new(false),
             processors,
             tall_rows,
             ended,

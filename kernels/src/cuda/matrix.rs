@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
 
@@ -173,6 +174,9 @@ impl Gpu {
         let Some(row_bytes) = row_bytes else {
             return Err(Error::Missing(format!("no products with {dtype} weights of width {k}")));
         };
+        if names(dtype).is_some() {
+            self.blocks.store(true, Ordering::Relaxed);
+        }
         // Kernels read whole 16 bytes at the end.
         let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);

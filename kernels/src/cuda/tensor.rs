@@ -1,11 +1,10 @@
 //! Products of weights in blocks on the tensor cores: `cuda/quantized_wide.cu` for up to 32 rows,
 //! `cuda/quantized_tall.cu` for more.
 
-use super::attention::ENDED;
 use super::gpu::Grid;
 use super::linear::{Each, of_matrices};
 use super::matrix::Names;
-use super::{Error, Gpu, Result, Rows};
+use super::{Gpu, Result, Rows};
 
 /// Rows of a wide product at most. Fewer than nine are multiplied in bytes.
 const WIDE: usize = 32;
@@ -49,11 +48,7 @@ impl Gpu {
     pub(super) fn tensor_rows(&self, x: &Rows, shape: &Shape, each: &[Each<'_>]) -> Result<()> {
         let narrow = self.as_bf16(x)?;
         let [of_x, of_w] = shape.rows;
-        let tiles = x.count.div_ceil(of_x);
         let blocks: usize = each.iter().map(|(w, _, _)| w.n.div_ceil(of_w)).sum();
-        if blocks * tiles > ENDED {
-            return Err(Error::Missing(format!("{} blocks of one product", blocks * tiles)));
-        }
         // The kernel for 64 rows and that for 128 share k alike.
         let at_once = if of_w == 64 { 2 * self.processors } else { self.processors };
         let splits = splits(blocks, x.width.div_ceil(STEP), at_once);
@@ -61,11 +56,19 @@ impl Gpu {
         let parts = self.arena.take(4 * sums)?;
         let mut args = vec![narrow.as_ref().unwrap_or(x).at()];
         args.extend(of_matrices(x, [0, x.count], each));
-        args.splice(3..3, [parts.at(0).into(), self.ended.at(0).into()]);
-        let grid = Grid::of((blocks, splits, tiles), 256, shape.shared as u32);
+        args.insert(3, parts.at(0).into());
+        let grid = (blocks, splits, x.count.div_ceil(of_x));
         // SAFETY: the contract of the kernel; shapes were compared by `linear`, and there is room
         // for the parts of all sums.
-        unsafe { self.launch(shape.name, grid, &args) }
+        unsafe { self.launch(shape.name, Grid::of(grid, 256, shape.shared as u32), &args)? };
+        if splits == 1 {
+            return Ok(());
+        }
+        let mut args = vec![parts.at(0).into(), splits.into(), of_w.into(), x.count.into()];
+        args.extend(of_matrices(x, [0, x.count], each).into_iter().skip(2));
+        let grid = ((blocks * of_w).div_ceil(128), x.count.div_ceil(8), 1);
+        // SAFETY: as above.
+        unsafe { self.launch("linear_sum", Grid::of(grid, 256, 0), &args) }
     }
 }
 
