@@ -39,7 +39,6 @@
 // attention_any_{bf16,f16,e4m3,q8}: the same for any dim up to 256, without tensor cores.
 //   grid (rows of the largest tile, n_heads, tiles), block 32, no dynamic shared memory.
 #include "bytes.cuh"
-#include "codes.cuh"
 
 namespace {
 
@@ -92,9 +91,6 @@ template <typename S, int D> __device__ __forceinline__ int stored_at(int row, i
 
 const int CHUNK = 256;
 const int SCORE_STRIDE = CHUNK + 4; // floats of one head; heads begin 4 banks apart
-// Keys and values of so many last tokens of a context may be of this pass: the most rows of one
-// sequence that are items. All others are read before the kernel in front of this one has ended.
-const int NEW = 8;
 
 struct DecodeBlock {
     int kv_head, head, heads; // `heads` query heads from `head` on
@@ -257,11 +253,10 @@ __device__ __forceinline__ void decode_values(float (&out)[4], const S *values,
 const int JOINED = 512;
 
 // Joins the chunks of the heads of a block: out = sum(weight * partial) / sum(weight * sum), where
-// a chunk weighs 2^(its largest score - the largest of all). `place` is that of the first head.
+// a chunk weighs 2^(its largest score - the largest of all).
 template <int D, int G>
-__device__ __forceinline__ void join(char *shared, bf16 *out, long long place, const Codes &codes,
-                                     const float *partial, const float2 *stats, int heads,
-                                     int used) {
+__device__ __forceinline__ void join(char *shared, bf16 *out, const float *partial,
+                                     const float2 *stats, int heads, int used) {
     const int WARPS = D / 16, EACH = (G + 1) / 2;
     float *weights = reinterpret_cast<float *>(shared); // [heads][JOINED]
     __shared__ float largest[G], total[G];
@@ -308,10 +303,7 @@ __device__ __forceinline__ void join(char *shared, bf16 *out, long long place, c
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int head = thread / D + 2 * i;
-        if (head >= heads) break;
-        bf16 x = from_f32<bf16>(sum[i] / total[head]);
-        out[place + head * D + dim] = x;
-        if (codes.codes != nullptr) codes.put1(place + head * D + dim, to_f32(x));
+        if (head < heads) out[head * D + dim] = from_f32<bf16>(sum[i] / total[head]);
     }
 }
 
@@ -344,7 +336,6 @@ __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float
     // Of head b.head + i: (place + i * gridDim.x).
     long long place = blockIdx.x;
     if (b.first >= b.end) {
-        grid_wait();
         if (thread < b.heads)
             stats[place + static_cast<long long>(thread) * gridDim.x] = make_float2(-INFINITY, 0);
         return;
@@ -355,35 +346,25 @@ __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float
         bool seen = key >= b.first && key < b.end;
         int slot = seen ? slot_of(tables, table, block_len, position) : -1;
         slots[key] = slot;
+        if constexpr (has_scales<S>) {
+            long long at = scale_at(max(slot, 0), kv_heads, b.kv_head);
+            scales[key] = seen ? layer.k_scales[at] : 0;
+            scales[CHUNK + key] = seen ? layer.v_scales[at] : 0;
+        }
     }
     __syncthreads();
 
-    const S *k_head = layer.k + b.kv_head * D, *v_head = layer.v + b.kv_head * D;
-    int column = thread % COLUMNS, old = b.end - NEW;
-    auto copy_values = [&](bool wanted_old) {
+    const S *v_head = layer.v + b.kv_head * D + thread % COLUMNS * WIDE;
 #pragma unroll
-        for (int i = 0; i < CHUNK * COLUMNS / THREADS; i++) {
-            int key = i * (THREADS / COLUMNS) + thread / COLUMNS, slot = slots[key];
-            if ((key < old) != wanted_old) continue;
-            const S *from = v_head + store_row(max(slot, 0), kv_heads * D) + column * WIDE;
-            cp_async16(values + stored_at<S, D>(key, column), from, slot >= 0);
-        }
-    };
-    copy_values(true);
-    grid_wait();
-    copy_values(false);
-    cp_async_commit();
-    if constexpr (has_scales<S>) {
-#pragma unroll
-        for (int key = thread; key < CHUNK; key += THREADS) {
-            long long at = scale_at(max(slots[key], 0), kv_heads, b.kv_head);
-            scales[key] = slots[key] >= 0 ? layer.k_scales[at] : 0;
-            scales[CHUNK + key] = slots[key] >= 0 ? layer.v_scales[at] : 0;
-        }
-        __syncthreads();
+    for (int i = 0; i < CHUNK * COLUMNS / THREADS; i++) {
+        int key = i * (THREADS / COLUMNS) + thread / COLUMNS, slot = slots[key];
+        const S *from = v_head + store_row(max(slot, 0), kv_heads * D);
+        cp_async16(values + stored_at<S, D>(key, thread % COLUMNS), from, slot >= 0);
     }
+    cp_async_commit();
     const bf16 *q_head = q + (static_cast<long long>(row) * n_heads + b.head) * D;
-    decode_scores<S, D, G>(scores, slots, scales, q_head, k_head, b.heads, kv_heads);
+    decode_scores<S, D, G>(scores, slots, scales, q_head, layer.k + b.kv_head * D, b.heads,
+                           kv_heads);
     __syncthreads();
     for (int head = warp; head < b.heads; head += WARPS) {
         float *of_head = scores + head * SCORE_STRIDE;
@@ -406,8 +387,7 @@ __device__ __forceinline__ void decode_chunk(char *shared, float *partial, float
 }
 
 template <typename S, int D, int G>
-__device__ __forceinline__ void decode(bf16 *out, const Codes &codes, float *partial,
-                                       float2 *stats, int *ended,
+__device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats, int *ended,
                                        const bf16 *q, const Layer<S> &layer,
                                        const int *item_row, const int *item_table,
                                        const int *item_context, const int *tables, int n_heads,
@@ -420,8 +400,8 @@ __device__ __forceinline__ void decode(bf16 *out, const Codes &codes, float *par
     decode_chunk<S, D, G>(shared, partial, stats, q, layer, row, item_table[item], tables, n_heads,
                           kv_heads, block_len, scale, b);
     if (context == 0 || !is_last(ended + item * gridDim.y + blockIdx.y)) return;
-    long long first = (static_cast<long long>(row) * n_heads + b.head) * D;
-    join<D, G>(shared, out, first, codes, partial, stats, b.heads, (context + CHUNK - 1) / CHUNK);
+    out += (static_cast<long long>(row) * n_heads + b.head) * D;
+    join<D, G>(shared, out, partial, stats, b.heads, (context + CHUNK - 1) / CHUNK);
 }
 
 // --------------------------------------------------------------------------------- prefill
@@ -845,15 +825,13 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<
 #define DECODE(NAME, S, D, G, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__(2 * D, BLOCKS)                                    \
         attention_decode_##NAME##_d##D##_g##G(                                                     \
-            bf16 *out, int8_t *codes, uint2 *scales, float *partial, float2 *stats, int *ended,    \
-            const bf16 *q, const S *k, const S *v, const float *k_scales, const float *v_scales,   \
-            const int *item_row, const int *item_table, const int *item_context,                   \
-            const int *tables, int n_heads, int kv_heads, int block_len, float scale,              \
-            int window) {                                                                          \
-        grid_go();                                                                                 \
+            bf16 *out, float *partial, float2 *stats, int *ended, const bf16 *q, const S *k,       \
+            const S *v, const float *k_scales, const float *v_scales, const int *item_row,         \
+            const int *item_table, const int *item_context, const int *tables, int n_heads,        \
+            int kv_heads, int block_len, float scale, int window) {                                \
+        grid_begin();                                                                              \
         Layer<S> layer = {k, v, k_scales, v_scales};                                               \
-        Codes to = {codes, scales};                                                                \
-        decode<S, D, G>(out, to, partial, stats, ended, q, layer, item_row, item_table, item_context,  \
+        decode<S, D, G>(out, partial, stats, ended, q, layer, item_row, item_table, item_context,  \
                         tables, n_heads, kv_heads, block_len, scale, window);                      \
     }
 #define DECODE_GROUPS(NAME, S, D, BLOCKS)                                                          \

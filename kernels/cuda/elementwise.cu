@@ -7,12 +7,10 @@
 // Pointers to the start of a matrix are on 16 bytes. Rows may have any width; eight elements at a
 // time go where it is a multiple of 8. No dynamic shared memory.
 //
-// rms_norm_{f32,bf16}: x [groups][dim]. dim > 256: grid (groups), block 512; else grid
-//   (ceil(groups / 8)), block 256: a warp for each group. out may be x.
-//   Of rms norms and silu_mul `codes` and `scales` take the codes (codes.cuh) of out, whose rows are
-//   multiples of 32 then, or are null.
-// add_rms_norm: grid (rows), block 512. layer_norm_{f32,bf16}: grid (rows), block 512; bias may be
-//   null. Any block of whole warps will do for these; rows of up to 16 elements a thread stay in
+// rms_norm_{f32,bf16}: x [groups][dim]. block 256; grid (groups) for dim > 256, else
+//   (ceil(groups / 8)): a warp for each group. out may be x.
+// add_rms_norm: grid (rows), block 256. layer_norm_{f32,bf16}: grid (rows), block 256; bias may be
+//   null. Any block of whole warps will do for these; rows of up to 32 elements a thread stay in
 //   registers.
 // add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, silu_mul, gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
 //   grid (ceil(count / 8 / 256)), block 256, `count` elements. out may be an input of its type.
@@ -22,12 +20,11 @@
 //   before it turns) may be null. A row whose slot is negative is not stored; cos and sin are
 //   [positions][rot / 2]. k_scales and v_scales are those of q8 (bytes.cuh), null otherwise.
 #include "bytes.cuh"
-#include "codes.cuh"
 
 namespace {
 
 // Of eight elements each that a thread keeps between the passes over a row.
-constexpr int PIECES = 2;
+constexpr int PIECES = 4;
 constexpr float LARGEST_F32 = 3.402823466e38f;
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -94,15 +91,6 @@ __device__ __forceinline__ void store_piece(T *at, int left, bool wide, const fl
     }
 }
 
-// The codes of eight numbers that were stored.
-__device__ __forceinline__ void put_codes(const Codes &codes, unsigned long long at,
-                                          const float (&x)[8]) {
-    float stored[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) stored[i] = to_f32(from_f32<bf16>(x[i]));
-    codes.put8(at, stored);
-}
-
 // ---- norms
 
 __device__ __forceinline__ float block_sum(float x) {
@@ -116,34 +104,22 @@ __device__ __forceinline__ float block_sum(float x) {
 }
 
 // The pieces of a row that belong to one thread of a block, or of a warp. The first KEPT of them
-// stay in registers, with their weights, which are read before the row is there; `first(at, x)`
-// loads a piece for the first time, `again(at, x)` later.
+// stay in registers; `first(at, x)` loads a piece for the first time, `again(at, x)` later.
 template <bool BLOCK, int KEPT, class Again> struct Pieces {
-    float kept[KEPT][8], weights[KEPT][8];
-    const float *weight;
+    float kept[KEPT][8];
     Again again;
     int start, step, dim;
 
     template <class First>
-    __device__ __forceinline__ Pieces(int dim, const float *weight, First first, Again again)
-        : weight(weight), again(again), dim(dim) {
+    __device__ __forceinline__ Pieces(int dim, First first, Again again) : again(again), dim(dim) {
         start = 8 * (BLOCK ? static_cast<int>(threadIdx.x) : lane());
         step = 8 * (BLOCK ? static_cast<int>(blockDim.x) : 32);
-#pragma unroll
-        for (int i = 0; i < KEPT; i++) {
-            if (start + i * step < dim) load_weights(start + i * step, weights[i]);
-        }
-        grid_wait();
 #pragma unroll
         for (int i = 0; i < KEPT; i++) {
             if (start + i * step < dim) first(start + i * step, kept[i]);
         }
         float more[8];
         for (int at = start + KEPT * step; at < dim; at += step) first(at, more);
-    }
-
-    __device__ __forceinline__ void load_weights(int at, float (&w)[8]) const {
-        load_piece(weight + at, dim - at, dim % 8 == 0, w);
     }
 
     // visit(at, x) for every piece.
@@ -169,12 +145,13 @@ template <bool BLOCK, int KEPT, class Again> struct Pieces {
         return BLOCK ? block_sum(sum) : warp_sum(sum);
     }
 
-    // out = (x - shift) * scale * weight + bias; its codes from `first` on, if they are wanted
-    __device__ __forceinline__ void write(bf16 *out, float shift, float scale, const float *bias,
-                                          const Codes &codes = {}, long long first = 0) {
+    // out = (x - shift) * scale * weight + bias
+    __device__ __forceinline__ void write(bf16 *out, float shift, float scale, const float *weight,
+                                          const float *bias) {
         bool wide = dim % 8 == 0;
-        auto piece = [&](int at, const float(&x)[8], const float(&w)[8]) {
-            float y[8], b[8];
+        each([&](int at, const float(&x)[8]) {
+            float y[8], w[8], b[8];
+            load_piece(weight + at, dim - at, wide, w);
 #pragma unroll
             for (int i = 0; i < 8; i++) y[i] = (x[i] - shift) * scale * w[i];
             if (bias != nullptr) {
@@ -183,47 +160,35 @@ template <bool BLOCK, int KEPT, class Again> struct Pieces {
                 for (int i = 0; i < 8; i++) y[i] += b[i];
             }
             store_piece(out + at, dim - at, wide, y);
-            if (codes.codes != nullptr) put_codes(codes, first + at, y);
-        };
-#pragma unroll
-        for (int i = 0; i < KEPT; i++) {
-            if (start + i * step < dim) piece(start + i * step, kept[i], weights[i]);
-        }
-        for (int at = start + KEPT * step; at < dim; at += step) {
-            float more[8], w[8];
-            again(at, more), load_weights(at, w);
-            piece(at, more, w);
-        }
+        });
     }
 };
 
 template <bool BLOCK, int KEPT, class First, class Again>
-__device__ __forceinline__ Pieces<BLOCK, KEPT, Again> pieces(int dim, const float *weight, First first, Again again) {
-    return Pieces<BLOCK, KEPT, Again>(dim, weight, first, again);
+__device__ __forceinline__ Pieces<BLOCK, KEPT, Again> pieces(int dim, First first, Again again) {
+    return Pieces<BLOCK, KEPT, Again>(dim, first, again);
 }
 
 template <bool BLOCK, int KEPT, class First, class Again>
 __device__ __forceinline__ void rms_norm_row(int dim, First first, Again again,
-                                             const float *weight, bf16 *out, long long at,
-                                             const Codes &codes, float eps) {
-    auto row = pieces<BLOCK, KEPT>(dim, weight, first, again);
+                                             const float *weight, bf16 *out, float eps) {
+    auto row = pieces<BLOCK, KEPT>(dim, first, again);
     float squares = row.sum([](float x) { return x * x; });
-    row.write(out + at, 0.0f, 1.0f / sqrtf(squares / dim + eps), nullptr, codes, at);
+    row.write(out, 0.0f, 1.0f / sqrtf(squares / dim + eps), weight, nullptr);
 }
 
 template <class X>
-__device__ __forceinline__ void rms_norm(const X *x, const float *weight, bf16 *out,
-                                         const Codes &codes, float eps, int dim, int groups) {
+__device__ __forceinline__ void rms_norm(const X *x, const float *weight, bf16 *out, float eps,
+                                         int dim, int groups) {
     bool wide = dim % 8 == 0, narrow = dim <= 256;
     int group = narrow ? blockIdx.x * (blockDim.x / 32) + warp() : blockIdx.x;
     if (group >= groups) return;
-    long long row = static_cast<long long>(group) * dim;
-    x += row;
+    x += static_cast<long long>(group) * dim, out += static_cast<long long>(group) * dim;
     auto load = [=](int at, float(&piece)[8]) { load_piece(x + at, dim - at, wide, piece); };
     if (narrow) {
-        rms_norm_row<false, 1>(dim, load, load, weight, out, row, codes, eps);
+        rms_norm_row<false, 1>(dim, load, load, weight, out, eps);
     } else {
-        rms_norm_row<true, PIECES>(dim, load, load, weight, out, row, codes, eps);
+        rms_norm_row<true, PIECES>(dim, load, load, weight, out, eps);
     }
 }
 
@@ -234,10 +199,10 @@ __device__ __forceinline__ void layer_norm(const X *x, const float *weight, cons
     bool wide = dim % 8 == 0;
     x += static_cast<long long>(blockIdx.x) * dim, out += static_cast<long long>(blockIdx.x) * dim;
     auto load = [=](int at, float(&piece)[8]) { load_piece(x + at, dim - at, wide, piece); };
-    auto row = pieces<true, PIECES>(dim, weight, load, load);
+    auto row = pieces<true, PIECES>(dim, load, load);
     float mean = row.sum([](float x) { return x; }) / dim;
     float variance = row.sum([=](float x) { return (x - mean) * (x - mean); }) / dim;
-    row.write(out, mean, 1.0f / sqrtf(variance + eps), bias);
+    row.write(out, mean, 1.0f / sqrtf(variance + eps), weight, bias);
 }
 
 // ---- element by element
@@ -500,25 +465,25 @@ __device__ __forceinline__ float gelu_by_tanh(float x) {
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(1024)
 
-KERNEL rms_norm_f32(const float *x, const float *weight, bf16 *out, int8_t *codes, uint2 *scales,
-                    float eps, int dim, int groups) {
-    grid_go();
-    rms_norm(x, weight, out, Codes{codes, scales}, eps, dim, groups);
+KERNEL rms_norm_f32(const float *x, const float *weight, bf16 *out, float eps, int dim,
+                    int groups) {
+    grid_begin();
+    rms_norm(x, weight, out, eps, dim, groups);
 }
-KERNEL rms_norm_bf16(const bf16 *x, const float *weight, bf16 *out, int8_t *codes, uint2 *scales,
-                     float eps, int dim, int groups) {
-    grid_go();
-    rms_norm(x, weight, out, Codes{codes, scales}, eps, dim, groups);
+KERNEL rms_norm_bf16(const bf16 *x, const float *weight, bf16 *out, float eps, int dim,
+                     int groups) {
+    grid_begin();
+    rms_norm(x, weight, out, eps, dim, groups);
 }
 
 // residual += update, and the norm of the sum.
-KERNEL add_rms_norm(float *residual, const bf16 *update, const float *weight, bf16 *out,
-                    int8_t *codes, uint2 *scales, float eps, int dim, int rows) {
-    grid_go();
+KERNEL add_rms_norm(float *residual, const bf16 *update, const float *weight, bf16 *out, float eps,
+                    int dim, int rows) {
+    grid_begin();
     if (static_cast<int>(blockIdx.x) >= rows) return;
     bool wide = dim % 8 == 0;
     long long row = static_cast<long long>(blockIdx.x) * dim;
-    residual += row, update += row;
+    residual += row, update += row, out += row;
     auto sum = [=](int at, float(&x)[8]) {
         float more[8];
         load_piece(residual + at, dim - at, wide, x);
@@ -528,17 +493,17 @@ KERNEL add_rms_norm(float *residual, const bf16 *update, const float *weight, bf
         store_piece(residual + at, dim - at, wide, x);
     };
     auto load = [=](int at, float(&x)[8]) { load_piece(residual + at, dim - at, wide, x); };
-    rms_norm_row<true, PIECES>(dim, sum, load, weight, out, row, Codes{codes, scales}, eps);
+    rms_norm_row<true, PIECES>(dim, sum, load, weight, out, eps);
 }
 
 KERNEL layer_norm_f32(const float *x, const float *weight, const float *bias, bf16 *out, float eps,
                       int dim, int rows) {
-    grid_go();
+    grid_begin();
     layer_norm(x, weight, bias, out, eps, dim, rows);
 }
 KERNEL layer_norm_bf16(const bf16 *x, const float *weight, const float *bias, bf16 *out, float eps,
                        int dim, int rows) {
-    grid_go();
+    grid_begin();
     layer_norm(x, weight, bias, out, eps, dim, rows);
 }
 
@@ -565,15 +530,13 @@ KERNEL add_bias_bf16(bf16 *x, const float *bias, int width, unsigned long long c
 }
 
 // out = silu(gate) * up
-KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, int8_t *codes, uint2 *scales,
-                unsigned long long count) {
+KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
     each_piece(gate, out, count, [&](unsigned long long at, int left, float(&x)[8]) {
         float more[8];
         load_piece(up + at, left, left == 8, more);
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i] = silu(x[i]) * more[i];
-        if (codes != nullptr) put_codes(Codes{codes, scales}, at, x);
     });
 }
 KERNEL gelu_erf(const bf16 *x, bf16 *out, unsigned long long count) {

@@ -305,6 +305,8 @@ struct Multiplication {
     const unsigned char *b;
     int k, add;
     uint64_t group;
+    // What this lane's part of the rows was when the product was asked for.
+    std::vector<uint32_t> rows;
 };
 
 struct Thread {
@@ -928,33 +930,39 @@ template <int N> EMULATE_OWN inline void cp_async_wait() {
     if (self.copied == self.copies.size()) self.copies.clear(), self.copied = 0;
 }
 
-// Products are computed when they are waited for: until then their rows may not be written.
-template <int TILES>
-EMULATE_OWN inline void warpgroup_mma(float (&d)[TILES][4], const uint32_t (&a)[4],
-                                      const unsigned char *b, int k, int add,
-                                      EMULATE_HERE) {
-    if (uintptr_t(b) % 1024) emulate::fail(EMULATE_SITE, "warpgroup_mma: rows not on 1024 bytes");
-    emulate::Thread &self = *emulate::current;
-    emulate::Quiet quiet;
-    self.products.push_back({d, TILES, {a[0], a[1], a[2], a[3]}, b, k, add, self.product_group});
-}
+// Products are computed when they are waited for, from rows that were there when they were asked for
+// and have not changed since.
 namespace emulate {
+// Where a lane finds two numbers of a row: a row is 128 bytes; of its pieces of 16 bytes, bits 0 to
+// 2 of the row say which.
+inline const uint32_t *row_pair(const Multiplication &product, int tile, int half) {
+    unsigned row = current->lane / 4, piece = (unsigned(product.k) / 8 + half) ^ row;
+    const unsigned char *from = product.b + (8 * tile + row) * 128 + 16 * piece;
+    return reinterpret_cast<const uint32_t *>(from + current->lane % 4 * 4);
+}
 inline void perform(const Multiplication &product) {
-    unsigned row = current->lane / 4, pair = current->lane % 4;
     for (int tile = 0; tile < product.tiles; tile++) {
-        uint32_t both[2];
-        for (int half = 0; half < 2; half++) {
-            // A row is 128 bytes; of its pieces of 16 bytes, bits 0 to 2 of the row say which.
-            unsigned piece = (unsigned(product.k) / 8 + half) ^ row;
-            const unsigned char *from = product.b + (8 * tile + row) * 128 + 16 * piece + 4 * pair;
-            both[half] = *reinterpret_cast<const uint32_t *>(from);
-        }
+        uint32_t both[2] = {*row_pair(product, tile, 0), *row_pair(product, tile, 1)};
+        if (memcmp(both, &product.rows[2 * tile], sizeof both))
+            fail(Site(), "warpgroup_mma: its rows have changed while it was under way");
         float(&d)[4] = product.d[tile];
         if (!product.add) d[0] = d[1] = d[2] = d[3] = 0.0f;
         mma_16816(d, product.a, both, __nv_bfloat16());
     }
 }
 }  // namespace emulate
+template <int TILES>
+EMULATE_OWN inline void warpgroup_mma(float (&d)[TILES][4], const uint32_t (&a)[4],
+                                      const unsigned char *b, int k, int add, EMULATE_HERE) {
+    if (uintptr_t(b) % 1024) emulate::fail(EMULATE_SITE, "warpgroup_mma: rows not on 1024 bytes");
+    emulate::Thread &self = *emulate::current;
+    emulate::Quiet quiet;
+    emulate::Multiplication product = {d, TILES, {a[0], a[1], a[2], a[3]}, b, k, add,
+                                       self.product_group, {}};
+    for (int i = 0; i < 2 * TILES; i++)
+        product.rows.push_back(*emulate::row_pair(product, i / 2, i % 2));
+    self.products.push_back(product);
+}
 inline void warpgroup_begin() {}
 inline void warpgroup_written() {}
 EMULATE_OWN inline void warpgroup_commit() { emulate::current->product_group++; }

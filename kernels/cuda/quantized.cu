@@ -3,7 +3,10 @@
 // 8 bits with a scale for each 32), four products are one instruction, and the arithmetic keeps up.
 //
 // quantize_rows_bf16, quantize_rows_f32: x [m][k], k a multiple of 32, to codes int8 [m][k] and
-//   scales uint2 [m][k / 32] (codes.cuh). `count` is m k. grid any, block any multiple of 32 (256).
+//   scales uint2 [m][k / 32]: x is scale: f32, then the sums of the codes of the first and of the
+//   last 16, int16 each (formats with a minimum and with an offset need them). The scale is
+//   max|x| / 127; codes are rounded to nearest. A NaN makes the scale NaN. `count` is m k.
+//   grid any, block any multiple of 32 (256).
 //
 // linear_FORMAT_mM, M in 1, 2, 4, 8: up to M rows of x, up to three matrices of one format (see
 //   outputs.cuh). W is [n][k] by rows, k a multiple of the block. Codes and matrices begin at 16
@@ -16,7 +19,6 @@
 // Blocks of most formats are not aligned to anything wide. So the bytes come by asynchronous copies
 // of 16, in order and several turns ahead, and lanes read the parts of their blocks from shared
 // memory, where that costs little.
-#include "codes.cuh"
 #include "outputs.cuh"
 #include "quant.cuh"
 
@@ -625,26 +627,55 @@ LINEAR(iq4_nl, IQ4_NL)
 LINEAR(iq4_xs, IQ4_XS)
 LINEAR(mxfp4, MXFP4)
 
+// Four elements a thread, so eight threads have the 32 of a scale.
 template <typename T>
-__device__ __forceinline__ void quantize_rows(const T *x, const Codes &to,
+__device__ __forceinline__ void quantize_rows(const T *x, int8_t *codes, uint2 *scales,
                                               unsigned long long count) {
     unsigned long long stride = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
     unsigned long long thread = blockIdx.x * static_cast<unsigned long long>(blockDim.x);
-    for (thread += threadIdx.x; thread * 8 < count; thread += stride) {
-        float values[8];
+    // Lanes stay together; those beyond the end have zeros.
+    for (thread += threadIdx.x; (thread - threadIdx.x % 32) * 4 < count; thread += stride) {
+        bool valid = thread * 4 < count;
+        float values[4] = {};
+        // As bits, a NaN is the largest.
+        uint32_t largest = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) values[i] = to_f32(x[thread * 8 + i]);
-        to.put8(thread * 8, values);
+        for (int i = 0; i < 4; ++i) {
+            if (valid) values[i] = to_f32(x[thread * 4 + i]);
+            largest = max(largest, __float_as_uint(values[i]) & 0x7fffffffu);
+        }
+#pragma unroll
+        for (int other = 1; other < 8; other *= 2) {
+            largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, other));
+        }
+        float most = __uint_as_float(largest), inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        uint32_t four = 0;
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            int code = __float2int_rn(fminf(fmaxf(values[i] * inverse, -127.0f), 127.0f));
+            four |= static_cast<uint32_t>(code & 255) << (8 * i);
+            sum += code;
+        }
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        int last = __shfl_down_sync(0xffffffffu, sum, 4);
+        if (!valid) continue;
+        reinterpret_cast<uint32_t *>(codes)[thread] = four;
+        if (thread % 8 == 0) {
+            uint32_t sums = static_cast<uint32_t>(sum & 0xffff) | static_cast<uint32_t>(last) << 16;
+            scales[thread / 8] = make_uint2(__float_as_uint(most / 127.0f), sums);
+        }
     }
 }
 
 extern "C" __global__ void quantize_rows_bf16(const bf16 *x, int8_t *codes, uint2 *scales,
                                               unsigned long long count) {
     grid_begin();
-    quantize_rows(x, Codes{codes, scales}, count);
+    quantize_rows(x, codes, scales, count);
 }
 extern "C" __global__ void quantize_rows_f32(const float *x, int8_t *codes, uint2 *scales,
                                              unsigned long long count) {
     grid_begin();
-    quantize_rows(x, Codes{codes, scales}, count);
+    quantize_rows(x, codes, scales, count);
 }

@@ -8,7 +8,7 @@
 //   memory. Weights are multiplied as bf16, sums are f32.
 //   A block has 128 rows of one matrix and X of x; `splits` blocks share k: grid (B, splits, T), B
 //   the sum of n_i / 128, T m / X, each rounded up; block 256; dynamic shared memory
-//   1024 + 2 (512 X + 128 SLOT) + 4096 bytes, SLOT as in quantized_wide.cu.
+//   1024 + 2 (512 X + 128 SLOT) + 16384 bytes (of q4_k and q5_k + 8192), SLOT as in quantized_wide.cu.
 //   Every block has a step of 256 elements of k: splits - 1 times ceil(steps / splits) are less
 //   than all. If splits > 1, `parts` takes [splits][m][B 128] sums in f32, which linear_sum adds up
 //   to the outputs; else it may be null.
@@ -111,6 +111,10 @@ template <typename F, int X> struct TallProduct {
     static constexpr int X_BYTES = CHUNKS * X_CHUNK;
     static constexpr int STAGE = X_BYTES + ROWS * SLOT;
     static constexpr int TILES = X / 8;
+    // Groups of a piece that are so far apart are of two neighbouring chunks of x.
+    static constexpr int AHEAD = F::NEXT < CHUNK ? 0 : 1;
+    // Pieces of a step that have scales of their own.
+    static constexpr int SCALES = ONE_PAIR<F> ? CHUNKS : 2 * CHUNKS;
     // Rows of x that are copied at once.
     static constexpr int ROUND = THREADS / 8;
 
@@ -142,7 +146,7 @@ template <typename F, int X> struct TallProduct {
         w_odd[0] = lane / 4 * row_bytes & 15, w_odd[1] = (lane / 4 + 8) * row_bytes & 15;
         scale_at = X_BYTES + (first_row + lane % 16) * SLOT;
         scale_odd = lane % 16 * row_bytes & 15;
-        scales = all_scales + warp * 2 * WARP_ROWS;
+        scales = all_scales + warp * SCALES * WARP_ROWS;
     }
 
     // Sends for a chunk of x; what is beyond k becomes zeros.
@@ -172,42 +176,59 @@ template <typename F, int X> struct TallProduct {
         }
     }
 
-    // Scales of the two pieces of a chunk, one in each half of the warp.
-    __device__ __forceinline__ void put_scales(const uint8_t *stage, int chunk, int step,
-                                               int left) const {
-        int piece = lane / 16;
-        if (!ONE_PAIR<F> || piece == 0) {
-            const uint8_t *row = stage + scale_at + Bytes::odd(scale_odd, step);
-            scales[lane] = Bytes::scales(row, 2 * chunk + piece, left);
+    // Scales of all pieces of a step; each half of the warp has every second of them.
+    __device__ __forceinline__ void put_scales(const uint8_t *stage, int step, int left) const {
+        const uint8_t *row = stage + scale_at + Bytes::odd(scale_odd, step);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < SCALES; i += 2) {
+            int at = i + lane / 16;
+            scales[at * WARP_ROWS + lane % 16] =
+                Bytes::scales(row, ONE_PAIR<F> ? 2 * at : at, left);
         }
         __syncwarp();
     }
 
-    // Multiplies a chunk; `left` elements of k are left from the step's first on. The first of all
-    // has no sums before it.
-    __device__ __forceinline__ void take(const uint8_t *stage, int chunk, int step, int left,
-                                         bool first, float (&sum)[TILES][4]) const {
-        put_scales(stage, chunk, step, left);
-        uint32_t a[4][4];
+    // This lane's codes of a chunk: of two rows, two pieces and two groups.
+    __device__ __forceinline__ void read(const uint8_t *stage, int chunk, int step,
+                                         uint32_t (&words)[2][2][2]) const {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const uint8_t *from = stage + w_at + 8 * row * SLOT + Bytes::odd(w_odd[row], step);
 #pragma unroll
             for (int piece = 0; piece < 2; ++piece) {
                 int part = 2 * chunk + piece;
-                uint32_t words[2];
-                Quarter<F>::codes(from + Bytes::block_of(part), part % PARTS, lane % 4, words);
-                float4 scale = scales[(ONE_PAIR<F> ? 0 : piece * WARP_ROWS) + lane / 4 + 8 * row];
+                Quarter<F>::codes(from + Bytes::block_of(part), part % PARTS, lane % 4,
+                                  words[row][piece]);
+            }
+        }
+    }
+
+    // The weights that they are, as operands of four products, one for each group.
+    __device__ __forceinline__ void decode(int chunk, const uint32_t (&words)[2][2][2],
+                                           uint32_t (&a)[4][4]) const {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+#pragma unroll
+            for (int piece = 0; piece < 2; ++piece) {
+                int at = ONE_PAIR<F> ? chunk : 2 * chunk + piece;
+                float4 scale = scales[at * WARP_ROWS + lane / 4 + 8 * row];
 #pragma unroll
                 for (int group = 0; group < 2; ++group) {
                     uint32_t pairs[2];
-                    weights_of<F>(words[group], group ? scale.z : scale.x,
+                    weights_of<F>(words[row][piece][group], group ? scale.z : scale.x,
                                   group ? scale.w : scale.y, pairs);
                     uint32_t(&operand)[4] = a[2 * piece + group];
                     operand[row] = pairs[0], operand[row + 2] = pairs[1];
                 }
             }
         }
+    }
+
+    // Sends a chunk to the tensor cores. The first of all has no sums before it.
+    __device__ __forceinline__ void multiply(const uint8_t *stage, int chunk, bool first,
+                                             const uint32_t (&a)[4][4],
+                                             float (&sum)[TILES][4]) const {
         warpgroup_begin();
 #pragma unroll
         for (int group = 0; group < 4; ++group) {
@@ -217,13 +238,11 @@ template <typename F, int X> struct TallProduct {
                           !first || group > 0);
         }
         warpgroup_commit();
-        // What the chunk before was multiplied from may be written behind the next barrier.
-        warpgroup_wait<1>();
     }
 
     // Multiplies steps first.. of k, one at least.
-    __device__ __forceinline__ void multiply(uint8_t *shared, int first, int steps, int k,
-                                             float (&sum)[TILES][4]) {
+    __device__ __forceinline__ void run(uint8_t *shared, int first, int steps, int k,
+                                        float (&sum)[TILES][4]) {
         uint8_t *full = shared, *next = shared + STAGE;
         // Weights are on their way before x is there.
         w_copies.fetch(full + w_to);
@@ -234,10 +253,11 @@ template <typename F, int X> struct TallProduct {
             cp_async_commit();
         }
         int step = first;
+        uint32_t words[2][2][2];
         do {
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-                cp_async_wait<CHUNKS - 1>();
+                cp_async_wait<CHUNKS - 1 - AHEAD>();
                 warpgroup_written();
                 // The chunk is there for all, and all are done with the one before the last.
                 __syncthreads();
@@ -246,7 +266,16 @@ template <typename F, int X> struct TallProduct {
                     fetch_x(next + chunk * X_CHUNK);
                 }
                 cp_async_commit();
-                take(full, chunk, step, k - step * STEP, chunk == 0 && step == first, sum);
+                if (chunk == 0) {
+                    put_scales(full, step, k - step * STEP);
+                    read(full, 0, step, words);
+                }
+                uint32_t a[4][4];
+                decode(chunk, words, a);
+                multiply(full, chunk, chunk == 0 && step == first, a, sum);
+                if (chunk + 1 < CHUNKS) read(full, chunk + 1, step, words);
+                // What the chunk before was multiplied from may be written behind the barrier.
+                warpgroup_wait<1>();
             }
             uint8_t *empty = full;
             full = next, next = empty;
@@ -287,7 +316,7 @@ __device__ __forceinline__ void linear_tall(const bf16 *x, int m, int k, float *
     product.begin(x, m, k, first, first_input, block * ROWS, matrix, scales);
     product.clear_x(shared);
     float sum[Product::TILES][4];
-    product.multiply(shared, first, min(each, all_steps - first), k, sum);
+    product.run(shared, first, min(each, all_steps - first), k, sum);
     BlockSums<1, X> all = {reinterpret_cast<float *>(shared), ROWS, first_input, m};
     product.share(all, sum);
     all.finish(matrix, block * ROWS, parts);

@@ -188,12 +188,18 @@ __device__ __forceinline__ void sum_parts(const float *parts, int splits, int ro
     if (input >= m || block >= blocks) return;
     long long width = static_cast<long long>(blocks) * rows;
     const float *from = parts + input * width + row;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    // All are on their way before the first is there.
+    float4 each[8], total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int part = 0; part < 8; ++part) {
-        if (part >= splits) break;
-        float4 more = __ldcg(reinterpret_cast<const float4 *>(from + part * m * width));
-        total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+        each[part] = total;
+        if (part >= splits) continue;
+        each[part] = __ldcg(reinterpret_cast<const float4 *>(from + part * m * width));
+    }
+#pragma unroll
+    for (int part = 0; part < 8; ++part) {
+        total.x += each[part].x, total.y += each[part].y;
+        total.z += each[part].z, total.w += each[part].w;
     }
     Matrices matrix = matrix_of(all, rows, block);
     matrix.store4(input, block * rows + row % rows, total);

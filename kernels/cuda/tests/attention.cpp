@@ -142,9 +142,9 @@ struct Heads {
 // ---- decode
 
 template <typename S>
-using Decode = void (*)(bf16 *, int8_t *, uint2 *, float *, float2 *, int *, const bf16 *,
-                        const S *, const S *, const float *, const float *, const int *,
-                        const int *, const int *, const int *, int, int, int, float, int);
+using Decode = void (*)(bf16 *, float *, float2 *, int *, const bf16 *, const S *, const S *,
+                        const float *, const float *, const int *, const int *, const int *,
+                        const int *, int, int, int, float, int);
 template <typename S> Decode<S> decode_kernel(int dim, int g);
 #define DECODE_KERNELS(S, NAME)                                                                   \
     template <> Decode<S> decode_kernel<S>(int dim, int g) {                                      \
@@ -180,26 +180,11 @@ template <typename KV> struct Batch {
         }
     }
 
-    // What was there before the pass: lists, and all tokens but the last eight of a context.
-    void old_is_constant() const {
-        for (const vector<int> *list : {&contexts, &row, &table, &store.tables})
-            emulate::constant(*list);
-        size_t bytes = size_t(store.width) * sizeof(KV);
-        for (int i = 0; i < items; i++) {
-            for (int key = 0; key < contexts[i] - 8; key++) {
-                if (store.tables[table[i] + key / store.block_len] == Store<KV>::NOWHERE) continue;
-                emulate::constant(&store.v[size_t(store.slot(table[i], key)) * store.width], bytes);
-            }
-        }
-    }
-
-    void check(const Heads &h, const CodesOf &codes) const {
+    void check(const Heads &h) const {
         vector<char> written(rows);
-        size_t width = size_t(h.heads()) * h.dim;
         for (int i = 0; i < items; i++) {
             if (contexts[i] == 0) continue;
             written[row[i]] = 1;
-            codes.check("attention_decode", out, row[i] * width, width);
             auto slots = seen(h.first_key(contexts[i] - 1), contexts[i],
                               [&](int key) { return store.slot(table[i], key); });
             for (int head = 0; head < h.heads(); head++) {
@@ -224,15 +209,13 @@ template <typename KV> void decode(const Heads &h, int g, int extra) {
     dim3 grid = dim3(unsigned(chunks), unsigned(blocks), unsigned(batch.items));
     size_t shared = sizeof(KV) == 2 ? 512 * size_t(h.dim) + 1024 : 256 * size_t(h.dim) + 3072;
     CHECK(shared + 1040 * g <= SHARED_LEAST, "decode takes too much shared memory");
-    CodesOf codes(batch.out.size());
-    batch.old_is_constant();
     EMULATE(decode_kernel<KV>(h.dim, g), grid, dim3(2 * unsigned(h.dim)), shared + 1040 * g,
-            batch.out.data(), codes.codes.data(), codes.scales.data(), partial.data(), stats.data(), ended.data(), batch.q.data(),
+            batch.out.data(), partial.data(), stats.data(), ended.data(), batch.q.data(),
             batch.store.k.data(), batch.store.v.data(), batch.store.k_scales.data(),
             batch.store.v_scales.data(), batch.row.data(), batch.table.data(),
             batch.contexts.data(), batch.store.tables.data(), h.heads(), h.kv_heads, h.block_len,
             h.scale(), h.window);
-    batch.check(h, codes);
+    batch.check(h);
     bool all = std::all_of(stats.begin(), stats.end(), [](float2 part) { return part.y >= 0; });
     CHECK(all, "attention_decode, %s: stats are missing", h.text().c_str());
     CHECK(std::count(ended.begin(), ended.end(), 0) == long(ended.size()),

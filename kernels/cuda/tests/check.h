@@ -108,40 +108,6 @@ void check_poisoned(const std::string &what, const std::vector<T> &x, size_t fir
     CHECK(good, "%s: wrote what is not its own", what.c_str());
 }
 
-// ---- rows as codes (codes.cuh)
-
-struct CodesOf {
-    std::vector<int8_t> codes;
-    std::vector<uint2> scales;
-
-    explicit CodesOf(size_t count)
-        : codes(poison<int8_t>(count + 32)), scales(poison<uint2>(count / 32 + 1)) {}
-
-    // Those of the numbers that were stored from `at` on.
-    template <typename T>
-    void check(const std::string &kernel, const std::vector<T> &x, size_t at, size_t count) const {
-        bool good = true;
-        for (size_t first = at; first < at + count; first += 32) {
-            float largest = 0;
-            for (size_t i = first; i < first + 32; i++) largest = fmaxf(largest, fabsf(to_f32(x[i])));
-            float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-            int sums[2] = {};
-            for (size_t i = first; i < first + 32; i++) {
-                int code = int(rintf(to_f32(x[i]) * inverse));
-                good &= codes[i] == code, sums[i / 16 % 2] += code;
-            }
-            uint2 scale = scales[first / 32];
-            good &= __uint_as_float(scale.x) == largest / 127.0f;
-            good &= int16_t(scale.y) == sums[0] && int16_t(scale.y >> 16) == sums[1];
-        }
-        CHECK(good, "%s: codes of %zu from %zu on", kernel.c_str(), count, at);
-    }
-    void check_edge(const std::string &kernel, size_t count) const {
-        check_poisoned(kernel + " codes", codes, count);
-        check_poisoned(kernel + " scales", scales, count / 32);
-    }
-};
-
 // Outputs of a kernel in f32 or bf16, poison until written, and some more that are nobody's.
 struct Outputs {
     bool f32 = false;

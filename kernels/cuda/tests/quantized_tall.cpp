@@ -18,7 +18,8 @@ static size_t shared_bytes(const Format &format, const Launch &launch) {
     for (const char *wide : {"q4_1", "q5_0", "q5_1", "q5_k", "q6_k"}) {
         if (name == wide) slot = 224;
     }
-    return 1024 + 2 * (512 * launch.most + 128 * slot) + 4096;
+    size_t scales = name == "q4_k" || name == "q5_k" ? 8192 : 16384;
+    return 1024 + 2 * (512 * launch.most + 128 * slot) + scales;
 }
 
 static void sum(Product &p, const std::vector<float> &parts, int splits, int rows, int blocks) {

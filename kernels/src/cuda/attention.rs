@@ -5,7 +5,7 @@ mod names;
 use self::names::{any_name, decode_name, decode_shared, prefill_name, rope_name};
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
-use super::rows::{Codes, bf16, same_shape};
+use super::rows::{bf16, same_shape};
 use super::{Error, Float, Gpu, Result, Rows, Step, Vector};
 
 /// Keys of one part of a context: what a block of the decode kernel reads.
@@ -169,7 +169,6 @@ impl Gpu {
                 width: half,
                 float: Float::F32,
                 wide: false,
-                codes: None,
             })
         };
         Ok(RopeTable { cos: table(cos)?, sin: table(sin)? })
@@ -238,10 +237,7 @@ impl Gpu {
         if q.width != shape.heads * kv.dim || !shape.heads.is_multiple_of(kv.kv_heads) {
             return Err(Error::Missing("queries in groups of the store's heads".into()));
         }
-        let mut out = self.rows(q.count, q.width, Float::BF16)?;
-        if step.shape.items == q.count && in_chunks(kv.dim) {
-            out.codes = self.codes_of(q.count, q.width)?;
-        }
+        let out = self.rows(q.count, q.width, Float::BF16)?;
         self.decode(q, &out, step, kv, shape)?;
         self.prefill(q, &out, step, kv, shape)?;
         Ok(out)
@@ -260,7 +256,7 @@ impl Gpu {
         if items == 0 {
             return Ok(());
         }
-        if !in_chunks(kv.dim) {
+        if !matches!(kv.dim, 64 | 128) {
             let source = Source::of_layer(kv, shape.layer);
             return self.tiles(q, out, &source, &Tiles::of_items(step), shape, true);
         }
@@ -295,11 +291,8 @@ impl Gpu {
         if items * per_item > ENDED {
             return Err(Error::Missing(format!("{items} rows in one attention")));
         }
-        let [codes, scales] = Codes::at(out.codes.as_ref());
         let args = [
             out.at(),
-            codes,
-            scales,
             partial.at(),
             stats.at(),
             self.ended.at(0).into(),
@@ -416,11 +409,6 @@ impl Gpu {
         self.tiles(q, &out, &source, &tiles, &shape, false)?;
         Ok(out)
     }
-}
-
-/// Whether the decode kernel has heads of this width.
-fn in_chunks(dim: usize) -> bool {
-    matches!(dim, 64 | 128)
 }
 
 /// Where keys and values are.

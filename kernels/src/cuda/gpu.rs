@@ -19,7 +19,7 @@ use super::matrix::Staging;
 use super::memory::{Arena, Buffer};
 use super::parcel::{Outgoing, Parcels};
 use super::step::StepRoom;
-use super::tensor::TALL;
+use super::tensor::{TALL, WIDE};
 
 /// What a device can answer instead of a result.
 #[derive(Debug)]
@@ -120,8 +120,6 @@ pub struct Gpu {
     overlaps: bool,
     /// The most shared memory that a block may have, in bytes.
     pub(super) shared_most: usize,
-    /// There are weights in blocks.
-    pub(super) blocks: AtomicBool,
     /// Multiprocessors.
     pub(super) processors: usize,
     /// Rows up to which weights in blocks are multiplied as they lie.
@@ -236,9 +234,11 @@ impl Gpu {
         let shared_most = usize::try_from(context.attribute(optin)?).unwrap_or(48 << 10);
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = usize::try_from(context.attribute(count)?).unwrap_or(1);
-        // For comparisons: HEARTH_CUDA_TALL=32 has more rows multiplied by cuBLAS.
+        // Only these have products of warpgroups; others were not measured. For comparisons:
+        // HEARTH_CUDA_TALL=32 has more rows multiplied by cuBLAS.
+        let measured = if context.compute_capability()?.0 == 9 { TALL } else { WIDE };
         let asked = std::env::var("HEARTH_CUDA_TALL").ok().and_then(|rows| rows.parse().ok());
-        let tall_rows = asked.unwrap_or(TALL);
+        let tall_rows = asked.unwrap_or(measured);
         let ended = Buffer::new(&context, 4 * ENDED)?;
         let gpu = Self {
             context,
@@ -258,7 +258,6 @@ impl Gpu {
             recording: AtomicBool::new(false),
             overlaps,
             shared_most,
-            blocks: AtomicBool::new(false),
             processors,
             tall_rows,
             ended,

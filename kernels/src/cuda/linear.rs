@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 
 use super::gpu::{Arg, Grid};
 use super::matrix::names;
-use super::rows::Codes;
+use super::memory::Buffer;
 use super::{Error, Float, Gpu, Matrix, Result, Rows, Vector};
 use crate::quant::DType;
 
@@ -17,10 +17,16 @@ use crate::quant::DType;
 const NUMBERS: usize = 64 << 20;
 /// Rows up to which weights are read once, as they are: in bf16; in blocks, multiplied in bytes.
 const FEW_ROWS_BF16: usize = 16;
-pub(super) const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 8;
 
 /// Weights, their bias, and where their product goes.
 pub(super) type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
+
+/// An input in bytes with a scale for each 32.
+struct Codes {
+    bytes: Buffer,
+    scales: Buffer,
+}
 
 /// What follows the input in the arguments of a product of `m` rows from `first` on.
 pub(super) fn of_matrices(x: &Rows, [first, m]: [usize; 2], each: &[Each<'_>]) -> Vec<Arg> {
@@ -118,15 +124,14 @@ impl Gpu {
             }
             return Ok(());
         };
-        let codes = match (&x.codes, codes) {
-            (Some(made), _) => made,
-            (None, Some(codes)) => codes,
-            (None, none) => none.insert(self.codes(x)?),
+        let codes = match codes {
+            Some(codes) => codes,
+            none => none.insert(self.codes(x)?),
         };
         let size = x.count.next_power_of_two();
         let eight = size <= 2 || matches!(dtype, DType::Q4K | DType::Q6K);
         let rows = if eight { 8 } else { 16 };
-        let mut args = Codes::at(Some(codes)).to_vec();
+        let mut args = vec![codes.bytes.at(0).into(), codes.scales.at(0).into()];
         args.extend(of_matrices(x, [0, x.count], each));
         let name = names.linear[size.ilog2() as usize];
         // SAFETY: as above.
@@ -146,17 +151,17 @@ impl Gpu {
         if !x.width.is_multiple_of(32) {
             return Err(Error::Missing("inputs in whole blocks".into()));
         }
-        let codes = self.codes_room(x.len())?;
+        let bytes = self.arena.take(x.len())?;
+        let scales = self.arena.take(x.len() / 32 * 8)?;
         let name = match x.float {
             Float::F32 => "quantize_rows_f32",
             Float::BF16 => "quantize_rows_bf16",
         };
-        let [bytes, scales] = Codes::at(Some(&codes));
-        let args = [x.at(), bytes, scales, Arg::long(x.len() as u64)];
-        let blocks = x.len().div_ceil(8 * 256);
+        let args = [x.at(), bytes.at(0).into(), scales.at(0).into(), Arg::long(x.len() as u64)];
+        let blocks = x.len().div_ceil(4 * 256);
         // SAFETY: a byte for each element and 8 bytes for each 32.
         unsafe { self.launch(name, Grid::new(blocks, 256), &args)? };
-        Ok(codes)
+        Ok(Codes { bytes, scales })
     }
 
     /// cuBLAS, over pieces of weights that are not numbers yet.

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
 
@@ -49,6 +48,8 @@ pub(super) struct Names {
     pub tall: [&'static str; 2],
     /// Bytes of a row of W in shared memory, in a wide or tall product.
     pub slot: usize,
+    /// Two scales are those of 64 weights.
+    pub one_pair: bool,
     pub dequantize: &'static str,
     pub gather: &'static str,
 }
@@ -73,6 +74,7 @@ macro_rules! formats {
                         concat!("linear_", $text, "_t128"),
                     ],
                     slot: $slot,
+                    one_pair: matches!(DType::$dtype, DType::Q4K | DType::Q5K),
                     dequantize: concat!("dequantize_", $text),
                     gather: concat!("gather_", $text),
                 }),)*
@@ -174,9 +176,6 @@ impl Gpu {
         let Some(row_bytes) = row_bytes else {
             return Err(Error::Missing(format!("no products with {dtype} weights of width {k}")));
         };
-        if names(dtype).is_some() {
-            self.blocks.store(true, Ordering::Relaxed);
-        }
         // Kernels read whole 16 bytes at the end.
         let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,11 +1,8 @@
 //! Activations on the device, and the small operations on them (`cuda/elementwise.cu`).
 
-use std::sync::atomic::Ordering;
-
 use cudarc::driver::result;
 
 use super::gpu::{Arg, Grid};
-use super::linear::FEW_ROWS;
 use super::memory::Buffer;
 use super::{Error, Gpu, Result, Vector};
 
@@ -36,25 +33,6 @@ pub struct Rows {
     pub(super) float: Float,
     /// Products with them are f32 whatever they are.
     pub(super) wide: bool,
-    /// The same as few rows of products with weights in blocks read them.
-    pub(super) codes: Option<Codes>,
-}
-
-/// Rows in bytes, and for each 32 a scale and sums (`cuda/codes.cuh`).
-pub(super) struct Codes {
-    pub bytes: Buffer,
-    pub scales: Buffer,
-}
-
-impl Codes {
-    fn alias(&self) -> Self {
-        Self { bytes: self.bytes.alias(), scales: self.scales.alias() }
-    }
-
-    /// Where they are, or nowhere.
-    pub(super) fn at(codes: Option<&Self>) -> [Arg; 2] {
-        codes.map_or([Arg::NULL; 2], |c| [c.bytes.at(0).into(), c.scales.at(0).into()])
-    }
 }
 
 impl Rows {
@@ -100,8 +78,7 @@ impl Rows {
 
     /// The same memory under another name: for whoever reads rows that somebody else keeps.
     pub fn alias(&self) -> Self {
-        let codes = self.codes.as_ref().map(Codes::alias);
-        Self { buffer: self.buffer.alias(), codes, ..*self }
+        Self { buffer: self.buffer.alias(), ..*self }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -111,8 +88,6 @@ impl Rows {
 
 /// Threads of a block where nothing speaks for another number.
 const THREADS: u32 = 256;
-/// Those that have a wide row to norm.
-const NORM_THREADS: u32 = 512;
 
 fn blocks(elements: usize) -> usize {
     elements.div_ceil(THREADS as usize)
@@ -122,21 +97,7 @@ impl Gpu {
     /// Rows with whatever was in memory before: the caller writes every element.
     pub(super) fn rows(&self, count: usize, width: usize, float: Float) -> Result<Rows> {
         let buffer = self.arena.take(count * width * float.bytes())?;
-        Ok(Rows { buffer, count, width, float, wide: false, codes: None })
-    }
-
-    /// Room for the codes of rows, if a product may read them.
-    pub(super) fn codes_of(&self, count: usize, width: usize) -> Result<Option<Codes>> {
-        let read = self.blocks.load(Ordering::Relaxed) && count <= FEW_ROWS;
-        match read && width.is_multiple_of(32) {
-            true => self.codes_room(count * width).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// Room for so many codes.
-    pub(super) fn codes_room(&self, len: usize) -> Result<Codes> {
-        Ok(Codes { bytes: self.arena.take(len)?, scales: self.arena.take(len / 32 * 8)? })
+        Ok(Rows { buffer, count, width, float, wide: false })
     }
 
     /// Rows from the host.
@@ -144,7 +105,7 @@ impl Gpu {
         let width = values.len() / count.max(1);
         assert_eq!(count * width, values.len(), "rows are of one width");
         let buffer = self.send(values)?;
-        let rows = Rows { buffer, count, width, float: Float::F32, wide: false, codes: None };
+        let rows = Rows { buffer, count, width, float: Float::F32, wide: false };
         self.convert(rows, float)
     }
 
@@ -171,16 +132,12 @@ impl Gpu {
     pub fn rms_norm(&self, x: &Rows, weight: &Vector, eps: f32) -> Result<Rows> {
         let dim = weight.len();
         let groups = whole(x.len(), dim)?;
-        let mut out = self.rows(x.count, x.width, Float::BF16)?;
-        // Of a norm in groups they would be of no use: it is of heads.
-        out.codes = if dim == x.width { self.codes_of(x.count, dim)? } else { None };
+        let out = self.rows(x.count, x.width, Float::BF16)?;
         let name = match x.float {
             Float::F32 => "rms_norm_f32",
             Float::BF16 => "rms_norm_bf16",
         };
-        let [codes, scales] = Codes::at(out.codes.as_ref());
-        let args =
-            [x.at(), weight.at(), out.at(), codes, scales, eps.into(), dim.into(), groups.into()];
+        let args = [x.at(), weight.at(), out.at(), eps.into(), dim.into(), groups.into()];
         // SAFETY: `groups * dim` elements on both sides, `dim` of the weight.
         unsafe { self.launch(name, norm_grid(groups, dim), &args)? };
         Ok(out)
@@ -200,22 +157,11 @@ impl Gpu {
             return Ok((x, normed));
         }
         same_shape(&x, y)?;
-        let mut out = self.rows(x.count, x.width, Float::BF16)?;
-        out.codes = self.codes_of(x.count, x.width)?;
-        let [codes, scales] = Codes::at(out.codes.as_ref());
-        let args = [
-            x.at(),
-            y.at(),
-            weight.at(),
-            out.at(),
-            codes,
-            scales,
-            eps.into(),
-            x.width.into(),
-            x.count.into(),
-        ];
+        let out = self.rows(x.count, x.width, Float::BF16)?;
+        let args =
+            [x.at(), y.at(), weight.at(), out.at(), eps.into(), x.width.into(), x.count.into()];
         // SAFETY: three matrices of one shape, a weight as wide.
-        unsafe { self.launch("add_rms_norm", Grid::new(x.count, NORM_THREADS), &args)? };
+        unsafe { self.launch("add_rms_norm", Grid::new(x.count, 256), &args)? };
         Ok((x, out))
     }
 
@@ -232,7 +178,7 @@ impl Gpu {
         let args =
             [x.at(), weight.at(), bias.at(), out.at(), eps.into(), x.width.into(), x.count.into()];
         // SAFETY: shapes as checked above.
-        unsafe { self.launch(name, Grid::new(x.count, NORM_THREADS), &args)? };
+        unsafe { self.launch(name, Grid::new(x.count, 256), &args)? };
         Ok(out)
     }
 
@@ -248,7 +194,7 @@ impl Gpu {
         let args = [x.at(), y.at(), Arg::long(x.len() as u64)];
         // SAFETY: as many elements on both sides.
         unsafe { self.launch(name, Grid::new(blocks(x.len().div_ceil(8)), THREADS), &args)? };
-        Ok(Rows { codes: None, ..x })
+        Ok(x)
     }
 
     /// `x + bias` for every row.
@@ -263,7 +209,7 @@ impl Gpu {
         let args = [x.at(), bias.at(), x.width.into(), Arg::long(x.len() as u64)];
         // SAFETY: rows as wide as the bias.
         unsafe { self.launch(name, Grid::new(blocks(x.len().div_ceil(8)), THREADS), &args)? };
-        Ok(Rows { codes: None, ..x })
+        Ok(x)
     }
 
     /// `silu(gate) * up`, in bf16.
@@ -271,15 +217,12 @@ impl Gpu {
         same_shape(&gate, up)?;
         bf16(&gate)?;
         bf16(up)?;
-        let codes = self.codes_of(gate.count, gate.width)?;
-        let [bytes, scales] = Codes::at(codes.as_ref());
         // Every element is read before it is written, by the same thread.
-        let len = Arg::long(gate.len() as u64);
-        let args = [gate.at(), up.at(), gate.at(), bytes, scales, len];
+        let args = [gate.at(), up.at(), gate.at(), Arg::long(gate.len() as u64)];
         let grid = Grid::new(blocks(gate.len().div_ceil(8)), THREADS);
         // SAFETY: three matrices of one shape.
         unsafe { self.launch("silu_mul", grid, &args)? };
-        Ok(Rows { codes, ..gate })
+        Ok(gate)
     }
 
     /// `x * Phi(x)`, exactly (`erf`) or by its approximation with a tangent.
@@ -289,7 +232,7 @@ impl Gpu {
         let args = [x.at(), x.at(), Arg::long(x.len() as u64)];
         // SAFETY: in place, each element by one thread.
         unsafe { self.launch(name, Grid::new(blocks(x.len().div_ceil(8)), THREADS), &args)? };
-        Ok(Rows { codes: None, ..x })
+        Ok(x)
     }
 
     /// Some rows of `x`, whose numbers lie on the device.
@@ -314,7 +257,7 @@ impl Gpu {
         let (to, from, stream) = (buffer.at(0), x.buffer.at(row * bytes), self.stream.cu_stream());
         // SAFETY: both hold so many bytes, in different buffers.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream)? };
-        Ok(Rows { buffer, count: 1, codes: None, ..*x })
+        Ok(Rows { buffer, count: 1, ..*x })
     }
 
     /// Some rows of `x`, in the order given.
@@ -328,7 +271,7 @@ impl Gpu {
 /// One block for a wide group, one warp for a narrow one.
 fn norm_grid(groups: usize, dim: usize) -> Grid {
     match dim > 256 {
-        true => Grid::new(groups, NORM_THREADS),
+        true => Grid::new(groups, 256),
         false => Grid::new(groups.div_ceil(8), 256),
     }
 }

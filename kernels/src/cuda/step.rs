@@ -116,7 +116,7 @@ const TOKENS: u32 = u32::MAX;
 
 /// A sequence with more new rows is cut into tiles: a tile that is mostly empty costs more than so
 /// many rows on their own.
-const FEW: usize = 8; // as NEW in cuda/attention.cu
+const FEW: usize = 8;
 
 impl HostStep<'_> {
     /// The smallest shape that holds it.

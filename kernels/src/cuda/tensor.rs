@@ -7,9 +7,9 @@ use super::matrix::Names;
 use super::{Gpu, Result, Rows};
 
 /// Rows of a wide product at most. Fewer than nine are multiplied in bytes.
-const WIDE: usize = 32;
-/// Rows of a tall product at most: with more it is faster to make the weights numbers first.
-pub(super) const TALL: usize = 256;
+pub(super) const WIDE: usize = 32;
+/// Rows of a tall product at most: with more it was faster to make the weights numbers first.
+pub(super) const TALL: usize = 128;
 /// Elements of k that a block takes at once.
 const STEP: usize = 256;
 /// What a wave of blocks takes beside its steps, in steps.
@@ -31,15 +31,16 @@ impl Gpu {
             Shape { name: names.wide[i], rows: [x, 64], shared }
         };
         let tall = |i: usize, x: usize| {
-            let shared = 1024 + 2 * (512 * x + 128 * names.slot) + 4096;
+            let scales = if names.one_pair { 8192 } else { 16384 };
+            let shared = 1024 + 2 * (512 * x + 128 * names.slot) + scales;
             Shape { name: names.tall[i], rows: [x, 128], shared }
         };
         let shape = match count {
             ..=16 => wide(0, 16),
             ..=WIDE => wide(1, 32),
+            _ if count > self.tall_rows => return None,
             ..=64 => tall(0, 64),
-            _ if count <= self.tall_rows => tall(1, 128),
-            _ => return None,
+            _ => tall(1, 128),
         };
         (shape.shared <= self.shared_most).then_some(shape)
     }

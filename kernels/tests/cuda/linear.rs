@@ -212,36 +212,6 @@ fn several(gpu: &Gpu, report: &mut Report, weights: &[Weights; 3], input: &Input
     }
 }
 
-/// Rows that bring their codes along have the products of those whose codes are made for them.
-#[test]
-fn codes_that_are_there() {
-    on_gpu("linear of codes", |gpu, report| {
-        let k = 1280;
-        let weight = gpu.vector(&randoms(k, 2)).expect("a vector");
-        for dtype in [DType::Q4K, DType::Q6K, DType::Q8_0] {
-            let w = Weights::new(dtype, [37, k], 6);
-            for m in [1, 3, 8] {
-                let run = |brings: bool| {
-                    let matrix = w.upload(gpu)?;
-                    let x = gpu.rows_from(&randoms(m * k, 4), m, Float::F32)?;
-                    let more = gpu.rows_from(&narrow(m * k, 5), m, Float::BF16)?;
-                    let (_, normed) = gpu.add_rms_norm(x, &more, &weight, 1e-6)?;
-                    let gated = gpu.silu_mul(normed.alias(), &more)?;
-                    let gated = match brings {
-                        true => gated,
-                        false => gpu.rows_from(&gpu.read(gated)?, m, Float::BF16)?,
-                    };
-                    let [y] = gpu.linear(&gated, [(&matrix, None)])?;
-                    gpu.read(y)
-                };
-                let case = format!("{dtype}, {m} rows");
-                let Some(want) = report.ask(&case, || run(false)) else { continue };
-                report.same(&case, &want, || run(true));
-            }
-        }
-    });
-}
-
 /// More bytes than one upload, and more weights than are made numbers at once.
 #[test]
 fn a_matrix_in_pieces() {

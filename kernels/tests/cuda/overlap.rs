@@ -33,7 +33,7 @@ fn products_wait_for_their_input() {
         for dtype in formats() {
             let w = Weights::new(dtype, [OUTPUTS, WIDTH], 5);
             let Some(w) = report.ask("weights", || w.upload(gpu)) else { continue };
-            for m in [1, 8, 9, 16, 24, 32] {
+            for m in [1, 8, 9, 16, 24, 32, 33, 64, 100] {
                 let inputs: Vec<_> = (0..ROUNDS).map(|i| randoms(m * WIDTH, 60 + i)).collect();
                 let all = |waits: bool| -> Result<Vec<Vec<f32>>> {
                     let asked = inputs.iter().map(|x| ask(gpu, &w, &gain, x, m, waits));
