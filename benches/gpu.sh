@@ -44,7 +44,7 @@ first="
 kernels_cuda:overlap:: kernels_cuda:graph:: kernels_cuda:sampling:: kernels_cuda:attention::
 models_cuda:cuda::passes_ahead models_cuda:cuda::chosen_tokens models_cuda:cuda::kept_rows
 models_cuda:cuda::every_knob models_cuda:cuda::copied_blocks models_cuda:cuda::long_contexts
-models_cuda:cuda::replayed_passes kernels_cuda:nccl::"
+models_cuda:cuda::replayed_passes models_cuda:cuda::recorded_adapters kernels_cuda:nccl::"
 
 has() { # word, words
     local word=$1 each
@@ -171,6 +171,7 @@ profile() { # model
 
 # CUDA's libraries, where PyTorch brought them.
 cuda=$("$python" -c 'import nvidia.cu13 as m; print(list(m.__path__)[0] + "/lib")' 2>/dev/null)
+[ -z "$cuda" ] || cuda=$cuda:${cuda%cu13/lib}nccl/lib # what a build for several GPUs links
 [ -z "$cuda" ] || export LD_LIBRARY_PATH=$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export HEARTH_GPU=1 PYTHONUNBUFFERED=1 RUST_BACKTRACE=0
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||

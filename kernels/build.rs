@@ -66,8 +66,9 @@ fn compile(name: &str, archs: &str, fatbin: &std::path::Path) -> Child {
     command.arg("-o").arg(fatbin);
     command.spawn().unwrap_or_else(|e| {
         panic!(
-            "cannot run {}: {e}. The feature `cuda` needs a CUDA toolkit; set CUDA_HOME, or see \
-             ops/cuda-env.sh for one from PyPI",
+            "cannot run {}: {e}. The feature `cuda` needs a CUDA toolkit: CUDA_HOME, its `bin` in \
+             PATH, and CUDA_COMPUTE_CAP where there is no GPU; ops/cuda-env.sh brings one from \
+             PyPI and sets all three",
             nvcc.display()
         )
     })

@@ -20,6 +20,7 @@ pub mod kv;
 pub mod ledger;
 pub mod loadtest;
 pub mod pipeline;
+pub mod places;
 pub mod registry;
 pub mod scheduler;
 pub mod server;

@@ -281,7 +281,7 @@ impl Pipeline {
         }
         let (registry, model) = (Arc::clone(&self.registry), model.clone());
         let set = move || registry.adapters().set(model.id(), model.file(), &wanted);
-        self.apart.read(set).await
+        self.apart.read(request.tenant, set).await
     }
 
     /// Starts requests to one model with the same adapters, all or none.
@@ -295,7 +295,7 @@ impl Pipeline {
         let (mut all, mut generates) = (Vec::new(), Vec::new());
         for request in requests {
             let (len, preparing) = (request.len_bytes(), model.clone());
-            let prepared = self.apart.encode(len, move || {
+            let prepared = self.apart.encode(request.tenant, len, move || {
                 prompt::prepare(&preparing, &request).map(|prepared| (prepared, request))
             });
             let (Prepared { prompt, expected, form }, request) = prepared.await?;
@@ -334,8 +334,8 @@ impl Pipeline {
         request: TextRequest,
         special: Special,
     ) -> Result<(String, Vec<TokenId>), Error> {
-        let (model, len) = (model.clone(), request.len_bytes());
-        self.apart.encode(len, move || prompt::encode(&model, &request, special)).await
+        let (model, len, tenant) = (model.clone(), request.len_bytes(), request.tenant);
+        self.apart.encode(tenant, len, move || prompt::encode(&model, &request, special)).await
     }
 }
 

@@ -94,12 +94,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("guardrails", &[]),
     ("types", &[]),
+    ("places", &[]),
     ("error", &[]),
     // The element types of `--kv-dtype` and the default of `--threads` are not said twice.
     ("config", &["hearth_models", "hearth_kernels"]),
 ];
 
-const LEAVES: [&str; 3] = ["types", "error", "config"];
+const LEAVES: [&str; 4] = ["types", "error", "config", "places"];
 
 /// Foreign crate -> the only places that name it.
 const HOMES: &[(&str, &[&str])] = &[

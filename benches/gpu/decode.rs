@@ -21,7 +21,7 @@ use super::{Failure, weights};
 /// Tokens of a block of keys and values.
 pub const BLOCK_LEN: usize = 16;
 /// Sequences and the keys of each.
-const DECODES: [(usize, usize); 9] = [
+const DECODES: [(usize, usize); 10] = [
     (1, 1024),
     (8, 1024),
     (32, 1024),
@@ -29,6 +29,7 @@ const DECODES: [(usize, usize); 9] = [
     (256, 1024),
     (1, 8192),
     (8, 8192),
+    (32, 8192),
     (1, 32_768),
     (8, 32_768),
 ];

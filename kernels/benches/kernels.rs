@@ -99,6 +99,18 @@ fn byte_products(rounds: usize) -> f64 {
             std::hint::black_box(sums);
             (16 * 64 * 2) as f64
         }
+        #[target_feature(enable = "avxvnni")]
+        fn run_avx_vnni(rounds: usize) -> f64 {
+            let mut sums = [_mm256_setzero_si256(); 12];
+            let x = std::hint::black_box(_mm256_set1_epi8(1));
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, x, x);
+                }
+            }
+            std::hint::black_box(sums);
+            (12 * 32 * 2) as f64
+        }
         #[target_feature(enable = "avx2")]
         fn run_avx2(rounds: usize) -> f64 {
             let mut sums = [_mm256_setzero_si256(); 12];
@@ -116,6 +128,10 @@ fn byte_products(rounds: usize) -> f64 {
         if Isa::available().contains(&Isa::Avx512) {
             // SAFETY: the processor has AVX-512 with VNNI.
             return unsafe { run(rounds) };
+        }
+        if Isa::available().contains(&Isa::AvxVnni) {
+            // SAFETY: the processor has AVX-VNNI.
+            return unsafe { run_avx_vnni(rounds) };
         }
         if Isa::available().contains(&Isa::Avx2) {
             // SAFETY: the processor has AVX2.

@@ -8,7 +8,9 @@
 //   memory. Weights are multiplied as bf16, sums are f32.
 //   A block has 128 rows of one matrix and X of x; `splits` blocks share k: grid (B, splits, T), B
 //   the sum of n_i / 128, T m / X, each rounded up; block 256; dynamic shared memory
-//   1024 + 2 (512 X + 128 SLOT) + 16384 bytes (of q4_k and q5_k + 8192), SLOT as in quantized_wide.cu.
+//   1024 + 2 (512 X + 128 SLOT) + 16384 bytes (of q4_k and q5_k + 8192), SLOT: 112 for q2_k; 144
+//   for q3_k, q4_k and iq4_xs; 176 for q4_0, q4_1, q5_k, iq4_nl and mxfp4; 208 for q5_0 and q5_1;
+//   240 for q6_k; 304 for q8_0.
 //   Every block has a step of 256 elements of k: splits - 1 times ceil(steps / splits) are less
 //   than all. If splits > 1, `parts` takes [splits][m][B 128] sums in f32, which linear_sum adds up
 //   to the outputs; else it may be null.
@@ -105,7 +107,8 @@ template <> struct Quarter<Q6_K> {
 template <typename F, int X> struct TallProduct {
     using Bytes = StepBytes<F>;
     static constexpr int PARTS = Bytes::PARTS;
-    static constexpr int SLOT = Bytes::SLOT;
+    // 16 bytes more than a multiple of 32: what eight rows have at one place lies in all banks.
+    static constexpr int SLOT = (16 * Bytes::COPIES + 15) / 32 * 32 + 16;
     // A stage is x, chunk by chunk, and then W.
     static constexpr int X_CHUNK = 2 * CHUNK * X;
     static constexpr int X_BYTES = CHUNKS * X_CHUNK;

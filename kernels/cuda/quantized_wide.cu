@@ -150,7 +150,8 @@ template <> struct Reader<Q6_K> {
 template <typename F, int X> struct WideProduct {
     using Bytes = StepBytes<F>;
     static constexpr int PARTS = Bytes::PARTS;
-    static constexpr int SLOT = Bytes::SLOT;
+    // The room of a row: 32 bytes more than a multiple of 64, for banks that differ.
+    static constexpr int SLOT = (16 * Bytes::COPIES + 31) / 64 * 64 + 32;
     // A stage is x and then W.
     static constexpr int X_BYTES = X * X_ROW_BYTES;
     static constexpr int X_TILES = X / 8;

@@ -19,8 +19,6 @@ template <typename F> struct StepBytes {
     // Blocks begin at a multiple of this, so far after a multiple of 16 at most.
     static constexpr int UNIT = F::BYTES % 16 == 0 ? 16 : F::BYTES & -F::BYTES;
     static constexpr int COPIES = (COUNT + 16 - UNIT + 15) / 16;
-    // The room of a row: 32 bytes more than a multiple of 64, for banks that differ.
-    static constexpr int SLOT = (16 * COPIES + 31) / 64 * 64 + 32;
 
     // How far after a multiple of 16 a row is in a step, where it begins so far after one.
     static __device__ __forceinline__ int odd(int from, int step) {

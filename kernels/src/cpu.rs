@@ -4,15 +4,18 @@
 
 use std::sync::OnceLock;
 
-/// An instruction set for which kernels exist. Ordered: on one architecture, a later one includes
-/// the earlier ones.
+/// An instruction set for which kernels exist. Ordered: on one architecture, a later one is the
+/// better one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Portable Rust.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and all of [`Isa::Avx2`].
+    /// [`Isa::Avx2`] with the dot products of bytes (AVX-VNNI).
+    AvxVnni,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and all of [`Isa::Avx2`]; not always with
+    /// AVX-VNNI.
     Avx512,
     /// Arm, 64 bits: NEON, which every such processor has.
     Neon,
@@ -23,9 +26,13 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// All of them, worst first on either architecture.
+    const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
+
     /// The instruction set to use: the best that the processor has, or a lower one when the
-    /// environment variable `HEARTH_ISA` names it (`scalar`; on x86-64 `avx2`, `avx512`; on Arm
-    /// `neon`, `neon_dot`, `neon_i8mm`).
+    /// environment variable `HEARTH_ISA` names it (`scalar`; on x86-64 `avx2`, `avx_vnni`,
+    /// `avx512`; on Arm `neon`, `neon_dot`, `neon_i8mm`).
     /// A name that is unknown or beyond the processor changes nothing.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
@@ -36,26 +43,33 @@ impl Isa {
 
     /// Every instruction set that this processor can run, worst first. `HEARTH_ISA` has no effect.
     pub fn available() -> &'static [Isa] {
-        static AVAILABLE: OnceLock<&'static [Isa]> = OnceLock::new();
+        static AVAILABLE: OnceLock<Vec<Isa>> = OnceLock::new();
         AVAILABLE.get_or_init(|| {
-            let has = |names: &[&str]| {
-                let found = features();
-                names.iter().all(|name| found.iter().any(|(known, yes)| known == name && *yes))
-            };
-            if has(&["neon", "dotprod", "i8mm"]) {
-                &[Isa::Scalar, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm]
-            } else if has(&["neon", "dotprod"]) {
-                &[Isa::Scalar, Isa::Neon, Isa::NeonDot]
-            } else if has(&["neon"]) {
-                &[Isa::Scalar, Isa::Neon]
-            } else if !has(&["avx2", "fma", "f16c"]) {
-                &[Isa::Scalar]
-            } else if !has(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"]) {
-                &[Isa::Scalar, Isa::Avx2]
-            } else {
-                &[Isa::Scalar, Isa::Avx2, Isa::Avx512]
-            }
+            let found = features();
+            among(|wanted| found.iter().any(|(name, yes)| *name == wanted && *yes))
         })
+    }
+
+    /// The processor features that its kernels use.
+    fn needs(self) -> &'static [&'static str] {
+        match self {
+            Isa::Scalar => &[],
+            Isa::Avx2 => &["avx2", "fma", "f16c"],
+            Isa::AvxVnni => &["avx2", "fma", "f16c", "avxvnni"],
+            Isa::Avx512 => &[
+                "avx2",
+                "fma",
+                "f16c",
+                "avx512f",
+                "avx512bw",
+                "avx512dq",
+                "avx512vl",
+                "avx512vnni",
+            ],
+            Isa::Neon => &["neon"],
+            Isa::NeonDot => &["neon", "dotprod"],
+            Isa::NeonI8mm => &["neon", "dotprod", "i8mm"],
+        }
     }
 
     /// The name that `HEARTH_ISA` takes.
@@ -63,6 +77,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx_vnni",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
             Isa::NeonDot => "neon_dot",
@@ -110,6 +125,11 @@ pub fn features() -> Vec<(&'static str, bool)> {
     Vec::new()
 }
 
+/// Those whose features are all there.
+fn among(has: impl Fn(&str) -> bool) -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.needs().iter().all(|name| has(name))).collect()
+}
+
 /// The one of that name, else the best.
 fn chosen(available: &[Isa], name: &str) -> Isa {
     let named = available.iter().find(|isa| isa.name() == name.trim());
@@ -129,6 +149,24 @@ mod tests {
         if let Ok(name) = std::env::var("EXPECTED_ISA") {
             assert_eq!(Isa::available().last().map(|isa| isa.name()), Some(name.as_str()));
         }
+    }
+
+    #[test]
+    fn features_decide() {
+        let of = |names: &str| among(|wanted| names.split(' ').any(|name| name == wanted));
+        let avx512 = "avx512f avx512bw avx512dq avx512vl avx512vnni";
+        assert_eq!(of(""), [Isa::Scalar]);
+        assert_eq!(of("avx2 fma"), [Isa::Scalar]);
+        assert_eq!(of("avx2 fma f16c"), [Isa::Scalar, Isa::Avx2]);
+        assert_eq!(of("avx2 fma f16c avxvnni"), [Isa::Scalar, Isa::Avx2, Isa::AvxVnni]);
+        // AVX-512 has its own products of bytes; a processor need not have the shorter ones too.
+        assert_eq!(of(&format!("avx2 fma f16c {avx512}")), [Isa::Scalar, Isa::Avx2, Isa::Avx512]);
+        let all = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+        assert_eq!(of(&format!("avx2 fma f16c avxvnni {avx512}")), all);
+        assert_eq!(of("neon i8mm"), [Isa::Scalar, Isa::Neon]);
+        assert_eq!(of("neon dotprod"), [Isa::Scalar, Isa::Neon, Isa::NeonDot]);
+        let all = [Isa::Scalar, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
+        assert_eq!(of("neon dotprod i8mm"), all);
     }
 
     #[test]

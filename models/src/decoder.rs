@@ -287,6 +287,7 @@ impl<B: Backend> Model for Decoder<B> {
 
     fn drop_adapters(&mut self, slot: LoraSlot) {
         if self.slots.remove(&slot) {
+            self.ops.forget(slot);
             for role in adapter::targets(&self.config) {
                 if let Some(deltas) = self.deltas(role) {
                     deltas.drop(slot);

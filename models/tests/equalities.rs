@@ -451,7 +451,7 @@ fn instruction_set_changes_nothing() {
         .collect();
     assert_eq!(hashes.len(), Isa::available().len());
     for (isa, hash) in Isa::available().iter().zip(&hashes) {
-        println!("{:<8}{hash}", isa.name());
+        println!("{:<10}{hash}", isa.name());
         assert_eq!(hash, &hashes[0], "{} against {}", isa.name(), Isa::available()[0].name());
     }
 }

@@ -189,17 +189,19 @@ enum Outcome {
 
 impl Engine {
     fn run(mut self) {
-        while self.wait_for_work() {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.step())) {
-                self.start_over(&panic_message(&*panic));
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| self.wait_for_work() && self.step())) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(panic) => self.start_over(&panic_message(&*panic)),
             }
         }
         self.put_away();
     }
 
     /// One step: asks for a pass, and takes what the one before it gave; its own too, where nobody
-    /// can go on without.
-    fn step(&mut self) {
+    /// can go on without. There is a next one.
+    fn step(&mut self) -> bool {
         self.drop_closed();
         self.mind_readers();
         self.take_loaded();
@@ -210,6 +212,7 @@ impl Engine {
         if let Some(own) = self.flight.take_if(|own| !self.scheduler.runs_on(&own.batch)) {
             self.land(own);
         }
+        true
     }
 
     /// The first half of a step: schedules, and runs.
@@ -266,12 +269,12 @@ impl Engine {
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
         self.known.push(group[0].id);
-        if let Err(error) = self.hold_adapters(&group) {
+        if let Err(message) = caught(|| self.hold_adapters(&group)) {
             for submission in group {
                 self.runner.release(submission.id);
                 let mut live = Live::new(submission, &self.masks, false);
                 live.leave();
-                live.fail(&error.to_string());
+                live.fail(&message);
             }
             return;
         }

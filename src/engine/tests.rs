@@ -19,6 +19,9 @@ const NOT_A_NUMBER: TokenId = 501;
 /// and one for which it gives too few, on which the engine itself panics.
 const TOO_FEW: TokenId = 502;
 
+/// Adapters that it does not take.
+const PANIC_ADAPTERS: LoraSlot = LoraSlot(4);
+
 /// A model that fails on demand.
 struct Faulty(Box<dyn Model>);
 
@@ -53,6 +56,7 @@ impl Model for Faulty {
         slot: LoraSlot,
         adapters: &[(Arc<Adapter>, f32)],
     ) -> Result<(), Error> {
+        assert!(slot != PANIC_ADAPTERS, "asked to");
         self.0.put_adapters(slot, adapters)
     }
 
@@ -373,6 +377,9 @@ fn a_panic_fails_its_batch_and_nothing_else() {
     assert!(answer.failed.unwrap().contains("no token to choose"));
     let answer = ask(&handle, greedy(&[1, TOO_FEW], 5));
     assert!(answer.failed.unwrap().contains("out of range"));
+    let adapters = super::adapter_tests::sets().pop().unwrap();
+    let answer = ask(&handle, GenerateRequest { adapters, ..greedy(&[1, 2], 5) });
+    assert!(answer.failed.unwrap().contains("asked to"));
     wait_until_idle(&handle);
     assert_eq!(handle.stats().kv_blocks_used.load(Ordering::Relaxed), 0);
     assert_eq!(ask(&handle, greedy(&[1, 2], 5)).tokens.len(), 5, "the engine goes on");

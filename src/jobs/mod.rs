@@ -1,9 +1,9 @@
 //! Durable background work: batches of requests, every line run once whatever happens meanwhile.
 //!
 //! [`Batches`] owns the `batch` objects on their way from `validating` to their end; `work` takes
-//! them along it, `lines` reads their input, `runner`, which knows nothing of batches, says whose
-//! turn it is, and `places` which of them the next line is of. A line is run by an [`Executor`],
-//! which the house above brings: never upward.
+//! them along it, `lines` reads their input, and `runner`, which knows nothing of batches, says
+//! whose turn it is; the next line is of the key that has fewest [`places`](crate::places). A line
+//! is run by an [`Executor`], which the house above brings: never upward.
 //! What a line gave is kept in the transaction that counts it. So after a `kill -9` those are run
 //! that are not there, and nothing is told twice; only when all is there, or time is up, the lines
 //! become files, in the transaction that ends the batch. [`sweep`] clears out what is over. Runs on
@@ -12,7 +12,6 @@
 
 mod batch;
 mod lines;
-mod places;
 mod runner;
 mod sweep;
 mod work;

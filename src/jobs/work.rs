@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use super::batch::{self, Done};
 use super::lines::{self, Line, Lines};
-use super::places::{Place, Places};
 use super::runner::Stop;
 use super::{Answer, Batches, Executor, Fault, Job, Later, known};
 use crate::error::Error;
 use crate::files::{NewFile, Writing};
+use crate::places::{Place, Places};
 use crate::store::{Document, Kind, Tx};
 use crate::types::{Tenant, unix_now_s};
 
@@ -54,7 +54,7 @@ struct Stage {
 
 impl Worker {
     pub(super) fn new(batches: Arc<Batches>, executor: Arc<dyn Executor>) -> Self {
-        let places = Arc::new(Places::new(executor.at_once().max(1)));
+        let places = Places::new(executor.at_once().max(1));
         let turns = || Arc::new(Semaphore::new(1));
         Self { batches, executor, places, long: turns(), short: turns() }
     }

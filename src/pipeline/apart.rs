@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use crate::error::Error;
+use crate::places::Places;
+use crate::types::Tenant;
 
 /// Threads that may wait which requests take up at most.
 pub const THREADS: usize = PROMPTS + READS;
@@ -18,58 +18,96 @@ const LONG_PROMPTS: usize = 2;
 /// Adapters that are read at once. A disk that hangs holds so many threads, and no prompt.
 const READS: usize = 2;
 
-/// Places for each kind.
+/// Places for each kind, of which every key has its share: one with many long prompts delays its
+/// own.
 #[derive(Clone)]
 pub(super) struct Apart {
-    prompts: Arc<Semaphore>,
-    long_prompts: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
+    prompts: Arc<Places>,
+    long_prompts: Arc<Places>,
+    reads: Arc<Places>,
 }
 
 impl Apart {
     pub fn new() -> Self {
-        let places = |count| Arc::new(Semaphore::new(count));
-        let (prompts, long_prompts) = (places(PROMPTS), places(LONG_PROMPTS));
-        Self { prompts, long_prompts, reads: places(READS) }
+        let (prompts, long_prompts) = (Places::new(PROMPTS), Places::new(LONG_PROMPTS));
+        Self { prompts, long_prompts, reads: Places::new(READS) }
     }
 
     /// Work on a prompt of so many bytes: a long one must not stop other streams, and many of them
     /// must not take all the memory.
     pub async fn encode<T: Send + 'static>(
         &self,
+        tenant: Tenant,
         len_bytes: usize,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         match len_bytes >= LONG_PROMPT_BYTES {
             // In this order: who waits for the first holds no place of the others.
-            true => run(&[&self.long_prompts, &self.prompts], work).await,
-            false => run(&[&self.prompts], work).await,
+            true => run(tenant, &[&self.long_prompts, &self.prompts], work).await,
+            false => run(tenant, &[&self.prompts], work).await,
         }
     }
 
     /// Work that reads files.
     pub async fn read<T: Send + 'static>(
         &self,
+        tenant: Tenant,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        run(&[&self.reads], work).await
+        run(tenant, &[&self.reads], work).await
     }
 }
 
 /// Takes a place of each of these.
 async fn run<T: Send + 'static>(
-    places: &[&Arc<Semaphore>],
+    tenant: Tenant,
+    places: &[&Arc<Places>],
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let failed = |why: String| Error::Internal(format!("preparing the request failed: {why}"));
     let mut taken = Vec::with_capacity(places.len());
     for places in places {
-        let place = Arc::clone(places).acquire_owned().await;
-        taken.push(place.map_err(|e| failed(e.to_string()))?);
+        taken.push(Arc::clone(places).take(tenant).await);
     }
     let working = tokio::task::spawn_blocking(move || {
         let _taken = taken; // kept to the end even when the client goes away before
         work()
     });
-    working.await.unwrap_or_else(|e| Err(failed(e.to_string())))
+    let failed = |why| Error::Internal(format!("preparing the request failed: {why}"));
+    working.await.unwrap_or_else(|why| Err(failed(why)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_with_many_long_prompts_delays_its_own() {
+        let (apart, begun) = (Apart::new(), Arc::new(Mutex::new(Vec::new())));
+        let (open, gate) = channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let mut tasks = tokio::task::JoinSet::new();
+        for (i, id) in [1, 1, 1, 1, 1, 1, 1, 2].into_iter().enumerate() {
+            let (apart, begun, gate) = (apart.clone(), Arc::clone(&begun), Arc::clone(&gate));
+            tasks.spawn(async move {
+                let tenant = Tenant { id, ..Tenant::default() };
+                let work = move || {
+                    begun.lock().unwrap().push(id);
+                    if i < LONG_PROMPTS {
+                        gate.lock().unwrap().recv().unwrap();
+                    }
+                    Ok(())
+                };
+                apart.encode(tenant, LONG_PROMPT_BYTES, work).await
+            });
+            // It has its place, or stands in the line.
+            tokio::task::yield_now().await;
+        }
+        (0..LONG_PROMPTS).for_each(|_| open.send(()).unwrap());
+        assert!(tasks.join_all().await.iter().all(Result::is_ok));
+        let at = begun.lock().unwrap().iter().position(|id| *id == 2).unwrap();
+        assert!(at <= LONG_PROMPTS + 1, "the other key's turn was number {at}");
+    }
 }

@@ -115,7 +115,8 @@ impl Pipeline {
         let dimensions = check_dimensions(model, request.dimensions)?;
         let (len, inputs, encoder) = (request.len_bytes(), request.inputs, model.clone());
         let (truncate, tenant) = (request.truncate, request.tenant);
-        let texts = self.apart.encode(len, move || encode(&encoder, inputs, truncate)).await?;
+        let texts =
+            self.apart.encode(tenant, len, move || encode(&encoder, inputs, truncate)).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let vectors = model.queue().submit(tenant, texts).map_err(|error| match error {
             SubmitError::QueueFull { waiting, retry_after } => {

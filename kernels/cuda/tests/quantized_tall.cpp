@@ -12,12 +12,14 @@ struct Launch {
 
 static size_t shared_bytes(const Format &format, const Launch &launch) {
     std::string name = format.name;
-    size_t slot = 160;
-    if (name == "q2_k") slot = 96;
-    if (name == "q8_0") slot = 288;
-    for (const char *wide : {"q4_1", "q5_0", "q5_1", "q5_k", "q6_k"}) {
-        if (name == wide) slot = 224;
+    size_t slot = 176;
+    if (name == "q2_k") slot = 112;
+    for (const char *narrow : {"q3_k", "q4_k", "iq4_xs"}) {
+        if (name == narrow) slot = 144;
     }
+    if (name == "q5_0" || name == "q5_1") slot = 208;
+    if (name == "q6_k") slot = 240;
+    if (name == "q8_0") slot = 304;
     size_t scales = name == "q4_k" || name == "q5_k" ? 8192 : 16384;
     return 1024 + 2 * (512 * launch.most + 128 * slot) + scales;
 }

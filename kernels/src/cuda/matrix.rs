@@ -46,8 +46,8 @@ pub(super) struct Names {
     pub linear: [&'static str; 4],
     pub wide: [&'static str; 2],
     pub tall: [&'static str; 2],
-    /// Bytes of a row of W in shared memory, in a wide or tall product.
-    pub slot: usize,
+    /// Bytes of a row of W in shared memory, in a wide and in a tall product.
+    pub slots: [usize; 2],
     /// Two scales are those of 64 weights.
     pub one_pair: bool,
     pub dequantize: &'static str,
@@ -55,7 +55,7 @@ pub(super) struct Names {
 }
 
 macro_rules! formats {
-    ($($dtype:ident $text:literal $slot:literal),* $(,)?) => {
+    ($($dtype:ident $text:literal $wide:literal $tall:literal),* $(,)?) => {
         pub(super) fn names(dtype: DType) -> Option<Names> {
             match dtype {
                 $(DType::$dtype => Some(Names {
@@ -73,7 +73,7 @@ macro_rules! formats {
                         concat!("linear_", $text, "_t64"),
                         concat!("linear_", $text, "_t128"),
                     ],
-                    slot: $slot,
+                    slots: [$wide, $tall],
                     one_pair: matches!(DType::$dtype, DType::Q4K | DType::Q5K),
                     dequantize: concat!("dequantize_", $text),
                     gather: concat!("gather_", $text),
@@ -84,19 +84,19 @@ macro_rules! formats {
     };
 }
 formats! {
-    Q4_0 "q4_0" 160,
-    Q4_1 "q4_1" 224,
-    Q5_0 "q5_0" 224,
-    Q5_1 "q5_1" 224,
-    Q8_0 "q8_0" 288,
-    Q2K "q2_k" 96,
-    Q3K "q3_k" 160,
-    Q4K "q4_k" 160,
-    Q5K "q5_k" 224,
-    Q6K "q6_k" 224,
-    IQ4NL "iq4_nl" 160,
-    IQ4XS "iq4_xs" 160,
-    MXFP4 "mxfp4" 160,
+    Q4_0 "q4_0" 160 176,
+    Q4_1 "q4_1" 224 176,
+    Q5_0 "q5_0" 224 208,
+    Q5_1 "q5_1" 224 208,
+    Q8_0 "q8_0" 288 304,
+    Q2K "q2_k" 96 112,
+    Q3K "q3_k" 160 144,
+    Q4K "q4_k" 160 144,
+    Q5K "q5_k" 224 176,
+    Q6K "q6_k" 224 240,
+    IQ4NL "iq4_nl" 160 176,
+    IQ4XS "iq4_xs" 160 144,
+    MXFP4 "mxfp4" 160 176,
 }
 
 /// Bytes of a matrix on their way to the device.

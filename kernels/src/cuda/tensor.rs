@@ -27,17 +27,17 @@ impl Gpu {
     /// The kernel for so many rows, if there is one and the device has the shared memory for it.
     pub(super) fn tensor_shape(&self, names: &Names, count: usize) -> Option<Shape> {
         let wide = |i: usize, x: usize| {
-            let shared = 3 * (64 * names.slot + 512 * x) + 128 * 64;
+            let shared = 3 * (64 * names.slots[0] + 512 * x) + 128 * 64;
             Shape { name: names.wide[i], rows: [x, 64], shared }
         };
         let tall = |i: usize, x: usize| {
             let scales = if names.one_pair { 8192 } else { 16384 };
-            let shared = 1024 + 2 * (512 * x + 128 * names.slot) + scales;
+            let shared = 1024 + 2 * (512 * x + 128 * names.slots[1]) + scales;
             Shape { name: names.tall[i], rows: [x, 128], shared }
         };
         let shape = match count {
             ..=16 => wide(0, 16),
-            ..=WIDE => wide(1, 32),
+            17..=WIDE => wide(1, 32),
             _ if count > self.tall_rows => return None,
             ..=64 => tall(0, 64),
             _ => tall(1, 128),

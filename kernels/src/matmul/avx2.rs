@@ -1,4 +1,6 @@
-//! AVX2: a tile is two registers of 8 columns; both go through a step before the next one.
+//! AVX2: a tile is two registers of 8 columns; both go through a step before the next one. With
+//! AVX-VNNI the same, but for the products of bytes (`dots.rs` has both) and what they want to be
+//! given: codes stay unsigned, and x needs no preparation.
 
 #![allow(clippy::needless_range_loop)] // rows and halves are numbers
 
@@ -15,49 +17,50 @@ use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, sca
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
 use codes::{Scales, halves, min_pairs, step_scales};
-use dots::{Input, Step, dots, is_biased};
-use prepare::{BIAS_STEP, WIDE_STEP, prepare};
+pub(super) use dots::{FOURS, PAIRS};
+use dots::{Input, Step, add_pairs, dots, is_biased, is_signed, ones};
+use prepare::prepare;
 
-/// The offset that makes a signed byte of a code.
+/// The offset that is gone when a byte of a code is made a signed one.
 const SIGNED: i32 = 128;
 
 /// Distance of prefetches, in bytes.
 const AHEAD: usize = 4096;
 
-/// Rows for which codes of eight bits are not widened, and for which others are not unpacked into
-/// memory first.
+/// Rows for which codes of eight bits are not widened (by PAIRS), and for which others are not
+/// unpacked into memory first.
 const FEW: usize = 16;
 const FEWER: usize = 3;
 
 /// Float sums of the 16 columns of a row.
 type Sums = [__m256; 2];
 
-/// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
+/// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]), with the products `WITH`.
 ///
 /// # Safety
-/// The processor has the features; `tiles` and `rows` lie within the job, and nobody else touches
-/// these columns of these rows of y. The weights are quantised.
+/// The processor has the features and these products; `tiles` and `rows` lie within the job, and
+/// nobody else touches these columns of these rows of y. The weights are quantised.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+pub(super) unsafe fn run<const WITH: u8>(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     thread_local! {
         static PREPARED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
     debug_assert!(rows.len() <= ROWS_MAX);
     let few = match &job.w.storage {
-        Storage::Blocks(record) | Storage::Supers(record) if record.codes.offset == SIGNED => FEW,
+        Storage::Blocks(r) | Storage::Supers(r) if is_signed(WITH, r.codes.offset) => FEW,
         _ => FEWER,
     };
     PREPARED.with_borrow_mut(|prepared| {
         // SAFETY: passed on from the caller.
         unsafe {
-            if rows.len() > few {
+            if WITH == PAIRS && rows.len() > few {
                 prepare(job, rows.clone(), prepared);
             }
             for tile in tiles {
                 match rows.len() {
-                    1 => run_tile::<1>(job, tile, rows.clone(), prepared),
-                    count if count <= few => run_tile::<FEW>(job, tile, rows.clone(), prepared),
-                    _ => run_tile::<ROWS_MAX>(job, tile, rows.clone(), prepared),
+                    1 => run_tile::<WITH, 1>(job, tile, rows.clone(), prepared),
+                    n if n <= few => run_tile::<WITH, FEW>(job, tile, rows.clone(), prepared),
+                    _ => run_tile::<WITH, ROWS_MAX>(job, tile, rows.clone(), prepared),
                 }
             }
         }
@@ -66,39 +69,39 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 
 /// One tile for one row, for at most [`FEW`], or for at most [`ROWS_MAX`]. The sums of a single row
 /// stay in registers: in memory every step would wait for the one before it. `prepared` is what
-/// [`prepare`] has made of many rows.
+/// [`prepare`] has made of many rows, for PAIRS.
 ///
 /// # Safety
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn run_tile<const ROWS: usize>(
+unsafe fn run_tile<const WITH: u8, const ROWS: usize>(
     job: &Job,
     tile: usize,
     rows: Range<usize>,
     prepared: &[u64],
 ) {
-    let prepared = prepared.as_ptr().cast();
+    let x = prepared.as_ptr().cast();
     // SAFETY: passed on from the caller; the constants are those of the record.
     unsafe {
         match &job.w.storage {
             Storage::Blocks(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.scale) {
-                (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE, ROWS>(job, r, tile, rows, prepared),
-                (8, 0, 128, _) => blocks::<8, 0, 128, HALF, ROWS>(job, r, tile, rows, prepared),
-                (4, 0, 128, _) => blocks::<4, 0, 128, HALF, ROWS>(job, r, tile, rows, prepared),
-                (4, 0, 12, _) => blocks::<4, 0, 12, BRAIN, ROWS>(job, r, tile, rows, prepared),
-                (4, 0, 8, _) => blocks::<4, 0, 8, HALF, ROWS>(job, r, tile, rows, prepared),
-                (4, 0, 0, _) => blocks::<4, 0, 0, HALF, ROWS>(job, r, tile, rows, prepared),
-                (4, 1, 16, _) => blocks::<4, 1, 16, HALF, ROWS>(job, r, tile, rows, prepared),
-                (4, 1, 0, _) => blocks::<4, 1, 0, HALF, ROWS>(job, r, tile, rows, prepared),
+                (8, 0, 128, F32) => blocks::<8, 0, 128, WIDE, WITH, ROWS>(job, r, tile, rows, x),
+                (8, 0, 128, _) => blocks::<8, 0, 128, HALF, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 0, 128, _) => blocks::<4, 0, 128, HALF, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 0, 12, _) => blocks::<4, 0, 12, BRAIN, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 0, 8, _) => blocks::<4, 0, 8, HALF, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 0, 0, _) => blocks::<4, 0, 0, HALF, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 1, 16, _) => blocks::<4, 1, 16, HALF, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 1, 0, _) => blocks::<4, 1, 0, HALF, WITH, ROWS>(job, r, tile, rows, x),
                 _ => super::scalar::run(job, tile..tile + 1, rows),
             },
             Storage::Supers(r) => match (r.codes.lo, r.codes.hi, r.codes.offset, r.codes.sub) {
-                (4, 0, 128, 32) => supers::<4, 0, 128, 32, ROWS>(job, r, tile, rows, prepared),
-                (4, 0, 0, 32) => supers::<4, 0, 0, 32, ROWS>(job, r, tile, rows, prepared),
-                (4, 1, 0, 32) => supers::<4, 1, 0, 32, ROWS>(job, r, tile, rows, prepared),
-                (4, 2, 32, 16) => supers::<4, 2, 32, 16, ROWS>(job, r, tile, rows, prepared),
-                (2, 1, 4, 16) => supers::<2, 1, 4, 16, ROWS>(job, r, tile, rows, prepared),
-                (2, 0, 0, 16) => supers::<2, 0, 0, 16, ROWS>(job, r, tile, rows, prepared),
+                (4, 0, 128, 32) => supers::<4, 0, 128, 32, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 0, 0, 32) => supers::<4, 0, 0, 32, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 1, 0, 32) => supers::<4, 1, 0, 32, WITH, ROWS>(job, r, tile, rows, x),
+                (4, 2, 32, 16) => supers::<4, 2, 32, 16, WITH, ROWS>(job, r, tile, rows, x),
+                (2, 1, 4, 16) => supers::<2, 1, 4, 16, WITH, ROWS>(job, r, tile, rows, x),
+                (2, 0, 0, 16) => supers::<2, 0, 0, 16, WITH, ROWS>(job, r, tile, rows, x),
                 _ => super::scalar::run(job, tile..tile + 1, rows),
             },
             _ => super::scalar::run(job, tile..tile + 1, rows),
@@ -130,6 +133,7 @@ unsafe fn blocks<
     const HI: usize,
     const OFFSET: i32,
     const D: u8,
+    const WITH: u8,
     const ROWS: usize,
 >(
     job: &Job,
@@ -146,7 +150,7 @@ unsafe fn blocks<
     let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
     debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
     let record_bytes = HEAD + steps * 64 * (LO + HI);
-    let ones = _mm256_set1_epi16(1);
+    let ones = ones::<WITH>();
     for block in 0..acts.k / STEP {
         let step = block % steps;
         let at = block * acts.m + rows.start;
@@ -160,29 +164,29 @@ unsafe fn blocks<
             prefetch(record, step, steps, record_bytes);
             let codes = record.add(HEAD + step * 64 * (LO + HI));
             let scales = |half| Scales::of::<OFFSET, D>(record, step, half);
-            if ROWS < ROWS_MAX || OFFSET != SIGNED {
+            if ROWS < ROWS_MAX || WITH == PAIRS && OFFSET != SIGNED {
                 for half in 0..2 {
-                    let w = Step::<1>::new::<LO, HI, OFFSET>(codes, half, [[ones]; 2]);
+                    let w = Step::<1>::new::<WITH, LO, HI, OFFSET>(codes, half, [[ones]; 2]);
                     let scales = scales(half);
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let [[dot]] = dots::<LO, HI, OFFSET, STEP, 1, 1>(&w, x.skip(r));
+                        let [[dot]] = dots::<WITH, LO, HI, OFFSET, STEP, 1, 1>(&w, x.skip(r));
                         let acc = &mut acc.assume_init_mut()[half];
-                        scales.add_block::<OFFSET>(acts, at + r, dot, acc);
+                        scales.add_block::<WITH, OFFSET>(acts, at + r, dot, acc);
                     }
                 }
                 continue;
             }
-            let w = Step::<2>::new::<LO, HI, OFFSET>(codes, 0, [[ones; 2]; 2]);
+            let w = Step::<2>::new::<WITH, LO, HI, OFFSET>(codes, 0, [[ones; 2]; 2]);
             let scales = [scales(0), scales(1)];
-            let x = x.wide(prepared.add(block * count * WIDE_STEP));
+            let x = x.prepared::<WITH, OFFSET, STEP>(prepared, block * count);
             macro_rules! add {
                 ($r:expr, $rows:literal) => {{
-                    let dots = dots::<LO, HI, OFFSET, STEP, $rows, 2>(&w, x.skip($r));
+                    let dots = dots::<WITH, LO, HI, OFFSET, STEP, $rows, 2>(&w, x.skip($r));
                     for (i, dots) in dots.into_iter().enumerate() {
-                        let acc = acc[$r + i].assume_init_mut();
+                        let (acc, at) = (acc[$r + i].assume_init_mut(), at + $r + i);
                         for half in 0..2 {
-                            let acc = &mut acc[half];
-                            scales[half].add_block::<OFFSET>(acts, at + $r + i, dots[half], acc);
+                            let (dot, acc) = (dots[half], &mut acc[half]);
+                            scales[half].add_block::<WITH, OFFSET>(acts, at, dot, acc);
                         }
                     }
                     $rows
@@ -205,6 +209,7 @@ unsafe fn supers<
     const HI: usize,
     const OFFSET: i32,
     const SUB: usize,
+    const WITH: u8,
     const ROWS: usize,
 >(
     job: &Job,
@@ -233,38 +238,35 @@ unsafe fn supers<
                 let codes = codes.add(step * 64 * (LO + HI));
                 let x = Input::new(job.acts.codes.as_ptr().add(at * 256 + step * STEP), 256);
                 let pair = scales.add(32 * (step * 16 / SUB));
-                let scale = |half| step_scales::<OFFSET, SUB>(pair.add(16 * half), step);
+                let scale = |half| step_scales::<WITH, OFFSET, SUB>(pair.add(16 * half), step);
                 if ROWS < ROWS_MAX {
                     for half in 0..2 {
                         let scales = scale(half).map(|s| [s]);
-                        let w = Step::<1>::new::<LO, HI, OFFSET>(codes, half, scales);
+                        let w = Step::<1>::new::<WITH, LO, HI, OFFSET>(codes, half, scales);
                         for (r, isum) in isum[..count].iter_mut().enumerate() {
-                            let [[dot]] = dots::<LO, HI, OFFSET, SUB, 1, 1>(&w, x.skip(r));
+                            let [[dot]] = dots::<WITH, LO, HI, OFFSET, SUB, 1, 1>(&w, x.skip(r));
                             add_step(isum, half, step == 0, dot);
                         }
                     }
                     continue;
                 }
                 let scale = paired(scale(0), scale(1));
-                let w = Step::<2>::new::<LO, HI, OFFSET>(codes, 0, scale);
+                let w = Step::<2>::new::<WITH, LO, HI, OFFSET>(codes, 0, scale);
                 let steps = (8 * block + step) * count;
-                let x = match OFFSET {
-                    SIGNED => x.wide(prepared.add(steps * WIDE_STEP)),
-                    _ if is_biased(OFFSET, SUB) => x.biased(prepared.add(steps * BIAS_STEP)),
-                    _ => x,
-                };
+                let x = x.prepared::<WITH, OFFSET, SUB>(prepared, steps);
                 macro_rules! add {
                     ($r:expr, $rows:literal) => {{
-                        let dots = dots::<LO, HI, OFFSET, SUB, $rows, 2>(&w, x.skip($r));
+                        let dots = dots::<WITH, LO, HI, OFFSET, SUB, $rows, 2>(&w, x.skip($r));
                         let isum = &mut isum[$r..$r + $rows];
-                        add_steps::<OFFSET, $rows>(isum, &scale[0], step == 0, dots);
+                        add_steps::<WITH, OFFSET, $rows>(isum, &scale[0], step == 0, dots);
                         $rows
                     }};
                 }
                 by_rows!(count, add);
             }
-            let done = OFFSET == SIGNED || ROWS == ROWS_MAX && is_biased(OFFSET, SUB);
-            add_super::<OFFSET, SUB>(job, scales, at, done, &isum[..count], &mut acc[..count]);
+            let biased = WITH == PAIRS && ROWS == ROWS_MAX && is_biased(OFFSET, SUB);
+            let (done, isum) = (is_signed(WITH, OFFSET) || biased, &isum[..count]);
+            add_super::<WITH, OFFSET, SUB>(job, scales, at, done, isum, &mut acc[..count]);
         }
     }
     // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
@@ -292,13 +294,13 @@ unsafe fn add_step(isum: &mut MaybeUninit<[__m256i; 2]>, half: usize, first: boo
     }
 }
 
-/// Adds a step of some rows; scales of signed bytes are multiplied here.
+/// Adds a step of some rows; codes in 16 bits are scaled here.
 ///
 /// # Safety
 /// As [`add_step`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_steps<const OFFSET: i32, const ROWS: usize>(
+unsafe fn add_steps<const WITH: u8, const OFFSET: i32, const ROWS: usize>(
     isum: &mut [MaybeUninit<[__m256i; 2]>],
     scale: &[__m256i; 2],
     first: bool,
@@ -307,7 +309,7 @@ unsafe fn add_steps<const OFFSET: i32, const ROWS: usize>(
     for (isum, dots) in isum.iter_mut().zip(dots) {
         for half in 0..2 {
             let mut dot = dots[half];
-            if OFFSET == SIGNED {
+            if is_signed(WITH, OFFSET) {
                 dot = _mm256_mullo_epi32(dot, _mm256_srai_epi32::<16>(scale[half]));
             }
             // SAFETY: the caller's promise.
@@ -320,11 +322,11 @@ unsafe fn add_steps<const OFFSET: i32, const ROWS: usize>(
 /// sums.
 ///
 /// # Safety
-/// `scales` are the scale bytes of the record, `at` is the index of the block in the activations
-/// for the first row; `isum` and `acc` are initialised.
+/// The processor has the products `WITH`; `scales` are the scale bytes of the record, `at` is the
+/// index of the block in the activations for the first row; `isum` and `acc` are initialised.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
+unsafe fn add_super<const WITH: u8, const OFFSET: i32, const SUB: usize>(
     job: &Job,
     scales: *const u8,
     at: usize,
@@ -352,8 +354,7 @@ unsafe fn add_super<const OFFSET: i32, const SUB: usize>(
             for (pair, mins) in mins[..pairs].iter().enumerate() {
                 let two = _mm256_set1_epi32(sums.add(pair).read_unaligned());
                 for half in 0..2 {
-                    let products = _mm256_madd_epi16(mins[half], two);
-                    msum[half] = _mm256_add_epi32(msum[half], products);
+                    msum[half] = add_pairs::<WITH>(msum[half], mins[half], two);
                 }
             }
             for half in 0..2 {

@@ -30,6 +30,8 @@ pub use activations::{ActivationBuffers, ActivationKind, Activations};
 pub use packed::{Packed, Rows};
 
 use crate::{Isa, Pool};
+#[cfg(target_arch = "x86_64")]
+use avx2::{FOURS, PAIRS};
 use layout::{COLUMNS, Storage};
 #[cfg(target_arch = "aarch64")]
 use neon::{DOT, MATRIX, PLAIN};
@@ -140,10 +142,13 @@ fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
         // SAFETY: as above.
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         (_, ActivationKind::Float) => unsafe { float::run(isa, job, tiles, rows) },
+        // SAFETY: as above; the products are those of the instruction set.
+        #[cfg(target_arch = "x86_64")]
+        (Isa::AvxVnni, _) => unsafe { avx2::run::<FOURS>(job, tiles, rows) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, _) => unsafe { avx2::run(job, tiles, rows) },
-        // SAFETY: as above; the products are those of the instruction set.
+        (Isa::Avx2, _) => unsafe { avx2::run::<PAIRS>(job, tiles, rows) },
+        // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         (Isa::NeonI8mm, _) => unsafe { neon::run::<DOT, MATRIX>(job, tiles, rows) },
         // SAFETY: as above.

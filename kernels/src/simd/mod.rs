@@ -55,7 +55,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         Isa::Scalar => kernel.run(scalar::Scalar),
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::run(kernel) },
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::run(kernel) },

@@ -4,9 +4,9 @@
 //! A pass is asked for without waiting; whoever wants its end waits, for a few tokens or for
 //! logits, while the next pass may be under way and read these tokens where they are. A pass in
 //! which every sequence brings one row is padded to one of a few shapes, recorded at its second
-//! appearance and replayed as one graph from then on. Adapters, mixed passes and first appearances
-//! run operation by operation, and so does every pass of a rank of several: what NCCL adds up is
-//! not recorded.
+//! appearance and replayed as one graph from then on, with its adapters until one of them goes.
+//! Mixed passes and first appearances run operation by operation, and so does every pass of a rank
+//! of several: what NCCL adds up is not recorded.
 
 mod output;
 
@@ -270,6 +270,17 @@ impl Backend for Cuda {
         let pass = &passes.recorded[&key];
         pass.graph.replay()?;
         Ok(logits(pass.logits.alias()))
+    }
+
+    fn forget(&self, slot: LoraSlot) {
+        let mut passes = lock(&self.passes);
+        let knows = |key: &PassKey| key.lora.contains(&Some(slot));
+        passes.seen.retain(|key| !knows(key));
+        if passes.recorded.keys().any(knows) {
+            // None of them is under way when it goes. An error is told to whoever asks next.
+            let _ = self.gpu.synchronize();
+            passes.recorded.retain(|key, _| !knows(key));
+        }
     }
 
     fn output(&self, logits: Rows, wanted: &mut dyn FnMut() -> Vec<Wanted>) -> Result<Pass> {

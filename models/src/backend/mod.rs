@@ -20,7 +20,7 @@ pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
 use crate::adapter::Delta;
-use crate::batch::{ForwardBatch, Output, Pass, Wanted};
+use crate::batch::{ForwardBatch, LoraSlot, Output, Pass, Wanted};
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
@@ -54,6 +54,11 @@ pub trait Backend: Send + Sized {
     ) -> Result<Self::Rows> {
         let _ = step;
         work(kv)
+    }
+
+    /// What adapters under this number add is about to go: nothing that was kept may read it.
+    fn forget(&self, slot: LoraSlot) {
+        let _ = slot;
     }
 
     /// The end of a pass: logits, or what is `wanted` of them where a backend can do that; see

@@ -198,6 +198,39 @@ fn adapters_beside_each_other() {
     assert_near(&run(&gpu, KvDType::F16), &want, limit(DType::F32), "four sequences");
 }
 
+/// Steps that are run, recorded and replayed with adapters; now and then others come under the same
+/// number.
+#[test]
+fn recorded_adapters() {
+    let Some(gpu) = gpu() else { return };
+    let config = tiny::config();
+    let adapter = |seed| Arc::new(tiny::adapter(&config, 8, Float::F32, seed).unwrap());
+    let lists = [adapter(50), adapter(51)];
+    let run = |compute: &Compute, kv: KvDType| {
+        let mut bench = Bench::new(model(&config, DType::F32, compute), kv);
+        let sequences: Vec<_> =
+            (0..3).map(|s| Sequence::new(tokens(64, s), 4 * s as u32 + 1)).collect();
+        sequences.iter().for_each(|s| drop(bench.rows(s, 0..10)));
+        let mut all = Vec::new();
+        for at in 10..34 {
+            if at % 6 == 4 {
+                bench.model.drop_adapters(LoraSlot(1));
+                let list = [(Arc::clone(&lists[at / 6 % 2]), 1.0)];
+                bench.model.put_adapters(LoraSlot(1), &list).unwrap();
+            }
+            let mut batch = ForwardBatch::empty();
+            for (i, sequence) in sequences.iter().enumerate() {
+                sequence.push(&mut batch, at..at + 1);
+                batch.run_last_with((i != 1).then_some(LoraSlot(1)));
+            }
+            all.extend(bench.forward(&batch));
+        }
+        all
+    };
+    let want = run(&plain(), KvDType::F32);
+    assert_near(&run(&gpu, KvDType::F16), &want, limit(DType::F32), "steps with adapters");
+}
+
 /// What becomes of a row with or without a pick.
 fn wanted(pick: Option<Pick>) -> Wanted {
     pick.map_or(Wanted::Logits, Wanted::Token)

@@ -4,22 +4,26 @@ use std::arch::x86_64::*;
 
 use super::super::Activations;
 use super::super::layout::{BRAIN, WIDE, book};
-use super::SIGNED;
+use super::dots::{FOURS, is_signed};
 
-/// The scales of a step, each twice in 16 bits, as [`Step`](super::dots::Step) wants them: one for
-/// every column, or two for the halves of the step.
+/// The scales of a step as [`Step`](super::dots::Step) wants them, each twice in 16 bits or once in
+/// 32: one for every column, or two for the halves of the step.
 ///
 /// # Safety
 /// `pair` points to the 16 scale bytes of 8 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn step_scales<const OFFSET: i32, const SUB: usize>(
+pub(super) unsafe fn step_scales<const WITH: u8, const OFFSET: i32, const SUB: usize>(
     pair: *const u8,
     step: usize,
 ) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
     let pairs = unsafe { scale_pairs::<OFFSET, SUB>(pair) };
-    let twice = |at: i32| {
+    let spread = |at: i32| {
+        if WITH == FOURS {
+            let high = if at == 0 { _mm256_slli_epi32::<16>(pairs) } else { pairs };
+            return _mm256_srai_epi32::<16>(high);
+        }
         let (low, high) = (at | (at + 1) << 8, (at + 4) | (at + 5) << 8);
         let (low, high) = (low | low << 16, high | high << 16);
         let order = _mm256_add_epi8(
@@ -29,10 +33,10 @@ pub(super) unsafe fn step_scales<const OFFSET: i32, const SUB: usize>(
         _mm256_shuffle_epi8(pairs, order)
     };
     if SUB == 32 {
-        let scale = if step % 2 == 1 { twice(2) } else { twice(0) };
+        let scale = if step % 2 == 1 { spread(2) } else { spread(0) };
         [scale, scale]
     } else {
-        [twice(0), twice(2)]
+        [spread(0), spread(2)]
     }
 }
 
@@ -76,13 +80,13 @@ pub(super) unsafe fn min_pairs<const OFFSET: i32, const SUB: usize>(
 }
 
 /// The groups of a step of 8 columns as bytes: codes, or levels where the offset is that of a book;
-/// signed where it is 128.
+/// made signed where [`is_signed`].
 ///
 /// # Safety
 /// `step` points to a step of this shape, moved on to a half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn unpack<const LO: usize, const HI: usize, const OFFSET: i32>(
+pub(super) unsafe fn unpack<const WITH: u8, const LO: usize, const HI: usize, const OFFSET: i32>(
     step: *const u8,
 ) -> [__m256i; 8] {
     // SAFETY: the caller's promise; there are LO + HI planes.
@@ -104,7 +108,7 @@ pub(super) unsafe fn unpack<const LO: usize, const HI: usize, const OFFSET: i32>
             let book = unsafe { _mm_loadu_si128(book.as_ptr().cast()) };
             *w = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(book), *w);
         }
-        if OFFSET == SIGNED {
+        if is_signed(WITH, OFFSET) {
             *w = _mm256_xor_si256(*w, _mm256_set1_epi8(-128));
         }
     }
@@ -161,7 +165,7 @@ impl Scales {
     /// The activations have this place.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn add_block<const OFFSET: i32>(
+    pub(super) unsafe fn add_block<const WITH: u8, const OFFSET: i32>(
         &self,
         acts: &Activations,
         at: usize,
@@ -171,7 +175,7 @@ impl Scales {
         // SAFETY: the caller's promise.
         let (s, sum) = unsafe { (*acts.scales.as_ptr().add(at), *acts.sums.as_ptr().add(at)) };
         let s = _mm256_set1_ps(s);
-        let shift = if OFFSET == SIGNED { 0 } else { OFFSET * sum };
+        let shift = if is_signed(WITH, OFFSET) { 0 } else { OFFSET * sum };
         let dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, _mm256_set1_epi32(shift)));
         *acc = _mm256_fmadd_ps(_mm256_mul_ps(self.d, s), dot, *acc);
         if OFFSET == 0 {

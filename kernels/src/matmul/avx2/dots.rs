@@ -1,7 +1,11 @@
 //! Sums over a step: R rows times H halves of a tile, side by side.
 //!
-//! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes
-//! of six bits or fewer stay below that, even summed over several groups:
+//! ```text
+//! PAIRS   vpmaddubsw, vpaddw   two products of an unsigned and a signed byte, summed in 16 bits
+//! FOURS   vpdpbusd             four of them, added to a sum of 32 bits (AVX-VNNI)
+//! ```
+//! `vpmaddubsw` adds two products in 16 bits, and saturates. Codes of six bits or fewer stay below
+//! that, even summed over several groups:
 //!
 //! ```text
 //! bits   largest pair          groups summed in 16 bits
@@ -16,9 +20,24 @@
 //! (`vpmaddwd`): a sum less for every product. Four codes of x are brought to all columns once for
 //! both halves: two halves of up to four rows are as many sums as there are registers for. Blocks
 //! of 32 with fewer bits go by halves in any case, since theirs are scaled after every step.
+//!
+//! `vpdpbusd` does not saturate, and a step of 32 products stays below 32 * 255 * 127, so every
+//! format takes it as it lies: no signs, no widening, no biases, and offsets go with the sums of x
+//! afterwards, as with AVX-512. Counted, not measured: instructions for 256 products in 16 columns
+//! of one row of a tile of four, without what all rows share (unpacking) and the end of a block of
+//! 256:
+//!
+//! ```text
+//!         PAIRS  FOURS
+//! Q4_K    384    288
+//! Q6_K    448    336
+//! Q4_0    544    360    a float sum every step
+//! Q8_0    760    360    a float sum every step; from 17 rows on
+//! ```
 
 #![allow(clippy::needless_range_loop)] // rows and halves are numbers
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::layout::{STEP, book};
@@ -26,12 +45,15 @@ use super::SIGNED;
 use super::codes::unpack;
 use super::prepare::{BIAS_STEP, WIDE_STEP, widen};
 
+pub(in crate::matmul) const PAIRS: u8 = 0;
+pub(in crate::matmul) const FOURS: u8 = 1;
+
 /// The codes of a step for H times 8 columns, and their scales.
 pub(super) struct Step<const H: usize> {
-    /// As bytes, by group. With an offset of 128 and both halves in 16 bits: the first and third
-    /// code of each group, then the second and fourth.
+    /// As bytes, by group. Signed ones and both halves, in 16 bits: the first and third code of
+    /// each group, then the second and fourth.
     codes: [[__m256i; H]; 16],
-    /// Each twice in 16 bits, of either half of the step.
+    /// Of either half of the step: each twice in 16 bits for PAIRS, once in 32 for FOURS.
     pub(super) scales: [[__m256i; H]; 2],
 }
 
@@ -41,7 +63,12 @@ impl<const H: usize> Step<H> {
     /// # Safety
     /// The processor has AVX2; `step` points to a step of this shape.
     #[inline(always)]
-    pub(super) unsafe fn new<const LO: usize, const HI: usize, const OFFSET: i32>(
+    pub(super) unsafe fn new<
+        const WITH: u8,
+        const LO: usize,
+        const HI: usize,
+        const OFFSET: i32,
+    >(
         step: *const u8,
         first: usize,
         scales: [[__m256i; H]; 2],
@@ -50,9 +77,9 @@ impl<const H: usize> Step<H> {
         unsafe {
             let mut codes = [[_mm256_setzero_si256(); H]; 16];
             for half in 0..H {
-                let bytes = unpack::<LO, HI, OFFSET>(step.add(32 * (first + half)));
+                let bytes = unpack::<WITH, LO, HI, OFFSET>(step.add(32 * (first + half)));
                 for (g, bytes) in bytes.into_iter().enumerate() {
-                    if OFFSET == SIGNED && H == 2 {
+                    if is_signed(WITH, OFFSET) && H == 2 {
                         [codes[g][half], codes[g + 8][half]] = widen(bytes);
                     } else {
                         codes[g][half] = bytes;
@@ -87,14 +114,20 @@ impl Input {
         Input { q, bias: self.bias.wrapping_add(rows * BIAS_STEP), ..self }
     }
 
-    /// The same rows with 16 bits a code.
-    pub(super) fn wide(self, q: *const i8) -> Input {
-        Input { q, stride: WIDE_STEP, ..self }
-    }
-
-    /// The same rows with biases.
-    pub(super) fn biased(self, bias: *const i8) -> Input {
-        Input { bias, ..self }
+    /// The same rows with what `prepare` has made of them for PAIRS, `at` steps of rows further on.
+    pub(super) fn prepared<const WITH: u8, const OFFSET: i32, const SUB: usize>(
+        self,
+        made: *const i8,
+        at: usize,
+    ) -> Input {
+        match OFFSET {
+            _ if WITH != PAIRS => self,
+            SIGNED => Input { q: made.wrapping_add(at * WIDE_STEP), stride: WIDE_STEP, ..self },
+            _ if is_biased(OFFSET, SUB) => {
+                Input { bias: made.wrapping_add(at * BIAS_STEP), ..self }
+            }
+            _ => self,
+        }
     }
 
     /// Four bytes of a row, in all columns.
@@ -114,9 +147,10 @@ impl Input {
 /// The sums over a step, times its scales (those of 16 bits per code are without).
 ///
 /// # Safety
-/// The processor has AVX2; `x` has R rows.
+/// The processor has AVX2 and the products `WITH`; `x` has R rows.
 #[inline(always)]
 pub(super) unsafe fn dots<
+    const WITH: u8,
     const LO: usize,
     const HI: usize,
     const OFFSET: i32,
@@ -129,6 +163,9 @@ pub(super) unsafe fn dots<
 ) -> [[__m256i; H]; R] {
     // SAFETY: the caller's promise.
     unsafe {
+        if WITH == FOURS {
+            return dots_of_fours::<SUB, R, H>(step, x);
+        }
         let mut dots = [[_mm256_setzero_si256(); H]; R];
         if OFFSET == SIGNED && H == 2 {
             for (i, w) in step.codes.iter().enumerate() {
@@ -170,6 +207,123 @@ pub(super) unsafe fn dots<
         }
         dots
     }
+}
+
+/// [`dots`] with FOURS.
+///
+/// # Safety
+/// The processor has AVX-VNNI; `x` has R rows.
+#[inline(always)]
+unsafe fn dots_of_fours<const SUB: usize, const R: usize, const H: usize>(
+    step: &Step<H>,
+    x: Input,
+) -> [[__m256i; H]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut dots = [[_mm256_setzero_si256(); H]; R];
+        for first in (0..STEP / 4).step_by(SUB / 4) {
+            let mut sums = [[_mm256_setzero_si256(); H]; R];
+            // Written one after the other: a loop of them would remain a loop.
+            macro_rules! add {
+                ($($group:literal)*) => {
+                    $(add_group(&mut sums, step, x, first + $group);)*
+                };
+            }
+            add!(0 1 2 3);
+            if SUB == STEP {
+                add!(4 5 6 7);
+            }
+            for r in 0..R {
+                for h in 0..H {
+                    let scaled = _mm256_mullo_epi32(sums[r][h], step.scales[first * 4 / SUB][h]);
+                    dots[r][h] = _mm256_add_epi32(dots[r][h], scaled);
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// Adds one group of each row and half.
+///
+/// # Safety
+/// As [`dots_of_fours`]; there is such a group.
+#[inline(always)]
+unsafe fn add_group<const R: usize, const H: usize>(
+    sums: &mut [[__m256i; H]; R],
+    step: &Step<H>,
+    x: Input,
+    group: usize,
+) {
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let four = x.four(r, group);
+            for h in 0..H {
+                sums[r][h] = add_fours(sums[r][h], step.codes[group][h], four);
+            }
+        }
+    }
+}
+
+/// Adds to every lane four products of an unsigned byte of `w` and a signed one of `q`.
+///
+/// Written out, since an intrinsic comes into a function only where the function has its feature:
+/// so the functions of AVX2 serve both kinds of products.
+///
+/// # Safety
+/// The processor has AVX-VNNI.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_fours(sum: __m256i, w: __m256i, q: __m256i) -> __m256i {
+    let mut sum = sum;
+    // SAFETY: the caller's promise; only `sum` changes.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpbusd {sum}, {w}, {q}",
+            sum = inout(ymm_reg) sum,
+            w = in(ymm_reg) w,
+            q = in(ymm_reg) q,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+/// Adds to every lane two products of signed numbers of 16 bits.
+///
+/// # Safety
+/// The processor has the products `WITH`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn add_pairs<const WITH: u8>(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    if WITH == PAIRS {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    }
+    let mut sum = sum;
+    // SAFETY: the caller's promise; only `sum` changes.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpwssd {sum}, {a}, {b}",
+            sum = inout(ymm_reg) sum,
+            a = in(ymm_reg) a,
+            b = in(ymm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+/// Scales that change nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn ones<const WITH: u8>() -> __m256i {
+    if WITH == FOURS { _mm256_set1_epi32(1) } else { _mm256_set1_epi16(1) }
+}
+
+/// Whether codes are made signed bytes, so that their offset is gone.
+pub(super) const fn is_signed(with: u8, offset: i32) -> bool {
+    with == PAIRS && offset == SIGNED
 }
 
 /// # Safety

@@ -1,22 +1,20 @@
-//! Places of lines: a bounded number for all batches, of which keys have their shares.
+//! Places: a bounded number, of which keys have their shares.
 //!
 //! A place that is free goes to the key that has fewest for its weight, and of those to who waits
-//! longest. So a key with one batch is not behind one with ten, in its own project or another. Who
-//! comes waits for a line to end: nobody is told to leave a place. A batch that keeps what a line
-//! gave asks for the next place after that, and leaves this one to others meanwhile.
+//! longest; work in the background comes after all other. So a key that wants one is not behind one
+//! that wants hundreds. Who has a place is never told to leave it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 use crate::types::Tenant;
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Places {
+pub struct Places {
     state: Mutex<State>,
-    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -33,48 +31,48 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     number: u64,
-    key: u64,
-    weight: u32,
+    tenant: Tenant,
+    turn: oneshot::Sender<Place>,
 }
 
 /// One of them, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     places: Arc<Places>,
     key: u64,
 }
 
 /// Who stands in the line, until it is dropped.
 struct Standing<'a> {
-    places: &'a Places,
+    places: &'a Arc<Places>,
     number: u64,
 }
 
 impl Places {
-    pub(super) fn new(count: usize) -> Self {
+    /// So many.
+    pub fn new(count: usize) -> Arc<Self> {
         let state = State { free: count, taken: HashMap::new(), line: Vec::new(), number: 0 };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     /// Waits for one.
-    pub(super) async fn take(self: Arc<Self>, tenant: Tenant) -> Place {
-        let standing = self.stand(tenant);
-        loop {
-            // Asked for before the look, so that no change is missed in between.
-            let changed = self.changed.notified();
-            if self.state().enter(standing.number) {
-                return Place { places: Arc::clone(&self), key: tenant.key() };
-            }
-            changed.await;
-        }
+    pub async fn take(self: Arc<Self>, tenant: Tenant) -> Place {
+        let (turn, place) = oneshot::channel();
+        let number = self.state().stand(tenant, turn);
+        let _standing = Standing { places: &self, number };
+        self.give();
+        place.await.expect("who stands in the line gets a place; this is a bug")
     }
 
-    fn stand(&self, tenant: Tenant) -> Standing<'_> {
+    /// Gives places that are free to those whose turn it is.
+    fn give(self: &Arc<Self>) {
         let mut state = self.state();
-        let (number, key, weight) = (state.number, tenant.key(), tenant.weight.max(1));
-        state.number += 1;
-        state.line.push(Waiting { number, key, weight });
-        Standing { places: self, number }
+        let given: Vec<_> = std::iter::from_fn(|| state.next()).collect();
+        drop(state);
+        for Waiting { tenant, turn, .. } in given {
+            // Who has left meanwhile drops the place, and another gets it.
+            drop(turn.send(Place { places: Arc::clone(self), key: tenant.key() }));
+        }
     }
 
     /// Counts: whoever panicked beside them left them whole.
@@ -84,29 +82,35 @@ impl Places {
 }
 
 impl State {
-    /// Gives a place to who has this number, if it is its turn.
-    fn enter(&mut self, number: u64) -> bool {
+    fn stand(&mut self, tenant: Tenant, turn: oneshot::Sender<Place>) -> u64 {
+        let number = self.number;
+        self.number += 1;
+        self.line.push(Waiting { number, tenant, turn });
+        number
+    }
+
+    /// Whose turn it is, which has one place more then.
+    fn next(&mut self) -> Option<Waiting> {
         /// What a place counts for a key of weight 1.
         const PLACE: u64 = 1 << 32;
-        let taken = |key| self.taken.get(&key).copied().unwrap_or_default() as u64;
-        let share = |one: &Waiting| (taken(one.key) + 1) * PLACE / u64::from(one.weight);
-        // The first of those that are equal.
-        let next = self.line.iter().enumerate().min_by_key(|(_, one)| share(one));
-        let Some((at, key)) = next.map(|(at, one)| (at, one.key)) else { return false };
-        let is_its_turn = self.free > 0 && self.line[at].number == number;
-        if is_its_turn {
-            self.line.remove(at);
-            self.free -= 1;
-            *self.taken.entry(key).or_default() += 1;
+        if self.free == 0 {
+            return None;
         }
-        is_its_turn
+        let taken = |key| self.taken.get(&key).copied().unwrap_or_default() as u64;
+        let share = |one: &Tenant| (taken(one.key()) + 1) * PLACE / u64::from(one.weight.max(1));
+        let rank = |one: &Waiting| (one.tenant.background, share(&one.tenant));
+        // The first of those that are equal.
+        let (at, _) = self.line.iter().enumerate().min_by_key(|(_, one)| rank(one))?;
+        let next = self.line.remove(at);
+        self.free -= 1;
+        *self.taken.entry(next.tenant.key()).or_default() += 1;
+        Some(next)
     }
 }
 
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         self.places.state().line.retain(|one| one.number != self.number);
-        self.places.changed.notify_waiters();
     }
 }
 
@@ -119,7 +123,7 @@ impl Drop for Place {
             _ => drop(state.taken.remove(&self.key)),
         }
         drop(state);
-        self.places.changed.notify_waiters();
+        self.places.give();
     }
 }
 
@@ -162,7 +166,7 @@ mod tests {
 
     #[test]
     fn who_has_fewest_is_next_and_of_these_who_waits_longest() {
-        let all = Arc::new(Places::new(4));
+        let all = Places::new(4);
         let mut line: Vec<_> = (0..10).map(|_| ask(&all, 1, 1)).collect();
         line.extend([ask(&all, 2, 1), ask(&all, 3, 1), ask(&all, 2, 1)]);
         let mut places = Vec::new();
@@ -180,7 +184,7 @@ mod tests {
 
     #[test]
     fn places_are_shared_by_weight_and_who_leaves_the_line_loses_none() {
-        let all = Arc::new(Places::new(6));
+        let all = Places::new(6);
         let first = ask(&all, 9, 1);
         let held: Vec<_> = (0..5).map(|_| ask(&all, 9, 1)).collect();
         let gone = ask(&all, 1, 1);
@@ -192,9 +196,30 @@ mod tests {
         assert_eq!(order, [1, 1, 2, 2, 2, 2]);
     }
 
+    #[test]
+    fn the_background_comes_last() {
+        let all = Places::new(1);
+        let held = ask(&all, 9, 1);
+        let tenant = |id| Tenant { id, ..Tenant::default() };
+        let mut line = vec![ask(&all, 1, 100)];
+        for id in [2, 2] {
+            let mut taking: Taking = Box::pin(Arc::clone(&all).take(tenant(id)));
+            let polled = taking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+            line.push(taking);
+        }
+        drop(held);
+        let mut order = Vec::new();
+        for _ in 0..3 {
+            let mut places = Vec::new();
+            order.extend(enter(&mut line, &mut places));
+        }
+        assert_eq!(order, [2, 2, 1]);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn nobody_who_waits_is_forgotten() {
-        let all = Arc::new(Places::new(3));
+        let all = Places::new(3);
         let mut tasks = tokio::task::JoinSet::new();
         for i in 0..400 {
             let places = Arc::clone(&all);
