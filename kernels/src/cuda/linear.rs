@@ -1,6 +1,6 @@
 //! Products with weights: `cuda/linear.cu` and `cuda/quantized.cu` for the few rows of a decode
-//! step, `cuda/quantized_wide.cu` and `cuda/quantized_tall.cu` for more and weights in blocks, cuBLAS
-//! for many, from weights in bf16 or made so piece by piece (`cuda/dequantize.cu`).
+//! step, `cuda/quantized_wide.cu` and `cuda/quantized_tall.cu` for more rows of weights in blocks,
+//! cuBLAS for many, from weights in bf16 or made so piece by piece (`cuda/dequantize.cu`).
 
 use std::ffi::c_void;
 
