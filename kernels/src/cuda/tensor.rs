@@ -39,7 +39,7 @@ impl Gpu {
             ..=16 => wide(0, 16),
             17..=WIDE => wide(1, 32),
             _ if count > self.tall_rows => return None,
-            ..=64 => tall(0, 64),
+            _ if count <= 64 => tall(0, 64),
             _ => tall(1, 128),
         };
         (shape.shared <= self.shared_most).then_some(shape)

@@ -156,7 +156,7 @@ fn replayed(gpu: &Gpu, layer: &Layer, steps: usize) -> Result<Vec<Vec<f32>>> {
 fn what_cannot_be_recorded_leaves_no_trace() {
     on_gpu("no graph", |gpu, report| {
         let rows = || gpu.rows_from(&[1.0; 64], 2, Float::F32);
-        report.holds("a copy is refused", gpu.record(|| rows()).is_err());
+        report.holds("a copy is refused", gpu.record(rows).is_err());
         let panics = || gpu.record(|| -> Result<()> { panic!("on purpose") }).is_ok();
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
         report.holds("a panic comes through", caught.is_err());
