@@ -4,12 +4,12 @@
 #
 #   benches/gpu.sh [WORD]...
 #
-# A word is `equality`, `sanitize`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode host kv mask
-# lora serve embed profile; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words everything runs but
-# `profile`, else what is named; a model alone is all parts of it. `profile` needs `ncu` and says how
-# long each kernel of a pass takes alone. `sanitize` runs the suite of the kernels under each of
-# `compute-sanitizer`'s tools, when it is named. The exit status is 1 if an equality failed or did not
-# finish, 2 if only a measurement did, 3 for a word that means nothing.
+# A word is `equality`, `sanitize`, `peer`, or one of benches/gpu.rs (a part: limits prefill decode
+# host kv mask lora serve embed profile; a model: 8b-bf16, 0.6b, q4_k_m, ...). Without words
+# everything runs but `profile` and `sanitize`, else what is named; a model alone is all parts of
+# it. `profile` needs `ncu` and says how long each kernel of a pass takes alone; `sanitize` runs the
+# suite of the kernels under each of `compute-sanitizer`'s tools. The exit status is 1 if an equality
+# failed or did not finish, 2 if only a measurement did, 3 for a word that means nothing.
 #
 # Each equality runs in a process of its own, so one that loses the device takes no other along, and
 # under its own limit; what never ran on a GPU comes first. On a machine with little time:
@@ -138,7 +138,7 @@ equalities() {
     done
     for test in $all; do side_by_side "$test"; done
     wait
-    grep -q FAILED "$rows" && sound=1
+    grep -Eq 'FAILED|no time' "$rows" && sound=1
     return $sound
 }
 
@@ -156,7 +156,7 @@ sanitized() {
         done
     done
     wait
-    ! grep -q FAILED "$rows"
+    ! grep -Eq 'FAILED|no time' "$rows"
 }
 
 # What each kernel of a pass takes, alone: those of one name and grid in a row.
@@ -191,19 +191,16 @@ if [ "$measures" ]; then
     [ ${#named_models[@]} -gt 0 ] || named_models=($models)
     of_models=()
     for word in "${named_parts[@]}"; do
-        has "$word" limits embed || of_models+=("$word")
+        has "$word" limits embed profile || of_models+=("$word")
     done
     if has limits "${named_parts[@]}"; then part 20 "$bin/gpu" limits || failed=1; fi
-    if [ ${#of_models[@]} -gt 0 ]; then
-        for model in $models; do
-            has "$model" "${named_models[@]}" || continue
-            if has profile "${of_models[@]}"; then
-                profile "$model" || failed=1
-            else
-                part 85 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
-            fi
-        done
-    fi
+    for model in $models; do
+        has "$model" "${named_models[@]}" || continue
+        if [ ${#of_models[@]} -gt 0 ]; then
+            part 85 "$bin/gpu" "$model" "${of_models[@]}" || failed=1
+        fi
+        if has profile "${named_parts[@]}"; then profile "$model" || failed=1; fi
+    done
     if has embed "${named_parts[@]}"; then part 30 "$bin/gpu" embed || failed=1; fi
 fi
 if [ "$all" ] || has peer "${words[@]}"; then

@@ -336,7 +336,7 @@ extern "C" __global__ void linear_sum(const float *parts, int splits, int rows, 
         linear_##NAME##_t##X(const bf16 *x, int m, int k, float *parts,                           \
                              MATRICES_ARGUMENTS) {                                                \
         grid_go();                                                                                \
-        linear_tall<FORMAT, X>(x, m, k, parts, MATRICES);                                 \
+        linear_tall<FORMAT, X>(x, m, k, parts, MATRICES);                                         \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_TALL(NAME, FORMAT, 64, 2)                                                              \

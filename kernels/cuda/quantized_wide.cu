@@ -384,7 +384,7 @@ __device__ __forceinline__ void linear_wide(const bf16 *x, int m, int k, float *
         linear_##NAME##_w##X(const bf16 *x, int m, int k, float *parts,                           \
                              MATRICES_ARGUMENTS) {                                                \
         grid_go();                                                                                \
-        linear_wide<FORMAT, X>(x, m, k, parts, MATRICES);                                 \
+        linear_wide<FORMAT, X>(x, m, k, parts, MATRICES);                                         \
     }
 #define LINEAR(NAME, FORMAT)                                                                      \
     LINEAR_WIDE(NAME, FORMAT, 16)                                                                 \

@@ -123,14 +123,16 @@ impl Runner {
         self.kv.import_block(block.0, bytes)
     }
 
-    /// The sequence runs with these adapters until it is released.
+    /// The sequence runs with these adapters until it is released; also where the model fails to
+    /// take them, which may leave it a part.
     pub fn hold(&mut self, id: SeqId, adapters: &AdapterSet) -> Result<(), hearth_models::Error> {
-        if !self.holders.contains_key(&adapters.slot) {
-            self.model.put_adapters(adapters.slot, &adapters.parts)?;
-        }
-        *self.holders.entry(adapters.slot).or_default() += 1;
         self.slots.insert(id, adapters.slot);
-        Ok(())
+        let holders = self.holders.entry(adapters.slot).or_default();
+        *holders += 1;
+        match *holders {
+            1 => self.model.put_adapters(adapters.slot, &adapters.parts),
+            _ => Ok(()),
+        }
     }
 
     /// The sequence is gone; its adapters with the last one that runs with them.
