@@ -4,6 +4,7 @@
 //! A chunk of a prompt, a single new token and a resumed sequence are the same thing with other
 //! numbers. Rows of all sequences stand one behind the other.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use hearth_kernels::sampling::SamplingParams;
@@ -274,6 +275,20 @@ impl Pass {
     /// The device failed.
     pub fn wait(self) -> Result<Output> {
         (self.wait)()
+    }
+}
+
+/// A pass that stands between two layers. What it is made of, its model knows.
+pub struct Walk(Box<dyn Any + Send>);
+
+impl Walk {
+    pub(crate) fn new(between: impl Any + Send) -> Self {
+        Self(Box::new(between))
+    }
+
+    /// What it is made of.
+    pub(crate) fn of<T: Any>(&mut self) -> Result<&mut T> {
+        self.0.downcast_mut().ok_or_else(|| Error::Batch("this pass is of another model".into()))
     }
 }
 

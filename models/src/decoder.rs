@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::adapter::{self, Adapter};
 use crate::backend::{AttentionParams, Backend, Plain};
-use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Wanted};
+use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Walk, Wanted};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
@@ -44,6 +44,39 @@ struct Layer<B: Backend> {
     attention: Attention<B>,
     mlp_norm: B::Vector,
     mlp: Mlp<B>,
+}
+
+/// What a pass is about.
+struct On<'a, B: Backend> {
+    batch: &'a ForwardBatch,
+    step: &'a B::Step,
+    lora: &'a LoraRows,
+}
+
+impl<B: Backend> Clone for On<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for On<'_, B> {}
+
+/// The residual stream in front of a layer, or behind the last one.
+struct Stream<B: Backend> {
+    layer: usize,
+    /// `[T, hidden]`
+    hidden: B::Rows,
+    /// What the layer before added: added where the next one reads it.
+    update: Option<B::Rows>,
+}
+
+/// A pass between two layers.
+struct Between<B: Backend> {
+    batch: ForwardBatch,
+    step: B::Step,
+    lora: LoraRows,
+    /// `None` once a layer failed.
+    stream: Option<Stream<B>>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -80,18 +113,95 @@ impl<B: Backend> Decoder<B> {
     /// What [`Model::forward`] reads out, still on the device; in the plain path it carries
     /// gradients. `[logit_rows, vocab]`
     pub fn logits(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
-        let step = self.ops.begin(batch, &self.rotary)?;
-        self.ops.run(&step, kv, |kv| self.head(batch, &step, kv))
+        let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+        let on = On { batch, step: &step, lora: &lora };
+        let head = |kv: &mut KvStore| {
+            let hidden = self.hidden(on, kv)?;
+            self.head(hidden.ok_or_else(|| Error::Batch("no logits are wanted".into()))?, on)
+        };
+        self.ops.run(&step, kv, head)
     }
 
-    /// The residual stream of the rows whose logits are wanted, and those.
-    fn head(&self, batch: &ForwardBatch, step: &B::Step<'_>, kv: &mut KvStore) -> Result<B::Rows> {
+    /// The residual stream behind the last layer, of the rows whose logits are wanted; none where
+    /// none are. `[logit_rows, hidden]`
+    fn hidden(&self, on: On<'_, B>, kv: &mut KvStore) -> Result<Option<B::Rows>> {
+        let mut stream = self.enter(on)?;
+        while stream.layer < self.layers.len() {
+            stream = self.layer(stream, on, kv)?;
+        }
+        self.leave(stream, on)
+    }
+
+    /// The stream in front of the first layer: embeddings.
+    fn enter(&self, on: On<'_, B>) -> Result<Stream<B>> {
+        if !B::RUNS_AHEAD && !on.batch.chosen.is_empty() {
+            return Err(Error::Batch("no token is kept from one pass to the next".into()));
+        }
+        if let Some((slot, _)) = on.lora.groups().find(|(slot, _)| !self.slots.contains(slot)) {
+            return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
+        }
+        let table = (&self.embedding, &self.embedding_deltas);
+        let hidden = embed(&self.ops, table, (on.step, &on.batch.tokens), on.lora)?;
+        Ok(Stream { layer: 0, hidden, update: None })
+    }
+
+    /// Through the layer that it is in front of. In the last one, rows of which nothing more is
+    /// wanted end with their keys and values.
+    fn layer(&self, stream: Stream<B>, on: On<'_, B>, kv: &mut KvStore) -> Result<Stream<B>> {
+        let (ops, eps) = (&self.ops, self.config.norm_eps);
+        let Stream { layer: index, mut hidden, update } = stream;
+        let (layer, next) = (&self.layers[index], index + 1);
+        let x = match update {
+            None => ops.rms_norm(&hidden, &layer.attention_norm, eps)?,
+            Some(y) => {
+                let (sum, x) = ops.add_norm(hidden, &y, &layer.attention_norm, eps)?;
+                hidden = sum;
+                x
+            }
+        };
+        let mut mixed = layer.attention.mix(ops, &x, on.step, on.lora, kv)?;
+        let selected;
+        let mut lora = on.lora;
+        if self.trims(on.batch) && next == self.layers.len() {
+            if on.batch.logit_rows.is_empty() {
+                return Ok(Stream { layer: next, hidden, update: None });
+            }
+            hidden = ops.select_logit_rows(&hidden, on.step)?;
+            mixed = ops.select_logit_rows(&mixed, on.step)?;
+            selected = on.lora.selected(&on.batch.logit_rows);
+            lora = &selected;
+        }
+        let mixed = layer.attention.project(ops, &mixed, lora)?;
+        let (hidden, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
+        let update = Some(layer.mlp.forward(ops, &x, lora)?);
+        Ok(Stream { layer: next, hidden, update })
+    }
+
+    /// The stream behind the last layer.
+    fn leave(&self, stream: Stream<B>, on: On<'_, B>) -> Result<Option<B::Rows>> {
+        if on.batch.logit_rows.is_empty() {
+            return Ok(None);
+        }
+        let hidden = match stream.update {
+            Some(y) => self.ops.add(stream.hidden, &y)?,
+            None => stream.hidden,
+        };
+        match self.trims(on.batch) {
+            true => Ok(Some(hidden)),
+            false => self.ops.select_logit_rows(&hidden, on.step).map(Some),
+        }
+    }
+
+    /// Rows of which nothing more is wanted are left out.
+    fn trims(&self, batch: &ForwardBatch) -> bool {
+        self.ops.trims() && batch.logit_rows.len() < batch.row_count()
+    }
+
+    /// Logits of the stream behind the last layer.
+    fn head(&self, hidden: B::Rows, on: On<'_, B>) -> Result<B::Rows> {
         let ops = &self.ops;
-        let lora = batch.lora_rows();
-        let hidden = self.hidden(batch, step, &lora, kv)?;
-        let hidden = hidden.ok_or_else(|| Error::Batch("no logits are wanted".into()))?;
         let hidden = ops.widen(ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?)?;
-        let lora = lora.selected(&batch.logit_rows);
+        let lora = on.lora.selected(&on.batch.logit_rows);
         match &self.head {
             Some(head) => head.forward(ops, &hidden, &lora),
             None => {
@@ -99,60 +209,6 @@ impl<B: Backend> Decoder<B> {
                 let [logits] = project(ops, &hidden, tied, &lora)?;
                 Ok(logits)
             }
-        }
-    }
-
-    /// The residual stream behind the last layer, of the rows whose logits are wanted; none where
-    /// none are. There the other rows end with their keys and values. `[logit_rows, hidden]`
-    fn hidden(
-        &self,
-        batch: &ForwardBatch,
-        step: &B::Step<'_>,
-        lora: &LoraRows,
-        kv: &mut KvStore,
-    ) -> Result<Option<B::Rows>> {
-        if let Some((slot, _)) = lora.groups().find(|(slot, _)| !self.slots.contains(slot)) {
-            return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
-        }
-        let (ops, eps) = (&self.ops, self.config.norm_eps);
-        let table = (&self.embedding, &self.embedding_deltas);
-        let mut hidden = embed(ops, table, (step, &batch.tokens), lora)?;
-        // What the last layer added to the stream is added where the next one reads it.
-        let mut update: Option<B::Rows> = None;
-        let wanted = &batch.logit_rows;
-        let trimmed = ops.trims() && wanted.len() < batch.row_count();
-        let selected = lora.selected(wanted);
-        let mut lora = lora;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let x = match update {
-                None => ops.rms_norm(&hidden, &layer.attention_norm, eps)?,
-                Some(y) => {
-                    let (sum, x) = ops.add_norm(hidden, &y, &layer.attention_norm, eps)?;
-                    hidden = sum;
-                    x
-                }
-            };
-            let mut mixed = layer.attention.mix(ops, &x, step, lora, kv)?;
-            if trimmed && index + 1 == self.layers.len() {
-                if wanted.is_empty() {
-                    return Ok(None);
-                }
-                hidden = ops.select_logit_rows(&hidden, step)?;
-                mixed = ops.select_logit_rows(&mixed, step)?;
-                lora = &selected;
-            }
-            let mixed = layer.attention.project(ops, &mixed, lora)?;
-            let (sum, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
-            hidden = sum;
-            update = Some(layer.mlp.forward(ops, &x, lora)?);
-        }
-        if let Some(y) = update {
-            hidden = ops.add(hidden, &y)?;
-        }
-        match (wanted.is_empty(), trimmed) {
-            (true, _) => Ok(None),
-            (_, true) => Ok(Some(hidden)),
-            (_, false) => ops.select_logit_rows(&hidden, step).map(Some),
         }
     }
 
@@ -252,16 +308,38 @@ impl<B: Backend> Model for Decoder<B> {
         kv: &mut KvStore,
         wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass> {
-        if !B::RUNS_AHEAD && !batch.chosen.is_empty() {
-            return Err(Error::Batch("no token is kept from one pass to the next".into()));
-        }
         batch.copies.iter().try_for_each(|&(from, to)| kv.copy_block(from, to))?;
         if batch.logit_rows.is_empty() {
-            let step = self.ops.begin(batch, &self.rotary)?;
-            self.hidden(batch, &step, &batch.lora_rows(), kv)?;
+            let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+            self.hidden(On { batch, step: &step, lora: &lora }, kv)?;
             return self.ops.finish();
         }
         self.ops.output(self.logits(batch, kv)?, wanted)
+    }
+
+    fn walk(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Option<Walk>> {
+        if B::RUNS_AHEAD {
+            return Ok(None);
+        }
+        batch.copies.iter().try_for_each(|&(from, to)| kv.copy_block(from, to))?;
+        let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+        let stream = Some(self.enter(On { batch, step: &step, lora: &lora })?);
+        Ok(Some(Walk::new(Between::<B> { batch: batch.clone(), step, lora, stream })))
+    }
+
+    fn go_on(&self, walk: &mut Walk, kv: &mut KvStore) -> Result<Option<Pass>> {
+        let Between { batch, step, lora, stream } = walk.of::<Between<B>>()?;
+        let on = On { batch, step, lora };
+        let left = stream.take().ok_or_else(|| Error::Batch("this pass has ended".into()))?;
+        if left.layer < self.layers.len() {
+            *stream = Some(self.layer(left, on, kv)?);
+            return Ok(None);
+        }
+        let pass = match self.leave(left, on)? {
+            Some(hidden) => self.ops.output(self.head(hidden, on)?, &mut Vec::new)?,
+            None => self.ops.finish()?,
+        };
+        Ok(Some(pass))
     }
 
     fn put_adapters(&mut self, slot: LoraSlot, adapters: &[(Arc<Adapter>, f32)]) -> Result<()> {

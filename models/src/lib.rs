@@ -31,7 +31,7 @@ pub mod weights;
 
 pub use adapter::Adapter;
 pub use batch::{
-    ForwardBatch, Kept, LoraSlot, Made, Output, Pass, Pick, RowOutput, TokenEdit, Wanted,
+    ForwardBatch, Kept, LoraSlot, Made, Output, Pass, Pick, RowOutput, TokenEdit, Walk, Wanted,
 };
 pub use config::{EncoderConfig, ModelConfig};
 pub use encoder::EncoderBatch;
@@ -68,6 +68,21 @@ pub trait Model: Send {
         kv: &mut KvStore,
         wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass>;
+
+    /// Begins a pass that stops in front of each layer: there another one may be computed, which
+    /// neither reads nor writes the same slots, before [`Model::go_on`]. Both give what they give
+    /// alone. `None` where the model computes a pass as a whole.
+    fn walk(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Option<Walk>> {
+        let _ = (batch, kv);
+        Ok(None)
+    }
+
+    /// Computes the next layer of a pass; behind the last one, and the head, the pass is done and
+    /// all its logits are read out. A pass that failed does not go on.
+    fn go_on(&self, walk: &mut Walk, kv: &mut KvStore) -> Result<Option<Pass>> {
+        let _ = (walk, kv);
+        Err(Error::Batch("this model has no such pass".into()))
+    }
 
     /// [`Model::launch`], waited for.
     fn step(&self, batch: &ForwardBatch, kv: &mut KvStore, wanted: &[Wanted]) -> Result<Output> {

@@ -42,17 +42,17 @@ impl Backend for Training {
     type Matrix = Tensor;
     type Vector = Tensor;
     type Delta = PlainDelta;
-    type Step<'a> = HostStep<'a>;
+    type Step = HostStep;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
         self.plain.begin(batch, rotary)
     }
 
-    fn embed_tokens(&self, table: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+    fn embed_tokens(&self, table: &Tensor, step: &HostStep) -> Result<Tensor> {
         self.plain.embed_tokens(table, step)
     }
 
-    fn select_logit_rows(&self, x: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+    fn select_logit_rows(&self, x: &Tensor, step: &HostStep) -> Result<Tensor> {
         self.plain.select_logit_rows(x, step)
     }
 
@@ -117,7 +117,7 @@ impl Backend for Training {
         &self,
         qkv: [Tensor; 3],
         norms: Option<HeadNorms<'_, Tensor>>,
-        step: &HostStep<'_>,
+        step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {

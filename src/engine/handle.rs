@@ -253,6 +253,8 @@ pub struct Stats {
     pub steps: AtomicU64,
     /// Sequences whose blocks were taken away and computed again later.
     pub preemptions: AtomicU64,
+    /// Passes for newcomers that were computed while another one waited between two layers.
+    pub interjected: AtomicU64,
     /// Sequences whose client went away.
     pub cancelled: AtomicU64,
     /// Sequences that waited too long to be begun.

@@ -37,8 +37,21 @@ impl Engine {
         late
     }
 
-    /// Takes them, behind what the pass itself gave.
-    pub(super) fn take_late(&mut self, late: Vec<Late>, outcomes: &mut Vec<(SeqId, Outcome)>) {
+    /// What earlier passes left open, behind what this one gave; not while one of those waits.
+    pub(super) fn settle(
+        &mut self,
+        batch: &Batch,
+        late: Vec<Late>,
+        outcomes: &mut Vec<(SeqId, Outcome)>,
+    ) {
+        if !batch.is_apart() {
+            self.sample_held(batch, outcomes);
+            self.take_late(late, outcomes);
+        }
+    }
+
+    /// Takes tokens that were asked for beside a pass.
+    fn take_late(&mut self, late: Vec<Late>, outcomes: &mut Vec<(SeqId, Outcome)>) {
         for (id, pass) in late {
             let made = pass.and_then(|pass| caught(|| pass.wait()));
             // It ended meanwhile, or its rows are computed again.
@@ -66,7 +79,7 @@ impl Engine {
     }
 
     /// Rows of earlier steps whose grammar was late, and that the host can settle.
-    pub(super) fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
+    fn sample_held(&mut self, batch: &Batch, outcomes: &mut Vec<(SeqId, Outcome)>) {
         let until =
             Instant::now() + if batch.entries.is_empty() { PATIENCE } else { Duration::ZERO };
         // A row of this batch has its turn, and one that flies belongs to the next.

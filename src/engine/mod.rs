@@ -21,6 +21,9 @@ mod floor;
 mod floor_tests;
 mod grammar;
 pub mod handle;
+mod interject;
+#[cfg(test)]
+mod interject_tests;
 mod late;
 #[cfg(test)]
 mod late_tests;
@@ -110,6 +113,7 @@ pub fn spawn(
         started,
         door: handle.door().clone(),
         known: Vec::new(),
+        came: false,
         looked: started,
     };
     let thread = thread::Builder::new()
@@ -173,6 +177,8 @@ struct Engine {
     known: Vec<SeqId>,
     /// which was then.
     looked: Instant,
+    /// Somebody came since it was asked who is to be computed first.
+    came: bool,
 }
 
 /// What a step gave to a sequence.
@@ -205,6 +211,7 @@ impl Engine {
         self.drop_closed();
         self.mind_readers();
         self.take_loaded();
+        self.put_first();
         let asked = self.launch();
         if let Some(before) = self.flight.replace(asked) {
             self.land(before);
@@ -233,11 +240,12 @@ impl Engine {
     /// The second half: samples, updates, emits.
     fn land(&mut self, flight: Flight) {
         let Flight { batch, pass, late, started } = flight;
-        match pass.and_then(|pass| caught(|| pass.wait())) {
+        let mut apart = Duration::ZERO;
+        match pass.and_then(|asked| self.arrive(asked, &batch, &mut apart)) {
             Ok(logits) => {
                 let mut outcomes = self.sample(&batch, &logits);
-                self.take_late(late, &mut outcomes);
-                let took = self.took(started);
+                self.settle(&batch, late, &mut outcomes);
+                let took = self.took(started + apart);
                 self.update(&batch, &outcomes, took);
                 self.publish(&batch); // whoever hears of an end finds it counted
                 self.emit(outcomes);
@@ -269,6 +277,7 @@ impl Engine {
     /// Sequences that share their prompt: the first one computes it.
     fn add(&mut self, group: Vec<Submission>) {
         self.known.push(group[0].id);
+        self.came = true;
         if let Err(message) = caught(|| self.hold_adapters(&group)) {
             for submission in group {
                 self.runner.release(submission.id);
@@ -381,7 +390,6 @@ impl Engine {
                 }
             }
         }
-        self.sample_held(batch, &mut outcomes);
         outcomes
     }
 

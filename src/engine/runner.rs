@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use hearth_models::{
-    ForwardBatch, Kept, KvDType, KvStore, LoraSlot, Model, Output, Pass, RowOutput, Wanted,
+    ForwardBatch, Kept, KvDType, KvStore, LoraSlot, Model, Output, Pass, RowOutput, Walk, Wanted,
 };
 
 use super::handle::{AdapterSet, Limits};
@@ -27,11 +27,20 @@ pub(super) struct Runner {
 
 /// A pass that was asked for.
 pub(super) struct Asked {
-    /// `None` where there was nothing to compute.
-    pass: Option<Pass>,
+    way: Way,
     vocab_len: usize,
     entries: Vec<EntryRows>,
     kept: Vec<(SeqId, Kept)>,
+}
+
+/// How far it is.
+enum Way {
+    /// There was nothing to compute.
+    Nothing,
+    /// Between two layers.
+    Walk(Walk),
+    /// All of it was asked for.
+    Pass(Pass),
 }
 
 impl Asked {
@@ -42,7 +51,14 @@ impl Asked {
 
     /// Waits for what became of it.
     pub fn wait(self) -> Result<Logits, hearth_models::Error> {
-        let output = self.pass.map_or_else(|| Ok(Output::default()), Pass::wait)?;
+        let output = match self.way {
+            Way::Nothing => Output::default(),
+            Way::Walk(_) => {
+                let what = "a pass was waited for before its last layer; this is a bug";
+                return Err(hearth_models::Error::Batch(what.into()));
+            }
+            Way::Pass(pass) => pass.wait()?,
+        };
         Ok(Logits { output, vocab_len: self.vocab_len, entries: self.entries })
     }
 }
@@ -159,9 +175,12 @@ impl Runner {
         let (forward, entries) = self.pack(batch, scheduler, &picked);
         debug_assert!(batch.copies.is_empty() || forward.row_count() > 0, "copies are lost");
         if forward.row_count() == 0 {
-            return Ok(Asked { pass: None, vocab_len, entries, kept: Vec::new() });
+            return Ok(Asked { way: Way::Nothing, vocab_len, entries, kept: Vec::new() });
         }
         forward.check(vocab_len, self.block_len, self.block_count)?;
+        if let Some(walk) = self.model.walk(&forward, &mut self.kv)? {
+            return Ok(Asked { way: Way::Walk(walk), vocab_len, entries, kept: Vec::new() });
+        }
         let mut picked = BTreeMap::new();
         let single = || {
             let all = batch.entries.iter().zip(&entries);
@@ -179,7 +198,16 @@ impl Runner {
         let of = |row: usize| single().find(|(_, own)| *own == row).map(|(id, _)| id);
         let kept = kept.filter_map(|(row, kept)| Some((of(row)?, kept))).collect();
         self.picked = picked;
-        Ok(Asked { pass: Some(pass), vocab_len, entries, kept })
+        Ok(Asked { way: Way::Pass(pass), vocab_len, entries, kept })
+    }
+
+    /// Computes the next layer of a pass; false when there is none.
+    pub fn go_on(&mut self, asked: &mut Asked) -> Result<bool, hearth_models::Error> {
+        let Way::Walk(walk) = &mut asked.way else { return Ok(false) };
+        if let Some(pass) = self.model.go_on(walk, &mut self.kv)? {
+            asked.way = Way::Pass(pass);
+        }
+        Ok(true)
     }
 
     fn pack(

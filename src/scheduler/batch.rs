@@ -27,6 +27,8 @@ pub struct Batch {
     /// Somebody would have to give blocks back, and nobody may before the pass is done that is
     /// being computed.
     pub short: bool,
+    /// See [`Batch::is_apart`].
+    pub(super) apart: bool,
     /// Rows that the batch may have.
     pub(super) row_limit: usize,
     /// What it has so far.
@@ -112,6 +114,11 @@ impl Batch {
     /// Sequences that begin at the end of an entry.
     pub(super) fn fork_count(&self) -> usize {
         self.entries.iter().map(|e| e.forks.len()).sum()
+    }
+
+    /// It is computed while another batch waits.
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// Rows of tokens that were proposed.

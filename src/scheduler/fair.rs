@@ -221,6 +221,11 @@ impl Tenants {
         self.accounts.get(&tenant).map_or_else(unknown, |a| a.due(tokens))
     }
 
+    /// Something of it runs.
+    pub fn has_begun(&self, tenant: u64) -> bool {
+        self.accounts.get(&tenant).is_some_and(|a| a.running > 0)
+    }
+
     /// How many more of it may run.
     pub fn room(&self, tenant: u64) -> usize {
         self.accounts.get(&tenant).map_or(usize::MAX, Account::room)
@@ -248,6 +253,11 @@ impl Tenants {
         let account = self.accounts.get(&tenant).filter(|a| !a.waiting.is_empty());
         let has_keys = tenant != Tenant::default().id || self.accounts.len() > 1;
         has_keys && account.is_some_and(|a| crowd.has_no_more_than(a))
+    }
+
+    /// More than its share runs, or its share and something of it waits.
+    pub fn has_much(&self, tenant: u64, crowd: Crowd) -> bool {
+        self.is_over_share(tenant, crowd) || self.is_queueing(tenant, crowd)
     }
 
     /// How many may come in soon, less those in the background and of tenants that have more than

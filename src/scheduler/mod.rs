@@ -14,6 +14,7 @@
 //! most gives its own back and waits again at its old place; and so it does for a tenant that has
 //! less, and whose turn it is. Who is set aside is not here until it is brought back (`aside`).
 
+mod admit;
 mod aside;
 mod batch;
 mod check;
@@ -25,6 +26,7 @@ mod flight_tests;
 mod forecast;
 #[cfg(test)]
 mod greedy_tests;
+mod interject;
 mod keep;
 mod lengths;
 mod load;
@@ -49,7 +51,6 @@ pub use sequence::{NewSequence, Sequence};
 
 use self::fair::Tenants;
 use self::lengths::Lengths;
-use self::order::Next;
 use self::pace::Pace;
 use crate::kv::{Before, BlockPool, Kept};
 use crate::types::{BlockId, SeqId, TokenId};
@@ -193,6 +194,7 @@ impl Scheduler {
         let proposed = batch.proposed_count();
         let prompt_rows = batch.row_count() - batch.answers - proposed;
         self.pace.learn(batch.answers, proposed, prompt_rows, took_ms);
+        self.pace.passed(batch.apart, took_ms);
         let given = || sampled.chunk_by(|a, b| a.0 == b.0).filter_map(<[_]>::split_last);
         for (_, right) in given() {
             right.iter().for_each(|&(id, token)| self.append(id, token));
@@ -303,17 +305,25 @@ impl Scheduler {
                 continue;
             }
             let bound = self.bound(&share, self.running[place].tenant.id);
-            if self.row_limit(&self.running[place], batch).min(bound) == 0 {
-                continue;
+            let rows = self.give_rows(place, bound, batch);
+            if rows > 0 {
+                self.take(&mut share, place, due, rows);
             }
-            let seq = &mut self.running[place];
-            batch.copies.extend(seq.begin_alike(&mut self.pool, self.config.block_len));
-            let seq = &self.running[place];
-            let rows = self.row_limit(seq, batch).min(bound);
-            batch.push(seq, rows, self.fork_room(seq, batch));
-            self.take(&mut share, place, due, rows);
         }
         self.stand_back(&share, answers.len(), batch);
+    }
+
+    /// Rows of a prompt, as many as it may have.
+    fn give_rows(&mut self, place: usize, bound: usize, batch: &mut Batch) -> usize {
+        if self.row_limit(&self.running[place], batch).min(bound) == 0 {
+            return 0;
+        }
+        let seq = &mut self.running[place];
+        batch.copies.extend(seq.begin_alike(&mut self.pool, self.config.block_len));
+        let seq = &self.running[place];
+        let rows = self.row_limit(seq, batch).min(bound);
+        batch.push(seq, rows, self.fork_room(seq, batch));
+        rows
     }
 
     /// What room is left goes to answers that may go on in a known way. Nobody waits for these
@@ -386,41 +396,6 @@ impl Scheduler {
         }
     }
 
-    /// Lets sequences in from the waiting room until something says no.
-    fn admit(&mut self, batch: &Batch) -> Admit {
-        let mut line = self.line(batch);
-        while let Some(Next { tenant, room, .. }) = self.next(&line, batch) {
-            let found = match room {
-                Ok(found) => found,
-                Err(why) => return Admit::Later(why),
-            };
-            let mut next = self.tenants.pop(tenant);
-            next.adopt(&found, &mut self.pool, self.config.block_len);
-            let missing = self.blocks_wanted(&next) - next.blocks.len();
-            next.blocks.extend((0..missing).map_while(|_| self.pool.allocate()));
-            line.join(&next, self.row_limit(&next, batch));
-            self.start(next);
-        }
-        match self.tenants.waiting().next() {
-            Some(_) => Admit::Later(Later::TenantFull),
-            None => Admit::Now,
-        }
-    }
-
-    /// The known blocks with which a sequence may come in, or why it may not.
-    fn room_for(&self, next: &Sequence) -> Result<Found, Later> {
-        if self.running.len() == self.config.running_len {
-            return Err(Later::RunningFull);
-        }
-        let found = next.found(&self.pool, self.config.block_len);
-        // A known block that nobody holds is one of the free ones.
-        let held = found.iter().filter(|(block, _)| !self.pool.is_free(*block)).count();
-        match self.blocks_wanted(next) - held <= self.pool.free_count() {
-            true => Ok(found),
-            false => Err(Later::NoBlocks),
-        }
-    }
-
     /// Blocks of all its tokens and the next one, so that only answers ever need more.
     fn blocks_wanted(&self, seq: &Sequence) -> usize {
         (seq.tokens.len() + usize::from(seq.answer_max > 0)).div_ceil(self.config.block_len)
@@ -455,39 +430,16 @@ impl Scheduler {
         }
     }
 
-    /// Where the next one cannot come in, a tenant with more makes way.
-    fn make_way(&mut self, batch: &mut Batch) {
-        while let Some(Next { tenant, due, room }) = self.next(&self.line(batch), batch)
-            && let Err(Later::RunningFull | Later::NoBlocks) = room
-            && let Some(other) = self.tenants.must_yield_to(tenant, due)
-        {
-            if self.flies() {
-                batch.short = true;
-                return;
-            }
-            self.preempt_youngest(Some(other), batch);
-        }
-    }
-
-    /// Sends the youngest sequence of a tenant, or of all, back to the waiting room.
-    fn preempt_youngest(&mut self, tenant: Option<u64>, batch: &mut Batch) {
-        let theirs = |s: &Sequence| tenant.is_none_or(|tenant| s.tenant.id == tenant);
-        let place = self.running.iter().rposition(theirs);
-        let seq = self.stop(place.expect("the one that asks runs; this is a bug"));
-        batch.drop_answer(seq.id);
-        batch.preempted.push(seq.id);
-        self.tenants.enter(seq);
-    }
-
     /// Rows of somebody fly. Nobody is sent back meanwhile: whoever waits has all its tokens.
     fn flies(&self) -> bool {
         self.running.iter().any(|s| s.flying > 0)
     }
 
     /// It runs from now on; preempted ones come back with ids older than some that run.
-    fn start(&mut self, seq: Sequence) {
+    fn start(&mut self, seq: Sequence) -> usize {
         let place = self.running.partition_point(|s| s.id < seq.id);
         self.running.insert(place, seq);
+        place
     }
 
     /// It does not run any more, and its blocks are free.

@@ -99,8 +99,9 @@ impl Scheduler {
     /// not wait for any of one who has too much, or a queue.
     pub(super) fn bound(&self, shares: &Shares, tenant: u64) -> usize {
         let queueing = self.tenants.is_queueing(tenant, shares.crowd);
-        let has_much = queueing || self.tenants.is_over_share(tenant, shares.crowd);
-        if has_much && shares.first.is_some_and(|due| self.tenants.turn(tenant) > due) {
+        if self.tenants.has_much(tenant, shares.crowd)
+            && shares.first.is_some_and(|due| self.tenants.turn(tenant) > due)
+        {
             return 0;
         }
         let (in_background, _) = self.tenants.turn(tenant);
@@ -185,7 +186,7 @@ impl Scheduler {
 
     /// The tenant whose turn it is, and when its first sequence is due: what is known of its text
     /// need not be computed, and prompts of its own that run are before it, if they rank so.
-    fn first(&self, line: &Line) -> Option<(Turn, u64)> {
+    pub(super) fn first(&self, line: &Line) -> Option<(Turn, u64)> {
         let block_len = self.config.block_len;
         self.tenants.next(|head| {
             let found = head.found(&self.pool, block_len).len() * block_len;

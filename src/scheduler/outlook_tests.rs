@@ -1,7 +1,7 @@
 //! What newcomers were told, and what then happened, in simulated time.
 
-use super::fair_tests::{Room, tenant};
 use super::tests::promise::Random;
+use super::tests::room::{Room, tenant};
 use super::*;
 use crate::types::{Priority, Tenant};
 

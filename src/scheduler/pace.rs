@@ -32,6 +32,8 @@ pub(super) struct Pace {
     /// The shortest steps of all, the longest of these first: so many took no longer, so a step
     /// costs no more than that before its first row. One alone may be a clock's mistake.
     least_ms: [f64; 4],
+    /// Steps have to take so long before somebody is computed apart again.
+    owed_ms: f64,
     company: Company,
     /// Others may come in at any moment, and wait for the end of a step.
     in_company: bool,
@@ -52,6 +54,8 @@ const SHARE: f64 = 0.5;
 /// Where more prompts wait than answers run, a step may take so many times its target: then a first
 /// token is missed more than a quick one.
 const STRETCH: f64 = 2.0;
+/// Between two passes apart steps take so many times as long: answers lose a fifth of the time.
+const OWED: f64 = 4.0;
 /// The part of the target that a step may take while nobody waits for any of it.
 const BACKGROUND: f64 = 0.5;
 /// From this part of the target on answers are a heavy load.
@@ -76,9 +80,19 @@ const SURPRISE_MAX: f64 = 2.0;
 impl Pace {
     pub fn new(target_ms: f64) -> Self {
         let (answers_ms, answers, least_ms) = (0.0, 0.0, [f64::INFINITY; 4]);
-        let (row_ms, proposed_ms) = (None, None);
+        let (row_ms, proposed_ms, owed_ms) = (None, None, 0.0);
         let (company, in_company) = (Company::default(), false);
-        Self { target_ms, answers_ms, answers, row_ms, proposed_ms, least_ms, company, in_company }
+        Self {
+            target_ms,
+            answers_ms,
+            answers,
+            row_ms,
+            proposed_ms,
+            least_ms,
+            owed_ms,
+            company,
+            in_company,
+        }
     }
 
     /// These tenants are here now.
@@ -130,6 +144,21 @@ impl Pace {
         let answers_ms = if answers > 0 { self.expected_ms(answers) } else { 0.0 };
         let left_ms = (self.target_ms * BACKGROUND - answers_ms).max(0.0);
         ((left_ms / row_ms) as usize).max(ROWS_MIN)
+    }
+
+    /// Rows of prompts for a pass of their own while another one waits: none before it is known
+    /// what they take, or while such passes have had their part of the time.
+    pub fn rows_apart(&self) -> usize {
+        let row_ms = self.row_ms.filter(|_| self.owed_ms <= 0.0);
+        row_ms.map_or(0, |row_ms| (self.target_ms * STRETCH / row_ms) as usize)
+    }
+
+    /// A pass took this long: one apart, or a step.
+    pub fn passed(&mut self, apart: bool, took_ms: f64) {
+        self.owed_ms = match apart {
+            true => self.owed_ms + took_ms * OWED,
+            false => (self.owed_ms - took_ms).max(0.0),
+        };
     }
 
     /// Rows of prompts that nobody misses soon, beside `answers` and `free` places without one: for
@@ -327,6 +356,23 @@ mod tests {
         pace.learn(32, 0, 64, 8.0); // two rows are as dear as an answer
         assert_eq!([1, 2, 10].map(|free| pace.spread_rows(32, free)), [16, 32, 160]);
         assert_eq!(pace.spread_rows(0, 32), usize::MAX, "nothing else would be in the step");
+    }
+
+    #[test]
+    fn passes_apart_have_a_fifth_of_the_time() {
+        let mut pace = Pace::new(100.0);
+        assert_eq!(pace.rows_apart(), 0, "nobody knows what a row takes");
+        pace.learn(0, 0, 64, 160.0);
+        assert_eq!(pace.rows_apart(), 80);
+        pace.passed(true, 50.0);
+        let steps = (0..).take_while(|_| {
+            pace.passed(false, 30.0);
+            pace.rows_apart() == 0
+        });
+        assert_eq!(steps.count(), 6, "200 ms of steps");
+        pace.passed(false, 1000.0);
+        pace.passed(true, 10.0);
+        assert_eq!(pace.rows_apart(), 0, "nothing is saved");
     }
 
     #[test]

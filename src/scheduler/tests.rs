@@ -1,6 +1,7 @@
 //! By state, not by call: what a batch holds after named steps, and random traces.
 
 pub(super) mod promise;
+pub(super) mod room;
 
 use super::*;
 use crate::types::{CacheScope, Priority, Tenant};

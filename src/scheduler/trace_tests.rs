@@ -27,7 +27,7 @@ fn random_traces_keep_every_promise() {
     assert!(seen.right > 0, "nothing that was proposed was right");
     assert!(seen.came > 0, "nothing came back");
     assert!(seen.kept > 0 && seen.again > 0, "nothing went before it had to: {seen:?}");
-    assert!(seen.stood > 0 && seen.wanted > 0, "{seen:?}");
+    assert!(seen.stood > 0 && seen.wanted > 0 && seen.apart > 0, "{seen:?}");
     assert_eq!(seen.unknown + seen.late + seen.short + seen.failed + seen.flew, 0, "{seen:?}");
 }
 
@@ -124,26 +124,48 @@ impl Trace {
             self.leave();
         }
         self.read_or_not();
-        self.pass();
+        let stops = !self.ahead && self.random.below(3) == 0;
+        self.pass(stops);
         self.now += Duration::from_secs(1);
         let waiting = self.live.len() - self.scheduler.running_count() - self.aside(|_| true);
         assert_eq!(self.scheduler.waiting_count(), waiting, "seed {}", self.seed);
     }
 
-    /// Hands a pass over, and takes the results of the one before it, or its own.
-    fn pass(&mut self) {
+    /// Hands a pass over, which may stop between two layers, and takes the results of the one
+    /// before it, or its own.
+    fn pass(&mut self, stops: bool) {
         self.bring();
         let proposals = self.propose();
         let batch = self.scheduler.schedule(self.now, &proposals, &self.shelf);
         self.judge(&batch);
-        let flight = self.launch(batch);
+        let mut flight = self.launch(batch);
         self.check();
+        if stops {
+            self.interject(&mut flight);
+        }
         if let Some(before) = self.flight.replace(flight) {
             self.land(before);
         }
         if let Some(own) = self.flight.take_if(|own| !self.scheduler.runs_on(&own.batch)) {
             self.land(own);
         }
+    }
+
+    /// Between two layers somebody comes, and may be computed before the others.
+    fn interject(&mut self, flight: &mut Flight) {
+        self.copy(&std::mem::take(&mut flight.batch.copies));
+        if self.live.len() < 12 {
+            self.arrive();
+        }
+        let batch = self.scheduler.interject(self.now, &flight.batch, &self.shelf);
+        batch.expired.iter().for_each(|id| drop(self.live.remove(id)));
+        assert!(batch.row_count() <= self.batch_tokens, "seed {}", self.seed);
+        let flies = |entry: &Entry| flight.batch.entries.iter().any(|e| e.id == entry.id);
+        assert!(!batch.entries.iter().any(flies), "seed {}: a row is computed twice", self.seed);
+        self.seen.apart += batch.entries.len();
+        let apart = self.launch(batch);
+        self.check();
+        self.land(apart);
     }
 
     fn check(&self) {
@@ -390,14 +412,7 @@ impl Trace {
     /// Stores every row, and reads what stands before it.
     fn compute(&mut self, Flight { batch, texts }: &Flight) -> Vec<(SeqId, TokenId)> {
         let mut sampled = Vec::new();
-        for (from, to) in &batch.copies {
-            for offset in 0..BLOCK_LEN {
-                match self.kv.get(&(*from, offset)).copied() {
-                    Some(stored) => drop(self.kv.insert((*to, offset), stored)),
-                    None => drop(self.kv.remove(&(*to, offset))),
-                }
-            }
-        }
+        self.copy(&batch.copies);
         let before = std::mem::take(&mut self.chosen);
         for (entry, text) in batch.entries.iter().zip(texts) {
             let certain = text.tokens.len();
@@ -430,6 +445,17 @@ impl Trace {
         sampled
     }
 
+    fn copy(&mut self, copies: &[(BlockId, BlockId)]) {
+        for (from, to) in copies {
+            for offset in 0..BLOCK_LEN {
+                match self.kv.get(&(*from, offset)).copied() {
+                    Some(stored) => drop(self.kv.insert((*to, offset), stored)),
+                    None => drop(self.kv.remove(&(*to, offset))),
+                }
+            }
+        }
+    }
+
     /// Those at their end say what they would have said alone.
     fn finish(&mut self, sampled: &[(SeqId, TokenId)]) {
         for &(id, _) in sampled {
@@ -460,7 +486,7 @@ impl Trace {
             if self.live.is_empty() && self.flight.is_none() {
                 break;
             }
-            self.pass();
+            self.pass(false);
         }
         assert!(self.live.is_empty(), "seed {}: some are never served", self.seed);
         assert!(self.scheduler.is_empty() && self.scheduler.used_blocks() == 0);

@@ -127,7 +127,7 @@ const fn counter<M>(name: &'static str, help: &'static str, read: fn(&M) -> u64)
     ModelMetric { name, help, kind: MetricType::Counter, read }
 }
 
-const ENGINE_METRICS: [ModelMetric<ServedModel>; 28] = [
+const ENGINE_METRICS: [ModelMetric<ServedModel>; 29] = [
     gauge("requests_running", "Sequences admitted and not finished", |m| {
         m.engine().stats().running.load(Ordering::Relaxed) as u64
     }),
@@ -208,6 +208,11 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 28] = [
     counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
         m.engine().stats().preemptions.load(Ordering::Relaxed)
     }),
+    counter(
+        "interjections",
+        "Passes for newcomers that were computed while another one waited",
+        |m| m.engine().stats().interjected.load(Ordering::Relaxed),
+    ),
     counter("cancelled", "Sequences whose client went away", |m| {
         m.engine().stats().cancelled.load(Ordering::Relaxed)
     }),

@@ -197,14 +197,14 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type Vector = Vector;
     type Delta = CudaDelta;
-    type Step<'a> = CudaStep;
+    type Step = CudaStep;
 
     const RUNS_AHEAD: bool = true;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
+    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let (rope, positions) = self.rope(rotary, positions)?;
-        let span = |s: crate::batch::Sequence<'a>| Span {
+        let span = |s| Span {
             row: s.rows.start,
             rows: s.rows.len(),
             context: s.context_len,

@@ -192,9 +192,9 @@ impl Backend for Fused {
     type Matrix = Packed;
     type Vector = Vec<f32>;
     type Delta = FusedDelta;
-    type Step<'a> = HostStep<'a>;
+    type Step = HostStep;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
         Ok(HostStep::new(batch, rotary))
     }
 
@@ -220,11 +220,11 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn embed_tokens(&self, table: &Packed, step: &HostStep<'_>) -> Result<Rows> {
+    fn embed_tokens(&self, table: &Packed, step: &HostStep) -> Result<Rows> {
         self.embed(table, &step.batch.tokens)
     }
 
-    fn select_logit_rows(&self, x: &Rows, step: &HostStep<'_>) -> Result<Rows> {
+    fn select_logit_rows(&self, x: &Rows, step: &HostStep) -> Result<Rows> {
         self.select(x, &step.batch.logit_rows)
     }
 
@@ -315,7 +315,7 @@ impl Backend for Fused {
         &self,
         [mut q, mut k, v]: [Rows; 3],
         norms: Option<HeadNorms<'_, Vec<f32>>>,
-        step: &HostStep<'_>,
+        step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
@@ -325,7 +325,7 @@ impl Backend for Fused {
         }
         let q = self.rope(q, &step.rope, params.head_dim)?;
         let k = self.rope(k, &step.rope, params.head_dim)?;
-        self.attention(&q, &k, &v, step.batch, kv, params)
+        self.attention(&q, &k, &v, &step.batch, kv, params)
     }
 
     fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {

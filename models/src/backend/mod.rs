@@ -26,9 +26,9 @@ use crate::layers::rotary::{RopeTable, Rotary};
 use crate::weights::MatrixSource;
 
 /// The operations. `T` is rows of the batch, widths are elements.
-pub trait Backend: Send + Sized {
+pub trait Backend: Send + Sized + 'static {
     /// Activations. `[T, width]`, f32 in the fused path.
-    type Rows: Sized;
+    type Rows: Send + 'static;
     /// A weight that multiplies: `[n, k]`, possibly quantised.
     type Matrix: Send;
     /// A weight that scales or shifts: `[n]`.
@@ -36,19 +36,19 @@ pub trait Backend: Send + Sized {
     /// What adapters add to one projection.
     type Delta: Send;
     /// A batch as the operations read it.
-    type Step<'a>;
+    type Step: Send + 'static;
 
     /// Operations are asked for, not waited for; see [`Model::runs_ahead`](crate::Model).
     const RUNS_AHEAD: bool = false;
 
     /// Prepares a batch for its pass.
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<Self::Step<'a>>;
+    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<Self::Step>;
 
     /// Runs a pass that ends in logits. A backend may keep what it asked its device for and ask
     /// for it again, without `work`, when a batch of the same shape comes.
     fn run(
         &self,
-        step: &Self::Step<'_>,
+        step: &Self::Step,
         kv: &mut KvStore,
         work: impl Fn(&mut KvStore) -> Result<Self::Rows>,
     ) -> Result<Self::Rows> {
@@ -86,10 +86,10 @@ pub trait Backend: Send + Sized {
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Rows>;
 
     /// Rows of `table`, one for each token of the batch.
-    fn embed_tokens(&self, table: &Self::Matrix, step: &Self::Step<'_>) -> Result<Self::Rows>;
+    fn embed_tokens(&self, table: &Self::Matrix, step: &Self::Step) -> Result<Self::Rows>;
 
     /// The rows of the batch whose logits are wanted.
-    fn select_logit_rows(&self, x: &Self::Rows, step: &Self::Step<'_>) -> Result<Self::Rows>;
+    fn select_logit_rows(&self, x: &Self::Rows, step: &Self::Step) -> Result<Self::Rows>;
 
     /// Rows whose products are as exact as the backend can make them: the last ones of a model.
     fn widen(&self, x: Self::Rows) -> Result<Self::Rows> {
@@ -150,7 +150,7 @@ pub trait Backend: Send + Sized {
         &self,
         qkv: [Self::Rows; 3],
         norms: Option<HeadNorms<'_, Self::Vector>>,
-        step: &Self::Step<'_>,
+        step: &Self::Step,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Self::Rows>;
@@ -190,16 +190,16 @@ pub trait Backend: Send + Sized {
 pub type HeadNorms<'a, V> = (&'a V, &'a V, f32);
 
 /// A batch where nothing has to travel: itself, and the rotations of its rows.
-pub struct HostStep<'a> {
+pub struct HostStep {
     /// The batch.
-    pub batch: &'a ForwardBatch,
+    pub batch: ForwardBatch,
     /// Cosines and sines of its rows.
     pub rope: RopeTable,
 }
 
-impl<'a> HostStep<'a> {
-    fn new(batch: &'a ForwardBatch, rotary: &Rotary) -> Self {
-        Self { batch, rope: rotary.table(&batch.positions) }
+impl HostStep {
+    fn new(batch: &ForwardBatch, rotary: &Rotary) -> Self {
+        Self { batch: batch.clone(), rope: rotary.table(&batch.positions) }
     }
 }
 

@@ -258,9 +258,9 @@ impl Backend for Plain {
     type Matrix = Tensor;
     type Vector = Tensor;
     type Delta = PlainDelta;
-    type Step<'a> = HostStep<'a>;
+    type Step = HostStep;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<HostStep<'a>> {
+    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
         Ok(HostStep::new(batch, rotary))
     }
 
@@ -282,11 +282,11 @@ impl Backend for Plain {
         Ok(table.index_select(&ids, 0)?)
     }
 
-    fn embed_tokens(&self, table: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+    fn embed_tokens(&self, table: &Tensor, step: &HostStep) -> Result<Tensor> {
         self.embed(table, &step.batch.tokens)
     }
 
-    fn select_logit_rows(&self, x: &Tensor, step: &HostStep<'_>) -> Result<Tensor> {
+    fn select_logit_rows(&self, x: &Tensor, step: &HostStep) -> Result<Tensor> {
         self.select(x, &step.batch.logit_rows)
     }
 
@@ -373,7 +373,7 @@ impl Backend for Plain {
         &self,
         [mut q, mut k, v]: [Tensor; 3],
         norms: Option<HeadNorms<'_, Tensor>>,
-        step: &HostStep<'_>,
+        step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {
@@ -383,7 +383,7 @@ impl Backend for Plain {
         }
         let q = self.rope(q, &step.rope, params.head_dim)?;
         let k = self.rope(k, &step.rope, params.head_dim)?;
-        self.attention(&q, &k, &v, step.batch, kv, params)
+        self.attention(&q, &k, &v, &step.batch, kv, params)
     }
 
     fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {

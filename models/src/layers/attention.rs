@@ -33,7 +33,7 @@ impl<B: Backend> Attention<B> {
         &self,
         ops: &B,
         x: &B::Rows,
-        step: &B::Step<'_>,
+        step: &B::Step,
         lora: &LoraRows,
         kv: &mut KvStore,
     ) -> Result<B::Rows> {

@@ -78,7 +78,7 @@ pub fn project<B: Backend, const N: usize>(
 pub fn embed<B: Backend>(
     ops: &B,
     (table, deltas): (&B::Matrix, &Deltas<B>),
-    (step, ids): (&B::Step<'_>, &[u32]),
+    (step, ids): (&B::Step, &[u32]),
     lora: &LoraRows,
 ) -> Result<B::Rows> {
     let (rows, groups) = (ops.embed_tokens(table, step)?, deltas.groups(lora));

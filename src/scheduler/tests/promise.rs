@@ -31,6 +31,8 @@ pub(in crate::scheduler) struct Seen {
     pub wanted: usize,
     /// or because rows of it flew.
     pub flew: usize,
+    /// Prompts that were computed while another pass waited.
+    pub apart: usize,
 }
 
 /// A pass that was handed over, with all that it needs: a text for each entry.
