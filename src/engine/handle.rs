@@ -253,7 +253,7 @@ pub struct Stats {
     pub steps: AtomicU64,
     /// Sequences whose blocks were taken away and computed again later.
     pub preemptions: AtomicU64,
-    /// Passes for newcomers that were computed while another one waited between two layers.
+    /// Passes of newcomers' prompts alone: between two layers of another, or before the next step.
     pub interjected: AtomicU64,
     /// Sequences whose client went away.
     pub cancelled: AtomicU64,

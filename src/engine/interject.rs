@@ -23,9 +23,9 @@ impl Engine {
     ) -> Result<Logits, String> {
         let mut may_stop = !batch.is_apart();
         while caught(|| self.runner.go_on(&mut asked))? {
+            let (started, landed) = (Instant::now(), self.landed);
             if may_stop && self.hear() {
-                let (started, landed) = (Instant::now(), self.landed);
-                may_stop = !self.interject(batch, started);
+                may_stop = !self.interject(batch, Instant::now());
                 *apart += started.elapsed();
                 self.landed = landed;
             }
@@ -40,15 +40,19 @@ impl Engine {
         }
     }
 
-    /// Lets those in who have come; whether somebody has.
+    /// Lets those in who have come; whether somebody has. Who is not computed now is asked for again
+    /// before the next step.
     fn hear(&mut self) -> bool {
+        let before = std::mem::take(&mut self.came);
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Submit(group) => self.add(group),
                 Command::Drain => self.draining = true,
             }
         }
-        std::mem::take(&mut self.came)
+        let came = self.came;
+        self.came |= before;
+        came
     }
 
     /// Runs a pass for some of them, if the scheduler has one.

@@ -2,6 +2,7 @@
 //! bit, and nobody else's trouble.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 
 use hearth_models::{
@@ -15,21 +16,29 @@ use super::*;
 use crate::types::Tenant;
 
 /// Where a pass stands still: it says so, and goes on when it is told to.
-type Gate = Arc<Mutex<Option<(Sender<()>, Receiver<()>)>>>;
+type Gate = (Sender<()>, Receiver<()>);
 
-/// A pass fails where a prompt begins with it.
+/// A pass fails where a prompt begins with it: at once, or behind its first layer.
 const PANIC: TokenId = 500;
+const PANIC_LATER: TokenId = 501;
 
-/// A model that waits in the middle of its next pass, once there is a gate.
-struct Gated(Box<dyn Model>, Gate);
+/// A model that waits in the middle of its next pass once there are gates: at each in turn, before
+/// one and the same pass goes on.
+struct Gated {
+    model: Box<dyn Model>,
+    gates: Arc<Mutex<Vec<Gate>>>,
+    /// Where the pass is that waited.
+    waited: Mutex<Option<usize>>,
+    fails: AtomicBool,
+}
 
 impl Model for Gated {
     fn config(&self) -> &ModelConfig {
-        self.0.config()
+        self.model.config()
     }
 
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore, Error> {
-        self.0.kv_store(geometry)
+        self.model.kv_store(geometry)
     }
 
     fn launch(
@@ -38,21 +47,31 @@ impl Model for Gated {
         kv: &mut KvStore,
         wanted: &mut dyn FnMut() -> Vec<Wanted>,
     ) -> Result<Pass, Error> {
-        self.0.launch(batch, kv, wanted)
+        self.model.launch(batch, kv, wanted)
     }
 
     fn walk(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<Option<Walk>, Error> {
-        let begins = batch.positions.iter().zip(&batch.tokens);
-        assert!(!begins.into_iter().any(|begins| begins == (&0, &PANIC)), "asked to");
-        self.0.walk(batch, kv)
+        let begins = |token| batch.positions.iter().zip(&batch.tokens).any(|b| b == (&0, &token));
+        assert!(!begins(PANIC), "asked to");
+        self.fails.fetch_or(begins(PANIC_LATER), Ordering::Relaxed);
+        self.model.walk(batch, kv)
     }
 
     fn go_on(&self, walk: &mut Walk, kv: &mut KvStore) -> Result<Option<Pass>, Error> {
-        if let Some((here, go)) = self.1.lock().unwrap().take() {
+        let pass = std::ptr::from_ref(walk).addr();
+        let waits = self.waited.lock().unwrap().is_none_or(|waited| waited == pass);
+        let gate = if waits { self.gates.lock().unwrap().pop() } else { None };
+        if let Some((here, go)) = gate {
+            *self.waited.lock().unwrap() = Some(pass);
             here.send(()).unwrap();
             go.recv().unwrap();
         }
-        self.0.go_on(walk, kv)
+        if self.gates.lock().unwrap().is_empty() {
+            *self.waited.lock().unwrap() = None;
+        }
+        let went = self.model.go_on(walk, kv);
+        assert!(!self.fails.swap(false, Ordering::Relaxed), "asked to");
+        went
     }
 
     fn put_adapters(
@@ -60,29 +79,34 @@ impl Model for Gated {
         slot: LoraSlot,
         adapters: &[(Arc<Adapter>, f32)],
     ) -> Result<(), Error> {
-        self.0.put_adapters(slot, adapters)
+        self.model.put_adapters(slot, adapters)
     }
 
     fn drop_adapters(&mut self, slot: LoraSlot) {
-        self.0.drop_adapters(slot);
+        self.model.drop_adapters(slot);
     }
 }
 
 struct Room {
     handle: EngineHandle,
-    gate: Gate,
+    gates: Arc<Mutex<Vec<Gate>>>,
 }
 
 /// An engine that knows what a row takes, and that two keys ask.
 fn room(limits: Limits) -> Room {
-    let gate = Gate::default();
-    let gated = Box::new(Gated(model(), Arc::clone(&gate)));
+    let gates = Arc::<Mutex<Vec<Gate>>>::default();
+    let gated = Box::new(Gated {
+        model: model(),
+        gates: Arc::clone(&gates),
+        waited: Mutex::default(),
+        fails: AtomicBool::default(),
+    });
     let (handle, _thread) =
         spawn(gated, STORED.get(), limits, Speculation::default(), None).unwrap();
     for id in [1, 2] {
         ask(&handle, of(id, greedy(&[id as TokenId; 70], 2)));
     }
-    Room { handle, gate }
+    Room { handle, gates }
 }
 
 fn of(id: u64, request: GenerateRequest) -> GenerateRequest {
@@ -92,12 +116,25 @@ fn of(id: u64, request: GenerateRequest) -> GenerateRequest {
 impl Room {
     /// Submits what comes in the middle of a pass.
     fn meanwhile<T>(&self, submit: impl FnOnce() -> T) -> T {
-        let ((here, is_here), (go, goes)) = (channel(), channel());
-        *self.gate.lock().unwrap() = Some((here, goes));
-        is_here.recv().unwrap();
+        self.meanwhile_and_before_it_goes_on(submit, |submitted| submitted)
+    }
+
+    /// The same, and what is to be seen before that pass is at its next layer but one.
+    fn meanwhile_and_before_it_goes_on<T, U>(
+        &self,
+        submit: impl FnOnce() -> T,
+        see: impl FnOnce(T) -> U,
+    ) -> U {
+        let [(first, is_first), (second, is_second)] = [channel(), channel()];
+        let [(go, goes), (end, ends)] = [channel(), channel()];
+        *self.gates.lock().unwrap() = vec![(second, ends), (first, goes)];
+        is_first.recv().unwrap();
         let submitted = submit();
         go.send(()).unwrap();
-        submitted
+        is_second.recv().unwrap();
+        let seen = see(submitted);
+        end.send(()).unwrap();
+        seen
     }
 
     fn submit(&self, tenant: u64, request: GenerateRequest) -> Generation {
@@ -133,11 +170,11 @@ fn a_prompt_between_two_layers_changes_no_answer() {
     let (plain, _thread) = engine(limits());
     let alone: Vec<_> = (0..12).map(|i| ask(&plain, longer(i)).tokens).collect();
     let apart: Vec<_> = others().map(|(_, i, set)| ask(&plain, other(i, set)).tokens).collect();
-    // Where there is no place, or no block, they wait.
+    // Where there is no block they wait; where there is no place, one is made.
     for (limits, has_room) in [
         (limits(), true),
         (Limits { batch_tokens: 18, ..limits() }, true),
-        (Limits { running_len: 6, ..limits() }, false),
+        (Limits { running_len: 6, ..limits() }, true),
         (Limits { kv_blocks: 40, ..limits() }, false),
     ] {
         let room = room(limits);
@@ -159,14 +196,16 @@ fn a_prompt_between_two_layers_changes_no_answer() {
 fn it_has_its_token_before_the_pass_that_waits_is_over() {
     let room = room(Limits { target_itl: Duration::from_secs(1), ..limits() });
     let greedy = room.greedy();
-    let (newcomer, steps) = room.meanwhile(|| {
-        let steps = room.handle.stats().steps.load(Ordering::Relaxed);
-        (room.submit(2, GenerateRequest { max_tokens: 1, ..request(7) }), steps)
-    });
-    assert_eq!(collect(newcomer).tokens.len(), 1);
-    // Its own step was counted when it heard of its end, and none that began after it came.
-    let passed = room.handle.stats().steps.load(Ordering::Relaxed) - steps;
-    assert!(passed >= 1 && room.interjected() == 1, "{passed} steps");
+    let request = GenerateRequest { max_tokens: 1, ..request(7) };
+    let interjected = room.meanwhile_and_before_it_goes_on(
+        || room.submit(2, request),
+        |newcomer| {
+            let interjected = room.interjected();
+            assert!(interjected == 0 || collect(newcomer).tokens.len() == 1);
+            interjected
+        },
+    );
+    assert_eq!(interjected, 1);
     greedy.into_iter().for_each(|g| assert!(collect(g).failed.is_none()));
 }
 
@@ -176,10 +215,12 @@ fn what_fails_between_two_layers_fails_alone() {
     let alone: Vec<_> = (0..12).map(|i| ask(&plain, longer(i)).tokens).collect();
     let room = room(limits());
     let others = room.greedy();
-    let failing = room.meanwhile(|| room.submit(2, greedy(&[PANIC, 1, 2], 4)));
-    let message = collect(failing).failed.expect("it fails");
-    assert!(message.contains("asked to"), "{message}");
-    assert_eq!(room.interjected(), 1);
+    for (tenant, token) in [(2, PANIC), (3, PANIC_LATER)] {
+        let failing = room.meanwhile(|| room.submit(tenant, greedy(&[token, 1, 2], 4)));
+        let message = collect(failing).failed.expect("it fails");
+        assert!(message.contains("asked to"), "{message}");
+    }
+    assert_eq!(room.interjected(), 2);
     let said: Vec<_> = others.into_iter().map(|g| collect(g).tokens).collect();
     assert_eq!(said, alone);
     wait_until_idle(&room.handle);

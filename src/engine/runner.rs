@@ -201,13 +201,12 @@ impl Runner {
         Ok(Asked { way: Way::Pass(pass), vocab_len, entries, kept })
     }
 
-    /// Computes the next layer of a pass; false when there is none.
+    /// Computes the next layer of a pass; false when it was the last, or there is none.
     pub fn go_on(&mut self, asked: &mut Asked) -> Result<bool, hearth_models::Error> {
         let Way::Walk(walk) = &mut asked.way else { return Ok(false) };
-        if let Some(pass) = self.model.go_on(walk, &mut self.kv)? {
-            asked.way = Way::Pass(pass);
-        }
-        Ok(true)
+        let Some(pass) = self.model.go_on(walk, &mut self.kv)? else { return Ok(true) };
+        asked.way = Way::Pass(pass);
+        Ok(false)
     }
 
     fn pack(

@@ -3,10 +3,6 @@
 use super::order::Next;
 use super::{Admit, Batch, Found, Later, Scheduler, Sequence};
 
-/// Where so many may run, the last place is not for a tenant that has a queue: somebody else may
-/// come while a step is computed, when nobody can make way.
-const PLACES_MIN: usize = 16;
-
 impl Scheduler {
     /// Lets sequences in from the waiting room until something says no.
     pub(super) fn admit(&mut self, batch: &Batch) -> Admit {
@@ -37,28 +33,26 @@ impl Scheduler {
 
     /// The known blocks with which a sequence may come in, or why it may not.
     pub(super) fn room_for(&self, next: &Sequence) -> Result<Found, Later> {
-        self.has_place(next.tenant.id)?;
-        let found = next.found(&self.pool, self.config.block_len);
-        // A known block that nobody holds is one of the free ones.
-        let held = found.iter().filter(|(block, _)| !self.pool.is_free(*block)).count();
-        match self.blocks_wanted(next) - held <= self.pool.free_count() {
-            true => Ok(found),
-            false => Err(Later::NoBlocks),
-        }
-    }
-
-    /// Whether a place is left for one more of this tenant.
-    fn has_place(&self, tenant: u64) -> Result<(), Later> {
-        let queues = || self.tenants.is_queueing(tenant, self.tenants.crowd());
-        let keeps = self.config.running_len >= PLACES_MIN && self.pace.in_company() && queues();
-        match self.running.len() + usize::from(keeps) < self.config.running_len {
-            true => Ok(()),
+        match self.running.len() < self.config.running_len {
+            true => self.blocks_for(next).ok_or(Later::NoBlocks),
             false => Err(Later::RunningFull),
         }
     }
 
-    /// Where the next one cannot come in, a tenant with more makes way.
+    /// The known blocks with which it may come in, if there are enough for the rest.
+    pub(super) fn blocks_for(&self, next: &Sequence) -> Option<Found> {
+        let found = next.found(&self.pool, self.config.block_len);
+        // A known block that nobody holds is one of the free ones.
+        let held = found.iter().filter(|(block, _)| !self.pool.is_free(*block)).count();
+        (self.blocks_wanted(next) - held <= self.pool.free_count()).then_some(found)
+    }
+
+    /// Where the next one cannot come in, a tenant with more makes way; or where one has come in
+    /// already, while rows flew ([`Scheduler::interject`]).
     pub(super) fn make_way(&mut self, batch: &mut Batch) {
+        while self.running.len() > self.config.running_len && !self.flies() {
+            self.preempt_youngest(self.tenants.largest(), batch);
+        }
         while let Some(Next { tenant, due, room }) = self.next(&self.line(batch), batch)
             && let Err(Later::RunningFull | Later::NoBlocks) = room
             && let Some(other) = self.tenants.must_yield_to(tenant, due)

@@ -116,7 +116,7 @@ impl Batch {
         self.entries.iter().map(|e| e.forks.len()).sum()
     }
 
-    /// It is computed while another batch waits.
+    /// Prompts of newcomers alone, see [`super::Scheduler::interject`].
     pub fn is_apart(&self) -> bool {
         self.apart
     }

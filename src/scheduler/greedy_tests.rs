@@ -10,8 +10,9 @@ use crate::types::Tenant;
 const COSTS_MS: [f64; 3] = [0.15, 0.09, 0.045];
 /// What one of half a billion weights does.
 const LARGE_MS: [f64; 3] = [14.0, 2.4, 2.4];
-const GREEDY: u64 = 1;
-const OTHER: u64 = 2;
+const OTHER: u64 = 1;
+/// And those after it.
+const GREEDY: u64 = 2;
 
 /// What became of a hundred questions of the other key.
 struct Seen {
@@ -32,16 +33,17 @@ fn dice() -> impl FnMut(u32) -> u32 {
     }
 }
 
-/// What the greedy key asks for: requests at any time, and tokens of their answers, from and to.
+/// What greedy keys ask for: requests at any time, and tokens of their answers, from and to.
 struct Greedy {
+    keys: u64,
     requests: usize,
     answers: [usize; 2],
 }
 
-const NOBODY: Greedy = Greedy { requests: 0, answers: [0; 2] };
-const TALKS: Greedy = Greedy { requests: 200, answers: [300, 500] };
+const NOBODY: Greedy = Greedy { keys: 1, requests: 0, answers: [0; 2] };
+const TALKS: Greedy = Greedy { keys: 1, requests: 200, answers: [300, 500] };
 /// It wants one token of each.
-const CLASSIFIES: Greedy = Greedy { requests: 200, answers: [1, 2] };
+const CLASSIFIES: Greedy = Greedy { keys: 1, requests: 200, answers: [1, 2] };
 
 fn questions(costs_ms: [f64; 3], prompt: u32, greedy: &Greedy) -> Seen {
     let (mut room, mut below) = (Room::new(), dice());
@@ -59,7 +61,8 @@ fn questions(costs_ms: [f64; 3], prompt: u32, greedy: &Greedy) -> Seen {
         while room.scheduler.running_count() + room.scheduler.waiting_count() < greedy.requests {
             let [from, to] = greedy.answers;
             let answer = from + below((to - from) as u32) as usize;
-            room.ask(tenant(GREEDY), 200 + below(200), answer);
+            let key = GREEDY + u64::from(below(greedy.keys as u32));
+            room.ask(tenant(key), 200 + below(200), answer);
         }
         if room.scheduler.is_empty() {
             room.now_ms = room.coming.unwrap().0;
@@ -114,6 +117,17 @@ fn a_question_of_any_length_hardly_waits_for_a_step_of_a_greedy_key() {
             assert!(ratio < 1.5, "{name}, {prompt} tokens: {ratio:.2}");
             assert!(beside.idle < 0.15, "short steps cost the greedy key {:.3}", beside.idle);
         }
+    }
+}
+
+#[test]
+fn nor_does_it_for_two_greedy_keys_that_have_all_places() {
+    let both = Greedy { keys: 2, ..TALKS };
+    for prompt in [20, 80] {
+        let [alone, beside] = [&NOBODY, &both].map(|greedy| questions(LARGE_MS, prompt, greedy));
+        let ratio = beside.waits_ms[95] / alone.waits_ms[95];
+        println!("two keys, {prompt} tokens: {:.0} ms beside ({ratio:.2})", beside.waits_ms[95]);
+        assert!(ratio < 1.5, "{prompt} tokens: {ratio:.2}");
     }
 }
 

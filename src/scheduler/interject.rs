@@ -4,14 +4,15 @@
 //! question does alone: however fair the turns are, a greedy tenant would double that question's
 //! wait. So where a step computes for a tenant that has more than its share, or its share and a
 //! queue, the first prompt of somebody else is computed before its next layer, alone, if that takes
-//! no longer than a long step. Whoever has an answer running has its next token that much later,
-//! once in a step at most, and for no more than a fifth of the time. What it costs is the weights,
-//! which are read once more. Nobody makes way for a newcomer here, since rows of all of them fly:
-//! it comes in if there is room.
+//! no longer than a long step; not while somebody without much waits for a first token that is
+//! begun. Whoever has an answer running has its next token that much later, once in a step at most,
+//! and for no more than a fifth of the time. What it costs is the weights, which are read once
+//! more. Nobody can make way for a newcomer here, since rows of all fly: where all places are
+//! taken, one of those with more makes way before the next step.
 
 use std::time::Duration;
 
-use super::{Batch, Scheduler, Sequence};
+use super::{Batch, Found, Scheduler, Sequence};
 use crate::kv::Kept;
 
 /// A prompt that is longer than a pass apart has its first part of it, if there are no more parts.
@@ -25,9 +26,8 @@ impl Scheduler {
         let mut batch = Batch { row_limit: rows, apart: true, ..Batch::default() };
         batch.expired = self.tenants.expire(now);
         batch.taken.forks = flying.fork_count(); // they have their places already
-        let crowd = self.tenants.crowd();
-        let has_much = |s: &Sequence| self.tenants.has_much(s.tenant.id, crowd);
-        if !self.running.iter().any(has_much) {
+        self.pace.see(self.tenants.foreground(), now);
+        if !self.may_stop(flying) {
             return batch;
         }
         let loading = self.loading_count() > 0;
@@ -40,20 +40,38 @@ impl Scheduler {
         batch
     }
 
+    /// It is for somebody with much, and nobody else waits for the end of a prompt that is begun.
+    fn may_stop(&self, flying: &Batch) -> bool {
+        let crowd = self.tenants.crowd();
+        let has_much = |s: &Sequence| self.tenants.has_much(s.tenant.id, crowd);
+        let is_begun =
+            |s: &Sequence| s.computed < s.prompt_len && !s.is_waiting() && !s.tenant.background;
+        let mut flies = flying.entries.iter().filter_map(|entry| self.running(entry.id));
+        let for_much = match flying.entries.is_empty() {
+            true => self.running.iter().any(has_much),
+            false => flies.any(has_much),
+        };
+        for_much && !self.running.iter().any(|s| is_begun(s) && !has_much(s))
+    }
+
     /// Lets the next one in, if it is the first of its tenant and not too long.
     fn let_in_apart(&mut self, batch: &Batch) -> Option<usize> {
-        let (turn, tenant) = self.first(&Default::default())?;
-        let (next, in_background) = (self.tenants.front(tenant), turn.0);
+        let (due, tenant) = self.first(&Default::default())?;
+        let (next, (in_background, _)) = (self.tenants.front(tenant), due);
         if in_background || next.score || self.tenants.has_begun(tenant) {
             return None;
         }
-        if self.running.len() + batch.taken.forks >= self.config.running_len {
-            return None;
-        }
-        let found = self.room_for(next).ok()?;
+        let found: Found = match self.config.running_len.checked_sub(self.places_taken(batch))? {
+            0 => self.tenants.must_yield_to(tenant, due).and_then(|_| self.blocks_for(next))?,
+            _ => self.blocks_for(next)?,
+        };
         let rows = next.todo() - found.len() * self.config.block_len;
         let (left, taken) = (batch.row_limit - batch.taken.rows, batch.taken.rows);
         let fits = rows <= left || taken == 0 && rows <= PARTS * left;
         fits.then(|| self.let_in(tenant, &found))
+    }
+
+    fn places_taken(&self, batch: &Batch) -> usize {
+        self.running.len() + batch.taken.forks
     }
 }

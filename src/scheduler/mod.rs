@@ -371,7 +371,7 @@ impl Scheduler {
 
     /// Forks that may begin to run with this step.
     fn fork_room(&self, seq: &Sequence, batch: &Batch) -> usize {
-        let slots = self.config.running_len - self.running.len();
+        let slots = self.config.running_len.saturating_sub(self.running.len());
         slots.min(self.tenants.room(seq.tenant.id)).saturating_sub(batch.taken.forks)
     }
 

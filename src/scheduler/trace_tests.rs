@@ -298,6 +298,8 @@ impl Trace {
     fn judge(&mut self, batch: &Batch) {
         batch.expired.iter().for_each(|id| drop(self.live.remove(id)));
         let seed = self.seed;
+        let running = self.scheduler.running_count();
+        assert!(running <= self.scheduler.config.running_len, "seed {seed}: {running} run");
         assert!(batch.row_count() <= self.batch_tokens && batch.score_count() <= 3, "seed {seed}");
         // A slow answer may lose its blocks in the very step in which it would have moved.
         let nothing = batch.row_count() == 0 && batch.loads.is_empty();

@@ -208,11 +208,9 @@ const ENGINE_METRICS: [ModelMetric<ServedModel>; 29] = [
     counter("preemptions", "Sequences whose blocks were taken and computed again", |m| {
         m.engine().stats().preemptions.load(Ordering::Relaxed)
     }),
-    counter(
-        "interjections",
-        "Passes for newcomers that were computed while another one waited",
-        |m| m.engine().stats().interjected.load(Ordering::Relaxed),
-    ),
+    counter("interjections", "Passes of newcomers' prompts alone, before the others'", |m| {
+        m.engine().stats().interjected.load(Ordering::Relaxed)
+    }),
     counter("cancelled", "Sequences whose client went away", |m| {
         m.engine().stats().cancelled.load(Ordering::Relaxed)
     }),
