@@ -40,8 +40,8 @@ impl Engine {
         }
     }
 
-    /// Lets those in who have come; whether somebody has. Who is not computed now is asked for again
-    /// before the next step.
+    /// Lets those in who have come; whether somebody has. Who is not computed now is looked at
+    /// again before the next step.
     fn hear(&mut self) -> bool {
         let before = std::mem::take(&mut self.came);
         while let Ok(command) = self.commands.try_recv() {
