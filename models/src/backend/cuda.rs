@@ -201,10 +201,10 @@ impl Backend for Cuda {
 
     const RUNS_AHEAD: bool = true;
 
-    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let (rope, positions) = self.rope(rotary, positions)?;
-        let span = |s| Span {
+        let span = |s: crate::batch::Sequence<'a>| Span {
             row: s.rows.start,
             rows: s.rows.len(),
             context: s.context_len,
