@@ -129,7 +129,7 @@ impl Scheduler {
         Outlook {
             at: now,
             step_ms: self.pace.step_ms(batch.answers, prompt_rows),
-            pace: self.pace,
+            pace: self.pace.calm(),
             new_part: self.lengths.new_part(),
             running_len: self.config.running_len,
             batch_tokens: self.config.batch_tokens,
