@@ -39,6 +39,7 @@ pub fn config(vocab_len: usize) -> ModelConfig {
         context_len: 2048,
         norm_eps: 1e-6,
         rope: RopeConfig { base: 10_000.0, dim: head_dim, scaling: RopeScaling::None },
+        local_rope: None,
         windows: vec![None; layer_count],
         knobs: Knobs { qk_norm: true, ..Knobs::default() },
         tied: true,

@@ -7,13 +7,14 @@
 
 use std::time::Instant;
 
+use hearth_kernels::activation::{self, Gate};
 use hearth_kernels::attention::{AttentionBatch, AttentionParams, attention};
 use hearth_kernels::buffer::HugeBuf;
 use hearth_kernels::cases::randoms;
 use hearth_kernels::kv::{KvShape, KvSlab, KvType};
 use hearth_kernels::matmul::{Activations, Packed, matmul_prepared};
 use hearth_kernels::quant::{DType, quantize};
-use hearth_kernels::{Isa, Pool, activation, norm, pool};
+use hearth_kernels::{Isa, Pool, norm, pool};
 
 /// Larger than the last cache: between two calls, what a decode step would have evicted is evicted.
 const COLD_BYTES: usize = 128 << 20;
@@ -325,7 +326,7 @@ fn attentions(pool: &Pool, table: &Table) {
             block_tables: &[&blocks],
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let params = AttentionParams { n_heads, scale, window: None };
+        let params = AttentionParams { n_heads, scale, softcap: None, window: None };
         let q = randoms(rows * n_heads * head_dim, 6);
         let mut out = vec![0.0; q.len()];
         let seen = rows * keys - rows * (rows - 1) / 2;
@@ -371,7 +372,7 @@ fn classes(pool: &Pool, table: &Table) {
         let cu_q: Vec<u32> = (0..=SEQS as u32).collect();
         let batch =
             AttentionBatch { cu_q: &cu_q, context_len: &[len as u32; SEQS], block_tables: &tables };
-        let params = AttentionParams { n_heads: N_HEADS, scale: 0.1, window: None };
+        let params = AttentionParams { n_heads: N_HEADS, scale: 0.1, softcap: None, window: None };
         let q = randoms(SEQS * N_HEADS * HEAD_DIM, 6);
         let mut out = vec![0.0; q.len()];
         let operations = 4.0 * (SEQS * len * N_HEADS * HEAD_DIM) as f64;
@@ -397,7 +398,7 @@ fn small(pool: &Pool, table: &Table) {
         }
         if table.wants("silu") {
             table.row("silu", &format!("{rows} x {ffn}"), 8 * gate.len(), 0.0, floats, |_| {
-                activation::silu_mul(pool, &gate, &up, &mut wide);
+                activation::gate_mul(pool, Gate::Silu, &gate, &up, &mut wide);
             });
         }
         if table.wants("quantise") {

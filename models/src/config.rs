@@ -15,6 +15,7 @@ pub use rope::{RopeConfig, RopeScaling, yarn_temperature};
 
 use serde_json::Value;
 
+use crate::backend::Gate;
 use crate::families::{self, Family};
 use crate::kv_store::KvGeometry;
 use crate::weights::{Weights, safetensors};
@@ -45,6 +46,8 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// That of layers with a window, where it is another one.
+    pub local_rope: Option<RopeConfig>,
     /// Keys each layer looks back at, itself included; `None` is all. One entry a layer.
     pub windows: Vec<Option<usize>>,
     /// The switches of the family.
@@ -58,7 +61,7 @@ pub struct ModelConfig {
 }
 
 /// What one family does and another does not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Knobs {
     /// Q, K and V projections must have a bias.
     pub qkv_bias: bool,
@@ -68,6 +71,20 @@ pub struct Knobs {
     pub mlp_bias: bool,
     /// RMS norm of every query and key head.
     pub qk_norm: bool,
+    /// RMS norm of what attention and the MLP bring, before it is added.
+    pub post_norms: bool,
+    /// The file stores every norm as what is to be added to one (SafeTensors of Gemma).
+    pub norms_from_one: bool,
+    /// What opens the gate of the MLP.
+    pub gate: Gate,
+    /// Multiplies the embeddings.
+    pub embedding_scale: Option<f32>,
+    /// Multiplies the scores of attention in place of `1 / sqrt(head_dim)`.
+    pub query_scale: Option<f32>,
+    /// Bounds the scores of attention.
+    pub attention_softcap: Option<f32>,
+    /// Bounds the logits.
+    pub logit_softcap: Option<f32>,
     /// The file stores Q and K rows for rotation of adjacent pairs (GGUF of the Llama type).
     pub interleaved_qk: bool,
 }
@@ -116,9 +133,9 @@ impl ModelConfig {
         let kv_heads = raw.num_key_value_heads.unwrap_or(family.kv_heads_by_default);
         let mut knobs = (family.knobs)(raw);
         knobs.interleaved_qk = raw.is_gguf() && family.gguf_interleaved_qk;
-        let rope = match &raw.gguf_rope {
-            Some(rope) => rope.clone(),
-            None => rope::from_json(raw, head_dim)?,
+        let (rope, local_rope) = match family.local_rope {
+            true => rope::global_and_local(raw, head_dim)?,
+            false => (rope::global(raw, head_dim)?, None),
         };
         let config = Self {
             family: family.name,
@@ -132,6 +149,7 @@ impl ModelConfig {
             context_len: counted("max_position_embeddings", raw.max_position_embeddings)?,
             norm_eps: raw.rms_norm_eps.unwrap_or(1e-6) as f32,
             rope,
+            local_rope,
             windows: (family.windows)(raw, layer_count),
             knobs,
             tied: raw.tie_word_embeddings.unwrap_or(family.tied_by_default),
@@ -143,9 +161,7 @@ impl ModelConfig {
     }
 
     fn check(&self, raw: &RawConfig) -> Result<()> {
-        if let Some(act) = raw.hidden_act.as_deref().filter(|a| *a != "silu") {
-            return Err(Error::config("hidden_act", format!("`{act}` is not supported here")));
-        }
+        self.knobs.check(raw)?;
         if !self.head_count.is_multiple_of(self.kv_head_count) {
             let (heads, kv) = (self.head_count, self.kv_head_count);
             let what = format!("{kv} does not divide the {heads} attention heads");
@@ -156,6 +172,7 @@ impl ModelConfig {
             return Err(Error::config("head_dim", what));
         }
         self.rope.check(self.head_dim)?;
+        self.local_rope.iter().try_for_each(|rope| rope.check(self.head_dim))?;
         if self.windows.len() != self.layer_count || self.windows.contains(&Some(0)) {
             return Err(Error::config("sliding_window", "does not fit the layers"));
         }
@@ -207,6 +224,36 @@ impl ModelConfig {
     /// Width of all key (or value) heads together.
     pub fn kv_len(&self) -> usize {
         self.kv_head_count * self.head_dim
+    }
+}
+
+impl Knobs {
+    /// What multiplies the scores of attention.
+    pub fn query_scale(&self, head_dim: usize) -> f32 {
+        self.query_scale.unwrap_or(1.0 / (head_dim as f32).sqrt())
+    }
+
+    fn check(&self, raw: &RawConfig) -> Result<()> {
+        let (gate, other) = (raw.hidden_act.as_deref(), raw.hidden_activation.as_deref());
+        // Of Gemma `hidden_act` says `gelu` and means the approximation.
+        let (key, activation, known): (_, _, &[&str]) = match (self.gate, other) {
+            (Gate::Silu, _) => ("hidden_act", gate, &["silu"]),
+            (Gate::GeluTanh, None) => ("hidden_act", gate, &["gelu_pytorch_tanh", "gelu"]),
+            (Gate::GeluTanh, _) => ("hidden_activation", other, &["gelu_pytorch_tanh"]),
+        };
+        if let Some(strange) = activation.filter(|activation| !known.contains(activation)) {
+            return Err(Error::config(key, format!("`{strange}` is not supported here")));
+        }
+        for (key, number) in [
+            ("query_pre_attn_scalar", self.query_scale),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ] {
+            if number.is_some_and(|number| !(number.is_finite() && number > 0.0)) {
+                return Err(Error::config(key, "is not a positive number"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
 use crate::layers::linear::{Deltas, Linear, embed, project};
 use crate::layers::mlp::Mlp;
-use crate::layers::rotary::Rotary;
+use crate::layers::rotary::Rotaries;
 use crate::weights::{Loader, Role};
 use crate::{Error, Model, Result};
 
@@ -24,7 +24,7 @@ use crate::{Error, Model, Result};
 pub struct Decoder<B: Backend> {
     config: ModelConfig,
     ops: B,
-    rotary: Rotary,
+    rotaries: Rotaries,
     /// `[vocab, hidden]`
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -44,6 +44,8 @@ struct Layer<B: Backend> {
     attention: Attention<B>,
     mlp_norm: B::Vector,
     mlp: Mlp<B>,
+    /// Of what attention and MLP bring, before it is added.
+    post_norms: Option<[B::Vector; 2]>,
 }
 
 /// What a pass is about.
@@ -83,6 +85,7 @@ impl<B: Backend> Decoder<B> {
     /// Takes every weight out of the file, once. A tensor that the architecture has no use for is
     /// an error: a model that is not understood is not loaded.
     pub fn load(config: ModelConfig, loader: &mut Loader<'_>, ops: B) -> Result<Self> {
+        ops.check(&config)?;
         loader.check()?;
         let embedding = loader.matrix(Role::Embedding, |source| ops.matrix(source))?;
         let layers = (0..config.layer_count)
@@ -93,11 +96,11 @@ impl<B: Backend> Decoder<B> {
             true => None,
             false => Some(Linear::load(loader, &ops, Role::Head)?),
         };
-        let rotary = Rotary::new(&config.rope);
+        let rotaries = Rotaries::new(&config);
         let (embedding_deltas, tied_deltas) = (Deltas::default(), Deltas::default());
         let slots = BTreeSet::new();
         Ok(Self {
-            rotary,
+            rotaries,
             embedding,
             layers,
             norm,
@@ -113,7 +116,7 @@ impl<B: Backend> Decoder<B> {
     /// What [`Model::forward`] reads out, still on the device; in the plain path it carries
     /// gradients. `[logit_rows, vocab]`
     pub fn logits(&self, batch: &ForwardBatch, kv: &mut KvStore) -> Result<B::Rows> {
-        let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+        let (step, lora) = (self.ops.begin(batch, &self.rotaries)?, batch.lora_rows());
         let on = On { batch, step: &step, lora: &lora };
         let head = |kv: &mut KvStore| {
             let hidden = self.hidden(on, kv)?;
@@ -141,7 +144,10 @@ impl<B: Backend> Decoder<B> {
             return Err(Error::Batch(format!("adapter slot {} is not known", slot.0)));
         }
         let table = (&self.embedding, &self.embedding_deltas);
-        let hidden = embed(&self.ops, table, (on.step, &on.batch.tokens), on.lora)?;
+        let mut hidden = embed(&self.ops, table, (on.step, &on.batch.tokens), on.lora)?;
+        if let Some(factor) = self.config.knobs.embedding_scale {
+            hidden = self.ops.scale(hidden, factor)?;
+        }
         Ok(Stream { layer: 0, hidden, update: None })
     }
 
@@ -171,10 +177,16 @@ impl<B: Backend> Decoder<B> {
             selected = on.lora.selected(&on.batch.logit_rows);
             lora = &selected;
         }
-        let mixed = layer.attention.project(ops, &mixed, lora)?;
+        let mut mixed = layer.attention.project(ops, &mixed, lora)?;
+        if let Some([norm, _]) = &layer.post_norms {
+            mixed = ops.rms_norm(&mixed, norm, eps)?;
+        }
         let (hidden, x) = ops.add_norm(hidden, &mixed, &layer.mlp_norm, eps)?;
-        let update = Some(layer.mlp.forward(ops, &x, lora)?);
-        Ok(Stream { layer: next, hidden, update })
+        let mut update = layer.mlp.forward(ops, &x, lora)?;
+        if let Some([_, norm]) = &layer.post_norms {
+            update = ops.rms_norm(&update, norm, eps)?;
+        }
+        Ok(Stream { layer: next, hidden, update: Some(update) })
     }
 
     /// The stream behind the last layer.
@@ -202,13 +214,17 @@ impl<B: Backend> Decoder<B> {
         let ops = &self.ops;
         let hidden = ops.widen(ops.rms_norm(&hidden, &self.norm, self.config.norm_eps)?)?;
         let lora = on.lora.selected(&on.batch.logit_rows);
-        match &self.head {
-            Some(head) => head.forward(ops, &hidden, &lora),
+        let logits = match &self.head {
+            Some(head) => head.forward(ops, &hidden, &lora)?,
             None => {
                 let tied = [(&self.embedding, None, &self.tied_deltas)];
                 let [logits] = project(ops, &hidden, tied, &lora)?;
-                Ok(logits)
+                logits
             }
+        };
+        match self.config.knobs.logit_softcap {
+            Some(cap) => ops.softcap(logits, cap),
+            None => Ok(logits),
         }
     }
 
@@ -225,8 +241,10 @@ impl<B: Backend> Decoder<B> {
             Role::Gate(l) => &mut self.layers.get_mut(l)?.mlp.gate,
             Role::Up(l) => &mut self.layers.get_mut(l)?.mlp.up,
             Role::Down(l) => &mut self.layers.get_mut(l)?.mlp.down,
-            Role::Norm | Role::AttentionNorm(_) | Role::MlpNorm(_) => return None,
-            Role::QNorm(_) | Role::KNorm(_) => return None,
+            role => {
+                debug_assert!(role.is_norm(), "{role:?} multiplies; this is a bug");
+                return None;
+            }
         };
         Some(&mut linear.deltas)
     }
@@ -264,7 +282,14 @@ impl Decoder<Plain> {
         for (l, layer) in self.layers.iter().enumerate() {
             let (attention, mlp) = (&layer.attention, &layer.mlp);
             add(Role::AttentionNorm(l), false, &layer.attention_norm);
-            add(Role::MlpNorm(l), false, &layer.mlp_norm);
+            match &layer.post_norms {
+                None => add(Role::MlpNorm(l), false, &layer.mlp_norm),
+                Some([attention, mlp]) => {
+                    add(Role::PostAttentionNorm(l), false, attention);
+                    add(Role::PreMlpNorm(l), false, &layer.mlp_norm);
+                    add(Role::PostMlpNorm(l), false, mlp);
+                }
+            }
             if let Some((q, k)) = &attention.qk_norm {
                 add(Role::QNorm(l), false, q);
                 add(Role::KNorm(l), false, k);
@@ -310,7 +335,7 @@ impl<B: Backend> Model for Decoder<B> {
     ) -> Result<Pass> {
         batch.copies.iter().try_for_each(|&(from, to)| kv.copy_block(from, to))?;
         if batch.logit_rows.is_empty() {
-            let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+            let (step, lora) = (self.ops.begin(batch, &self.rotaries)?, batch.lora_rows());
             self.hidden(On { batch, step: &step, lora: &lora }, kv)?;
             return self.ops.finish();
         }
@@ -322,7 +347,7 @@ impl<B: Backend> Model for Decoder<B> {
             return Ok(None);
         }
         batch.copies.iter().try_for_each(|&(from, to)| kv.copy_block(from, to))?;
-        let (step, lora) = (self.ops.begin(batch, &self.rotary)?, batch.lora_rows());
+        let (step, lora) = (self.ops.begin(batch, &self.rotaries)?, batch.lora_rows());
         let stream = Some(self.enter(On { batch, step: &step, lora: &lora })?);
         Ok(Some(Walk::new(Between::<B> { batch: batch.clone(), step, lora, stream })))
     }
@@ -391,22 +416,35 @@ impl<B: Backend> Layer<B> {
                 head_count: c.head_count,
                 kv_head_count: c.kv_head_count,
                 head_dim: c.head_dim,
-                scale: 1.0 / (c.head_dim as f32).sqrt(),
+                scale: c.knobs.query_scale(c.head_dim),
+                softcap: c.knobs.attention_softcap,
                 window: c.windows[layer],
             },
         };
-        let mlp =
-            Mlp { gate: linear(Gate(layer))?, up: linear(Up(layer))?, down: linear(Down(layer))? };
+        let mlp = Mlp {
+            gate: linear(Gate(layer))?,
+            up: linear(Up(layer))?,
+            down: linear(Down(layer))?,
+            activation: c.knobs.gate,
+        };
         let mut vector = |role| ops.vector(loader.vector(role)?);
         let qk_norm = match c.knobs.qk_norm {
             true => Some((vector(QNorm(layer))?, vector(KNorm(layer))?)),
             false => None,
         };
+        let (mlp_norm, post_norms) = match c.knobs.post_norms {
+            false => (MlpNorm(layer), None),
+            true => {
+                let norms = [vector(PostAttentionNorm(layer))?, vector(PostMlpNorm(layer))?];
+                (PreMlpNorm(layer), Some(norms))
+            }
+        };
         Ok(Self {
             attention_norm: vector(AttentionNorm(layer))?,
             attention: Attention { qk_norm, ..attention },
-            mlp_norm: vector(MlpNorm(layer))?,
+            mlp_norm: vector(mlp_norm)?,
             mlp,
+            post_norms,
         })
     }
 }

@@ -14,11 +14,11 @@ use hearth_kernels::Pool;
 use hearth_kernels::quant::{self, DType};
 
 use crate::adapter::{Adapter, Merge};
-use crate::config::{ModelConfig, RopeScaling, yarn_temperature};
+use crate::config::{ModelConfig, RawConfig, RopeConfig, RopeScaling, yarn_temperature};
 use crate::families;
 use crate::open::ModelFile;
 use crate::weights::gguf_writer::GgufWriter;
-use crate::weights::{self, Mix, Role, Value, Weights};
+use crate::weights::{self, Layout, Mix, Role, Value, Weights};
 use crate::{Error, Result};
 
 /// Metadata that a copy writes anew, or that speaks of the old file.
@@ -48,6 +48,8 @@ struct Planned {
     interleave: Option<usize>,
     /// Head width, where the file that is written has adjacent pairs.
     adjacent: Option<usize>,
+    /// The source has what is to be added to one.
+    from_one: bool,
     /// What adapters add.
     merge: Option<Merge>,
 }
@@ -125,7 +127,8 @@ impl Export<'_> {
                     let dtype = allowed(weights, &from, dtype)?;
                     let updated = if suffix == "weight" { self.adapters } else { &[] };
                     let (to, merge) = (role.name(true, suffix), Merge::new(role, updated));
-                    plan.push(Planned { from, to, dtype, interleave, adjacent, merge });
+                    let from_one = config.counts_from_one(role);
+                    plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
                 }
             }
         }
@@ -133,8 +136,8 @@ impl Export<'_> {
         if from_gguf && weights.has(DIVISORS) {
             let dtype = weights.readable(DIVISORS)?;
             let (from, to) = (DIVISORS.to_owned(), DIVISORS.to_owned());
-            let (interleave, adjacent, merge) = (None, None, None);
-            plan.push(Planned { from, to, dtype, interleave, adjacent, merge });
+            let (interleave, adjacent, from_one, merge) = (None, None, false, None);
+            plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
         }
         Ok(plan)
     }
@@ -150,7 +153,8 @@ impl Export<'_> {
         let from = Role::Embedding.name(weights.metadata().is_some(), "weight");
         let dtype = allowed(weights, &from, self.mix.dtype(Role::Head, config))?;
         let (to, merge) = (Role::Head.name(true, "weight"), Merge::new(Role::Head, self.adapters));
-        plan.push(Planned { from, to, dtype, interleave: None, adjacent: None, merge });
+        let (interleave, adjacent, from_one) = (None, None, false);
+        plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
         Ok(())
     }
 
@@ -177,11 +181,14 @@ impl Export<'_> {
             for (i, out) in part.chunks_mut(row_bytes).enumerate() {
                 let row = place(task * rows + i, tensor.interleave);
                 let source = &view.bytes[row * source_bytes..][..source_bytes];
-                if view.dtype == tensor.dtype && tensor.merge.is_none() {
+                if view.dtype == tensor.dtype && tensor.merge.is_none() && !tensor.from_one {
                     out.copy_from_slice(source);
                     continue;
                 }
                 quant::dequantize(view.dtype, source, &mut values);
+                if tensor.from_one {
+                    values.iter_mut().for_each(|x| *x += 1.0);
+                }
                 if let Some(merge) = &tensor.merge {
                     merge.add_to(place(task * rows + i, tensor.adjacent), &mut values);
                 }
@@ -283,18 +290,7 @@ fn entries(config: &ModelConfig) -> Result<Vec<(String, Value<'static>)>> {
         (key("rope.freq_base"), float(config.rope.base)),
         (key("vocab_size"), count(config.vocab_len)),
     ];
-    match config.windows[..] {
-        [Some(window), ref others @ ..]
-            if arch == "llama" && others.iter().all(|w| *w == Some(window)) =>
-        {
-            all.push((key("attention.sliding_window"), count(window)));
-        }
-        ref windows if windows.iter().any(Option::is_some) => {
-            let what = "cannot be written to GGUF for this family or these layers";
-            return Err(Error::config("sliding_window", what));
-        }
-        _ => {}
-    }
+    all.extend(of_gemma(config, arch)?);
     match &config.rope.scaling {
         // Llama 3 stands in a tensor.
         RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {}
@@ -326,4 +322,47 @@ fn entries(config: &ModelConfig) -> Result<Vec<(String, Value<'static>)>> {
         }
     }
     Ok(all)
+}
+
+/// Windows and what else families have, as far as whoever reads the file will see the same.
+fn of_gemma(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'static>)>> {
+    let (knobs, window) = (&config.knobs, config.windows.iter().copied().flatten().next());
+    let number = |x: Option<f32>| x.map(f64::from);
+    let raw = RawConfig {
+        hidden_size: Some(config.hidden_len),
+        num_hidden_layers: Some(config.layer_count),
+        num_attention_heads: Some(config.head_count),
+        head_dim: Some(config.head_dim),
+        sliding_window: Some(window),
+        attn_logit_softcapping: Some(number(knobs.attention_softcap)),
+        final_logit_softcapping: Some(number(knobs.logit_softcap)),
+        gguf_rope: Some(config.rope.clone()),
+        ..RawConfig::default()
+    };
+    let reader = families::by_gguf_architecture(arch).unwrap_or(family(config)?);
+    if (reader.windows)(&raw, config.layer_count) != config.windows {
+        let what = "cannot be written to GGUF for this family or these layers";
+        return Err(Error::config("sliding_window", what));
+    }
+    if (reader.knobs)(&raw).query_scale(config.head_dim) != knobs.query_scale(config.head_dim) {
+        return Err(Error::config("query_pre_attn_scalar", "has no word in GGUF"));
+    }
+    let key = |name: &str| format!("{arch}.{name}");
+    let window = window.map(|n| (key("attention.sliding_window"), Value::U32(n as u32)));
+    let cap = |name, cap: Option<f32>| cap.map(|cap| (key(name), Value::F32(cap)));
+    let caps = [
+        cap("attn_logit_softcapping", knobs.attention_softcap),
+        cap("final_logit_softcapping", knobs.logit_softcap),
+    ];
+    let local = match &config.local_rope {
+        None => None,
+        Some(RopeConfig { base, dim, scaling: RopeScaling::None }) if *dim == config.rope.dim => {
+            Some((key("rope.freq_base_swa"), Value::F32(*base as f32)))
+        }
+        Some(_) => {
+            let what = "of layers with a window cannot be written to GGUF";
+            return Err(Error::config("rope_parameters", what));
+        }
+    };
+    Ok(window.into_iter().chain(caps.into_iter().flatten()).chain(local).collect())
 }

@@ -31,6 +31,7 @@ pub fn config() -> ModelConfig {
         context_len: 1024,
         norm_eps: 1e-5,
         rope: RopeConfig { base: 10_000.0, dim: 32, scaling: RopeScaling::None },
+        local_rope: None,
         windows: vec![None; 2],
         knobs: Knobs::default(),
         tied: true,

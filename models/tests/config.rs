@@ -265,3 +265,106 @@ fn gguf_divisors() {
     assert_refused(of(&[], DType::F32, &[1.0; 513]), &[NAME, "513"]);
     assert_refused(of(&[], DType::F32, &[-1.0; 8]), &[NAME, "-1"]);
 }
+
+/// Heads of 16 in a hidden width of 64, as in [`json_config`].
+fn gemma(model_type: &str, mut changes: Value) -> hearth_models::Result<ModelConfig> {
+    (changes["model_type"], changes["head_dim"]) = (json!(model_type), json!(16));
+    json_config(changes)
+}
+
+#[test]
+fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
+    let plain = gemma("gemma2", json!({})).unwrap();
+    assert_eq!(plain.windows[..3], [Some(4096), None, Some(4096)]);
+    assert_eq!(plain.knobs.attention_softcap, Some(50.0));
+    assert_eq!(plain.knobs.logit_softcap, Some(30.0));
+    assert_eq!((plain.knobs.query_scale, plain.knobs.embedding_scale), (Some(0.0625), Some(8.0)));
+    assert!(plain.tied && plain.knobs.norms_from_one && plain.knobs.post_norms);
+
+    let null = json!({"attn_logit_softcapping": null, "final_logit_softcapping": null});
+    let knobs = gemma("gemma2", null).unwrap().knobs;
+    assert_eq!((knobs.attention_softcap, knobs.logit_softcap), (None, None));
+    let kinds: Vec<&str> = (0..32).map(|_| "full_attention").collect();
+    assert_eq!(gemma("gemma2", json!({"layer_types": kinds})).unwrap().windows, vec![None; 32]);
+
+    for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
+        for bad in [0.0, -2.0] {
+            assert_refused(gemma("gemma2", json!({key: bad})), &[key, "positive"]);
+        }
+    }
+    assert_refused(gemma("gemma2", json!({"hidden_act": "silu"})), &["hidden_act", "silu"]);
+    let other = json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "relu"});
+    assert_refused(gemma("gemma2", other), &["hidden_activation", "relu"]);
+    assert!(gemma("gemma", json!({"hidden_act": "gelu"})).is_ok(), "the first files say so");
+    assert_refused(json_config(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu"]);
+}
+
+/// What files say of rotary positions by kinds of layers, now and before.
+#[test]
+fn gemma_3_turns_layers_with_a_window_in_another_way() {
+    let before = json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 512,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    let now = json!({"sliding_window": 512, "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }});
+    let absent = json!({"sliding_window": 512,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    for config in [before, now, absent].map(|changes| gemma("gemma3_text", changes).unwrap()) {
+        let scaling = RopeScaling::Linear { factor: 8.0 };
+        assert_eq!(config.rope, RopeConfig { base: 1e6, dim: 16, scaling });
+        let local = RopeConfig { base: 1e4, dim: 16, scaling: RopeScaling::None };
+        assert_eq!(config.local_rope, Some(local));
+        let global: Vec<usize> = (0..32).filter(|&l| config.windows[l].is_none()).collect();
+        assert_eq!(global, [5, 11, 17, 23, 29]);
+        assert_eq!(config.windows[0], Some(512));
+        assert!(config.knobs.qk_norm && config.knobs.attention_softcap.is_none());
+    }
+    let third = gemma("gemma3_text", json!({"sliding_window_pattern": 3})).unwrap();
+    assert_eq!(third.windows[..3], [Some(4096), Some(4096), None]);
+    assert_refused(gemma("gemma3", json!({})), &["model_type", "gemma3"]);
+    assert_refused(gemma("gemma3_text", json!({"rope_local_base_freq": -1.0})), &["rope_theta"]);
+}
+
+/// A GGUF of a Gemma with so many layers, 4 heads of 16 in a hidden width of 32.
+fn gguf_gemma(arch: &'static str, layers: u32, more: &[(&str, GgufValue<'_>)]) -> ModelConfig {
+    use GgufValue::{F32, Str, U32};
+    let key = |name: &str| format!("{arch}.{name}");
+    let mut keys = vec![("general.architecture".to_owned(), Str(arch))];
+    keys.extend([
+        (key("embedding_length"), U32(32)),
+        (key("feed_forward_length"), U32(64)),
+        (key("block_count"), U32(layers)),
+        (key("attention.head_count"), U32(4)),
+        (key("attention.head_count_kv"), U32(2)),
+        (key("attention.key_length"), U32(16)),
+        (key("context_length"), U32(256)),
+        (key("rope.freq_base"), F32(1e6)),
+    ]);
+    keys.extend(more.iter().map(|(name, value)| (key(name), *value)));
+    let keys: Vec<(&str, GgufValue<'_>)> = keys.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+    gguf_config(&keys).unwrap()
+}
+
+#[test]
+fn gguf_of_gemma_leaves_to_the_reader_what_config_json_says() {
+    let second = gguf_gemma("gemma2", 26, &[]);
+    assert_eq!(second.windows[..2], [Some(4096), None]);
+    let knobs = second.knobs;
+    assert_eq!((knobs.attention_softcap, knobs.logit_softcap), (Some(50.0), Some(30.0)));
+    assert!(!knobs.norms_from_one, "they are whole in these files");
+    assert_eq!(knobs.query_scale(16), 0.25);
+    let caps = [("attn_logit_softcapping", GgufValue::F32(20.0))];
+    assert_eq!(gguf_gemma("gemma2", 26, &caps).knobs.attention_softcap, Some(20.0));
+    // The largest ones: by the hidden width of a head.
+    assert_eq!(gguf_gemma("gemma2", 46, &[]).knobs.query_scale(16), 8f32.powf(-0.5));
+    assert_eq!(gguf_gemma("gemma3", 62, &[]).knobs.query_scale(16), 8f32.powf(-0.5));
+
+    let window = ("attention.sliding_window", GgufValue::U32(512));
+    let third = gguf_gemma("gemma3", 26, &[window]);
+    assert_eq!(third.windows[4..6], [Some(512), None]);
+    assert_eq!((third.rope.base, third.local_rope.unwrap().base), (1e6, 1e4));
+    let base = ("rope.freq_base_swa", GgufValue::F32(2e4));
+    assert_eq!(gguf_gemma("gemma3", 26, &[window, base]).local_rope.unwrap().base, 2e4);
+    assert_eq!(gguf_gemma("gemma3", 26, &[]).windows, vec![None; 26]);
+}

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use candle_core::Device;
 use hearth_kernels::quant::DType;
 use hearth_kernels::{Isa, Pool};
-use hearth_models::config::{Knobs, ModelConfig, RopeScaling};
+use hearth_models::backend::Gate;
+use hearth_models::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, Model, tiny};
 
 const BLOCK_LEN: usize = 16;
@@ -181,6 +182,24 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
                 low_freq_factor: 1.0,
                 high_freq_factor: 4.0,
                 original_context_len: 32.0,
+            }),
+        ),
+        ("norms behind attention and MLP", with(&|c| c.knobs.post_norms = true)),
+        ("GELU in the gate", with(&|c| c.knobs.gate = Gate::GeluTanh)),
+        ("a soft bound of scores", with(&|c| c.knobs.attention_softcap = Some(2.0))),
+        ("a soft bound of logits", with(&|c| c.knobs.logit_softcap = Some(3.0))),
+        (
+            "larger embeddings, other scores",
+            with(&|c| {
+                (c.knobs.embedding_scale, c.knobs.query_scale) = (Some(16.0), Some(0.3));
+            }),
+        ),
+        (
+            "Gemma 3: another rope for windows",
+            with(&|c| {
+                c.windows = vec![Some(11), None];
+                c.local_rope = Some(RopeConfig { base: 100.0, ..c.rope.clone() });
+                (c.knobs.post_norms, c.knobs.qk_norm) = (true, true);
             }),
         ),
         ("divisors", rope(RopeScaling::Divisors((0..16).map(|i| 1.0 + i as f32 / 4.0).collect()))),

@@ -41,10 +41,16 @@ fn every_family_survives_the_way_to_gguf() {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
     let folder = tempfile::tempdir().unwrap();
     let names = ["llama", "llama3", "llama-odd-sharded", "mistral", "qwen2", "qwen3", "qwen2-yarn"];
-    for name in names.into_iter().chain(["llama3.gguf", "qwen3.gguf", "qwen2-q4_0.gguf"]) {
+    let gemmas = ["gemma", "gemma2-q8_0.gguf", "gemma3", "gemma3.gguf"];
+    let files = ["llama3.gguf", "qwen3.gguf", "qwen2-q4_0.gguf"];
+    for name in names.into_iter().chain(gemmas).chain(files) {
         let source = open(&goldens.join(name)).unwrap();
         let path = folder.path().join(format!("{name}.out.gguf"));
-        let mix = if name == "qwen2-q4_0.gguf" { "q4_0" } else { "f32" };
+        let mix = match name {
+            "qwen2-q4_0.gguf" => "q4_0",
+            "gemma2-q8_0.gguf" => "q8_0",
+            _ => "f32",
+        };
         let made = export(&source, mix, &pool, &path);
         if name == "qwen2-q4_0.gguf" {
             // Its tied embedding would be cut from four bits to other six.
@@ -56,6 +62,7 @@ fn every_family_survives_the_way_to_gguf() {
         let written = open(&path).unwrap();
         assert_eq!(written.config().windows, source.config().windows, "{name}");
         assert_eq!(written.config().tied, source.config().tied, "{name}");
+        assert_eq!(written.config().local_rope, source.config().local_rope, "{name}");
         let (a, b) = (logits(&source, &compute), logits(&written, &compute));
         if name == "llama3" || name == "qwen2-yarn" {
             // Divisors and factors are f32 in the file.
@@ -68,6 +75,16 @@ fn every_family_survives_the_way_to_gguf() {
     let left = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path());
     let parts: Vec<_> = left.filter(|p| p.extension().is_none_or(|e| e != "gguf")).collect();
     assert!(parts.is_empty(), "unfinished files stay: {parts:?}");
+}
+
+/// A scale of scores of which GGUF knows nothing is not dropped.
+#[test]
+fn what_gguf_has_no_word_for_is_refused() {
+    let (pool, _) = fused();
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let path = tempfile::tempdir().unwrap().path().join("gemma2.gguf");
+    let error = export(&open(&goldens.join("gemma2")).unwrap(), "f32", &pool, &path).unwrap_err();
+    assert!(error.to_string().contains("query_pre_attn_scalar"), "{error}");
 }
 
 /// A Llama folder in bf16 whose MLP is 320 wide: no whole block of 256, and f16 never.

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 use hearth_models::adapter::Delta;
-use hearth_models::backend::{AttentionParams, Backend, Gelu, HeadNorms, Heads, HostStep, Plain};
-use hearth_models::backend::{DeltaGroup, DeltaInput, PlainDelta};
+use hearth_models::backend::{AttentionParams, Backend, HeadNorms, Heads, HostStep, Plain};
+use hearth_models::backend::{DeltaGroup, DeltaInput, Gate, Gelu, PlainDelta};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
-use hearth_models::layers::rotary::Rotary;
+use hearth_models::layers::rotary::Rotaries;
 use hearth_models::weights::{Loader, MatrixSource};
 use hearth_models::{ForwardBatch, KvGeometry, KvStore, Model, Result, tiny};
 
@@ -44,8 +44,8 @@ impl Backend for Training {
     type Delta = PlainDelta;
     type Step = HostStep;
 
-    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
-        self.plain.begin(batch, rotary)
+    fn begin(&self, batch: &ForwardBatch, rotaries: &Rotaries) -> Result<HostStep> {
+        self.plain.begin(batch, rotaries)
     }
 
     fn embed_tokens(&self, table: &Tensor, step: &HostStep) -> Result<Tensor> {
@@ -124,8 +124,16 @@ impl Backend for Training {
         self.plain.attend(qkv, norms, step, kv, params)
     }
 
-    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        self.plain.silu_mul(gate, up)
+    fn gate_mul(&self, kind: Gate, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        self.plain.gate_mul(kind, gate, up)
+    }
+
+    fn scale(&self, x: Tensor, factor: f32) -> Result<Tensor> {
+        self.plain.scale(x, factor)
+    }
+
+    fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
+        self.plain.softcap(x, cap)
     }
 
     fn trims(&self) -> bool {
@@ -183,6 +191,16 @@ fn scalar(tensor: &Tensor) -> f64 {
 #[test]
 fn every_parameter_has_its_gradient() {
     check(&config(false));
+}
+
+/// What Gemma has beside.
+#[test]
+fn norms_behind_layers_and_bounds_have_theirs() {
+    let mut config = config(true);
+    let knobs = &mut config.knobs;
+    (knobs.post_norms, knobs.gate, knobs.embedding_scale) = (true, Gate::GeluTanh, Some(4.0));
+    (knobs.attention_softcap, knobs.logit_softcap) = (Some(1.5), Some(2.0));
+    check(&config);
 }
 
 /// The embedding is read twice, so its gradient is a sum.

@@ -8,6 +8,7 @@ use candle_core::Device;
 use hearth_kernels::lora::Float;
 use hearth_kernels::quant::DType;
 use hearth_models::adapter::{Adapter, Delta, Dora};
+use hearth_models::backend::Gate;
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, LoraSlot, Model, tiny};
 
@@ -105,6 +106,14 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
             with(&|c| (c.knobs, c.knobs.interleaved_qk) = (qkv, true))
         }),
         ("biases everywhere", with(&|c| (c.knobs, c.tied) = (biases, false))),
+        (
+            "Gemma 2",
+            with(&|c| {
+                (c.knobs.post_norms, c.knobs.gate) = (true, Gate::GeluTanh);
+                (c.knobs.attention_softcap, c.knobs.logit_softcap) = (Some(2.0), Some(3.0));
+                (c.knobs.embedding_scale, c.windows) = (Some(16.0), vec![Some(11), None]);
+            }),
+        ),
         ("Qwen3: norms of heads of 64", {
             with(&|c| (c.knobs.qk_norm, c.head_dim, c.rope.dim) = (true, 64, 64))
         }),

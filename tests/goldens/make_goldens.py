@@ -42,7 +42,7 @@ SPREAD_MIN = 1.0  # standard deviation of the logits
 FEATURE_MIN = 1e-2  # a feature must move some logit by this much
 MARGIN_MIN = 2e-3  # best minus second best logit at every greedy step
 NOISE_MAX = 4e-5  # float32 against float64
-BYTES_MAX = 2_500_000  # of everything committed here
+BYTES_MAX = 3_500_000  # of everything committed here
 
 
 @dataclasses.dataclass
@@ -93,6 +93,27 @@ LLAMA3_SCALING = {
 }
 YARN_SCALING = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 NO_BIAS = {"biases": (".bias", 0.0)}
+# What all Gemmas have; GGUF has the norms with one added.
+GEMMA = {
+    "head_dim": 16, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "bos_token_id": 2,
+    "eos_token_id": 1, "pad_token_id": 0, "attention_bias": False,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+}
+SILU = {"hidden_act": "silu", "hidden_activation": "silu"}
+# Bounds that these small scores and logits come near to; published models have 50 and 30.
+GEMMA2 = GEMMA | {
+    "sliding_window": 16, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0,
+}
+WITHOUT_GEMMA2 = {
+    "gate with GELU": SILU,
+    "sliding window": {"sliding_window": 256},
+    "bound of scores": {"attn_logit_softcapping": None},
+    "bound of logits": {"final_logit_softcapping": None},
+}
+NO_POST_NORMS = {
+    "norms behind attention": ("post_attention_layernorm", 0.0),
+    "norms behind the MLP": ("post_feedforward_layernorm", 0.0),
+}
 
 FAMILIES = [
     Family(
@@ -162,6 +183,39 @@ FAMILIES = [
         },
         neutral=NO_BIAS,
     ),
+    Family(
+        # Norms that count from one, embeddings multiplied, GELU in the gate.
+        "gemma", 10, config("gemma", "GemmaForCausalLM", **GEMMA), dtype=torch.bfloat16,
+        gguf_type=gguf.GGMLQuantizationType.F16, without={"gate with GELU": SILU},
+    ),
+    Family(
+        # A window in one of two layers, norms behind attention and MLP, bounds, a query scale.
+        "gemma2", 11,
+        config("gemma2", "Gemma2ForCausalLM", **GEMMA2, query_pre_attn_scalar=24),
+        dtype=torch.bfloat16,
+        without=WITHOUT_GEMMA2 | {"query scale": {"query_pre_attn_scalar": 16}},
+        neutral=NO_POST_NORMS,
+    ),
+    Family(
+        # A window in five of six layers, with rotary frequencies of their own; q/k norms.
+        "gemma3", 20,
+        config(
+            "gemma3_text", "Gemma3ForCausalLM", **GEMMA, hidden_size=32, intermediate_size=24,
+            num_hidden_layers=7, sliding_window=16, sliding_window_pattern=6,
+            query_pre_attn_scalar=16, rope_theta=1000.0, rope_local_base_freq=10000.0,
+            rope_scaling={"rope_type": "linear", "factor": 8.0},
+        ),
+        dtype=torch.bfloat16, gguf_type=gguf.GGMLQuantizationType.F16,
+        without={
+            "gate with GELU": SILU,
+            "sliding window": {"sliding_window": 256},
+            "layers without a window": {"sliding_window_pattern": 8},
+            "query scale": {"query_pre_attn_scalar": 24},
+            "linear rope scaling": {"rope_scaling": None},
+            "other rope of windows": {"rope_local_base_freq": 1000.0},
+        },
+        neutral=NO_POST_NORMS | {"q/k norm weights": ("self_attn.q_norm", 0.0)},
+    ),
 ]
 
 # GGUF only; rows are multiples of 32 so that every matrix really is quantised.
@@ -178,7 +232,18 @@ QUANTISED = [
                tie_word_embeddings=True, rms_norm_eps=1e-6, bos_token_id=261, eos_token_id=263),
         gguf_type=gguf.GGMLQuantizationType.Q4_0,
     ),
+    Family(
+        "gemma2-q8_0", 13,
+        config("gemma2", "Gemma2ForCausalLM", **GEMMA2, hidden_size=64, intermediate_size=32,
+               query_pre_attn_scalar=16),
+        gguf_type=gguf.GGMLQuantizationType.Q8_0, without=WITHOUT_GEMMA2,
+    ),
 ]
+SPLIT = "qwen2-q4_0"
+
+
+def is_gemma(family: Family) -> bool:
+    return family.config["model_type"].startswith("gemma")
 
 
 def random_weights(family: Family) -> dict[str, torch.Tensor]:
@@ -191,11 +256,16 @@ def random_weights(family: Family) -> dict[str, torch.Tensor]:
             continue
         noise = rng.standard_normal(tuple(like.shape)).astype(np.float32)
         if name.endswith("norm.weight"):
-            noise = 1.0 + 0.2 * noise
+            # Gemma counts from one; and there layers must outweigh the embeddings.
+            from_zero = is_gemma(family) and "post_" not in name
+            noise = (0.0 if from_zero else 1.0) + 0.2 * noise
         elif name.endswith(".bias"):
             noise = 0.3 * noise
         else:
-            noise = (0.5 if "embed" in name or "lm_head" in name else 0.2) * noise
+            is_table = "embed" in name or "lm_head" in name
+            # Gemma multiplies its table: with a larger one every token would be repeated.
+            small, large = (0.4, 0.2) if is_gemma(family) else (0.2, 0.5)
+            noise = (large if is_table else small) * noise
         weights[name] = torch.from_numpy(noise).to(family.dtype)
     return weights
 
@@ -308,14 +378,18 @@ GGUF_NAMES = {
     "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GGUF_POST_NORM_NAMES = GGUF_NAMES | {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, names: dict[str, str]) -> str:
     stem, kind = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
         layer, part = stem.removeprefix("model.layers.").split(".", 1)
-        return f"blk.{layer}.{GGUF_NAMES[part]}.{kind}"
-    return f"{GGUF_NAMES[stem]}.{kind}"
+        return f"blk.{layer}.{names[part]}.{kind}"
+    return f"{names[stem]}.{kind}"
 
 
 def gguf_metadata(out: gguf.GGUFWriter, family: Family) -> None:
@@ -333,6 +407,14 @@ def gguf_metadata(out: gguf.GGUFWriter, family: Family) -> None:
     if raw["model_type"] == "llama":
         out.add_rope_dimension_count(head_dim)
         out.add_vocab_size(raw["vocab_size"])
+    if raw["model_type"] == "gemma2":
+        out.add_attn_logit_softcapping(raw["attn_logit_softcapping"])
+        out.add_final_logit_softcapping(raw["final_logit_softcapping"])
+    if raw["model_type"] in ("gemma2", "gemma3_text"):
+        out.add_sliding_window(raw["sliding_window"])
+    if raw["model_type"] == "gemma3_text":
+        out.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        out.add_rope_scaling_factor(raw["rope_scaling"]["factor"])
     if "head_dim" in raw:
         out.add_key_length(head_dim)
         out.add_value_length(head_dim)
@@ -345,19 +427,20 @@ def gguf_metadata(out: gguf.GGUFWriter, family: Family) -> None:
     out.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def sentencepiece_vocabulary(out: gguf.GGUFWriter, size: int) -> None:
+def sentencepiece_vocabulary(out: gguf.GGUFWriter, raw: dict) -> None:
     kind = gguf.TokenType
     tokens = [("<unk>", 0.0, kind.UNKNOWN), ("<s>", 0.0, kind.CONTROL), ("</s>", 0.0, kind.CONTROL)]
     tokens += [(f"<0x{byte:02X}>", 0.0, kind.BYTE) for byte in range(256)]
     tokens += [(t, -float(i), kind.NORMAL) for i, t in enumerate(["▁a", "▁", "a", "b", "c"])]
-    assert len(tokens) == size
+    assert len(tokens) == raw["vocab_size"]
     out.add_tokenizer_model("llama")
     out.add_tokenizer_pre("default")
     out.add_token_list([token.encode() for token, _, _ in tokens])
     out.add_token_scores([score for _, score, _ in tokens])
     out.add_token_types([kind for _, _, kind in tokens])
-    out.add_bos_token_id(1)
-    out.add_eos_token_id(2)
+    out.add_bos_token_id(raw["bos_token_id"])
+    ends = raw["eos_token_id"]
+    out.add_eos_token_id(ends[0] if isinstance(ends, list) else ends)
     out.add_unk_token_id(0)
     out.add_add_bos_token(True)
     out.add_add_eos_token(False)
@@ -372,11 +455,11 @@ def byte_level_alphabet() -> list[str]:
     return [stand_in[byte] for byte in range(256)]
 
 
-def bpe_vocabulary(out: gguf.GGUFWriter, size: int) -> None:
+def bpe_vocabulary(out: gguf.GGUFWriter, raw: dict) -> None:
     merges = ["t h", "th e", "Ġ the", "Ġ a", "i n"]
     tokens = byte_level_alphabet() + [merge.replace(" ", "") for merge in merges]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert len(tokens) + len(special) == size
+    assert len(tokens) + len(special) == raw["vocab_size"]
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("qwen2")
     out.add_token_list(tokens + special)
@@ -393,10 +476,12 @@ def write_gguf(path: Path, family: Family, weights: dict, split_after: int = 0) 
     """Writes the file; returns the weights as a reader gets them back, in HF names and order."""
     raw = family.config
     is_llama = raw["model_type"] == "llama"
-    out = gguf.GGUFWriter(path, raw["model_type"], split_max_tensors=split_after)
+    arch = raw["model_type"].removesuffix("_text")
+    out = gguf.GGUFWriter(path, arch, split_max_tensors=split_after)
     gguf_metadata(out, family)
-    (sentencepiece_vocabulary if is_llama else bpe_vocabulary)(out, raw["vocab_size"])
-    if raw.get("rope_scaling"):
+    by_pieces = is_llama or is_gemma(family)
+    (sentencepiece_vocabulary if by_pieces else bpe_vocabulary)(out, raw)
+    if raw.get("rope_scaling", {}).get("rope_type") == "llama3":
         out.add_tensor("rope_freqs.weight", llama3_factors(raw))
     seen = {}
     for name, tensor in weights.items():
@@ -404,10 +489,14 @@ def write_gguf(path: Path, family: Family, weights: dict, split_after: int = 0) 
         heads = {"q_proj": raw["num_attention_heads"], "k_proj": raw["num_key_value_heads"]}
         n_heads = heads.get(name.split(".")[-2], 0) if is_llama else 0
         stored = np.ascontiguousarray(interleave(values, n_heads) if n_heads else values)
+        if is_gemma(family) and name.endswith("norm.weight"):
+            stored = stored + np.float32(1.0)
         # As everybody does: vectors stay f32, matrices take the type of the file.
         kind = family.gguf_type if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(stored, kind)
-        out.add_tensor(gguf_name(name), data, raw_dtype=kind)
+        has_post_norms = "model.layers.0.post_feedforward_layernorm.weight" in weights
+        names = GGUF_POST_NORM_NAMES if has_post_norms else GGUF_NAMES
+        out.add_tensor(gguf_name(name, names), data, raw_dtype=kind)
         back = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
         seen[name] = torch.from_numpy(np.array(back, dtype=np.float32))
     out.write_header_to_file()
@@ -439,7 +528,7 @@ def write_all(root: Path) -> None:
     cases = []
 
     def case(path: str, golden: str, family: Family, weights: str, features: dict) -> None:
-        cases.append({"path": path, "golden": golden, "family": family.config["model_type"],
+        cases.append({"path": path, "golden": golden, "family": family.config["model_type"].removesuffix("_text"),
                       "weights": weights, "features": sorted(features)})
 
     for family in FAMILIES:
@@ -470,7 +559,7 @@ def write_all(root: Path) -> None:
         golden_path = f"{family.name}.golden.safetensors"
         save_file(golden, root / golden_path)
         case(path, golden_path, family, family.gguf_type.name, moved)
-    family = QUANTISED[-1]
+    family = next(family for family in QUANTISED if family.name == SPLIT)
     write_gguf(root / f"{family.name}-split.gguf", family, random_weights(family), split_after=14)
     first = f"{family.name}-split-00001-of-00002.gguf"
     assert (root / first).exists(), list(root.iterdir())

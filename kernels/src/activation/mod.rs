@@ -5,9 +5,12 @@
 //! `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, which equals
 //! `x * sigmoid(2 sqrt(2 / pi) * (x + 0.044715 x^3))` and is computed so.
 //!
-//! GELU without a gate, for encoders, is in `gelu.rs`.
+//! GELU without a gate, for encoders, is in `gelu.rs`; the soft bound of logits in `softcap.rs`.
 
 mod gelu;
+mod softcap;
+
+pub use softcap::{softcap, softcap_with};
 
 pub use gelu::{Gelu, gelu, gelu_with};
 
@@ -17,26 +20,22 @@ use crate::{Isa, Pool};
 use std::ops::Range;
 
 /// The activation on the gate half of a gated feed-forward layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
     /// `silu(gate) * up`
+    #[default]
     Silu,
     /// `gelu_tanh(gate) * up`
     GeluTanh,
 }
 
-/// `out = silu(gate) * up`, element by element.
-pub fn silu_mul(pool: &Pool, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    gate_mul(Isa::best(), pool, Gate::Silu, gate, up, out);
+/// `out = activation(gate) * up`, element by element.
+pub fn gate_mul(pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    gate_mul_with(Isa::best(), pool, kind, gate, up, out);
 }
 
-/// `out = gelu_tanh(gate) * up`, element by element.
-pub fn gelu_tanh_mul(pool: &Pool, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    gate_mul(Isa::best(), pool, Gate::GeluTanh, gate, up, out);
-}
-
-/// `out = activation(gate) * up`, element by element, with a chosen instruction set.
-pub fn gate_mul(isa: Isa, pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// [`gate_mul`] with a chosen instruction set.
+pub fn gate_mul_with(isa: Isa, pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert_eq!(gate.len(), out.len(), "gate and out have one shape");
     assert_eq!(up.len(), out.len(), "up and out have one shape");
     let len = out.len();
@@ -57,6 +56,17 @@ pub fn add(pool: &Pool, x: &mut [f32], y: &[f32]) {
         // SAFETY: pieces do not overlap.
         let x = unsafe { x.take(piece.clone()) };
         add_to(x, &y[piece]);
+    });
+}
+
+/// `x *= factor`, element by element.
+pub fn scale(pool: &Pool, x: &mut [f32], factor: f32) {
+    let len = x.len();
+    let x = Parts::new(x);
+    run_pieces(pool, len, &|piece| {
+        // SAFETY: pieces do not overlap.
+        let x = unsafe { x.take(piece) };
+        x.iter_mut().for_each(|x| *x *= factor);
     });
 }
 
@@ -159,7 +169,7 @@ mod tests {
             let up = cases::randoms(len, 11);
             for kind in [Gate::Silu, Gate::GeluTanh] {
                 let mut scalar = vec![0.0; len];
-                gate_mul(Isa::Scalar, &Pool::new(1), kind, &gate, &up, &mut scalar);
+                gate_mul_with(Isa::Scalar, &Pool::new(1), kind, &gate, &up, &mut scalar);
                 for i in 0..len {
                     let truth = truth(kind, gate[i], up[i]);
                     let error = (truth - f64::from(scalar[i])).abs();
@@ -167,7 +177,7 @@ mod tests {
                 }
                 for isa in Isa::available() {
                     let mut out = vec![9.0; len];
-                    gate_mul(*isa, &pool, kind, &gate, &up, &mut out);
+                    gate_mul_with(*isa, &pool, kind, &gate, &up, &mut out);
                     cases::assert_same_bits(&scalar, &out, isa.name());
                 }
             }
@@ -181,10 +191,21 @@ mod tests {
         let (up, mut out) = ([1.0; 6], [0.0; 6]);
         for isa in Isa::available() {
             for kind in [Gate::Silu, Gate::GeluTanh] {
-                gate_mul(*isa, &pool, kind, &gate, &up, &mut out);
+                gate_mul_with(*isa, &pool, kind, &gate, &up, &mut out);
                 assert!(out.iter().all(|x| x.is_finite()), "{kind:?} {out:?}");
                 assert_eq!(out[4], 100.0);
             }
+        }
+    }
+
+    #[test]
+    fn scaled() {
+        for &len in cases::LENGTHS.iter().chain(&[100_003]) {
+            let x = cases::randoms(len, 15);
+            let expected: Vec<f32> = x.iter().map(|x| x * 48.5).collect();
+            let mut got = x;
+            scale(&Pool::new(2), &mut got, 48.5);
+            cases::assert_same_bits(&expected, &got, "scale");
         }
     }
 

@@ -9,7 +9,7 @@ use super::plan::LINES;
 use super::q8::Ints;
 use crate::LANES;
 use crate::kv::{Element, Number};
-use crate::simd::{Simd, exps, sum};
+use crate::simd::{Simd, exps, softcaps, sum};
 use std::ops::Range;
 
 /// Groups that are asked for before they are used. Half of a unit is 4 KiB in f16, and the
@@ -59,6 +59,8 @@ pub(super) struct Chunk<'a, E> {
     /// Keys that each line sees.
     pub(super) visible: &'a [Range<usize>],
     pub(super) head_dim: usize,
+    /// Bounds the scores.
+    pub(super) softcap: Option<f32>,
 }
 
 /// What K and V are stored in, and the arithmetic of the two products.
@@ -119,6 +121,12 @@ pub(super) fn partials<S: Simd, E: Form>(
 ) {
     let numbers = 2 + chunk.head_dim.next_multiple_of(LANES);
     E::scores(simd, chunk, work);
+    if let Some(cap) = chunk.softcap {
+        for line in &mut work.weights.0[..chunk.visible.len()] {
+            let vectors = &mut line.as_chunks_mut::<LANES>().0[chunk.groups()];
+            bound(simd, vectors, cap);
+        }
+    }
     let rows = work.weights.0.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
     for ((weights, visible), out) in rows {
         (out[0], out[1]) = softmax(simd, chunk, visible, weights);
@@ -259,6 +267,21 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
         for b in 0..B {
             simd.store(acc[l][b], &mut out[b]);
         }
+    }
+}
+
+/// Scores that are bounded: their range is soft at its ends.
+#[inline(always)]
+fn bound<S: Simd>(simd: S, vectors: &mut [[f32; LANES]], cap: f32) {
+    let (many, rest) = vectors.as_chunks_mut::<EXPS>();
+    for vectors in many {
+        let scores =
+            softcaps(simd, std::array::from_fn::<_, EXPS, _>(|i| simd.load(&vectors[i])), cap);
+        scores.into_iter().zip(vectors).for_each(|(score, vector)| simd.store(score, vector));
+    }
+    for vector in rest {
+        let [score] = softcaps(simd, [simd.load(vector)], cap);
+        simd.store(score, vector);
     }
 }
 

@@ -23,7 +23,7 @@
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1], 1e-4 over bytes.
 //!
 //! Encoders, which have no cache, attend in `bidirectional.rs`.
-//! Deliberately absent: masks other than causal and window, a cap on scores, dropout, ALiBi,
+//! Deliberately absent: masks other than causal and window, dropout, ALiBi,
 //! attention sinks.
 
 mod bidirectional;
@@ -66,6 +66,8 @@ pub struct AttentionParams {
     pub n_heads: usize,
     /// Scores are `scale * q.k`.
     pub scale: f32,
+    /// Scores are `softcap * tanh(scale * q.k / softcap)` then; positive (Gemma Team 2024).
+    pub softcap: Option<f32>,
     /// A row sees at most this many keys, itself included.
     pub window: Option<usize>,
 }
@@ -184,6 +186,7 @@ fn check(
         "groups of heads"
     );
     assert!(params.window != Some(0), "a window of no keys");
+    assert!(params.softcap.is_none_or(|cap| cap > 0.0), "a cap of nothing");
     assert_eq!(q.len(), out.len(), "q and out have one shape");
     assert_eq!(q.len() % row, 0, "q is [rows, n_heads, head_dim]");
     assert_eq!(batch.block_tables.len(), n_seqs, "one block table per sequence");

@@ -42,7 +42,11 @@ pub fn attention(
 
 fn score(q: &[f32], k: &[f32], params: &AttentionParams) -> f64 {
     let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-    dot * f64::from(params.scale)
+    let score = dot * f64::from(params.scale);
+    match params.softcap.map(f64::from) {
+        Some(cap) => cap * (score / cap).tanh(),
+        None => score,
+    }
 }
 
 /// K and V of one sequence, both `[context, n_kv_heads, head_dim]`.

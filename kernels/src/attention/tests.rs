@@ -58,7 +58,7 @@ impl World {
 
     fn params(&self) -> AttentionParams {
         let scale = 3.0 / (self.kv.shape().head_dim as f32).sqrt();
-        AttentionParams { n_heads: self.n_heads, scale, window: None }
+        AttentionParams { n_heads: self.n_heads, scale, softcap: None, window: None }
     }
 
     /// Runs `f` with the batch of `(sequence, positions)` parts; gives its output.
@@ -97,11 +97,13 @@ impl World {
     }
 }
 
-fn variants(base: AttentionParams) -> [AttentionParams; 3] {
+fn variants(base: AttentionParams) -> [AttentionParams; 5] {
     [
         base,
         AttentionParams { window: Some(20), ..base },
         AttentionParams { window: Some(300), ..base },
+        AttentionParams { softcap: Some(0.7), ..base },
+        AttentionParams { softcap: Some(50.0), window: Some(20), ..base },
     ]
 }
 
@@ -237,7 +239,7 @@ fn larger_blocks_change_no_bit() {
                 context_len: &[len as u32],
                 block_tables: &[&table],
             };
-            let params = AttentionParams { n_heads: 4, scale: 0.125, window: None };
+            let params = AttentionParams { n_heads: 4, scale: 0.125, softcap: None, window: None };
             let mut out = vec![0.0; q.len()];
             attention(&pool, Isa::best(), &q, &kv, &batch, &params, &mut out);
             out

@@ -241,6 +241,7 @@ fn partials_of_chunk<S: Simd, E: Form>(
         keys,
         visible: &visible[..tile.lines.len()],
         head_dim: shape.head_dim,
+        softcap: call.of.params.softcap,
     };
     chunk::partials(simd, &chunk, work, out);
 }

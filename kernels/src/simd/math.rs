@@ -60,6 +60,14 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
     simd.div(one, simd.add(one, e))
 }
 
+/// `cap * tanh(x / cap)` of N vectors, within `2e-7 * cap`.
+#[inline(always)]
+pub(crate) fn softcaps<S: Simd, const N: usize>(simd: S, x: [S::V; N], cap: f32) -> [S::V; N] {
+    let (one, slope) = (simd.splat(1.0), simd.splat(-2.0 / cap));
+    let e = exps(simd, x.map(|x| simd.mul(x, slope)));
+    e.map(|e| simd.mul(simd.splat(cap), simd.div(simd.sub(one, e), simd.add(one, e))))
+}
+
 /// The nearest integers, ties to even, of numbers that fit an i16: adding 1.5 * 2^23 leaves them in
 /// the low bits. NaN gives some number.
 #[inline(always)]

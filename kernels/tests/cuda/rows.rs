@@ -1,7 +1,7 @@
 //! Norms, sums, activations, conversions, and rows by number.
 
 use half::bf16;
-use hearth_kernels::activation::{self, Gelu};
+use hearth_kernels::activation::{self, Gate, Gelu};
 use hearth_kernels::cases::randoms;
 use hearth_kernels::cuda::{Float, Gpu, Result};
 use hearth_kernels::norm::{LayerNorm, layer_norm, rms_norm};
@@ -152,7 +152,7 @@ fn activations() {
             };
             let (gate, up) = (wide(seed), narrow(len, seed + 1));
             let mut want = vec![0.0; len];
-            activation::silu_mul(&POOL, &gate, &up, &mut want);
+            activation::gate_mul(&POOL, Gate::Silu, &gate, &up, &mut want);
             report.near(&format!("silu {rows} x {width}"), ROUNDED, &want, || {
                 let gate = gpu.rows_from(&gate, rows, Float::BF16)?;
                 let up = gpu.rows_from(&up, rows, Float::BF16)?;

@@ -208,6 +208,7 @@ impl World {
         let params = AttentionParams {
             n_heads: self.heads.heads,
             scale: self.scale(),
+            softcap: None,
             window: (window > 0).then_some(window),
         };
         let mut out = vec![0.0; batch.turned.len()];

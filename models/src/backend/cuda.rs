@@ -8,6 +8,7 @@
 //! Mixed passes and first appearances run operation by operation, and so does every pass of a rank
 //! of several: what NCCL adds up is not recorded.
 
+mod missing;
 mod output;
 
 use std::collections::{HashMap, HashSet};
@@ -19,11 +20,12 @@ use hearth_kernels::cuda::{
 };
 use hearth_kernels::quant::DType;
 
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads};
+use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
+use crate::config::ModelConfig;
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
-use crate::layers::rotary::Rotary;
+use crate::layers::rotary::{Rotaries, Rotary};
 use crate::parallel::Seat;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
 use crate::{Error, Result};
@@ -201,9 +203,13 @@ impl Backend for Cuda {
 
     const RUNS_AHEAD: bool = true;
 
-    fn begin<'a>(&self, batch: &'a ForwardBatch, rotary: &Rotary) -> Result<CudaStep> {
+    fn check(&self, config: &ModelConfig) -> Result<()> {
+        missing::check(config)
+    }
+
+    fn begin<'a>(&self, batch: &'a ForwardBatch, rotaries: &Rotaries) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
-        let (rope, positions) = self.rope(rotary, positions)?;
+        let (rope, positions) = self.rope(&rotaries.global, positions)?;
         let span = |s: crate::batch::Sequence<'a>| Span {
             row: s.rows.start,
             rows: s.rows.len(),
@@ -437,8 +443,19 @@ impl Backend for Cuda {
         Ok(self.gpu.gelu(x, kind == Gelu::Erf)?)
     }
 
-    fn silu_mul(&self, gate: Rows, up: &Rows) -> Result<Rows> {
-        Ok(self.gpu.silu_mul(gate, up)?)
+    fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
+        match kind {
+            Gate::Silu => Ok(self.gpu.silu_mul(gate, up)?),
+            Gate::GeluTanh => Err(missing::error("a gate with GELU")),
+        }
+    }
+
+    fn scale(&self, _: Rows, _: f32) -> Result<Rows> {
+        Err(missing::error("embeddings that are multiplied"))
+    }
+
+    fn softcap(&self, _: Rows, _: f32) -> Result<Rows> {
+        Err(missing::error("a soft bound"))
     }
 
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {

@@ -13,12 +13,14 @@ use hearth_kernels::matmul::{
 };
 use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
+use super::{
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads, HostStep,
+};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::{RopeTable, Rotary};
+use crate::layers::rotary::{RopeTable, Rotaries};
 use crate::parallel::Seat;
 use crate::weights::MatrixSource;
 
@@ -170,6 +172,7 @@ impl Fused {
         let params = attention::AttentionParams {
             n_heads: params.head_count,
             scale: params.scale,
+            softcap: params.softcap,
             window: params.window,
         };
         attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
@@ -194,8 +197,8 @@ impl Backend for Fused {
     type Delta = FusedDelta;
     type Step = HostStep;
 
-    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
-        Ok(HostStep::new(batch, rotary))
+    fn begin(&self, batch: &ForwardBatch, rotaries: &Rotaries) -> Result<HostStep> {
+        Ok(HostStep::new(batch, rotaries))
     }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Packed> {
@@ -323,8 +326,8 @@ impl Backend for Fused {
             q = self.rms_norm(&q, q_norm, eps)?;
             k = self.rms_norm(&k, k_norm, eps)?;
         }
-        let q = self.rope(q, &step.rope, params.head_dim)?;
-        let k = self.rope(k, &step.rope, params.head_dim)?;
+        let q = self.rope(q, step.rope(params), params.head_dim)?;
+        let k = self.rope(k, step.rope(params), params.head_dim)?;
         self.attention(&q, &k, &v, &step.batch, kv, params)
     }
 
@@ -341,9 +344,20 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn silu_mul(&self, gate: Rows, up: &Rows) -> Result<Rows> {
+    fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
         let mut out = self.rows(gate.count, gate.width);
-        activation::silu_mul(&self.pool, &gate, up, &mut out);
+        activation::gate_mul(&self.pool, kind, &gate, up, &mut out);
+        Ok(out)
+    }
+
+    fn scale(&self, mut x: Rows, factor: f32) -> Result<Rows> {
+        activation::scale(&self.pool, &mut x, factor);
+        Ok(x)
+    }
+
+    fn softcap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        let mut out = self.rows(x.count, x.width);
+        activation::softcap(&self.pool, cap, &x, &mut out);
         Ok(out)
     }
 

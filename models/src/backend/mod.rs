@@ -14,15 +14,16 @@ mod plain;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaKv};
 pub use fused::{Fused, FusedDelta};
-pub use hearth_kernels::activation::Gelu;
+pub use hearth_kernels::activation::{Gate, Gelu};
 pub use hearth_kernels::attention::Heads;
 pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraSlot, Output, Pass, Wanted};
+use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::{RopeTable, Rotary};
+use crate::layers::rotary::{RopeTable, Rotaries, Rotary};
 use crate::weights::MatrixSource;
 
 /// The operations. `T` is rows of the batch, widths are elements.
@@ -41,8 +42,14 @@ pub trait Backend: Send + Sized + 'static {
     /// Operations are asked for, not waited for; see [`Model::runs_ahead`](crate::Model).
     const RUNS_AHEAD: bool = false;
 
+    /// Refuses a model that needs what this backend does not have.
+    fn check(&self, config: &ModelConfig) -> Result<()> {
+        let _ = config;
+        Ok(())
+    }
+
     /// Prepares a batch for its pass.
-    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<Self::Step>;
+    fn begin(&self, batch: &ForwardBatch, rotaries: &Rotaries) -> Result<Self::Step>;
 
     /// Runs a pass that ends in logits. A backend may keep what it asked its device for and ask
     /// for it again, without `work`, when a batch of the same shape comes.
@@ -167,8 +174,14 @@ pub trait Backend: Send + Sized + 'static {
     /// `x * Phi(x)`.
     fn gelu(&self, x: Self::Rows, kind: Gelu) -> Result<Self::Rows>;
 
-    /// `silu(gate) * up`.
-    fn silu_mul(&self, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
+    /// `activation(gate) * up`.
+    fn gate_mul(&self, kind: Gate, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
+
+    /// `x * factor`.
+    fn scale(&self, x: Self::Rows, factor: f32) -> Result<Self::Rows>;
+
+    /// `cap * tanh(x / cap)`.
+    fn softcap(&self, x: Self::Rows, cap: f32) -> Result<Self::Rows>;
 
     /// `x + y`.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
@@ -193,13 +206,22 @@ pub type HeadNorms<'a, V> = (&'a V, &'a V, f32);
 pub struct HostStep {
     /// The batch.
     pub batch: ForwardBatch,
-    /// Cosines and sines of its rows.
-    pub rope: RopeTable,
+    /// Cosines and sines of its rows,
+    global: RopeTable,
+    /// and those for layers with a window, where they differ.
+    local: Option<RopeTable>,
 }
 
 impl HostStep {
-    fn new(batch: &ForwardBatch, rotary: &Rotary) -> Self {
-        Self { batch: batch.clone(), rope: rotary.table(&batch.positions) }
+    fn new(batch: &ForwardBatch, rotaries: &Rotaries) -> Self {
+        let table = |rotary: &Rotary| rotary.table(&batch.positions);
+        let (global, local) = (table(&rotaries.global), rotaries.local.as_ref().map(table));
+        Self { batch: batch.clone(), global, local }
+    }
+
+    /// Cosines and sines of its rows in a layer.
+    fn rope(&self, params: &AttentionParams) -> &RopeTable {
+        self.local.as_ref().filter(|_| params.window.is_some()).unwrap_or(&self.global)
     }
 }
 
@@ -227,6 +249,8 @@ pub struct AttentionParams {
     pub head_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
+    /// Then bounds them: `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
     /// Keys each row sees, itself included; `None` is all.
     pub window: Option<usize>,
 }

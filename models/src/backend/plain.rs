@@ -5,15 +5,22 @@
 //! and their softmax are f32 at least. `candle_nn`'s fast `rope`, `rms_norm` and `softmax_last_dim`
 //! drop gradients without a word, so only the spelled-out forms appear here.
 
+mod delta;
+
 use candle_core::{D, DType, Device, Shape, Tensor, Var};
 use candle_nn::ops;
 
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gelu, HeadNorms, Heads, HostStep};
+pub use delta::PlainDelta;
+use delta::PlainPart;
+
+use super::{
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads, HostStep,
+};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, Sequence};
 use crate::kv_store::{KvGeometry, KvStore, TensorKv};
-use crate::layers::rotary::{RopeTable, Rotary};
+use crate::layers::rotary::{RopeTable, Rotaries};
 use crate::parallel::Seat;
 use crate::weights::MatrixSource;
 
@@ -92,7 +99,10 @@ impl Plain {
         let v = v.reshape((count * kv, context, dim))?;
         let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let scores = q.to_dtype(wide)?.matmul(&k.to_dtype(wide)?)?;
-        let scores = scores.reshape((count * kv * group, n, context))?;
+        let mut scores = scores.reshape((count * kv * group, n, context))?;
+        if let Some(cap) = params.softcap {
+            scores = capped(&scores, cap)?;
+        }
         let scores = scores.broadcast_add(&mask.to_dtype(wide)?)?;
         // A softmax does not depend on what is subtracted, so no gradient flows through it.
         let top = scores.max_keepdim(D::Minus1)?.detach();
@@ -133,63 +143,6 @@ impl Plain {
         let slots = Tensor::from_vec(slots, earlier, stored.device())?;
         let cached = stored.index_select(&slots, 0)?;
         Ok(Tensor::cat(&[&cached, new], 0)?)
-    }
-}
-
-/// What adapters add to one projection.
-pub struct PlainDelta {
-    parts: Vec<PlainPart>,
-}
-
-struct PlainPart {
-    /// `[rank, k]`
-    a: Tensor,
-    /// `[n, rank]`
-    b: Tensor,
-    /// The lengths that DoRA gives to the rows, and those that they have. `[n]` each.
-    dora: Option<(Tensor, Tensor)>,
-    /// What multiplies `B A`, but for the weight.
-    scale: f64,
-    weight: f64,
-}
-
-impl PlainDelta {
-    /// What can learn: A, B and, of DoRA, the lengths, of one adapter after another. The lengths
-    /// that rows have are constants, as in the paper of DoRA.
-    pub fn tensors(&self) -> Vec<Tensor> {
-        let learns = |part: &PlainPart| {
-            let lengths = part.dora.as_ref().map(|(lengths, _)| lengths.clone());
-            [Some(part.a.clone()), Some(part.b.clone()), lengths]
-        };
-        self.parts.iter().flat_map(learns).flatten().collect()
-    }
-
-    /// The update of rows whose input is `x` and whose output so far is `y`.
-    fn of(&self, x: &DeltaInput<'_, Tensor>, y: &Tensor) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        for part in &self.parts {
-            let h = match x {
-                DeltaInput::Rows(x) => x.matmul(&part.a.t()?)?,
-                DeltaInput::Ids(ids) => {
-                    let ids = Tensor::new(*ids, part.a.device())?;
-                    part.a.index_select(&ids, 1)?.t()?.contiguous()?
-                }
-            };
-            let mut update = (h.matmul(&part.b.t()?)? * (part.scale * part.weight))?;
-            if let Some((lengths, norm)) = &part.dora {
-                let ratio = (lengths / norm)?;
-                let gain = ((&ratio - 1.0)? * part.weight)?;
-                update = (update.broadcast_mul(&ratio)? + y.broadcast_mul(&gain)?)?;
-            }
-            sum = Some(match sum {
-                Some(sum) => (sum + update)?,
-                None => update,
-            });
-        }
-        match sum {
-            Some(sum) => Ok(sum),
-            None => Ok(y.zeros_like()?),
-        }
     }
 }
 
@@ -260,8 +213,8 @@ impl Backend for Plain {
     type Delta = PlainDelta;
     type Step = HostStep;
 
-    fn begin(&self, batch: &ForwardBatch, rotary: &Rotary) -> Result<HostStep> {
-        Ok(HostStep::new(batch, rotary))
+    fn begin(&self, batch: &ForwardBatch, rotaries: &Rotaries) -> Result<HostStep> {
+        Ok(HostStep::new(batch, rotaries))
     }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Tensor> {
@@ -381,8 +334,8 @@ impl Backend for Plain {
             q = self.rms_norm(&q, q_norm, eps)?;
             k = self.rms_norm(&k, k_norm, eps)?;
         }
-        let q = self.rope(q, &step.rope, params.head_dim)?;
-        let k = self.rope(k, &step.rope, params.head_dim)?;
+        let q = self.rope(q, step.rope(params), params.head_dim)?;
+        let k = self.rope(k, step.rope(params), params.head_dim)?;
         self.attention(&q, &k, &v, &step.batch, kv, params)
     }
 
@@ -393,6 +346,7 @@ impl Backend for Plain {
             kv_head_count: heads.count,
             head_dim: heads.dim,
             scale: heads.scale,
+            softcap: None,
             window: None,
         };
         let mut rows = Vec::with_capacity(cu_q.len() - 1);
@@ -412,8 +366,20 @@ impl Backend for Plain {
         })
     }
 
-    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        Ok((gate.silu()? * up)?)
+    fn gate_mul(&self, kind: Gate, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        let open = match kind {
+            Gate::Silu => gate.silu()?,
+            Gate::GeluTanh => gate.gelu()?,
+        };
+        Ok((open * up)?)
+    }
+
+    fn scale(&self, x: Tensor, factor: f32) -> Result<Tensor> {
+        Ok((x * f64::from(factor))?)
+    }
+
+    fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
+        capped(&x, cap)
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
@@ -437,6 +403,12 @@ impl Backend for Plain {
     }
 }
 
+/// `cap * tanh(x / cap)`.
+fn capped(x: &Tensor, cap: f32) -> Result<Tensor> {
+    let cap = f64::from(cap);
+    Ok(((x / cap)?.tanh()? * cap)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,6 +419,7 @@ mod tests {
         kv_head_count: 1,
         head_dim: 16,
         scale: 0.25,
+        softcap: None,
         window: None,
     };
 

@@ -8,7 +8,7 @@ use crate::weights::{self, Metadata, TensorType, Weights};
 use crate::{Error, Result};
 
 /// Keys of `config.json` and what GGUF calls them, after the architecture.
-const KEYS: [(&str, &str); 11] = [
+const KEYS: [(&str, &str); 14] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
     ("num_hidden_layers", "block_count"),
@@ -20,6 +20,9 @@ const KEYS: [(&str, &str); 11] = [
     ("rope_theta", "rope.freq_base"),
     ("partial_rotary_factor", "rope.dimension_count"),
     ("sliding_window", "attention.sliding_window"),
+    ("rope_local_base_freq", "rope.freq_base_swa"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 /// Largest `rope_freqs.weight`: half of the widest head.
 const DIVISORS_MAX: usize = 512;
@@ -65,6 +68,9 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
         max_position_embeddings: keys.named("max_position_embeddings")?,
         rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?,
         sliding_window: Some(keys.named("sliding_window")?),
+        rope_local_base_freq: keys.number("rope.freq_base_swa")?,
+        attn_logit_softcapping: keys.number("attn_logit_softcapping")?.map(Some),
+        final_logit_softcapping: keys.number("final_logit_softcapping")?.map(Some),
         bos_token_id: id("bos_token_id")?,
         eos_token_id: id("eos_token_id")?,
         tie_word_embeddings: Some(!weights.has("output.weight")),

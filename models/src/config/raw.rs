@@ -24,7 +24,14 @@ pub struct RawConfig {
     pub rope_scaling: Option<Map<String, Value>>,
     pub rope_parameters: Option<Map<String, Value>>,
     pub partial_rotary_factor: Option<f64>,
+    pub rope_local_base_freq: Option<f64>,
     pub hidden_act: Option<String>,
+    pub hidden_activation: Option<String>,
+    pub query_pre_attn_scalar: Option<f64>,
+    #[serde(default, deserialize_with = "present")]
+    pub attn_logit_softcapping: Present<f64>,
+    #[serde(default, deserialize_with = "present")]
+    pub final_logit_softcapping: Present<f64>,
     pub attention_bias: Option<bool>,
     pub mlp_bias: Option<bool>,
     pub tie_word_embeddings: Option<bool>,
@@ -32,6 +39,8 @@ pub struct RawConfig {
     pub sliding_window: Present<usize>,
     pub use_sliding_window: Option<bool>,
     pub max_window_layers: Option<usize>,
+    #[serde(alias = "_sliding_window_pattern")]
+    pub sliding_window_pattern: Option<usize>,
     pub layer_types: Option<Vec<String>>,
     pub bos_token_id: Option<Value>,
     pub eos_token_id: Option<Value>,

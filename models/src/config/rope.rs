@@ -61,11 +61,48 @@ pub fn yarn_temperature(factor: f64, weight: f64) -> f64 {
     0.1 * weight * factor.max(1.0).ln() + 1.0
 }
 
+/// Rotary positions of all layers.
+pub(super) fn global(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
+    match &raw.gguf_rope {
+        Some(rope) => Ok(rope.clone()),
+        None => from_json(raw, head_dim),
+    }
+}
+
+/// Rotary positions of layers that look back at everything, and of those with a window: in
+/// `rope_parameters` by the kind of layer, or with the base of the second ones beside them.
+pub(super) fn global_and_local(
+    raw: &RawConfig,
+    head_dim: usize,
+) -> Result<(RopeConfig, Option<RopeConfig>)> {
+    let words = |kind: &str| raw.rope_parameters.as_ref()?.get(kind)?.as_object().cloned();
+    let plain = |base: Option<f64>| RawConfig {
+        rope_theta: base,
+        rope_scaling: None,
+        rope_parameters: None,
+        ..raw.clone()
+    };
+    let local = plain(raw.rope_local_base_freq);
+    let base = raw.rope_theta.or(Some(1e6));
+    let (global, local) = match (words("full_attention"), words("sliding_attention")) {
+        (None, None) => (RawConfig { rope_theta: base, ..raw.clone() }, local),
+        (full, sliding) => {
+            let (of, local) = (plain(base), local);
+            (
+                RawConfig { rope_parameters: full, ..of },
+                RawConfig { rope_parameters: sliding, ..local },
+            )
+        }
+    };
+    let local = from_json(&local, head_dim)?;
+    Ok((self::global(&global, head_dim)?, Some(local)))
+}
+
 /// Rotary positions of a `config.json`.
 ///
 /// A `rope_scaling` with something in it stands for the newer `rope_parameters`, and what either of
 /// them says of `rope_theta` and `partial_rotary_factor` beats the same key outside.
-pub(super) fn from_json(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
+fn from_json(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
     let words = dictionary(raw)?;
     let base = words.number("rope_theta")?.or(raw.rope_theta).unwrap_or(10_000.0);
     let partial = words.number("partial_rotary_factor")?.or(raw.partial_rotary_factor);

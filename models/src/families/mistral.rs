@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
     gguf_interleaved_qk: true,
     tied_by_default: false,
     kv_heads_by_default: Some(8),
+    local_rope: false,
     knobs: |_: &RawConfig| Knobs::default(),
     windows: |raw, layers| vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers],
 };

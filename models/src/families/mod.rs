@@ -1,6 +1,9 @@
 //! What each family sets. A family is a row of this table, not a second decoder.
 
 mod bert;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -22,13 +25,23 @@ pub(crate) struct Family {
     pub tied_by_default: bool,
     /// What an absent `num_key_value_heads` means; `None` is all heads.
     pub kv_heads_by_default: Option<usize>,
+    /// Layers with a window rotate at frequencies of their own.
+    pub local_rope: bool,
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.
     pub windows: fn(&RawConfig, usize) -> Vec<Option<usize>>,
 }
 
-const FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+const FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+];
 
 /// One family of encoders.
 pub(crate) struct EncoderFamily {

@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
     gguf_interleaved_qk: false,
     tied_by_default: false,
     kv_heads_by_default: None,
+    local_rope: false,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias == Some(true),
         out_bias: raw.attention_bias == Some(true),

@@ -1,10 +1,30 @@
 //! Rotary position embedding: frequencies once, cosines and sines for the rows of a batch.
 //!
 //! Angles are computed in f64 from the position, so a row's table depends on its position alone.
+//! Layers with a window may turn at frequencies of their own (Gemma 3).
 
-use crate::config::{RopeConfig, RopeScaling, yarn_temperature};
+use crate::config::{ModelConfig, RopeConfig, RopeScaling, yarn_temperature};
 
-/// Frequencies of one model.
+/// Frequencies of all layers.
+#[derive(Clone, Debug)]
+pub struct Rotaries {
+    /// Of layers that look back at everything, and of the others where these have none.
+    pub global: Rotary,
+    /// Of layers with a window.
+    pub local: Option<Rotary>,
+}
+
+impl Rotaries {
+    /// The frequencies that a model asks for.
+    pub fn new(config: &ModelConfig) -> Self {
+        Self {
+            global: Rotary::new(&config.rope),
+            local: config.local_rope.as_ref().map(Rotary::new),
+        }
+    }
+}
+
+/// Frequencies of some layers.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     /// Radians per position. `[dim / 2]`

@@ -28,6 +28,11 @@ pub trait Layout {
         None
     }
 
+    /// Whether the file has a vector as what is to be added to one.
+    fn counts_from_one(&self, _role: Self::Role) -> bool {
+        false
+    }
+
     /// The type that a mix gives a matrix; `None` where mixes have no word for the architecture.
     fn mixed(&self, _role: Self::Role, _mix: Mix) -> Option<DType> {
         None
@@ -67,6 +72,10 @@ impl Layout for ModelConfig {
     fn interleaved(&self, role: Role) -> Option<usize> {
         let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.knobs.interleaved_qk;
         rotates.then_some(self.head_dim)
+    }
+
+    fn counts_from_one(&self, role: Role) -> bool {
+        self.knobs.norms_from_one && role.is_norm()
     }
 
     /// Recomputed from the configuration, read with it, or the second copy of a tied head.

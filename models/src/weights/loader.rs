@@ -226,6 +226,9 @@ impl<'a, L: Layout> Loader<'a, L> {
         let view = self.view(&name)?;
         let mut out = vec![0.0; view.shape.iter().product()];
         quant::dequantize(view.dtype, view.bytes, &mut out);
+        if self.config.counts_from_one(role) {
+            out.iter_mut().for_each(|x| *x += 1.0);
+        }
         self.weights.release(&name);
         Ok(out)
     }

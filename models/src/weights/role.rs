@@ -18,7 +18,11 @@ pub enum Role {
     Out(usize),
     QNorm(usize),
     KNorm(usize),
+    PostAttentionNorm(usize),
     MlpNorm(usize),
+    /// The same between two norms behind attention and MLP, where files name it otherwise.
+    PreMlpNorm(usize),
+    PostMlpNorm(usize),
     Gate(usize),
     Up(usize),
     Down(usize),
@@ -34,7 +38,13 @@ impl Role {
             if config.knobs.qk_norm {
                 all.extend([Self::QNorm(l), Self::KNorm(l)]);
             }
-            all.extend([Self::AttentionNorm(l), Self::MlpNorm(l)]);
+            match config.knobs.post_norms {
+                false => all.extend([Self::AttentionNorm(l), Self::MlpNorm(l)]),
+                true => {
+                    all.extend([Self::PostAttentionNorm(l), Self::PostMlpNorm(l)]);
+                    all.extend([Self::AttentionNorm(l), Self::PreMlpNorm(l)]);
+                }
+            }
         }
         all.push(Self::Norm);
         all.extend((!config.tied).then_some(Self::Head));
@@ -51,8 +61,8 @@ impl Role {
             Self::Out(_) => vec![hidden, config.q_len()],
             Self::Gate(_) | Self::Up(_) => vec![ffn, hidden],
             Self::Down(_) => vec![hidden, ffn],
-            Self::Norm | Self::AttentionNorm(_) | Self::MlpNorm(_) => vec![hidden],
             Self::QNorm(_) | Self::KNorm(_) => vec![config.head_dim],
+            _ => vec![hidden],
         }
     }
 
@@ -61,8 +71,19 @@ impl Role {
         match self {
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) | Self::Head => true,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) => true,
-            Self::Embedding | Self::Norm | Self::AttentionNorm(_) | Self::MlpNorm(_) => false,
-            Self::QNorm(_) | Self::KNorm(_) => false,
+            _ => false,
+        }
+    }
+
+    /// Whether it scales what was normalised.
+    pub fn is_norm(self) -> bool {
+        match self {
+            Self::Embedding | Self::Head => false,
+            Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) => false,
+            Self::Gate(_) | Self::Up(_) | Self::Down(_) => false,
+            Self::Norm | Self::QNorm(_) | Self::KNorm(_) | Self::AttentionNorm(_) => true,
+            Self::MlpNorm(_) | Self::PreMlpNorm(_) => true,
+            Self::PostAttentionNorm(_) | Self::PostMlpNorm(_) => true,
         }
     }
 
@@ -93,6 +114,16 @@ impl Role {
             Self::KNorm(l) => (Some(l), "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
             Self::MlpNorm(l) => {
                 (Some(l), "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
+            }
+            Self::PostAttentionNorm(l) => {
+                let json = "model.layers.{}.post_attention_layernorm";
+                (Some(l), json, "blk.{}.post_attention_norm")
+            }
+            Self::PreMlpNorm(l) => {
+                (Some(l), "model.layers.{}.pre_feedforward_layernorm", "blk.{}.ffn_norm")
+            }
+            Self::PostMlpNorm(l) => {
+                (Some(l), "model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm")
             }
             Self::Gate(l) => (Some(l), "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
             Self::Up(l) => (Some(l), "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
