@@ -331,3 +331,57 @@ fn a_template_without_words_for_tools_is_told_in_its_own() {
     let expected = "<tool_response>\n2\n</tool_response>";
     assert_eq!(messages[3], json!({"role": "user", "content": expected}));
 }
+
+/// Gemma refuses system messages, and messages of the user that follow each other.
+#[test]
+fn what_a_template_refuses_is_said_in_the_words_that_it_has() {
+    let source = "{% for m in messages %}\
+        {% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+        {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turns') }}\
+        {% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    let style = template.tool_style();
+    assert!(!style.takes_system && style.alternates);
+    let render = |messages: Value, tools: Option<Value>| {
+        let (messages, tools) = style.adapt(messages, tools);
+        template.render(&messages, tools.as_ref(), true, &Map::new()).unwrap()
+    };
+    let messages = json!([
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello."},
+        {"role": "user", "content": "Who are you?"},
+    ]);
+    let expected = "<user>Be kind.\n\nHello.\n\nWho are you?";
+    assert_eq!(render(messages, None), expected);
+    let call = |id: &str| {
+        json!({"id": id, "type": "function",
+                                 "function": {"name": "f", "arguments": "{}"}})
+    };
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let messages = json!([
+        {"role": "user", "content": "Call it twice."},
+        {"role": "assistant", "content": null, "tool_calls": [call("a"), call("b")]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+    ]);
+    let text = render(messages, Some(tools));
+    assert!(text.contains("\"name\":\"f\"") && text.contains("\n\nCall it twice."), "{text}");
+    let results = "1\n</tool_response>\n\n<tool_response>\n2\n";
+    assert!(text.contains(results), "{text}");
+    // Where there are words, they are used.
+    let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let style = ChatTemplate::new(plain, None, None).unwrap().tool_style();
+    assert!(style.takes_system && !style.alternates);
+    let Some(folder) = shared("chat-templates/templates") else { return };
+    for (name, takes_system, alternates) in [
+        ("google-gemma-2-2b-it", false, true),
+        ("Qwen-Qwen3-0.6B", true, false),
+        ("meta-llama-Llama-3.1-8B-Instruct", true, false),
+        ("mistralai-Mistral-Nemo-Instruct-2407", true, true),
+    ] {
+        let source = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
+        let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
+        let style = template.with_clock(clock()).tool_style();
+        assert_eq!((style.takes_system, style.alternates), (takes_system, alternates), "{name}");
+    }
+}

@@ -9,7 +9,7 @@
 //! | `norm`       | RMS norm; layer norm                                                        |
 //! | `rope`       | rotary embedding, half-split pairs                                          |
 //! | `lora`       | low-rank updates of some rows, those of each adapter in a group              |
-//! | `activation` | SiLU and GELU gates, GELU alone, element-wise addition                      |
+//! | `activation` | SiLU and GELU gates, GELU alone, a soft bound, addition and scaling         |
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one

@@ -13,9 +13,9 @@ pub use encoder::{EncoderConfig, TensorNames};
 pub use raw::{Present, RawConfig};
 pub use rope::{RopeConfig, RopeScaling, yarn_temperature};
 
+use hearth_kernels::activation::Gate;
 use serde_json::Value;
 
-use crate::backend::Gate;
 use crate::families::{self, Family};
 use crate::kv_store::KvGeometry;
 use crate::weights::{Weights, safetensors};
@@ -128,14 +128,28 @@ impl ModelConfig {
     fn new(family: &Family, raw: &RawConfig) -> Result<Self> {
         let hidden_len = counted("hidden_size", raw.hidden_size)?;
         let head_count = counted("num_attention_heads", raw.num_attention_heads)?;
-        let head_dim = counted("head_dim", raw.head_dim.or(Some(hidden_len / head_count)))?;
+        let by_default = family.head_dim_by_default.filter(|_| !raw.is_gguf());
+        let by_default = by_default.or(Some(hidden_len / head_count));
+        let head_dim = counted("head_dim", raw.head_dim.or(by_default))?;
         let layer_count = counted_up_to(4096, "num_hidden_layers", raw.num_hidden_layers)?;
         let kv_heads = raw.num_key_value_heads.unwrap_or(family.kv_heads_by_default);
         let mut knobs = (family.knobs)(raw);
         knobs.interleaved_qk = raw.is_gguf() && family.gguf_interleaved_qk;
         let (rope, local_rope) = match family.local_rope {
             true => rope::global_and_local(raw, head_dim)?,
-            false => (rope::global(raw, head_dim)?, None),
+            false => {
+                let rope = rope::global(raw, head_dim)?;
+                if raw.rope_local_base_freq.is_some_and(|base| base != rope.base) {
+                    let what = "differs between kinds of layers, which is not supported here";
+                    return Err(Error::config("rope_local_base_freq", what));
+                }
+                (rope, None)
+            }
+        };
+        let bidirectional = raw.use_bidirectional_attention.as_ref();
+        if bidirectional.is_some_and(|all| !matches!(all, Value::Bool(false) | Value::Null)) {
+            let what = "tokens that see those behind them are not supported";
+            return Err(Error::config("use_bidirectional_attention", what));
         };
         let config = Self {
             family: family.name,
@@ -150,7 +164,7 @@ impl ModelConfig {
             norm_eps: raw.rms_norm_eps.unwrap_or(1e-6) as f32,
             rope,
             local_rope,
-            windows: (family.windows)(raw, layer_count),
+            windows: (family.windows)(raw, layer_count)?,
             knobs,
             tied: raw.tie_word_embeddings.unwrap_or(family.tied_by_default),
             bos_id: ids(raw.bos_token_id.as_ref()).first().copied(),
@@ -171,8 +185,10 @@ impl ModelConfig {
             let what = format!("{} is not an even number up to 1024", self.head_dim);
             return Err(Error::config("head_dim", what));
         }
-        self.rope.check(self.head_dim)?;
-        self.local_rope.iter().try_for_each(|rope| rope.check(self.head_dim))?;
+        self.rope.check("rope_theta", self.head_dim)?;
+        if let Some(local) = &self.local_rope {
+            local.check("rope_local_base_freq", self.head_dim)?;
+        }
         if self.windows.len() != self.layer_count || self.windows.contains(&Some(0)) {
             return Err(Error::config("sliding_window", "does not fit the layers"));
         }
@@ -230,19 +246,22 @@ impl ModelConfig {
 impl Knobs {
     /// What multiplies the scores of attention.
     pub fn query_scale(&self, head_dim: usize) -> f32 {
-        self.query_scale.unwrap_or(1.0 / (head_dim as f32).sqrt())
+        self.query_scale.unwrap_or((head_dim as f64).powf(-0.5) as f32)
     }
 
     fn check(&self, raw: &RawConfig) -> Result<()> {
-        let (gate, other) = (raw.hidden_act.as_deref(), raw.hidden_activation.as_deref());
-        // Of Gemma `hidden_act` says `gelu` and means the approximation.
-        let (key, activation, known): (_, _, &[&str]) = match (self.gate, other) {
-            (Gate::Silu, _) => ("hidden_act", gate, &["silu"]),
-            (Gate::GeluTanh, None) => ("hidden_act", gate, &["gelu_pytorch_tanh", "gelu"]),
-            (Gate::GeluTanh, _) => ("hidden_activation", other, &["gelu_pytorch_tanh"]),
+        // In the first files of Gemma `hidden_act` says `gelu` and means the approximation.
+        let (known, other): (&[&str], &[&str]) = match self.gate {
+            Gate::Silu => (&["silu"], &["silu"]),
+            Gate::GeluTanh => (&["gelu_pytorch_tanh", "gelu"], &["gelu_pytorch_tanh"]),
         };
-        if let Some(strange) = activation.filter(|activation| !known.contains(activation)) {
-            return Err(Error::config(key, format!("`{strange}` is not supported here")));
+        for (key, activation, known) in [
+            ("hidden_act", &raw.hidden_act, known),
+            ("hidden_activation", &raw.hidden_activation, other),
+        ] {
+            if let Some(strange) = activation.as_deref().filter(|name| !known.contains(name)) {
+                return Err(Error::config(key, format!("`{strange}` is not supported here")));
+            }
         }
         for (key, number) in [
             ("query_pre_attn_scalar", self.query_scale),

@@ -241,10 +241,9 @@ impl<B: Backend> Decoder<B> {
             Role::Gate(l) => &mut self.layers.get_mut(l)?.mlp.gate,
             Role::Up(l) => &mut self.layers.get_mut(l)?.mlp.up,
             Role::Down(l) => &mut self.layers.get_mut(l)?.mlp.down,
-            role => {
-                debug_assert!(role.is_norm(), "{role:?} multiplies; this is a bug");
-                return None;
-            }
+            Role::Norm | Role::AttentionNorm(_) | Role::PostAttentionNorm(_) => return None,
+            Role::MlpNorm(_) | Role::PreMlpNorm(_) | Role::PostMlpNorm(_) => return None,
+            Role::QNorm(_) | Role::KNorm(_) => return None,
         };
         Some(&mut linear.deltas)
     }

@@ -133,6 +133,11 @@ impl Export<'_> {
             }
         }
         self.untie(&mut plan)?;
+        let head = Role::Head.name(true, "weight");
+        if family.gguf_always_tied && plan.iter().any(|tensor| tensor.to == head) {
+            let what = "false, or an adapter of one of both, cannot be written to GGUF here";
+            return Err(Error::config("tie_word_embeddings", what));
+        }
         if from_gguf && weights.has(DIVISORS) {
             let dtype = weights.readable(DIVISORS)?;
             let (from, to) = (DIVISORS.to_owned(), DIVISORS.to_owned());
@@ -290,7 +295,7 @@ fn entries(config: &ModelConfig) -> Result<Vec<(String, Value<'static>)>> {
         (key("rope.freq_base"), float(config.rope.base)),
         (key("vocab_size"), count(config.vocab_len)),
     ];
-    all.extend(of_gemma(config, arch)?);
+    all.extend(of_layers(config, arch)?);
     match &config.rope.scaling {
         // Llama 3 stands in a tensor.
         RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {}
@@ -324,8 +329,9 @@ fn entries(config: &ModelConfig) -> Result<Vec<(String, Value<'static>)>> {
     Ok(all)
 }
 
-/// Windows and what else families have, as far as whoever reads the file will see the same.
-fn of_gemma(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'static>)>> {
+/// Windows, bounds and what else a family says of its layers, if whoever reads the file will see
+/// the same.
+fn of_layers(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'static>)>> {
     let (knobs, window) = (&config.knobs, config.windows.iter().copied().flatten().next());
     let number = |x: Option<f32>| x.map(f64::from);
     let raw = RawConfig {
@@ -334,18 +340,28 @@ fn of_gemma(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'stat
         num_attention_heads: Some(config.head_count),
         head_dim: Some(config.head_dim),
         sliding_window: Some(window),
-        attn_logit_softcapping: Some(number(knobs.attention_softcap)),
-        final_logit_softcapping: Some(number(knobs.logit_softcap)),
+        attn_logit_softcapping: number(knobs.attention_softcap).map(Some),
+        final_logit_softcapping: number(knobs.logit_softcap).map(Some),
         gguf_rope: Some(config.rope.clone()),
         ..RawConfig::default()
     };
     let reader = families::by_gguf_architecture(arch).unwrap_or(family(config)?);
-    if (reader.windows)(&raw, config.layer_count) != config.windows {
+    if (reader.windows)(&raw, config.layer_count)? != config.windows {
         let what = "cannot be written to GGUF for this family or these layers";
         return Err(Error::config("sliding_window", what));
     }
-    if (reader.knobs)(&raw).query_scale(config.head_dim) != knobs.query_scale(config.head_dim) {
-        return Err(Error::config("query_pre_attn_scalar", "has no word in GGUF"));
+    let read = (reader.knobs)(&raw);
+    for (key, differs) in [
+        (
+            "query_pre_attn_scalar",
+            read.query_scale(config.head_dim) != knobs.query_scale(config.head_dim),
+        ),
+        ("attn_logit_softcapping", read.attention_softcap != knobs.attention_softcap),
+        ("final_logit_softcapping", read.logit_softcap != knobs.logit_softcap),
+    ] {
+        if differs {
+            return Err(Error::config(key, "cannot be written to GGUF for this family"));
+        }
     }
     let key = |name: &str| format!("{arch}.{name}");
     let window = window.map(|n| (key("attention.sliding_window"), Value::U32(n as u32)));

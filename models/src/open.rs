@@ -10,7 +10,7 @@ use hearth_kernels::Pool;
 use hearth_kernels::cuda;
 
 #[cfg(feature = "cuda")]
-use crate::backend::Cuda;
+use crate::backend::{Cuda, check_model};
 use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
@@ -234,6 +234,7 @@ impl Compute {
 }
 
 /// What a path may lead to.
+#[allow(clippy::large_enum_variant, reason = "one for each model, and taken apart at once")]
 pub enum AnyFile {
     /// A causal language model.
     Decoder(ModelFile),
@@ -316,8 +317,13 @@ impl ModelFile {
         Ok(Self { mix: Some(mix), ..self })
     }
 
-    /// Refuses a device that cannot have the model: one of several that cannot divide it.
+    /// Refuses a device that cannot have the model: a GPU without kernels for it, or one of several
+    /// that cannot divide it.
     pub fn check(&self, compute: &Compute) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if matches!(compute.first(), Compute::Cuda(_)) {
+            check_model(&self.config)?;
+        }
         let Compute::Ranks(ranks) = compute else { return Ok(()) };
         let config = self.config.divided(ranks.len())?;
         let part = Part { config, rank: 0, size: ranks.len() };

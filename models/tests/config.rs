@@ -269,6 +269,7 @@ fn gguf_divisors() {
 /// Heads of 16 in a hidden width of 64, as in [`json_config`].
 fn gemma(model_type: &str, mut changes: Value) -> hearth_models::Result<ModelConfig> {
     (changes["model_type"], changes["head_dim"]) = (json!(model_type), json!(16));
+    changes["num_key_value_heads"] = json!(4);
     json_config(changes)
 }
 
@@ -287,6 +288,18 @@ fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
     let kinds: Vec<&str> = (0..32).map(|_| "full_attention").collect();
     assert_eq!(gemma("gemma2", json!({"layer_types": kinds})).unwrap().windows, vec![None; 32]);
 
+    for (key, bad, word) in [
+        ("layer_types", json!(["sliding_attention"]), "32 layers"),
+        ("layer_types", json!(vec!["chunked_attention"; 32]), "chunked_attention"),
+        ("sliding_window", json!(null), "missing"),
+        ("sliding_window_pattern", json!(0), "0"),
+        ("use_bidirectional_attention", json!(true), "behind"),
+    ] {
+        for family in ["gemma2", "gemma3_text"] {
+            assert_refused(gemma(family, json!({key: bad.clone()})), &[key, word]);
+        }
+    }
+    assert!(gemma("gemma2", json!({"use_bidirectional_attention": false})).is_ok());
     for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
         for bad in [0.0, -2.0] {
             assert_refused(gemma("gemma2", json!({key: bad})), &[key, "positive"]);
@@ -295,6 +308,8 @@ fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
     assert_refused(gemma("gemma2", json!({"hidden_act": "silu"})), &["hidden_act", "silu"]);
     let other = json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "relu"});
     assert_refused(gemma("gemma2", other), &["hidden_activation", "relu"]);
+    let both = json!({"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"});
+    assert_refused(gemma("gemma", both), &["hidden_act", "silu"]);
     assert!(gemma("gemma", json!({"hidden_act": "gelu"})).is_ok(), "the first files say so");
     assert_refused(json_config(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu"]);
 }
@@ -302,28 +317,39 @@ fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
 /// What files say of rotary positions by kinds of layers, now and before.
 #[test]
 fn gemma_3_turns_layers_with_a_window_in_another_way() {
-    let before = json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 512,
+    let before = json!({"rope_theta": 1e6, "rope_local_base_freq": 2e4, "sliding_window": 512,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
     let now = json!({"sliding_window": 512, "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
     }});
+    let beside = json!({"sliding_window": 512, "rope_parameters": {
+        "full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 2e4},
+    }, "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
     let absent = json!({"sliding_window": 512,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
-    for config in [before, now, absent].map(|changes| gemma("gemma3_text", changes).unwrap()) {
+    for (changes, base) in [(before, 2e4), (now, 2e4), (beside, 2e4), (absent, 1e4)] {
+        let config = gemma("gemma3_text", changes).unwrap();
         let scaling = RopeScaling::Linear { factor: 8.0 };
         assert_eq!(config.rope, RopeConfig { base: 1e6, dim: 16, scaling });
-        let local = RopeConfig { base: 1e4, dim: 16, scaling: RopeScaling::None };
+        let local = RopeConfig { base, dim: 16, scaling: RopeScaling::None };
         assert_eq!(config.local_rope, Some(local));
         let global: Vec<usize> = (0..32).filter(|&l| config.windows[l].is_none()).collect();
         assert_eq!(global, [5, 11, 17, 23, 29]);
         assert_eq!(config.windows[0], Some(512));
         assert!(config.knobs.qk_norm && config.knobs.attention_softcap.is_none());
     }
-    let third = gemma("gemma3_text", json!({"sliding_window_pattern": 3})).unwrap();
+    // Saved again, a file has both keys.
+    let third = json!({"sliding_window_pattern": 3, "_sliding_window_pattern": 3,
+        "attn_logit_softcapping": 50.0});
+    let third = gemma("gemma3_text", third).unwrap();
     assert_eq!(third.windows[..3], [Some(4096), Some(4096), None]);
+    assert_eq!(third.knobs.attention_softcap, None, "it has none, whatever is said");
     assert_refused(gemma("gemma3", json!({})), &["model_type", "gemma3"]);
-    assert_refused(gemma("gemma3_text", json!({"rope_local_base_freq": -1.0})), &["rope_theta"]);
+    let negative = json!({"rope_local_base_freq": -1.0});
+    assert_refused(gemma("gemma3_text", negative), &["rope_local_base_freq", "-1"]);
+    let other = json!({"rope_local_base_freq": 2e4});
+    assert_refused(gemma("gemma2", other), &["rope_local_base_freq", "kinds of layers"]);
 }
 
 /// A GGUF of a Gemma with so many layers, 4 heads of 16 in a hidden width of 32.
@@ -367,4 +393,9 @@ fn gguf_of_gemma_leaves_to_the_reader_what_config_json_says() {
     let base = ("rope.freq_base_swa", GgufValue::F32(2e4));
     assert_eq!(gguf_gemma("gemma3", 26, &[window, base]).local_rope.unwrap().base, 2e4);
     assert_eq!(gguf_gemma("gemma3", 26, &[]).windows, vec![None; 26]);
+    let none = ("attention.sliding_window", GgufValue::U32(0));
+    assert_eq!(gguf_gemma("gemma3", 26, &[none]).windows, vec![None; 26]);
+    let third = ("attention.sliding_window_pattern", GgufValue::U32(3));
+    let windows = gguf_gemma("gemma3", 26, &[window, third]).windows;
+    assert_eq!(windows[..3], [Some(512), Some(512), None]);
 }

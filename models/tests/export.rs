@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use hearth_kernels::Pool;
 use hearth_kernels::cases::randoms;
+use hearth_kernels::lora::Float;
 use hearth_models::weights::{DType, Mix, TensorType, Value};
-use hearth_models::{Compute, Export, ForwardBatch, KvDType, ModelFile, open};
+use hearth_models::{Compute, Export, ForwardBatch, KvDType, ModelFile, open, tiny};
 use serde_json::json;
 
 const BLOCK_LEN: usize = 16;
@@ -77,14 +78,50 @@ fn every_family_survives_the_way_to_gguf() {
     assert!(parts.is_empty(), "unfinished files stay: {parts:?}");
 }
 
-/// A scale of scores of which GGUF knows nothing is not dropped.
+/// A golden model with other words in its `config.json`.
+fn changed(golden: &str, folder: &Path, changes: &[(&str, serde_json::Value)]) -> ModelFile {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(golden);
+    let weights = "model.safetensors";
+    std::fs::copy(source.join(weights), folder.join(weights)).unwrap();
+    let text = std::fs::read(source.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    changes.iter().for_each(|(key, value)| config[*key] = value.clone());
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    open(folder).unwrap()
+}
+
+/// What would be something else for a reader of GGUF is not dropped; the rest arrives.
 #[test]
 fn what_gguf_has_no_word_for_is_refused() {
-    let (pool, _) = fused();
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
-    let path = tempfile::tempdir().unwrap().path().join("gemma2.gguf");
-    let error = export(&open(&goldens.join("gemma2")).unwrap(), "f32", &pool, &path).unwrap_err();
-    assert!(error.to_string().contains("query_pre_attn_scalar"), "{error}");
+    let (pool, compute) = fused();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.gguf");
+    let width = ("query_pre_attn_scalar", json!(16)); // of a head
+    for (key, value) in [
+        ("query_pre_attn_scalar", json!(24)),
+        ("attn_logit_softcapping", json!(null)),
+        ("final_logit_softcapping", json!(null)),
+    ] {
+        let file = changed("gemma2", folder.path(), &[width.clone(), (key, value)]);
+        let error = export(&file, "f32", &pool, &path).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+    let base = ("rope_local_base_freq", json!(50.0));
+    for (golden, change) in [("gemma2", width), ("gemma3", base)] {
+        let file = changed(golden, folder.path(), &[change]);
+        export(&file, "f32", &pool, &path).unwrap();
+        let written = open(&path).unwrap();
+        assert_eq!(written.config().windows, file.config().windows);
+        assert_eq!(written.config().local_rope, file.config().local_rope);
+        assert_same_bits(&logits(&file, &compute), &logits(&written, &compute), golden);
+    }
+    // A head of its own is not what readers of Gemma 2 look for.
+    let file = changed("gemma2", folder.path(), &[("query_pre_attn_scalar", json!(16))]);
+    let adapter = tiny::adapter(file.config(), 2, Float::F32, 7).unwrap();
+    let (mix, adapters) = (Mix::named("f32").unwrap(), [(Arc::new(adapter), 1.0)]);
+    let merged = Export { file: &file, mix, pool: &pool, adapters: &adapters };
+    let error = merged.write(&path, &mut |_| Ok(()), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("tie_word_embeddings"), "{error}");
 }
 
 /// A Llama folder in bf16 whose MLP is 320 wide: no whole block of 256, and f16 never.

@@ -71,7 +71,7 @@ fn merged_files_say_the_same() {
 /// Of a tied model, the embedding and the head go their own ways; weights count.
 #[test]
 fn several_are_merged_by_their_weights() {
-    for base in ["qwen2", "qwen3.gguf", "mistral"] {
+    for base in ["qwen2", "qwen3.gguf", "mistral", "gemma3"] {
         let file = open(&goldens().join(base)).unwrap();
         let random = |rank, seed| tiny::adapter(file.config(), rank, Float::F32, seed).unwrap();
         let adapters = [(Arc::new(random(3, 1)), 0.5), (Arc::new(random(5, 2)), -0.25)];

@@ -201,3 +201,28 @@ fn a_wait_is_that_of_ones_own_turn() {
     let later = outlook.wait(&newcomer(tenant(1), 300, 200), now + Duration::from_secs(9));
     assert!((later.unwrap().as_secs_f64() - (same - 9.0)).abs() < 1e-6);
 }
+
+/// Two steps that something else held up do not make a wait of hundreds of steps longer.
+#[test]
+fn a_wait_follows_the_last_second_and_not_the_last_two_steps() {
+    let mut class = Class::new(3);
+    class.room.ask(tenant(1), 20, 300);
+    (0..250).for_each(|_| class.room.step());
+    // One answer is over, so something is known.
+    class.room.ask(tenant(1), 20, 2);
+    (0..8).for_each(|_| class.room.step());
+    let told = |class: &Class| {
+        let now = Duration::from_secs_f64(class.room.now_ms / 1e3);
+        let mut outlook = class.room.scheduler.outlook(now, &Batch::default());
+        outlook.running_len = 1; // so it waits for those who run
+        outlook.wait(&newcomer(tenant(2), 20, 40), now).unwrap().as_secs_f64()
+    };
+    let before_s = told(&class);
+    let costs_ms = class.room.costs_ms;
+    class.room.costs_ms = costs_ms.map(|ms| 4.0 * ms);
+    (0..2).for_each(|_| class.room.step());
+    class.room.costs_ms = costs_ms;
+    let after_s = told(&class);
+    assert!(before_s > 0.0, "nothing is waited for");
+    assert!(after_s < 1.3 * before_s, "{before_s} and then {after_s}");
+}

@@ -183,10 +183,10 @@ impl Pace {
         }
     }
 
-    /// The same for waits of many steps: what these cost on the average of the last while.
+    /// The pace of the last while in place of that of the last steps, for what takes many.
     pub fn calm(self) -> Self {
-        let Calm { answers_ms, answers, row_ms, .. } = self.calm;
-        Self { answers_ms, answers, row_ms, ..self }
+        let (answers_ms, answers) = self.calm.answers();
+        Self { answers_ms, answers, row_ms: self.calm.row_ms(), ..self }
     }
 
     /// What a step takes with so many answers and rows of prompts, as far as that is known.

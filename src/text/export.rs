@@ -82,7 +82,9 @@ fn vocabulary(file: &Value, rows: usize) -> Result<GgufVocab, TextError> {
     for (token, id) in model {
         put(id, token, NORMAL)?;
     }
-    for token in added {
+    // Marks of pictures and sounds may stand behind the embeddings of a model of text.
+    let has_row = |token: &&Value| token["id"].as_u64().is_none_or(|id| id < rows as u64);
+    for token in added.iter().filter(has_row) {
         let kind = if token["special"] == true { CONTROL } else { USER_DEFINED };
         put(&token["id"], token["content"].as_str().unwrap_or_default(), kind)?;
     }

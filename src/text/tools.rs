@@ -3,7 +3,9 @@
 //!
 //! What a template can do is found out by rendering a conversation with a known call. A model whose
 //! template knows no tools is told of them in a system message, and asked for calls in the format
-//! of Hermes; so is one whose own format is none of [`CallFormat`].
+//! of Hermes; so is one whose own format is none of [`CallFormat`]. Where a template has no words
+//! for a system message (Gemma), its text stands before that of the user; where two messages of the
+//! user may not follow each other, they become one.
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +13,7 @@ use super::ChatTemplate;
 use super::grammar::{Rules, Shape, Trigger, Vocabulary, lark_string};
 use super::output::{ARGS, CallFormat, PYTHON_TAG};
 
-/// How a template treats tools.
+/// How a template treats tools and messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToolStyle {
     /// How calls are written.
@@ -22,11 +24,16 @@ pub struct ToolStyle {
     pub shows_calls: bool,
     /// It wants their arguments as JSON text, not as an object.
     pub text_arguments: bool,
+    /// It shows a system message.
+    pub takes_system: bool,
+    /// It refuses two messages of the user in a row.
+    pub alternates: bool,
 }
 
 const TOOL: &str = "hearthtool";
 const CALLED: &str = "hearthcall";
 const KEY: &str = "hearthkey";
+const SYSTEM: &str = "hearthsystem";
 
 impl ToolStyle {
     pub(super) fn of(template: &ChatTemplate) -> Self {
@@ -36,6 +43,13 @@ impl ToolStyle {
             "parameters": {"type": "object", "properties": {}},
         }}]);
         let none = Map::new();
+        let written = |messages: Value| template.render(&messages, None, true, &none);
+        let system = json!({"role": "system", "content": SYSTEM});
+        let takes_system = match written(json!([user])) {
+            Ok(_) => written(json!([system, user])).is_ok_and(|text| text.contains(SYSTEM)),
+            Err(_) => true, // it is another thing that it refuses
+        };
+        let alternates = written(json!([user])).is_ok() && written(json!([user, user])).is_err();
         let shown = template.render(&json!([user]), Some(&tools), true, &none);
         let call = |content: &Value, arguments: Value| {
             let call = json!({"id": "abcdefghi", "type": "function",
@@ -57,6 +71,8 @@ impl ToolStyle {
             shows_tools: shown.is_ok_and(|text| text.contains(TOOL)),
             shows_calls: written.is_some(),
             text_arguments: text_arguments && written.is_some(),
+            takes_system,
+            alternates,
         }
     }
 
@@ -66,19 +82,30 @@ impl ToolStyle {
     pub fn adapt(&self, messages: Value, tools: Option<Value>) -> (Value, Option<Value>) {
         let Value::Array(mut list) = messages else { return (messages, tools) };
         list.iter_mut().for_each(|message| self.adapt_message(message));
-        let Some(tools) = tools else { return (Value::Array(list), None) };
-        if self.shows_tools {
-            return (Value::Array(list), Some(tools));
-        }
-        let text = describe(&tools);
-        match list.first_mut() {
-            Some(first) if first["role"] == "system" => {
-                let own = first["content"].as_str().unwrap_or_default();
-                first["content"] = Value::from(format!("{own}\n\n{text}"));
+        let (shown, told) = match self.shows_tools {
+            true => (tools, None),
+            false => (None, tools),
+        };
+        if let Some(tools) = told {
+            let text = describe(&tools);
+            match list.first_mut() {
+                Some(first) if first["role"] == "system" => {
+                    let own = first["content"].as_str().unwrap_or_default();
+                    first["content"] = Value::from(format!("{own}\n\n{text}"));
+                }
+                _ => list.insert(0, json!({"role": "system", "content": text})),
             }
-            _ => list.insert(0, json!({"role": "system", "content": text})),
         }
-        (Value::Array(list), None)
+        let is_system = |message: &Value| message["role"] == "system";
+        if !self.takes_system && list.iter().any(is_system) {
+            list.iter_mut().filter(|message| is_system(message)).for_each(|message| {
+                message["role"] = Value::from("user");
+            });
+            list = joined(list);
+        } else if self.alternates {
+            list = joined(list);
+        }
+        (Value::Array(list), shown)
     }
 
     fn adapt_message(&self, message: &mut Value) {
@@ -119,6 +146,25 @@ impl ToolStyle {
             *message = json!({"role": "assistant", "content": words.join("\n")});
         }
     }
+}
+
+/// Texts of the user that follow each other, as one message.
+fn joined(list: Vec<Value>) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::with_capacity(list.len());
+    let text = |message: &Value| match message["role"] == "user" {
+        true => message["content"].as_str().map(str::to_owned),
+        false => None,
+    };
+    for message in list {
+        match (all.last_mut(), text(&message)) {
+            (Some(last), Some(next)) if text(last).is_some() => {
+                let before = text(last).unwrap_or_default();
+                last["content"] = Value::from(format!("{before}\n\n{next}"));
+            }
+            _ => all.push(message),
+        }
+    }
+    all
 }
 
 /// Nine letters and digits, as Mistral's templates insist.

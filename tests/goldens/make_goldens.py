@@ -528,7 +528,8 @@ def write_all(root: Path) -> None:
     cases = []
 
     def case(path: str, golden: str, family: Family, weights: str, features: dict) -> None:
-        cases.append({"path": path, "golden": golden, "family": family.config["model_type"].removesuffix("_text"),
+        kind = family.config["model_type"].removesuffix("_text")
+        cases.append({"path": path, "golden": golden, "family": kind,
                       "weights": weights, "features": sorted(features)})
 
     for family in FAMILIES:

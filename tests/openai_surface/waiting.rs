@@ -92,8 +92,8 @@ async fn a_wait_is_told_once_something_is_known_of_it() {
 }
 
 /// Nothing where nobody is, more with answers that are ahead, and whoever finds no place is told to
-/// come back after half of it. By how much each one adds is tested in simulated time: here the
-/// rest of the machine changes what a step takes from one request to the next.
+/// come back after about half of it. By how much each one adds is tested in simulated time: here
+/// the rest of the machine changes what a step takes from one request to the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_told_wait_grows_with_the_queue() {
     const WAIT: &str = "x-hearth-estimated-wait-ms";
@@ -119,7 +119,8 @@ async fn a_told_wait_grows_with_the_queue() {
     assert_eq!((refused.status, refused.header(WAIT)), (429, None));
     let retry_ms = refused.header("retry-after-ms").and_then(|ms| ms.parse::<u64>().ok());
     let half_ms = (waits_ms[PLACES - 1] / 2).clamp(1000, 60_000);
-    assert!(retry_ms.is_some_and(|ms| ms >= half_ms / 2), "{retry_ms:?} of {waits_ms:?}");
+    let about = half_ms / 2..=half_ms * 2;
+    assert!(retry_ms.is_some_and(|ms| about.contains(&ms)), "{retry_ms:?} of {waits_ms:?}");
     drop((running, waiting));
     for name in ["requests_waiting", "requests_running", "estimated_wait_ms"] {
         server.wait_for_metric(&format!("hearth_{name}"), 0.0).await;

@@ -73,7 +73,8 @@ pub struct AttentionParams {
 }
 
 /// `out = softmax(scale * q k^T) v` for every row and head; `q` and `out` are
-/// `[rows, n_heads, head_dim]`. K and V of the new rows are in `kv` already. The output of a row
+/// `[rows, n_heads, head_dim]`; scores are bounded before the softmax where there is a softcap. K
+/// and V of the new rows are in `kv` already. The output of a row
 /// that no sequence owns is left alone.
 ///
 /// # Panics

@@ -11,6 +11,8 @@
 mod missing;
 mod output;
 
+pub(crate) use missing::check as check_model;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

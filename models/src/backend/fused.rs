@@ -355,10 +355,9 @@ impl Backend for Fused {
         Ok(x)
     }
 
-    fn softcap(&self, x: Rows, cap: f32) -> Result<Rows> {
-        let mut out = self.rows(x.count, x.width);
-        activation::softcap(&self.pool, cap, &x, &mut out);
-        Ok(out)
+    fn softcap(&self, mut x: Rows, cap: f32) -> Result<Rows> {
+        activation::softcap(&self.pool, cap, &mut x);
+        Ok(x)
     }
 
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {

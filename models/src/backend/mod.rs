@@ -12,6 +12,8 @@ mod fused;
 mod plain;
 
 #[cfg(feature = "cuda")]
+pub(crate) use cuda::check_model;
+#[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaKv};
 pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::{Gate, Gelu};

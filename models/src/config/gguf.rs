@@ -1,10 +1,10 @@
 //! GGUF metadata under the names of `config.json`, and what the tensors say of the configuration.
 
 use hearth_kernels::quant::{self, DType};
-use serde_json::Value;
+use serde_json::Value as Json;
 
 use super::{RawConfig, RopeConfig, RopeScaling, yarn_temperature};
-use crate::weights::{self, Metadata, TensorType, Weights};
+use crate::weights::{self, Metadata, TensorType, Value, Weights};
 use crate::{Error, Result};
 
 /// Keys of `config.json` and what GGUF calls them, after the architecture.
@@ -53,9 +53,10 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
     let (hidden, heads) = (keys.named("hidden_size")?, keys.named("num_attention_heads")?);
     // Absent numbers are named by who needs them.
     let width = head_dim.unwrap_or(hidden.unwrap_or(0) / heads.unwrap_or(1).max(1));
-    let id = |key: &str| -> Result<Option<Value>> {
-        Ok(meta.get_opt::<u32>(&format!("tokenizer.ggml.{key}"))?.map(Value::from))
+    let id = |key: &str| -> Result<Option<Json>> {
+        Ok(meta.get_opt::<u32>(&format!("tokenizer.ggml.{key}"))?.map(Json::from))
     };
+    let (every, kinds) = keys.pattern()?;
     Ok(RawConfig {
         hidden_size: hidden,
         intermediate_size: keys.named("intermediate_size")?,
@@ -67,8 +68,10 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
         vocab_size: Some(rows(weights, "token_embd.weight")?),
         max_position_embeddings: keys.named("max_position_embeddings")?,
         rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?,
-        sliding_window: Some(keys.named("sliding_window")?),
-        rope_local_base_freq: keys.number("rope.freq_base_swa")?,
+        sliding_window: Some(keys.named("sliding_window")?.filter(|window| *window > 0)),
+        sliding_window_pattern: every,
+        layer_types: kinds,
+        rope_local_base_freq: keys.either("rope.freq_base_swa", "rope.local.freq_base")?,
         attn_logit_softcapping: keys.number("attn_logit_softcapping")?.map(Some),
         final_logit_softcapping: keys.number("final_logit_softcapping")?.map(Some),
         bos_token_id: id("bos_token_id")?,
@@ -95,7 +98,8 @@ fn rope(weights: &Weights, keys: &Keys<'_>, head_dim: usize) -> Result<RopeConfi
             return Err(keys.wrong("rope.scaling.type", "stands beside `rope_freqs.weight`"));
         }
     };
-    Ok(RopeConfig { base: keys.number("rope.freq_base")?.unwrap_or(10_000.0), dim, scaling })
+    let base = keys.either("rope.freq_base", "rope.global.freq_base")?;
+    Ok(RopeConfig { base: base.unwrap_or(10_000.0), dim, scaling })
 }
 
 /// The values of `rope_freqs.weight`, where it exists.
@@ -195,6 +199,28 @@ impl Keys<'_> {
 
     pub(super) fn number(&self, key: &str) -> weights::Result<Option<f64>> {
         Ok(self.meta.get_opt::<f32>(&self.of(key))?.map(f64::from))
+    }
+
+    /// A number under one of two names; the second is that of Ollama's files.
+    fn either(&self, key: &str, other: &str) -> weights::Result<Option<f64>> {
+        match self.number(key)? {
+            None => self.number(other),
+            found => Ok(found),
+        }
+    }
+
+    /// Which layers have a window: all but every so-many-th, or the kind of each.
+    fn pattern(&self) -> Result<(Option<usize>, Option<Vec<String>>)> {
+        let key = self.of("attention.sliding_window_pattern");
+        if !matches!(self.meta.value(&key)?, Some(Value::Array(_))) {
+            return Ok((self.count("attention.sliding_window_pattern")?, None));
+        }
+        let kind = |slides: weights::Result<bool>| match slides? {
+            true => Ok("sliding_attention".to_owned()),
+            false => Ok("full_attention".to_owned()),
+        };
+        let kinds: weights::Result<_> = self.meta.get_array(&key)?.map(kind).collect();
+        Ok((None, Some(kinds?)))
     }
 
     /// A count, by its name in `config.json`.

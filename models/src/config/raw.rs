@@ -39,9 +39,10 @@ pub struct RawConfig {
     pub sliding_window: Present<usize>,
     pub use_sliding_window: Option<bool>,
     pub max_window_layers: Option<usize>,
-    #[serde(alias = "_sliding_window_pattern")]
     pub sliding_window_pattern: Option<usize>,
     pub layer_types: Option<Vec<String>>,
+    /// `false` everywhere, but where every token sees those behind it (EmbeddingGemma).
+    pub use_bidirectional_attention: Option<Value>,
     pub bos_token_id: Option<Value>,
     pub eos_token_id: Option<Value>,
     /// Rotary positions of a GGUF file, which has words of its own for them.

@@ -75,27 +75,25 @@ pub(super) fn global_and_local(
     raw: &RawConfig,
     head_dim: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>)> {
-    let words = |kind: &str| raw.rope_parameters.as_ref()?.get(kind)?.as_object().cloned();
-    let plain = |base: Option<f64>| RawConfig {
+    let kind = |kind: &str| raw.rope_parameters.as_ref()?.get(kind)?.as_object().cloned();
+    let of = |base: Option<f64>, words: Option<Map<String, Value>>| RawConfig {
         rope_theta: base,
         rope_scaling: None,
-        rope_parameters: None,
+        rope_parameters: words,
         ..raw.clone()
     };
-    let local = plain(raw.rope_local_base_freq);
     let base = raw.rope_theta.or(Some(1e6));
-    let (global, local) = match (words("full_attention"), words("sliding_attention")) {
-        (None, None) => (RawConfig { rope_theta: base, ..raw.clone() }, local),
-        (full, sliding) => {
-            let (of, local) = (plain(base), local);
-            (
-                RawConfig { rope_parameters: full, ..of },
-                RawConfig { rope_parameters: sliding, ..local },
-            )
+    let local = of(raw.rope_local_base_freq, kind("sliding_attention"));
+    let global = match (kind("full_attention"), kind("sliding_attention")) {
+        (None, None) => RawConfig { rope_theta: base, ..raw.clone() },
+        (full, _) => {
+            // What stands beside the kinds of layers is of those without a window.
+            let mut words = full.unwrap_or_default();
+            words.extend(raw.rope_scaling.clone().unwrap_or_default());
+            of(base, Some(words))
         }
     };
-    let local = from_json(&local, head_dim)?;
-    Ok((self::global(&global, head_dim)?, Some(local)))
+    Ok((self::global(&global, head_dim)?, Some(from_json(&local, head_dim)?)))
 }
 
 /// Rotary positions of a `config.json`.
@@ -118,10 +116,11 @@ fn from_json(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
 }
 
 impl RopeConfig {
-    pub(super) fn check(&self, head_dim: usize) -> Result<()> {
+    /// `key` is what the base is called.
+    pub(super) fn check(&self, key: &str, head_dim: usize) -> Result<()> {
         let (base, dim) = (self.base, self.dim);
         if !(base.is_finite() && base > 0.0) {
-            return Err(Error::config("rope_theta", format!("{base} is not a positive number")));
+            return Err(Error::config(key, format!("{base} is not a positive number")));
         }
         if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
             let what = format!("rotates {dim} of the {head_dim} elements of a head");

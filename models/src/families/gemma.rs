@@ -3,9 +3,11 @@
 //!
 //! Gemma Team 2024. GGUF files of this family have their norms whole.
 
-use super::Family;
-use crate::backend::Gate;
+use hearth_kernels::activation::Gate;
+
+use super::{Family, WINDOW_BY_DEFAULT};
 use crate::config::{Knobs, RawConfig};
+use crate::{Error, Result};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma",
@@ -13,10 +15,12 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["gemma"],
     gguf_interleaved_qk: false,
     tied_by_default: true,
-    kv_heads_by_default: None,
+    gguf_always_tied: true,
+    head_dim_by_default: Some(256),
+    kv_heads_by_default: Some(16),
     local_rope: false,
     knobs,
-    windows: |_, layers| vec![None; layers],
+    windows: |_, layers| Ok(vec![None; layers]),
 };
 
 /// What all generations have in common.
@@ -48,15 +52,39 @@ pub(super) fn query_scale(raw: &RawConfig, largest: usize) -> Option<f32> {
 }
 
 /// Windows of the layers that `layer_types` names, or else of all but every `pattern`-th.
+///
+/// # Errors
+/// Kinds of layers that are unknown or too few, a pattern of nothing.
 pub(super) fn windows(
     raw: &RawConfig,
     layers: usize,
     window: Option<usize>,
     pattern: usize,
-) -> Vec<Option<usize>> {
-    let slides = |layer: usize| match &raw.layer_types {
-        Some(types) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
-        None => (layer + 1) % pattern.max(1) != 0,
+) -> Result<Vec<Option<usize>>> {
+    let Some(types) = &raw.layer_types else {
+        if pattern == 0 {
+            return Err(Error::config("sliding_window_pattern", "must not be 0"));
+        }
+        let slides = |layer: &usize| !(layer + 1).is_multiple_of(pattern);
+        return Ok((0..layers).map(|layer| window.filter(|_| slides(&layer))).collect());
     };
-    (0..layers).map(|layer| window.filter(|_| slides(layer))).collect()
+    if types.len() != layers {
+        let what = format!("has {} kinds for {layers} layers", types.len());
+        return Err(Error::config("layer_types", what));
+    }
+    let of = |kind: &String| match kind.as_str() {
+        "sliding_attention" => Ok(window),
+        "full_attention" => Ok(None),
+        other => Err(Error::config("layer_types", format!("`{other}` is not supported here"))),
+    };
+    types.iter().map(of).collect()
+}
+
+/// The window of a `config.json`, which layers with one must have.
+pub(super) fn window_of_json(raw: &RawConfig) -> Result<usize> {
+    match raw.sliding_window {
+        None => Ok(WINDOW_BY_DEFAULT),
+        Some(Some(window)) => Ok(window),
+        Some(None) => Err(Error::config("sliding_window", "is missing")),
+    }
 }

@@ -12,6 +12,8 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["gemma2"],
     gguf_interleaved_qk: false,
     tied_by_default: true,
+    gguf_always_tied: true,
+    head_dim_by_default: Some(256),
     kv_heads_by_default: Some(4),
     local_rope: false,
     knobs: |raw: &RawConfig| Knobs {
@@ -22,7 +24,10 @@ pub(super) const FAMILY: Family = Family {
         ..gemma::knobs(raw)
     },
     windows: |raw, layers| {
-        let window = raw.sliding_window.flatten().unwrap_or(WINDOW_BY_DEFAULT);
-        gemma::windows(raw, layers, Some(window), 2)
+        let window = match raw.is_gguf() {
+            true => raw.sliding_window.flatten().unwrap_or(WINDOW_BY_DEFAULT),
+            false => gemma::window_of_json(raw)?,
+        };
+        gemma::windows(raw, layers, Some(window), raw.sliding_window_pattern.unwrap_or(2))
     },
 };

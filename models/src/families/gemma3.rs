@@ -1,10 +1,11 @@
 //! Gemma 3 (text): a window in five of six layers, which rotate at frequencies of their own; norms
 //! of every query and key head in place of the bounds of Gemma 2.
 //!
-//! Gemma Team 2025. The models that read pictures are another `model_type` and are refused; GGUF
-//! files have the text part alone.
+//! Gemma Team 2025. A `config.json` of the models that read pictures too has another `model_type`
+//! and is refused, as are GGUF files with tensors for pictures; llama.cpp's have these in a file
+//! apart. `attn_logit_softcapping` says nothing here, as in transformers.
 
-use super::{Family, WINDOW_BY_DEFAULT, gemma};
+use super::{Family, gemma};
 use crate::config::{Knobs, RawConfig};
 
 pub(super) const FAMILY: Family = Family {
@@ -13,18 +14,23 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["gemma3"],
     gguf_interleaved_qk: false,
     tied_by_default: true,
+    gguf_always_tied: false,
+    head_dim_by_default: Some(256),
     kv_heads_by_default: Some(4),
     local_rope: true,
     knobs: |raw: &RawConfig| Knobs {
         qk_norm: true,
         post_norms: true,
         query_scale: gemma::query_scale(raw, 62),
-        attention_softcap: raw.attn_logit_softcapping.flatten().map(|cap| cap as f32),
         logit_softcap: raw.final_logit_softcapping.flatten().map(|cap| cap as f32),
         ..gemma::knobs(raw)
     },
     windows: |raw, layers| {
-        let window = raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT));
+        // A GGUF file without one has none in any layer.
+        let window = match raw.is_gguf() {
+            true => raw.sliding_window.flatten(),
+            false => Some(gemma::window_of_json(raw)?),
+        };
         gemma::windows(raw, layers, window, raw.sliding_window_pattern.unwrap_or(6))
     },
 };

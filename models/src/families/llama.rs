@@ -13,6 +13,8 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["llama"],
     gguf_interleaved_qk: true,
     tied_by_default: false,
+    gguf_always_tied: false,
+    head_dim_by_default: None,
     kv_heads_by_default: None,
     local_rope: false,
     knobs: |raw: &RawConfig| Knobs {
@@ -21,5 +23,5 @@ pub(super) const FAMILY: Family = Family {
         mlp_bias: raw.mlp_bias == Some(true),
         ..Knobs::default()
     },
-    windows: |raw, layers| vec![raw.sliding_window.flatten().filter(|_| raw.is_gguf()); layers],
+    windows: |raw, layers| Ok(vec![raw.sliding_window.flatten().filter(|_| raw.is_gguf()); layers]),
 };

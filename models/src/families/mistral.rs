@@ -11,8 +11,10 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &[],
     gguf_interleaved_qk: true,
     tied_by_default: false,
+    gguf_always_tied: false,
+    head_dim_by_default: None,
     kv_heads_by_default: Some(8),
     local_rope: false,
     knobs: |_: &RawConfig| Knobs::default(),
-    windows: |raw, layers| vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers],
+    windows: |raw, layers| Ok(vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers]),
 };

@@ -9,6 +9,7 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 
+use crate::Result;
 use crate::config::{Knobs, RawConfig};
 
 /// One family.
@@ -23,6 +24,10 @@ pub(crate) struct Family {
     pub gguf_interleaved_qk: bool,
     /// What an absent `tie_word_embeddings` means.
     pub tied_by_default: bool,
+    /// GGUF readers know no output of its own.
+    pub gguf_always_tied: bool,
+    /// What an absent `head_dim` means in a `config.json`; `None` is the width of a head.
+    pub head_dim_by_default: Option<usize>,
     /// What an absent `num_key_value_heads` means; `None` is all heads.
     pub kv_heads_by_default: Option<usize>,
     /// Layers with a window rotate at frequencies of their own.
@@ -30,7 +35,7 @@ pub(crate) struct Family {
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.
-    pub windows: fn(&RawConfig, usize) -> Vec<Option<usize>>,
+    pub windows: fn(&RawConfig, usize) -> Result<Vec<Option<usize>>>,
 }
 
 const FAMILIES: &[&Family] = &[
@@ -93,14 +98,14 @@ const WINDOW_BY_DEFAULT: usize = 4096;
 
 /// Qwen: a window only when it is switched on, and then where `layer_types` says, or in the layers
 /// from `max_window_layers` on (28 where the file does not say).
-fn qwen_windows(raw: &RawConfig, layers: usize) -> Vec<Option<usize>> {
+fn qwen_windows(raw: &RawConfig, layers: usize) -> Result<Vec<Option<usize>>> {
     if raw.use_sliding_window != Some(true) {
-        return vec![None; layers];
+        return Ok(vec![None; layers]);
     }
     let window = raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT));
     let slides = |layer: usize| match &raw.layer_types {
         Some(types) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
         None => layer >= raw.max_window_layers.unwrap_or(28),
     };
-    (0..layers).map(|layer| window.filter(|_| slides(layer))).collect()
+    Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect())
 }

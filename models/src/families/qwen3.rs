@@ -11,6 +11,8 @@ pub(super) const FAMILY: Family = Family {
     gguf_architectures: &["qwen3"],
     gguf_interleaved_qk: false,
     tied_by_default: false,
+    gguf_always_tied: false,
+    head_dim_by_default: None,
     kv_heads_by_default: None,
     local_rope: false,
     knobs: |raw: &RawConfig| Knobs {

@@ -62,7 +62,8 @@ impl Role {
             Self::Gate(_) | Self::Up(_) => vec![ffn, hidden],
             Self::Down(_) => vec![hidden, ffn],
             Self::QNorm(_) | Self::KNorm(_) => vec![config.head_dim],
-            _ => vec![hidden],
+            Self::Norm | Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => vec![hidden],
+            Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => vec![hidden],
         }
     }
 
@@ -71,7 +72,9 @@ impl Role {
         match self {
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) | Self::Head => true,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) => true,
-            _ => false,
+            Self::Embedding | Self::Norm | Self::QNorm(_) | Self::KNorm(_) => false,
+            Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => false,
+            Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => false,
         }
     }
 

@@ -7,49 +7,58 @@ const MEMORY_MS: f64 = 1000.0;
 /// and over as many steps at least.
 const STEPS_MIN: f64 = 8.0;
 
-/// Times are milliseconds.
+/// Sums over the last while. Times are milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Calm {
-    /// A step with answers only,
-    pub answers_ms: f64,
-    /// and how many these are.
-    pub answers: f64,
-    /// What one more row adds; `None` before the first prompt.
-    pub row_ms: Option<f64>,
-    /// How many steps of each kind count.
-    answer_steps: f64,
-    row_steps: f64,
+    answering: Sum,
+    prompts: Sum,
+}
+
+/// Steps of one kind: their time, how many they are, and how many rows they had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    ms: f64,
+    steps: f64,
+    rows: f64,
 }
 
 impl Calm {
-    /// A step with so many answers took so long.
+    /// A step with so many answers and nothing else took so long.
     pub fn learn_answers(&mut self, answers: usize, took_ms: f64) {
-        let known = self.answer_steps > 0.0;
-        let part = part(&mut self.answer_steps, self.answers_ms);
-        let took_ms = believed(took_ms, known.then_some(self.answers_ms));
-        self.answers_ms += part * (took_ms - self.answers_ms);
-        self.answers += part * (answers as f64 - self.answers);
+        self.answering.add(answers, took_ms, 1.0 / self.answering.steps);
     }
 
-    /// So many rows added so much to a step.
+    /// So many rows of prompts added so much to a step.
     pub fn learn_rows(&mut self, rows: usize, took_ms: f64) {
-        let known_ms = self.row_ms.map(|row_ms| row_ms * rows as f64);
-        let part = part(&mut self.row_steps, known_ms.unwrap_or_default());
-        let row_ms = believed(took_ms, known_ms) / rows as f64;
-        self.row_ms = Some(self.row_ms.map_or(row_ms, |known| known + part * (row_ms - known)));
+        self.prompts.add(rows, took_ms, rows as f64 / self.prompts.rows);
+    }
+
+    /// A step with answers only, and how many these are.
+    pub fn answers(&self) -> (f64, f64) {
+        let Sum { ms, steps, rows } = self.answering;
+        if steps > 0.0 { (ms / steps, rows / steps) } else { (0.0, 0.0) }
+    }
+
+    /// What one more row adds; `None` before the first prompt.
+    pub fn row_ms(&self) -> Option<f64> {
+        (self.prompts.rows > 0.0).then(|| self.prompts.ms / self.prompts.rows)
     }
 }
 
-/// One more step counts that is expected to take so long: the weight of it.
-fn part(steps: &mut f64, expected_ms: f64) -> f64 {
-    let memory = (MEMORY_MS / expected_ms).max(STEPS_MIN);
-    *steps = (*steps + 1.0).min(memory);
-    1.0 / *steps
-}
-
-/// A step that took longer than all that is remembered was held up by something else.
-fn believed(took_ms: f64, known_ms: Option<f64>) -> f64 {
-    known_ms.map_or(took_ms, |known_ms| took_ms.min(MEMORY_MS.max(2.0 * known_ms)))
+impl Sum {
+    /// One more step, expected to take this part of the time so far. What took longer than
+    /// everything that is remembered was held up by something else.
+    fn add(&mut self, rows: usize, took_ms: f64, part: f64) {
+        let most = if self.steps > 0.0 { MEMORY_MS.max(2.0 * self.ms * part) } else { took_ms };
+        self.ms += took_ms.min(most);
+        self.steps += 1.0;
+        self.rows += rows as f64;
+        let memory = MEMORY_MS.max(STEPS_MIN * self.ms / self.steps);
+        if self.ms > memory {
+            let kept = memory / self.ms;
+            (self.ms, self.steps, self.rows) = (memory, self.steps * kept, self.rows * kept);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -61,10 +70,11 @@ mod tests {
         let mut calm = Calm::default();
         (0..10_000).for_each(|_| calm.learn_answers(2, 0.1));
         (0..5).for_each(|_| calm.learn_answers(2, 10.0));
-        assert!((0.1..0.11).contains(&calm.answers_ms), "{}", calm.answers_ms);
-        assert!((calm.answers - 2.0).abs() < 1e-9, "{}", calm.answers);
+        let (answers_ms, answers) = calm.answers();
+        assert!((0.1..0.11).contains(&answers_ms), "{answers_ms}");
+        assert!((answers - 2.0).abs() < 1e-9, "{answers}");
         calm.learn_answers(2, f64::MAX);
-        assert!(calm.answers_ms < 0.3, "{}", calm.answers_ms);
+        assert!(calm.answers().0 < 0.3, "{:?}", calm.answers());
     }
 
     #[test]
@@ -72,7 +82,7 @@ mod tests {
         let mut calm = Calm::default();
         calm.learn_answers(1, 50.0);
         (0..999).for_each(|_| calm.learn_answers(1, 0.1));
-        assert!((0.1..0.2).contains(&calm.answers_ms), "{}", calm.answers_ms);
+        assert!((0.1..0.2).contains(&calm.answers().0), "{:?}", calm.answers());
     }
 
     #[test]
@@ -80,19 +90,23 @@ mod tests {
         let mut calm = Calm::default();
         (0..100).for_each(|_| calm.learn_answers(4, 20.0));
         (0..100).for_each(|_| calm.learn_answers(30, 60.0)); // six seconds
-        assert!((58.0..60.0).contains(&calm.answers_ms), "{}", calm.answers_ms);
-        assert!((28.7..30.0).contains(&calm.answers), "{}", calm.answers);
+        let (answers_ms, answers) = calm.answers();
+        assert!((58.0..60.0).contains(&answers_ms), "{answers_ms}");
+        assert!((28.7..30.0).contains(&answers), "{answers}");
         (0..40).for_each(|_| calm.learn_answers(1, 4000.0)); // a step is longer than the memory
-        assert!(calm.answers_ms > 3900.0, "{}", calm.answers_ms);
+        assert!(calm.answers().0 > 3700.0, "{:?}", calm.answers());
     }
 
+    /// The last token of a prompt that was computed before is a step's only row.
     #[test]
-    fn rows_have_their_average_too() {
+    fn a_row_counts_as_one_however_few_are_in_a_step() {
         let mut calm = Calm::default();
-        assert_eq!(calm.row_ms, None);
-        (0..100).for_each(|_| calm.learn_rows(50, 100.0));
-        calm.learn_rows(50, 1000.0);
-        let row_ms = calm.row_ms.unwrap();
-        assert!((2.0..5.0).contains(&row_ms), "{row_ms}");
+        assert_eq!(calm.row_ms(), None);
+        (0..100).for_each(|_| calm.learn_rows(512, 512.0 * 0.2));
+        (0..3).for_each(|_| calm.learn_rows(1, 20.0));
+        let row_ms = calm.row_ms().unwrap();
+        assert!((0.2..0.23).contains(&row_ms), "{row_ms}");
+        calm.learn_rows(1, 200.0);
+        assert!(calm.row_ms().unwrap() < 0.3, "{:?}", calm.row_ms());
     }
 }

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// Refuses a gate with GELU, embeddings that are multiplied, soft bounds, and a rotation of layers
 /// with a window: the families of Gemma.
-pub(super) fn check(config: &ModelConfig) -> Result<()> {
+pub(crate) fn check(config: &ModelConfig) -> Result<()> {
     let knobs = &config.knobs;
     let bounds = knobs.attention_softcap.is_some() || knobs.logit_softcap.is_some();
     let gemma = knobs.embedding_scale.is_some() || knobs.gate != Gate::Silu;
