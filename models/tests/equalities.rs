@@ -10,9 +10,13 @@ use std::sync::Arc;
 use candle_core::Device;
 use hearth_kernels::quant::DType;
 use hearth_kernels::{Isa, Pool};
-use hearth_models::backend::Gate;
-use hearth_models::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
+use hearth_models::config::ModelConfig;
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, Model, tiny};
+
+#[path = "equalities/configs.rs"]
+mod configs;
+
+use configs::configs;
 
 const BLOCK_LEN: usize = 16;
 const SEED: u64 = 7;
@@ -132,86 +136,6 @@ fn assert_same_bits(got: &[f32], want: &[f32], what: &str) {
     if let Some(i) = (0..want.len()).find(|&i| got[i].to_bits() != want[i].to_bits()) {
         panic!("{what}: row {}, token {}: {} != {}", i / 512, i % 512, got[i], want[i]);
     }
-}
-
-/// Every knob of the configuration, one at a time, and some together.
-fn configs() -> Vec<(&'static str, ModelConfig)> {
-    let base = tiny::config();
-    let with = |change: &dyn Fn(&mut ModelConfig)| {
-        let mut config = base.clone();
-        change(&mut config);
-        config.rope.dim = config.rope.dim.min(config.head_dim);
-        config
-    };
-    let heads = |kv: usize, dim: usize| {
-        with(&|c| {
-            (c.kv_head_count, c.head_dim, c.rope.dim) = (kv, dim, dim);
-        })
-    };
-    let rope = |scaling: RopeScaling| with(&|c| c.rope.scaling = scaling.clone());
-    let biases = Knobs { qkv_bias: true, out_bias: true, mlp_bias: true, ..Knobs::default() };
-    let norms = Knobs { qk_norm: true, ..Knobs::default() };
-    let yarn = |attention_factor| RopeScaling::Yarn {
-        factor: 4.0,
-        original_context_len: 32.0,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        attention_factor,
-        truncate: true,
-    };
-    vec![
-        ("base: 4 queries a key, tied", base.clone()),
-        ("untied", with(&|c| c.tied = false)),
-        ("biases", with(&|c| c.knobs = biases)),
-        ("qk_norm", with(&|c| c.knobs = norms)),
-        ("one query a key", heads(8, 32)),
-        ("8 queries a key", heads(1, 32)),
-        ("heads of 64", heads(2, 64)),
-        ("heads of 80", heads(2, 80)),
-        ("half of a head rotates", with(&|c| c.rope.dim = 16)),
-        ("window in one layer", with(&|c| c.windows = vec![Some(11), None])),
-        ("window of one block", with(&|c| c.windows = vec![Some(16); 2])),
-        ("window of one key", with(&|c| c.windows = vec![Some(1); 2])),
-        ("linear rope", rope(RopeScaling::Linear { factor: 4.0 })),
-        ("yarn", rope(yarn(None))),
-        ("yarn with a temperature", rope(yarn(Some(1.25)))),
-        (
-            "llama3 rope",
-            rope(RopeScaling::Llama3 {
-                factor: 8.0,
-                low_freq_factor: 1.0,
-                high_freq_factor: 4.0,
-                original_context_len: 32.0,
-            }),
-        ),
-        ("norms behind attention and MLP", with(&|c| c.knobs.post_norms = true)),
-        ("GELU in the gate", with(&|c| c.knobs.gate = Gate::GeluTanh)),
-        ("a soft bound of scores", with(&|c| c.knobs.attention_softcap = Some(2.0))),
-        ("a soft bound of logits", with(&|c| c.knobs.logit_softcap = Some(3.0))),
-        (
-            "larger embeddings, other scores",
-            with(&|c| {
-                (c.knobs.embedding_scale, c.knobs.query_scale) = (Some(16.0), Some(0.3));
-            }),
-        ),
-        (
-            "Gemma 3: another rope for windows",
-            with(&|c| {
-                c.windows = vec![Some(11), None];
-                c.local_rope = Some(RopeConfig { base: 100.0, ..c.rope.clone() });
-                (c.knobs.post_norms, c.knobs.qk_norm) = (true, true);
-            }),
-        ),
-        ("divisors", rope(RopeScaling::Divisors((0..16).map(|i| 1.0 + i as f32 / 4.0).collect()))),
-        (
-            "biases, qk_norm, window, untied, one query a key, heads of 64",
-            with(&|c| {
-                (c.knobs, c.tied, c.windows) = (biases, false, vec![None, Some(7)]);
-                c.knobs.qk_norm = true;
-                (c.kv_head_count, c.head_dim, c.rope.dim) = (8, 64, 64);
-            }),
-        ),
-    ]
 }
 
 #[test]

@@ -10,7 +10,6 @@
 
 mod missing;
 mod output;
-
 pub(crate) use missing::check as check_model;
 
 use std::collections::{HashMap, HashSet};

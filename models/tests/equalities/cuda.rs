@@ -9,6 +9,7 @@ use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
 use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit, Wanted};
 
+use super::configs::common;
 use super::*;
 
 /// Root mean square of the error over that of the logits, about twice what bf16 leaves in two
@@ -49,7 +50,7 @@ fn assert_near(got: &[f32], want: &[f32], limit: f64, what: &str) {
 #[test]
 fn every_knob() {
     let Some(gpu) = gpu() else { return };
-    for (name, config) in configs() {
+    for (name, config) in common() {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
@@ -426,7 +427,7 @@ fn two_gpus() -> Option<Compute> {
 #[test]
 fn divided_every_knob() {
     let Some(gpus) = two_gpus() else { return };
-    for (name, config) in configs().into_iter().filter(|(_, c)| c.kv_head_count.is_multiple_of(2)) {
+    for (name, config) in common().into_iter().filter(|(_, c)| c.kv_head_count.is_multiple_of(2)) {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
