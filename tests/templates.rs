@@ -371,7 +371,43 @@ fn what_a_template_refuses_is_said_in_the_words_that_it_has() {
     // Where there are words, they are used.
     let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     let style = ChatTemplate::new(plain, None, None).unwrap().tool_style();
-    assert!(style.takes_system && !style.alternates);
+    assert!(style.takes_system && style.late_system && !style.alternates);
+    let twice = json!([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]);
+    assert_eq!(style.adapt(twice.clone(), None).0, twice);
+}
+
+/// One system message, at the beginning, and turns behind it, as Gemma 3 and Mistral have it.
+#[test]
+fn what_comes_late_or_twice_is_a_part_of_a_turn() {
+    let source = "{% set first = messages[0].role == 'system' %}\
+        {% set rest = messages[1:] if first else messages %}\
+        {% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+        {{ raise_exception('in turns') }}{% endif %}<{{ m.role }}>\
+        {% if loop.first and first %}[{{ messages[0].content }}]{% endif %}{{ m.content }}\
+        {% endfor %}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    let style = template.tool_style();
+    assert!(style.takes_system && !style.late_system && style.alternates);
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let render = |messages: &[Value]| {
+        let (messages, _) = style.adapt(Value::from(messages), None);
+        template.render(&messages, None, true, &Map::new()).unwrap()
+    };
+    let two = [said("system", "A"), said("system", "B"), said("user", "u")];
+    assert_eq!(render(&two), "<user>[A\n\nB]u");
+    let late = [said("user", "u"), said("assistant", "a"), said("system", "S"), said("user", "v")];
+    assert_eq!(render(&late), "<user>u<assistant>a<user>S\n\nv");
+    let empty = [said("user", ""), said("user", "v")];
+    assert_eq!(render(&empty), "<user>v");
+    let call = json!({"id": "a", "type": "function",
+                      "function": {"name": "f", "arguments": "{}"}});
+    let calls = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+    let result = json!({"role": "tool", "tool_call_id": "a", "content": "1"});
+    let talk = [said("user", "u"), said("assistant", "Let me look."), calls, result];
+    let text = render(&[&talk[..], &[said("user", "And?")]].concat());
+    assert!(text.contains("<assistant>Let me look.\n\n<tool_call>"), "{text}");
+    assert!(text.ends_with("</tool_response>\n\nAnd?"), "{text}");
+
     let Some(folder) = shared("chat-templates/templates") else { return };
     for (name, takes_system, alternates) in [
         ("google-gemma-2-2b-it", false, true),
@@ -381,7 +417,18 @@ fn what_a_template_refuses_is_said_in_the_words_that_it_has() {
     ] {
         let source = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
         let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
-        let style = template.with_clock(clock()).tool_style();
+        let template = template.with_clock(clock());
+        let style = template.tool_style();
         assert_eq!((style.takes_system, style.alternates), (takes_system, alternates), "{name}");
+        // A key is a key, whatever it holds: Llama's sees a call in every message that has one.
+        let bare = json!([{"role": "user", "content": "u", "tool_calls": null}]);
+        let reads_keys = template.render(&bare, None, true, &Map::new()).is_err();
+        assert_eq!(reads_keys, name.contains("Llama"), "{name}");
+        let tools = json!([{"type": "function", "function": {"name": "f", "description": "It.",
+            "parameters": {"type": "object", "properties": {}}}}]);
+        let messages = [two.to_vec(), talk[1..].to_vec(), vec![said("user", "And?")]].concat();
+        let (messages, tools) = style.adapt(Value::from(messages), Some(tools));
+        let text = template.render(&messages, tools.as_ref(), true, &Map::new());
+        assert!(text.as_ref().is_ok_and(|text| text.contains("And?")), "{name}: {text:?}");
     }
 }

@@ -259,6 +259,10 @@ impl Knobs {
             ("hidden_act", &raw.hidden_act, known),
             ("hidden_activation", &raw.hidden_activation, other),
         ] {
+            // From the second generation of Gemma on only the newer key is read.
+            if key == "hidden_act" && self.post_norms && raw.hidden_activation.is_some() {
+                continue;
+            }
             if let Some(strange) = activation.as_deref().filter(|name| !known.contains(name)) {
                 return Err(Error::config(key, format!("`{strange}` is not supported here")));
             }

@@ -296,7 +296,9 @@ fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
         ("use_bidirectional_attention", json!(true), "behind"),
     ] {
         for family in ["gemma2", "gemma3_text"] {
-            assert_refused(gemma(family, json!({key: bad.clone()})), &[key, word]);
+            if (family, key) != ("gemma2", "sliding_window_pattern") {
+                assert_refused(gemma(family, json!({key: bad.clone()})), &[key, word]);
+            }
         }
     }
     assert!(gemma("gemma2", json!({"use_bidirectional_attention": false})).is_ok());
@@ -309,7 +311,13 @@ fn gemma_2_has_windows_and_bounds_that_the_file_does_not_mention() {
     let other = json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "relu"});
     assert_refused(gemma("gemma2", other), &["hidden_activation", "relu"]);
     let both = json!({"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"});
+    assert!(gemma("gemma2", both.clone()).is_ok(), "the first one is not read");
     assert_refused(gemma("gemma", both), &["hidden_act", "silu"]);
+    let third = gemma("gemma2", json!({"sliding_window_pattern": 3})).unwrap();
+    assert_eq!(third.windows[..3], [Some(4096), None, Some(4096)], "nor is this");
+    let bare = json!({"model_type": "gemma", "num_attention_heads": 16});
+    let bare = json_config(bare).unwrap();
+    assert_eq!((bare.head_dim, bare.kv_head_count), (256, 16));
     assert!(gemma("gemma", json!({"hidden_act": "gelu"})).is_ok(), "the first files say so");
     assert_refused(json_config(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu"]);
 }
@@ -398,4 +406,11 @@ fn gguf_of_gemma_leaves_to_the_reader_what_config_json_says() {
     let third = ("attention.sliding_window_pattern", GgufValue::U32(3));
     let windows = gguf_gemma("gemma3", 26, &[window, third]).windows;
     assert_eq!(windows[..3], [Some(512), Some(512), None]);
+    // As Ollama writes them.
+    let bases = [
+        ("rope.global.freq_base", GgufValue::F32(5e5)),
+        ("rope.local.freq_base", GgufValue::F32(3e4)),
+    ];
+    let ollama = gguf_gemma("gemma3", 26, &[window, bases[0], bases[1]]);
+    assert_eq!(ollama.local_rope.unwrap().base, 3e4);
 }

@@ -58,8 +58,8 @@ pub fn export(json: &[u8], tokenizer: &Tokenizer, rows: usize) -> Result<GgufVoc
     let around = tokenizer.encode("a", Special::PROMPT)?;
     made.add_bos = Some(made.bos.is_some() && around.first() == made.bos.as_ref());
     made.add_eos = Some(made.eos.is_some() && around.last() == made.eos.as_ref());
-    if let Some(id) = unknown {
-        types(&mut made)[id as usize] = UNKNOWN;
+    if let Some(kind) = unknown.and_then(|id| types(&mut made).get_mut(id as usize)) {
+        *kind = UNKNOWN;
     }
     check(&made, tokenizer)?;
     Ok(made)

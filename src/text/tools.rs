@@ -4,8 +4,8 @@
 //! What a template can do is found out by rendering a conversation with a known call. A model whose
 //! template knows no tools is told of them in a system message, and asked for calls in the format
 //! of Hermes; so is one whose own format is none of [`CallFormat`]. Where a template has no words
-//! for a system message (Gemma), its text stands before that of the user; where two messages of the
-//! user may not follow each other, they become one.
+//! for a system message, first (Gemma) or later (Mistral), its text is the user's; where messages
+//! must alternate, those of one side that follow each other become one.
 
 use serde_json::{Map, Value, json};
 
@@ -24,8 +24,12 @@ pub struct ToolStyle {
     pub shows_calls: bool,
     /// It wants their arguments as JSON text, not as an object.
     pub text_arguments: bool,
-    /// It shows a system message.
+    /// It shows a call whose message has `null` for words.
+    pub takes_null: bool,
+    /// It shows a system message that comes first,
     pub takes_system: bool,
+    /// and one that comes later.
+    pub late_system: bool,
     /// It refuses two messages of the user in a row.
     pub alternates: bool,
 }
@@ -45,11 +49,13 @@ impl ToolStyle {
         let none = Map::new();
         let written = |messages: Value| template.render(&messages, None, true, &none);
         let system = json!({"role": "system", "content": SYSTEM});
-        let takes_system = match written(json!([user])) {
-            Ok(_) => written(json!([system, user])).is_ok_and(|text| text.contains(SYSTEM)),
-            Err(_) => true, // it is another thing that it refuses
-        };
-        let alternates = written(json!([user])).is_ok() && written(json!([user, user])).is_err();
+        let shows = |messages: Value| written(messages).is_ok_and(|text| text.contains(SYSTEM));
+        // One that refuses a question alone has other reasons.
+        let asks = written(json!([user])).is_ok();
+        let takes_system = !asks || shows(json!([system, user]));
+        let answer = json!({"role": "assistant", "content": "answer"});
+        let late_system = !asks || shows(json!([user, answer, system, user]));
+        let alternates = asks && written(json!([user, user])).is_err();
         let shown = template.render(&json!([user]), Some(&tools), true, &none);
         let call = |content: &Value, arguments: Value| {
             let call = json!({"id": "abcdefghi", "type": "function",
@@ -60,6 +66,10 @@ impl ToolStyle {
             (call.contains(CALLED) && call.contains(KEY)).then_some(call)
         };
         let contents = [Value::Null, json!("")];
+        let numbers = [json!({KEY: 1}), json!(format!("{{\"{KEY}\": 1}}"))];
+        let no_words = |text: String| !text.to_lowercase().contains("none");
+        let takes_null = numbers.into_iter().find_map(|number| call(&Value::Null, number));
+        let takes_null = takes_null.is_some_and(no_words);
         let as_object = contents.iter().find_map(|content| call(content, json!({KEY: 1})));
         // An object that was printed by some other rule than JSON's shows in its quotes.
         let as_object = as_object.filter(|text| text.contains(&format!("\"{KEY}\"")));
@@ -71,7 +81,9 @@ impl ToolStyle {
             shows_tools: shown.is_ok_and(|text| text.contains(TOOL)),
             shows_calls: written.is_some(),
             text_arguments: text_arguments && written.is_some(),
+            takes_null,
             takes_system,
+            late_system,
             alternates,
         }
     }
@@ -96,16 +108,38 @@ impl ToolStyle {
                 _ => list.insert(0, json!({"role": "system", "content": text})),
             }
         }
-        let is_system = |message: &Value| message["role"] == "system";
-        if !self.takes_system && list.iter().any(is_system) {
-            list.iter_mut().filter(|message| is_system(message)).for_each(|message| {
+        (Value::Array(self.in_turns(list)), shown)
+    }
+
+    /// Messages in the order that the template takes: what it has no place for becomes a part of a
+    /// neighbour.
+    fn in_turns(&self, list: Vec<Value>) -> Vec<Value> {
+        let mut turns: Vec<Value> = Vec::with_capacity(list.len());
+        let mut was_system = false; // the last one, which is the user's now
+        for mut message in list {
+            let leads = turns.iter().all(|turn| turn["role"] == "system");
+            let shown = if leads { self.takes_system } else { self.late_system };
+            let moved = message["role"] == "system" && !shown;
+            if moved {
                 message["role"] = Value::from("user");
-            });
-            list = joined(list);
-        } else if self.alternates {
-            list = joined(list);
+            }
+            let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
+            let last = turns.last().map(role).unwrap_or_default();
+            let joins = match (last.as_str(), role(&message).as_str()) {
+                ("system", "system") => !self.late_system,
+                ("user", "user") => self.alternates || was_system,
+                ("assistant", "assistant") => self.alternates,
+                // A result is not counted, so the next turn would be the user's second one.
+                ("tool", "user") => self.alternates,
+                _ => false,
+            };
+            match turns.last_mut() {
+                Some(last) if joins => append(last, message),
+                _ => turns.push(message),
+            }
+            was_system = moved;
         }
-        (Value::Array(list), shown)
+        turns
     }
 
     fn adapt_message(&self, message: &mut Value) {
@@ -119,7 +153,11 @@ impl ToolStyle {
             *message = json!({"role": "user", "content": content});
             return;
         }
-        let Some(calls) = message["tool_calls"].as_array_mut() else { return };
+        if !self.takes_null && message["role"] == "assistant" && message["content"].is_null() {
+            message["content"] = json!("");
+        }
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+        let Some(calls) = calls else { return };
         for call in calls.iter_mut() {
             if mistral && let Some(id) = call["id"].as_str() {
                 call["id"] = Value::from(short_id(id));
@@ -148,23 +186,20 @@ impl ToolStyle {
     }
 }
 
-/// Texts of the user that follow each other, as one message.
-fn joined(list: Vec<Value>) -> Vec<Value> {
-    let mut all: Vec<Value> = Vec::with_capacity(list.len());
-    let text = |message: &Value| match message["role"] == "user" {
-        true => message["content"].as_str().map(str::to_owned),
-        false => None,
-    };
-    for message in list {
-        match (all.last_mut(), text(&message)) {
-            (Some(last), Some(next)) if text(last).is_some() => {
-                let before = text(last).unwrap_or_default();
-                last["content"] = Value::from(format!("{before}\n\n{next}"));
-            }
-            _ => all.push(message),
+/// Puts a message behind another one: texts with a line between, calls behind calls.
+fn append(last: &mut Value, mut next: Value) {
+    let text = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
+    let (before, after) = (text(last), text(&next));
+    if !after.is_empty() {
+        let between = if before.is_empty() { "" } else { "\n\n" };
+        last["content"] = Value::from(format!("{before}{between}{after}"));
+    }
+    if let Some(Value::Array(calls)) = next.get_mut("tool_calls").map(Value::take) {
+        match last.get_mut("tool_calls").and_then(Value::as_array_mut) {
+            Some(all) => all.extend(calls),
+            None => last["tool_calls"] = Value::from(calls),
         }
     }
-    all
 }
 
 /// Nine letters and digits, as Mistral's templates insist.

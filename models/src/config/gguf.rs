@@ -8,7 +8,7 @@ use crate::weights::{self, Metadata, TensorType, Value, Weights};
 use crate::{Error, Result};
 
 /// Keys of `config.json` and what GGUF calls them, after the architecture.
-const KEYS: [(&str, &str); 14] = [
+const KEYS: [(&str, &str); 16] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
     ("num_hidden_layers", "block_count"),
@@ -20,6 +20,8 @@ const KEYS: [(&str, &str); 14] = [
     ("rope_theta", "rope.freq_base"),
     ("partial_rotary_factor", "rope.dimension_count"),
     ("sliding_window", "attention.sliding_window"),
+    ("sliding_window_pattern", "attention.sliding_window_pattern"),
+    ("layer_types", "attention.sliding_window_pattern"),
     ("rope_local_base_freq", "rope.freq_base_swa"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
@@ -68,7 +70,7 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
         vocab_size: Some(rows(weights, "token_embd.weight")?),
         max_position_embeddings: keys.named("max_position_embeddings")?,
         rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?,
-        sliding_window: Some(keys.named("sliding_window")?.filter(|window| *window > 0)),
+        sliding_window: Some(keys.named("sliding_window")?),
         sliding_window_pattern: every,
         layer_types: kinds,
         rope_local_base_freq: keys.either("rope.freq_base_swa", "rope.local.freq_base")?,

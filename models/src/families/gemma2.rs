@@ -28,6 +28,8 @@ pub(super) const FAMILY: Family = Family {
             true => raw.sliding_window.flatten().unwrap_or(WINDOW_BY_DEFAULT),
             false => gemma::window_of_json(raw)?,
         };
-        gemma::windows(raw, layers, Some(window), raw.sliding_window_pattern.unwrap_or(2))
+        // A `config.json` says it by kinds of layers or not at all.
+        let pattern = raw.sliding_window_pattern.filter(|_| raw.is_gguf());
+        gemma::windows(raw, layers, Some(window), pattern.unwrap_or(2))
     },
 };

@@ -28,7 +28,7 @@ pub(super) const FAMILY: Family = Family {
     windows: |raw, layers| {
         // A GGUF file without one has none in any layer.
         let window = match raw.is_gguf() {
-            true => raw.sliding_window.flatten(),
+            true => raw.sliding_window.flatten().filter(|window| *window > 0),
             false => Some(gemma::window_of_json(raw)?),
         };
         gemma::windows(raw, layers, window, raw.sliding_window_pattern.unwrap_or(6))

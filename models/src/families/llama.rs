@@ -23,5 +23,7 @@ pub(super) const FAMILY: Family = Family {
         mlp_bias: raw.mlp_bias == Some(true),
         ..Knobs::default()
     },
-    windows: |raw, layers| Ok(vec![raw.sliding_window.flatten().filter(|_| raw.is_gguf()); layers]),
+    windows: |raw, layers| {
+        Ok(vec![raw.sliding_window.flatten().filter(|window| raw.is_gguf() && *window > 0); layers])
+    },
 };

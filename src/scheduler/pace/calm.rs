@@ -6,6 +6,8 @@
 const MEMORY_MS: f64 = 1000.0;
 /// and over as many steps at least.
 const STEPS_MIN: f64 = 8.0;
+/// Of a few rows no more than this is believed, or what was expected of them.
+const SHORT_MS: f64 = 50.0;
 
 /// Sums over the last while. Times are milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,12 +27,15 @@ struct Sum {
 impl Calm {
     /// A step with so many answers and nothing else took so long.
     pub fn learn_answers(&mut self, answers: usize, took_ms: f64) {
-        self.answering.add(answers, took_ms, 1.0 / self.answering.steps);
+        let expected_ms = self.answering.ms / self.answering.steps;
+        self.answering.add(answers, took_ms, expected_ms, MEMORY_MS);
     }
 
     /// So many rows of prompts added so much to a step.
     pub fn learn_rows(&mut self, rows: usize, took_ms: f64) {
-        self.prompts.add(rows, took_ms, rows as f64 / self.prompts.rows);
+        let part = rows as f64 / self.prompts.rows;
+        let most_ms = (MEMORY_MS * part).clamp(SHORT_MS, MEMORY_MS);
+        self.prompts.add(rows, took_ms, self.prompts.ms * part, most_ms);
     }
 
     /// A step with answers only, and how many these are.
@@ -46,10 +51,10 @@ impl Calm {
 }
 
 impl Sum {
-    /// One more step, expected to take this part of the time so far. What took longer than
-    /// everything that is remembered was held up by something else.
-    fn add(&mut self, rows: usize, took_ms: f64, part: f64) {
-        let most = if self.steps > 0.0 { MEMORY_MS.max(2.0 * self.ms * part) } else { took_ms };
+    /// One more step. What took longer than this and than twice what was expected was held up by
+    /// something else.
+    fn add(&mut self, rows: usize, took_ms: f64, expected_ms: f64, most_ms: f64) {
+        let most = if self.steps > 0.0 { most_ms.max(2.0 * expected_ms) } else { took_ms };
         self.ms += took_ms.min(most);
         self.steps += 1.0;
         self.rows += rows as f64;
@@ -106,7 +111,7 @@ mod tests {
         (0..3).for_each(|_| calm.learn_rows(1, 20.0));
         let row_ms = calm.row_ms().unwrap();
         assert!((0.2..0.23).contains(&row_ms), "{row_ms}");
-        calm.learn_rows(1, 200.0);
+        (0..2).for_each(|_| calm.learn_rows(1, 5000.0));
         assert!(calm.row_ms().unwrap() < 0.3, "{:?}", calm.row_ms());
     }
 }
