@@ -244,8 +244,8 @@ fn text_part(
     })
 }
 
-/// Turns items into the messages of a chat. Calls that follow each other, or what was said, are
-/// one message with it, and what was thought before a message or a call goes with it.
+/// Turns items into the messages of a chat. Calls that follow each other are one message, and
+/// what was thought before a message or a call goes with it.
 pub(super) fn messages(instructions: Option<&str>, items: &[Value]) -> Vec<Value> {
     let mut messages: Vec<Value> = Vec::new();
     messages.extend(instructions.map(|text| json!({"role": "system", "content": text})));
@@ -254,13 +254,9 @@ pub(super) fn messages(instructions: Option<&str>, items: &[Value]) -> Vec<Value
         match item["type"].as_str() {
             Some("function_call" | "custom_tool_call") => {
                 let call = chat_call(item);
-                // What was said before a call is in the same turn, if nothing was thought between.
-                let turn = messages.last_mut().filter(|last| last["role"] == "assistant");
-                match turn.filter(|_| thought.is_none()) {
-                    Some(turn) => match turn.get_mut("tool_calls").and_then(Value::as_array_mut) {
-                        Some(calls) => calls.push(call),
-                        None => turn["tool_calls"] = json!([call]),
-                    },
+                let open = messages.last_mut().and_then(|last| last.get_mut("tool_calls"));
+                match open.and_then(Value::as_array_mut) {
+                    Some(calls) => calls.push(call),
                     None => {
                         let mut message = Map::new();
                         message.insert("role".to_owned(), json!("assistant"));

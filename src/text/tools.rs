@@ -28,8 +28,10 @@ pub struct ToolStyle {
     pub takes_null: bool,
     /// It shows a system message that comes first,
     pub takes_system: bool,
-    /// and one that comes later.
+    /// one that comes behind an answer,
     pub late_system: bool,
+    /// and one that comes behind a question.
+    pub mid_system: bool,
     /// It refuses two messages of the user in a row.
     pub alternates: bool,
 }
@@ -55,6 +57,7 @@ impl ToolStyle {
         let takes_system = !asks || shows(json!([system, user]));
         let answer = json!({"role": "assistant", "content": "answer"});
         let late_system = !asks || shows(json!([user, answer, system, user]));
+        let mid_system = !asks || shows(json!([user, system, user]));
         let alternates = asks && written(json!([user, user])).is_err();
         let shown = template.render(&json!([user]), Some(&tools), true, &none);
         let call = |content: &Value, arguments: Value| {
@@ -67,9 +70,11 @@ impl ToolStyle {
         };
         let contents = [Value::Null, json!("")];
         let numbers = [json!({KEY: 1}), json!(format!("{{\"{KEY}\": 1}}"))];
-        let no_words = |text: String| !text.to_lowercase().contains("none");
-        let takes_null = numbers.into_iter().find_map(|number| call(&Value::Null, number));
-        let takes_null = takes_null.is_some_and(no_words);
+        // Some print it as a word.
+        let words = |text: String| text.to_lowercase().matches("none").count();
+        let with = |content: &Value| numbers.iter().find_map(|n| call(content, n.clone()));
+        let [null, empty] = [&contents[0], &contents[1]].map(|content| with(content).map(words));
+        let takes_null = null.is_some_and(|null| empty.is_none_or(|empty| null <= empty));
         let as_object = contents.iter().find_map(|content| call(content, json!({KEY: 1})));
         // An object that was printed by some other rule than JSON's shows in its quotes.
         let as_object = as_object.filter(|text| text.contains(&format!("\"{KEY}\"")));
@@ -84,6 +89,7 @@ impl ToolStyle {
             takes_null,
             takes_system,
             late_system,
+            mid_system,
             alternates,
         }
     }
@@ -118,23 +124,30 @@ impl ToolStyle {
         let mut was_system = false; // the last one, which is the user's now
         for mut message in list {
             let leads = turns.iter().all(|turn| turn["role"] == "system");
-            let shown = if leads { self.takes_system } else { self.late_system };
+            let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
+            let last = turns.last().map(role).unwrap_or_default();
+            let shown = match last.as_str() {
+                _ if leads => self.takes_system,
+                "user" | "tool" => self.mid_system || self.late_system,
+                _ => self.late_system,
+            };
             let moved = message["role"] == "system" && !shown;
             if moved {
                 message["role"] = Value::from("user");
             }
-            let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
-            let last = turns.last().map(role).unwrap_or_default();
+            let calls = |message: &Value| message.get("tool_calls").is_some();
+            let calls = calls(&message) || turns.last().is_some_and(calls);
             let joins = match (last.as_str(), role(&message).as_str()) {
                 ("system", "system") => !self.late_system,
                 ("user", "user") => self.alternates || was_system,
-                ("assistant", "assistant") => self.alternates,
+                // Some print words or calls, not both.
+                ("assistant", "assistant") => self.alternates && !calls,
                 // A result is not counted, so the next turn would be the user's second one.
                 ("tool", "user") => self.alternates,
                 _ => false,
             };
             match turns.last_mut() {
-                Some(last) if joins => append(last, message),
+                Some(last) if joins => append(last, &message),
                 _ => turns.push(message),
             }
             was_system = moved;
@@ -186,19 +199,13 @@ impl ToolStyle {
     }
 }
 
-/// Puts a message behind another one: texts with a line between, calls behind calls.
-fn append(last: &mut Value, mut next: Value) {
+/// Puts a text behind another one, with a line between.
+fn append(last: &mut Value, next: &Value) {
     let text = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
-    let (before, after) = (text(last), text(&next));
+    let (before, after) = (text(last), text(next));
     if !after.is_empty() {
         let between = if before.is_empty() { "" } else { "\n\n" };
         last["content"] = Value::from(format!("{before}{between}{after}"));
-    }
-    if let Some(Value::Array(calls)) = next.get_mut("tool_calls").map(Value::take) {
-        match last.get_mut("tool_calls").and_then(Value::as_array_mut) {
-            Some(all) => all.extend(calls),
-            None => last["tool_calls"] = Value::from(calls),
-        }
     }
 }
 

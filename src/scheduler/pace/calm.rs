@@ -6,8 +6,8 @@
 const MEMORY_MS: f64 = 1000.0;
 /// and over as many steps at least.
 const STEPS_MIN: f64 = 8.0;
-/// Of a few rows no more than this is believed, or what was expected of them.
-const SHORT_MS: f64 = 50.0;
+/// Of a row no more than this is believed, or twice what was expected.
+const ROW_MS: f64 = 50.0;
 
 /// Sums over the last while. Times are milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +34,7 @@ impl Calm {
     /// So many rows of prompts added so much to a step.
     pub fn learn_rows(&mut self, rows: usize, took_ms: f64) {
         let part = rows as f64 / self.prompts.rows;
-        let most_ms = (MEMORY_MS * part).clamp(SHORT_MS, MEMORY_MS);
+        let most_ms = (ROW_MS * rows as f64).min(MEMORY_MS);
         self.prompts.add(rows, took_ms, self.prompts.ms * part, most_ms);
     }
 
@@ -113,5 +113,7 @@ mod tests {
         assert!((0.2..0.23).contains(&row_ms), "{row_ms}");
         (0..2).for_each(|_| calm.learn_rows(1, 5000.0));
         assert!(calm.row_ms().unwrap() < 0.3, "{:?}", calm.row_ms());
+        (0..8).for_each(|_| calm.learn_rows(16, 320.0)); // short ones, and it stays so
+        assert!(calm.row_ms().unwrap() > 8.0, "{:?}", calm.row_ms());
     }
 }
