@@ -408,20 +408,6 @@ fn what_comes_late_or_twice_is_a_part_of_a_turn() {
     assert!(text.contains("<assistant>Let me look.\n\n<tool_call>"), "{text}");
     assert!(text.ends_with("</tool_response>\n\nAnd?"), "{text}");
 
-    // What cannot read `null`, or prints it, has empty words.
-    let prints = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
-        {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
-    for (source, takes_null) in [
-        (prints.replace("m.content }", "m.content if m.content else '' }"), true),
-        (prints.replace("m.content }", "'None' if m.content is none else m.content }"), false),
-        (prints.replace("{{ m.content", "{{ '' if 'x' in m.content else m.content"), false),
-    ] {
-        let style = ChatTemplate::new(&source, None, None).unwrap().tool_style();
-        assert!(style.shows_calls && style.takes_null == takes_null, "{source}: {style:?}");
-        let (messages, _) = style.adapt(Value::from(&talk[..]), None);
-        assert_eq!(messages[2]["content"], if takes_null { Value::Null } else { json!("") });
-    }
-
     let Some(folder) = shared("chat-templates/templates") else { return };
     for (name, takes_system, alternates) in [
         ("google-gemma-2-2b-it", false, true),
@@ -447,5 +433,28 @@ fn what_comes_late_or_twice_is_a_part_of_a_turn() {
             ["And?", "Let me look.", "\"f\"", "u"].iter().all(|part| text.contains(part))
         };
         assert!(text.as_ref().is_ok_and(all), "{name}: {text:?}");
+    }
+}
+
+/// What cannot read `null`, or prints it, has empty words.
+#[test]
+fn words_that_are_null_are_empty_where_that_is_no_text() {
+    let call = json!({"id": "a", "type": "function",
+                      "function": {"name": "f", "arguments": "{}"}});
+    let talk = [
+        json!({"role": "user", "content": "u"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+    ];
+    let prints = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
+        {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
+    for (source, takes_null) in [
+        (prints.replace("m.content }", "m.content if m.content else '' }"), true),
+        (prints.replace("m.content }", "'None' if m.content is none else m.content }"), false),
+        (prints.replace("{{ m.content", "{{ '' if 'x' in m.content else m.content"), false),
+    ] {
+        let style = ChatTemplate::new(&source, None, None).unwrap().tool_style();
+        assert!(style.shows_calls && style.takes_null == takes_null, "{source}: {style:?}");
+        let (messages, _) = style.adapt(Value::from(&talk[..]), None);
+        assert_eq!(messages[1]["content"], if takes_null { Value::Null } else { json!("") });
     }
 }
