@@ -458,3 +458,29 @@ fn words_that_are_null_are_empty_where_that_is_no_text() {
         assert_eq!(messages[1]["content"], if takes_null { Value::Null } else { json!("") });
     }
 }
+
+/// Some templates print words or calls, and none of the others of a message.
+#[test]
+fn words_before_a_call_are_a_message_where_one_would_be_lost() {
+    let call = json!({"id": "a", "type": "function",
+                      "function": {"name": "f", "arguments": {}}});
+    let user = json!({"role": "user", "content": "u"});
+    let both = json!({"role": "assistant", "content": "Wait.", "tool_calls": [call]});
+    let or = "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}\
+        {{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let no = "{% for m in messages %}<{{ m.role }}>{% if m.content %}{{ m.content }}\
+        {% else %}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
+    for source in [or, no] {
+        let template = ChatTemplate::new(source, None, None).unwrap();
+        let style = template.tool_style();
+        assert!(style.shows_calls && !style.takes_both, "{style:?}");
+        let (messages, _) = style.adapt(json!([user, both]), None);
+        let text = template.render(&messages, None, true, &Map::new()).unwrap();
+        assert!(text.starts_with("<user>u<assistant>Wait.<assistant>[{"), "{text}");
+    }
+    let and = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
+        {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
+    let style = ChatTemplate::new(and, None, None).unwrap().tool_style();
+    assert!(style.takes_both);
+    assert_eq!(style.adapt(json!([user, both]), None).0, json!([user, both]));
+}

@@ -26,6 +26,8 @@ pub struct ToolStyle {
     pub text_arguments: bool,
     /// It shows a call whose message has `null` for words.
     pub takes_null: bool,
+    /// It shows a call and what was said before it in one message.
+    pub takes_both: bool,
     /// It shows a system message that comes first,
     pub takes_system: bool,
     /// one that comes behind an answer,
@@ -40,6 +42,7 @@ const TOOL: &str = "hearthtool";
 const CALLED: &str = "hearthcall";
 const KEY: &str = "hearthkey";
 const SYSTEM: &str = "hearthsystem";
+const WORDS: &str = "hearthwords";
 
 impl ToolStyle {
     pub(super) fn of(template: &ChatTemplate) -> Self {
@@ -75,6 +78,8 @@ impl ToolStyle {
         let with = |content: &Value| numbers.iter().find_map(|n| call(content, n.clone()));
         let [null, empty] = [&contents[0], &contents[1]].map(|content| with(content).map(words));
         let takes_null = null.is_some_and(|null| empty.is_none_or(|empty| null <= empty));
+        let both = with(&json!(WORDS));
+        let takes_both = both.is_some_and(|text| text.contains(WORDS));
         let as_object = contents.iter().find_map(|content| call(content, json!({KEY: 1})));
         // An object that was printed by some other rule than JSON's shows in its quotes.
         let as_object = as_object.filter(|text| text.contains(&format!("\"{KEY}\"")));
@@ -87,6 +92,7 @@ impl ToolStyle {
             shows_calls: written.is_some(),
             text_arguments: text_arguments && written.is_some(),
             takes_null,
+            takes_both,
             takes_system,
             late_system,
             mid_system,
@@ -114,7 +120,21 @@ impl ToolStyle {
                 _ => list.insert(0, json!({"role": "system", "content": text})),
             }
         }
+        if self.shows_calls && !self.takes_both && !self.alternates {
+            list = list.into_iter().flat_map(|message| self.apart(message)).collect();
+        }
         (Value::Array(self.in_turns(list)), shown)
+    }
+
+    /// What was said and what was called in a message, each in its own.
+    fn apart(&self, mut message: Value) -> impl Iterator<Item = Value> {
+        let text = message["content"].as_str().filter(|text| !text.is_empty());
+        let said = text.filter(|_| message.get("tool_calls").is_some_and(Value::is_array));
+        let said = said.map(|text| json!({"role": "assistant", "content": text}));
+        if said.is_some() {
+            message["content"] = if self.takes_null { Value::Null } else { json!("") };
+        }
+        said.into_iter().chain([message])
     }
 
     /// Messages in the order that the template takes: what it has no place for becomes a part of a
