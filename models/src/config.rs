@@ -150,7 +150,7 @@ impl ModelConfig {
         if bidirectional.is_some_and(|all| !matches!(all, Value::Bool(false) | Value::Null)) {
             let what = "tokens that see those behind them are not supported";
             return Err(Error::config("use_bidirectional_attention", what));
-        };
+        }
         let config = Self {
             family: family.name,
             hidden_len,

@@ -10,9 +10,8 @@
 mod gelu;
 mod softcap;
 
-pub use softcap::{softcap, softcap_with};
-
 pub use gelu::{Gelu, gelu, gelu_with};
+pub use softcap::{softcap, softcap_with};
 
 use crate::pool::{Parts, run_rows};
 use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_map};

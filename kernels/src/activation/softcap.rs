@@ -4,7 +4,7 @@
 
 use super::run_pieces;
 use crate::pool::Parts;
-use crate::simd::{Kernel, Simd, run, softcaps};
+use crate::simd::{self, Kernel, Simd, run, softcaps};
 use crate::{Isa, LANES, Pool};
 
 /// `x = cap * tanh(x / cap)`, element by element; `cap` is positive.
@@ -35,10 +35,7 @@ impl Kernel for Piece<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (vectors, tail) = self.x.as_chunks_mut::<LANES>();
-        for x in vectors {
-            let [y] = softcaps(simd, [simd.load(x)], self.cap);
-            simd.store(y, x);
-        }
+        simd::softcap(simd, vectors, self.cap);
         if !tail.is_empty() {
             let [y] = softcaps(simd, [simd.load_part(tail, 0.0)], self.cap);
             simd.store_part(y, tail);

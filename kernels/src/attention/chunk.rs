@@ -9,7 +9,7 @@ use super::plan::LINES;
 use super::q8::Ints;
 use crate::LANES;
 use crate::kv::{Element, Number};
-use crate::simd::{Simd, exps, softcaps, sum};
+use crate::simd::{EXPS, Simd, exps, softcap, sum};
 use std::ops::Range;
 
 /// Groups that are asked for before they are used. Half of a unit is 4 KiB in f16, and the
@@ -124,7 +124,7 @@ pub(super) fn partials<S: Simd, E: Form>(
     if let Some(cap) = chunk.softcap {
         for line in &mut work.weights.0[..chunk.visible.len()] {
             let vectors = &mut line.as_chunks_mut::<LANES>().0[chunk.groups()];
-            bound(simd, vectors, cap);
+            softcap(simd, vectors, cap);
         }
     }
     let rows = work.weights.0.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
@@ -270,21 +270,6 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     }
 }
 
-/// Scores that are bounded: their range is soft at its ends.
-#[inline(always)]
-fn bound<S: Simd>(simd: S, vectors: &mut [[f32; LANES]], cap: f32) {
-    let (many, rest) = vectors.as_chunks_mut::<EXPS>();
-    for vectors in many {
-        let scores =
-            softcaps(simd, std::array::from_fn::<_, EXPS, _>(|i| simd.load(&vectors[i])), cap);
-        scores.into_iter().zip(vectors).for_each(|(score, vector)| simd.store(score, vector));
-    }
-    for vector in rest {
-        let [score] = softcaps(simd, [simd.load(vector)], cap);
-        simd.store(score, vector);
-    }
-}
-
 /// Turns the scores of a line into weights relative to its largest score, 0 for keys that it does
 /// not see. Returns the largest score (minus infinity for no keys) and the sum of the weights.
 #[inline(always)]
@@ -330,9 +315,6 @@ fn softmax<S: Simd, E: Form>(
     }
     (largest, sum(simd, total))
 }
-
-/// Vectors of weights that are computed side by side.
-const EXPS: usize = 4;
 
 /// Turns the scores of N vectors into weights; returns their sum with `total`.
 #[inline(always)]

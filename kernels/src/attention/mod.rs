@@ -23,8 +23,7 @@
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1], 1e-4 over bytes.
 //!
 //! Encoders, which have no cache, attend in `bidirectional.rs`.
-//! Deliberately absent: masks other than causal and window, dropout, ALiBi,
-//! attention sinks.
+//! Deliberately absent: masks other than causal and window, dropout, ALiBi, attention sinks.
 
 mod bidirectional;
 mod chunk;
@@ -74,8 +73,8 @@ pub struct AttentionParams {
 
 /// `out = softmax(scale * q k^T) v` for every row and head; `q` and `out` are
 /// `[rows, n_heads, head_dim]`; scores are bounded before the softmax where there is a softcap. K
-/// and V of the new rows are in `kv` already. The output of a row
-/// that no sequence owns is left alone.
+/// and V of the new rows are in `kv` already. The output of a row that no sequence owns is left
+/// alone.
 ///
 /// # Panics
 /// When the batch contradicts itself or names a block outside the slab: the caller checks input.

@@ -60,7 +60,24 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
     simd.div(one, simd.add(one, e))
 }
 
-/// `cap * tanh(x / cap)` of N vectors, within `2e-7 * cap`.
+/// Vectors whose exponentials are computed side by side.
+pub(crate) const EXPS: usize = 4;
+
+/// `x = cap * tanh(x / cap)`, within `2e-7 * cap`.
+#[inline(always)]
+pub(crate) fn softcap<S: Simd>(simd: S, x: &mut [[f32; LANES]], cap: f32) {
+    let (many, rest) = x.as_chunks_mut::<EXPS>();
+    for vectors in many {
+        let capped = softcaps(simd, vectors.each_ref().map(|x| simd.load(x)), cap);
+        capped.into_iter().zip(vectors).for_each(|(y, x)| simd.store(y, x));
+    }
+    for x in rest {
+        let [y] = softcaps(simd, [simd.load(x)], cap);
+        simd.store(y, x);
+    }
+}
+
+/// [`softcap`] of N vectors side by side.
 #[inline(always)]
 pub(crate) fn softcaps<S: Simd, const N: usize>(simd: S, x: [S::V; N], cap: f32) -> [S::V; N] {
     let (one, slope) = (simd.splat(1.0), simd.splat(-2.0 / cap));

@@ -28,7 +28,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-pub(crate) use math::{exp, exps, round, sigmoid, softcaps, sum};
+pub(crate) use math::{EXPS, exp, exps, round, sigmoid, softcap, softcaps, sum};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::widen;
 
