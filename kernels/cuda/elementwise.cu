@@ -12,7 +12,8 @@
 // add_rms_norm: grid (rows), block 256. layer_norm_{f32,bf16}: grid (rows), block 256; bias may be
 //   null. Any block of whole warps will do for these; rows of up to 32 elements a thread stay in
 //   registers.
-// add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, silu_mul, gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
+// add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, scale, softcap, silu_mul, gelu_tanh_mul,
+// gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
 //   grid (ceil(count / 8 / 256)), block 256, `count` elements. out may be an input of its type.
 // select_rows_{f32,bf16}: grid (count), any block. out[i] = x[rows[i]].
 // rope_store_{bf16,f16,e4m3,q8}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for
@@ -256,6 +257,17 @@ __device__ __forceinline__ void map(const From *x, To *out, unsigned long long c
     each_piece(x, out, count, [&](unsigned long long, int, float(&piece)[8]) {
 #pragma unroll
         for (int i = 0; i < 8; i++) piece[i] = f(piece[i]);
+    });
+}
+
+template <class F>
+__device__ __forceinline__ void gate_mul(const bf16 *gate, const bf16 *up, bf16 *out,
+                                         unsigned long long count, F f) {
+    each_piece(gate, out, count, [&](unsigned long long at, int left, float(&x)[8]) {
+        float more[8];
+        load_piece(up + at, left, left == 8, more);
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = f(x[i]) * more[i];
     });
 }
 
@@ -529,15 +541,26 @@ KERNEL add_bias_bf16(bf16 *x, const float *bias, int width, unsigned long long c
     add_bias(x, bias, width, count);
 }
 
+// x *= factor
+KERNEL scale(float *x, float factor, unsigned long long count) {
+    grid_begin();
+    map(x, x, count, [=](float x) { return x * factor; });
+}
+// x = cap * tanh(x / cap)
+KERNEL softcap(float *x, float cap, unsigned long long count) {
+    grid_begin();
+    map(x, x, count, [=](float x) { return cap * tanhf(x / cap); });
+}
+
 // out = silu(gate) * up
 KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
-    each_piece(gate, out, count, [&](unsigned long long at, int left, float(&x)[8]) {
-        float more[8];
-        load_piece(up + at, left, left == 8, more);
-#pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = silu(x[i]) * more[i];
-    });
+    gate_mul(gate, up, out, count, [](float x) { return silu(x); });
+}
+// out = gelu_tanh(gate) * up
+KERNEL gelu_tanh_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
+    grid_begin();
+    gate_mul(gate, up, out, count, [](float x) { return gelu_by_tanh(x); });
 }
 KERNEL gelu_erf(const bf16 *x, bf16 *out, unsigned long long count) {
     grid_begin();

@@ -26,8 +26,13 @@ const FLAGS: &[&str] = &[
 ];
 
 #[test]
-fn attention() {
-    check("attention");
+fn attention_decode() {
+    check("attention_decode");
+}
+
+#[test]
+fn attention_prefill() {
+    check("attention_prefill");
 }
 
 #[test]

@@ -85,7 +85,6 @@ impl<B: Backend> Decoder<B> {
     /// Takes every weight out of the file, once. A tensor that the architecture has no use for is
     /// an error: a model that is not understood is not loaded.
     pub fn load(config: ModelConfig, loader: &mut Loader<'_>, ops: B) -> Result<Self> {
-        ops.check(&config)?;
         loader.check()?;
         let embedding = loader.matrix(Role::Embedding, |source| ops.matrix(source))?;
         let layers = (0..config.layer_count)

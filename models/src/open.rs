@@ -10,7 +10,7 @@ use hearth_kernels::Pool;
 use hearth_kernels::cuda;
 
 #[cfg(feature = "cuda")]
-use crate::backend::{Cuda, check_model};
+use crate::backend::Cuda;
 use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
@@ -317,13 +317,8 @@ impl ModelFile {
         Ok(Self { mix: Some(mix), ..self })
     }
 
-    /// Refuses a device that cannot have the model: a GPU without kernels for it, or one of several
-    /// that cannot divide it.
+    /// Refuses devices that cannot divide the model.
     pub fn check(&self, compute: &Compute) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if matches!(compute.first(), Compute::Cuda(_)) {
-            check_model(&self.config)?;
-        }
         let Compute::Ranks(ranks) = compute else { return Ok(()) };
         let config = self.config.divided(ranks.len())?;
         let part = Part { config, rank: 0, size: ranks.len() };

@@ -182,21 +182,39 @@ static double gelu_approximate(double x) {
     return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
 }
 
+template <typename Kernel>
+static void gate(const string &name, Kernel kernel, const vector<bf16> &x, const vector<bf16> &y,
+                 const vector<double> &want, double absolute) {
+    vector<bf16> out = poison<bf16>(x.size());
+    EMULATE(kernel, grid_of(x.size()), dim3(256), 0, x.data(), y.data(), out.data(), x.size());
+    compare(name, out, want, absolute, 4e-6);
+    out = x;
+    EMULATE(kernel, grid_of(x.size()), dim3(256), 0, out.data(), y.data(), out.data(), x.size());
+    compare(name + " in place", out, want, absolute, 4e-6);
+}
+
+// What Gemma has beside: embeddings that are multiplied, logits with a soft bound.
+static void scales(size_t count) {
+    vector<float> x = randoms<float>(count, 30);
+    vector<double> numbers = doubles(x);
+    EMULATE(softcap, grid_of(count), dim3(256), 0, x.data(), 7.5f, count);
+    compare("softcap", x, mapped(numbers, [](double x) { return 7.5 * tanh(x / 7.5); }), 0);
+    numbers = doubles(x);
+    EMULATE(scale, grid_of(count), dim3(256), 0, x.data(), 33.9411255f, count);
+    same("scale", x, mapped(numbers, [](double x) { return float(x) * 33.9411255f; }));
+}
+
 static void activations(size_t count) {
     vector<bf16> x = randoms<bf16>(count, 3), y = randoms<bf16>(count);
     if (count > 20) {
         x[5] = from_f32<bf16>(200.0f), x[6] = from_f32<bf16>(-200.0f), x[7] = from_f32<bf16>(-0.0f);
     }
     vector<double> numbers = doubles(x);
-    auto gated = [](double gate, double up) { return gate / (1 + exp(-gate)) * up; };
-    vector<double> want = mapped(numbers, doubles(y), gated);
+    auto silu = [](double gate, double up) { return gate / (1 + exp(-gate)) * up; };
+    gate("silu_mul", silu_mul, x, y, mapped(numbers, doubles(y), silu), 1e-30);
+    auto geglu = [](double gate, double up) { return gelu_approximate(gate) * up; };
+    gate("gelu_tanh_mul", gelu_tanh_mul, x, y, mapped(numbers, doubles(y), geglu), 1e-6);
     vector<bf16> out = poison<bf16>(count);
-    EMULATE(silu_mul, grid_of(count), dim3(256), 0, x.data(), y.data(), out.data(), count);
-    compare("silu_mul", out, want, 1e-30, 4e-6);
-    out = x;
-    EMULATE(silu_mul, grid_of(count), dim3(256), 0, out.data(), y.data(), out.data(), count);
-    compare("silu_mul in place", out, want, 1e-30, 4e-6);
-    out = poison<bf16>(count);
     EMULATE(gelu_erf, grid_of(count), dim3(256), 0, x.data(), out.data(), count);
     compare("gelu_erf", out, mapped(numbers, gelu), 3e-7, 4e-6);
     out = x;
@@ -405,7 +423,7 @@ int main() {
     all_norms();
     norm_in_place();
     for (size_t count : {1, 7, 8, 9, 100, 2047, 2048, 2049, 10001}) {
-        sums(count), biases(count), activations(count), conversions(count);
+        sums(count), biases(count), activations(count), conversions(count), scales(count);
     }
     for (int width : {1, 3, 8, 100, 129, 4096}) {
         selects<float>(width, select_rows_f32), selects<bf16>(width, select_rows_bf16);

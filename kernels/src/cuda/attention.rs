@@ -1,4 +1,5 @@
-//! Keys and values on the device, and attention over them (`cuda/attention.cu`).
+//! Keys and values on the device, and attention over them (`cuda/attention_decode.cu`,
+//! `cuda/attention_prefill.cu`).
 
 mod names;
 
@@ -83,6 +84,8 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Multiplies the scores.
     pub scale: f32,
+    /// Then bounds them: `softcap * tanh(score / softcap)`; 0 does not.
+    pub softcap: f32,
     /// Keys each row sees, itself included; 0 is all.
     pub window: usize,
 }
@@ -256,7 +259,7 @@ impl Gpu {
         if items == 0 {
             return Ok(());
         }
-        if !matches!(kv.dim, 64 | 128) {
+        if !matches!(kv.dim, 64 | 128 | 256) {
             let source = Source::of_layer(kv, shape.layer);
             return self.tiles(q, out, &source, &Tiles::of_items(step), shape, true);
         }
@@ -309,6 +312,7 @@ impl Gpu {
             kv.kv_heads.into(),
             kv.block_len.into(),
             shape.scale.into(),
+            shape.softcap.into(),
             shape.window.into(),
         ];
         let grid = (chunks, per_item, items);
@@ -352,12 +356,14 @@ impl Gpu {
             source.kv_heads.into(),
             source.block_len.into(),
             shape.scale.into(),
+            shape.softcap.into(),
             shape.window.into(),
             i32::from(causal).into(),
         ]);
         let (name, grid) = match prefill_name(source.kind, source.dim) {
             Some((name, shared)) => {
-                (name, Grid::of((shape.heads, tiles.count, 1), PREFILL_THREADS, shared))
+                let parts = if source.dim > 128 { 2 } else { 1 };
+                (name, Grid::of((shape.heads, tiles.count, parts), PREFILL_THREADS, shared))
             }
             None => {
                 args.push(source.dim.into());
@@ -405,7 +411,7 @@ impl Gpu {
         let (kind, block_len) = (KvKind::BF16, 1);
         let layer = [k.at(), v.at(), Arg::NULL, Arg::NULL];
         let source = Source { layer, kind, block_len, kv_heads: heads, dim };
-        let shape = AttentionShape { layer: 0, heads, scale, window: 0 };
+        let shape = AttentionShape { layer: 0, heads, scale, softcap: 0.0, window: 0 };
         self.tiles(q, &out, &source, &tiles, &shape, false)?;
         Ok(out)
     }

@@ -5,6 +5,7 @@ use cudarc::driver::result;
 use super::gpu::{Arg, Grid};
 use super::memory::Buffer;
 use super::{Error, Gpu, Result, Vector};
+use crate::activation::Gate;
 
 /// Element type of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,17 +213,41 @@ impl Gpu {
         Ok(x)
     }
 
-    /// `silu(gate) * up`, in bf16.
-    pub fn silu_mul(&self, gate: Rows, up: &Rows) -> Result<Rows> {
+    /// `activation(gate) * up`, in bf16.
+    pub fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
         same_shape(&gate, up)?;
         bf16(&gate)?;
         bf16(up)?;
+        let name = match kind {
+            Gate::Silu => "silu_mul",
+            Gate::GeluTanh => "gelu_tanh_mul",
+        };
         // Every element is read before it is written, by the same thread.
         let args = [gate.at(), up.at(), gate.at(), Arg::long(gate.len() as u64)];
         let grid = Grid::new(blocks(gate.len().div_ceil(8)), THREADS);
         // SAFETY: three matrices of one shape.
-        unsafe { self.launch("silu_mul", grid, &args)? };
+        unsafe { self.launch(name, grid, &args)? };
         Ok(gate)
+    }
+
+    /// `x * factor`, of the residual stream.
+    pub fn scale(&self, x: Rows, factor: f32) -> Result<Rows> {
+        self.change("scale", x, factor)
+    }
+
+    /// `cap * tanh(x / cap)`, of logits.
+    pub fn softcap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        self.change("softcap", x, cap)
+    }
+
+    fn change(&self, name: &'static str, x: Rows, number: f32) -> Result<Rows> {
+        if x.float != Float::F32 {
+            return Err(Error::Missing(format!("{name} of rows in f32")));
+        }
+        let args = [x.at(), number.into(), Arg::long(x.len() as u64)];
+        // SAFETY: in place, each element by one thread.
+        unsafe { self.launch(name, Grid::new(blocks(x.len().div_ceil(8)), THREADS), &args)? };
+        Ok(x)
     }
 
     /// `x * Phi(x)`, exactly (`erf`) or by its approximation with a tangent.

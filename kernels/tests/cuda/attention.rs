@@ -28,7 +28,7 @@ fn tolerance(heads: &Heads) -> Tolerance {
 
 /// Query heads and heads of the store: groups of 1, 2, 3, 4, 7, 8, and more than one block has.
 const GROUPS: &[[usize; 2]] = &[[2, 2], [4, 2], [3, 1], [8, 2], [14, 2], [16, 2], [12, 1], [9, 1]];
-/// Width, what turns of it, and heads, where there are no tensor cores.
+/// Width, what turns of it, and heads: without tensor cores, and the widest with them.
 const OTHERS: &[[usize; 4]] = &[
     [16, 16, 2, 2],
     [32, 16, 6, 2],
@@ -37,7 +37,12 @@ const OTHERS: &[[usize; 4]] = &[
     [96, 48, 7, 1],
     [256, 256, 4, 2],
     [256, 64, 8, 1],
+    [256, 256, 4, 1],
+    [256, 256, 3, 3],
 ];
+
+/// None, one that bends most scores, one that bends few.
+const SOFTCAPS: [Option<f32>; 3] = [None, Some(1.5), Some(50.0)];
 
 /// All kinds of heads, every `step`-th group.
 fn all(step: usize) -> Vec<Heads> {
@@ -46,18 +51,14 @@ fn all(step: usize) -> Vec<Heads> {
         for dim in [64, 128] {
             for (i, &[heads, kv_heads]) in GROUPS.iter().enumerate().step_by(step) {
                 let rot = [dim, dim / 2, dim, 20][i / step % 4];
-                all.push(Heads {
-                    dim,
-                    heads,
-                    kv_heads,
-                    rot,
-                    norms: (i / step).is_multiple_of(2),
-                    kind,
-                });
+                let norms = (i / step).is_multiple_of(2);
+                let softcap = SOFTCAPS[i / step % 3];
+                all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, kind });
             }
         }
         for (i, &[dim, rot, heads, kv_heads]) in OTHERS.iter().enumerate() {
-            all.push(Heads { dim, heads, kv_heads, rot, norms: i % 2 == 0, kind });
+            let (norms, softcap) = (i % 2 == 0, SOFTCAPS[i % 3]);
+            all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, kind });
         }
     }
     all

@@ -6,7 +6,7 @@ use hearth_kernels::cases::randoms;
 use hearth_kernels::cuda::{Float, Gpu, Result};
 use hearth_kernels::norm::{LayerNorm, layer_norm, rms_norm};
 
-use crate::report::{POOL, ROUNDED, Report, narrow, on_gpu, rounded};
+use crate::report::{self, POOL, ROUNDED, Report, narrow, on_gpu, rounded};
 
 /// Narrow groups and wide ones, in eights and not; more than fits into registers.
 const DIMS: &[usize] = &[
@@ -144,7 +144,7 @@ fn sums_are_exact() {
 
 #[test]
 fn activations() {
-    on_gpu("silu_mul and gelu", |gpu, report| {
+    on_gpu("gates and gelu", |gpu, report| {
         for (i, &[rows, width]) in SHAPES.iter().enumerate() {
             let (len, seed) = (rows * width, 20 * i as u64);
             let wide = |seed: u64| -> Vec<f32> {
@@ -152,12 +152,14 @@ fn activations() {
             };
             let (gate, up) = (wide(seed), narrow(len, seed + 1));
             let mut want = vec![0.0; len];
-            activation::gate_mul(&POOL, Gate::Silu, &gate, &up, &mut want);
-            report.near(&format!("silu {rows} x {width}"), ROUNDED, &want, || {
-                let gate = gpu.rows_from(&gate, rows, Float::BF16)?;
-                let up = gpu.rows_from(&up, rows, Float::BF16)?;
-                gpu.read(gpu.silu_mul(gate, &up)?)
-            });
+            for kind in [Gate::Silu, Gate::GeluTanh] {
+                activation::gate_mul(&POOL, kind, &gate, &up, &mut want);
+                report.near(&format!("{kind:?} {rows} x {width}"), ROUNDED, &want, || {
+                    let gate = gpu.rows_from(&gate, rows, Float::BF16)?;
+                    let up = gpu.rows_from(&up, rows, Float::BF16)?;
+                    gpu.read(gpu.gate_mul(kind, gate, &up)?)
+                });
+            }
             for (kind, erf) in [(Gelu::Erf, true), (Gelu::Tanh, false)] {
                 let x = wide(seed + 2);
                 activation::gelu(&POOL, kind, &x, &mut want);
@@ -171,11 +173,32 @@ fn activations() {
         let ones = vec![1.0; extremes.len()];
         report.near("silu of extremes", ROUNDED, &want, || {
             let x = gpu.rows_from(&extremes, 1, Float::BF16)?;
-            gpu.read(gpu.silu_mul(x, &gpu.rows_from(&ones, 1, Float::BF16)?)?)
+            gpu.read(gpu.gate_mul(Gate::Silu, x, &gpu.rows_from(&ones, 1, Float::BF16)?)?)
         });
         for erf in [true, false] {
             report.near(&format!("gelu {erf} of extremes"), ROUNDED, &want, || {
                 gpu.read(gpu.gelu(gpu.rows_from(&extremes, 1, Float::BF16)?, erf)?)
+            });
+        }
+    });
+}
+
+/// What Gemma has beside: embeddings that are multiplied, logits with a soft bound.
+#[test]
+fn scales_and_soft_bounds() {
+    on_gpu("scale and softcap", |gpu, report| {
+        for (i, &[rows, width]) in SHAPES.iter().enumerate() {
+            let x: Vec<f32> =
+                randoms(rows * width, 30 + i as u64).iter().map(|x| x * 30.0).collect();
+            let rows_of = || gpu.rows_from(&x, rows, Float::F32);
+            let want: Vec<f32> = x.iter().map(|x| x * 33.9).collect();
+            report.same(&format!("scale {rows} x {width}"), &want, || {
+                gpu.read(gpu.scale(rows_of()?, 33.9)?)
+            });
+            let mut want = x.clone();
+            activation::softcap(&POOL, 7.5, &mut want);
+            report.near(&format!("softcap {rows} x {width}"), report::FLOATS, &want, || {
+                gpu.read(gpu.softcap(rows_of()?, 7.5)?)
             });
         }
     });

@@ -23,6 +23,8 @@ pub struct Heads {
     pub rot: usize,
     /// Whether queries and keys have norms.
     pub norms: bool,
+    /// A soft bound of scores.
+    pub softcap: Option<f32>,
     pub kind: KvKind,
 }
 
@@ -208,7 +210,7 @@ impl World {
         let params = AttentionParams {
             n_heads: self.heads.heads,
             scale: self.scale(),
-            softcap: None,
+            softcap: self.heads.softcap,
             window: (window > 0).then_some(window),
         };
         let mut out = vec![0.0; batch.turned.len()];
@@ -254,7 +256,8 @@ impl World {
         let out = match window {
             Some(window) => {
                 let (heads, scale) = (self.heads.heads, self.scale());
-                let shape = AttentionShape { layer: LAYER, heads, scale, window };
+                let softcap = self.heads.softcap.unwrap_or(0.0);
+                let shape = AttentionShape { layer: LAYER, heads, scale, softcap, window };
                 gpu.attention(&q, &step, &self.device, &shape)?
             }
             None => q,

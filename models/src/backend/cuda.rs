@@ -8,25 +8,24 @@
 //! Mixed passes and first appearances run operation by operation, and so does every pass of a rank
 //! of several: what NCCL adds up is not recorded.
 
-mod missing;
 mod output;
-pub(crate) use missing::check as check_model;
+mod rope;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_kernels::cuda::{
-    self, AttentionShape, Buffer, Float, Gpu, Graph, KvKind, LoraPart, Matrix, RopeTable, Rows,
-    Span, StepShape, Vector,
+    self, AttentionShape, Buffer, Float, Gpu, Graph, KvKind, LoraPart, Matrix, Rows, Span,
+    StepShape, Vector,
 };
 use hearth_kernels::quant::DType;
 
+use self::rope::Ropes;
 use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads};
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
-use crate::config::ModelConfig;
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
-use crate::layers::rotary::{Rotaries, Rotary};
+use crate::layers::rotary::Rotaries;
 use crate::parallel::Seat;
 use crate::weights::{MatrixSource, TensorInfo, TensorType};
 use crate::{Error, Result};
@@ -34,7 +33,7 @@ use crate::{Error, Result};
 /// Our kernels on one device.
 pub struct Cuda {
     gpu: Arc<Gpu>,
-    rope: Mutex<Option<(Arc<RopeTable>, usize)>>,
+    ropes: Mutex<Option<Arc<Ropes>>>,
     passes: Mutex<Passes>,
     /// As one rank of several.
     seat: Option<Seat>,
@@ -70,13 +69,11 @@ struct PassKey {
 const PASSES: usize = 128;
 /// Rows of recorded passes.
 const BUCKETS: [usize; 14] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-/// Positions of the first table of rotations.
-const POSITIONS: usize = 4096;
 
 impl Cuda {
     /// Every operation runs on `gpu`.
     pub fn new(gpu: Arc<Gpu>) -> Self {
-        Self { gpu, rope: Mutex::default(), passes: Mutex::default(), seat: None }
+        Self { gpu, ropes: Mutex::default(), passes: Mutex::default(), seat: None }
     }
 
     /// The same as one rank of several.
@@ -119,24 +116,6 @@ impl Cuda {
             None => 4 * elements,
         }
     }
-
-    /// Rotations of at least so many positions.
-    fn rope(&self, rotary: &Rotary, positions: usize) -> Result<(Arc<RopeTable>, usize)> {
-        let mut rope = lock(&self.rope);
-        match &*rope {
-            Some((table, len)) if *len >= positions => Ok((Arc::clone(table), *len)),
-            _ => {
-                let len = positions.next_power_of_two().max(POSITIONS);
-                let all: Vec<u32> = (0..len as u32).collect();
-                let host = rotary.table(&all);
-                // What still reads the old one is done before the memory goes.
-                self.gpu.synchronize()?;
-                let table = Arc::new(self.gpu.rope_table(&host.cos, &host.sin, host.dim / 2)?);
-                *rope = Some((Arc::clone(&table), len));
-                Ok((table, len))
-            }
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,8 +125,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A batch on the device.
 pub struct CudaStep {
     step: cuda::Step,
-    rope: Arc<RopeTable>,
-    positions: usize,
+    ropes: Arc<Ropes>,
     /// Logit rows, without the padding.
     logits: usize,
     /// It may be recorded, with these adapters.
@@ -204,13 +182,9 @@ impl Backend for Cuda {
 
     const RUNS_AHEAD: bool = true;
 
-    fn check(&self, config: &ModelConfig) -> Result<()> {
-        missing::check(config)
-    }
-
     fn begin<'a>(&self, batch: &'a ForwardBatch, rotaries: &Rotaries) -> Result<CudaStep> {
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
-        let (rope, positions) = self.rope(&rotaries.global, positions)?;
+        let ropes = Ropes::reaching(&mut lock(&self.ropes), &self.gpu, rotaries, positions)?;
         let span = |s: crate::batch::Sequence<'a>| Span {
             row: s.rows.start,
             rows: s.rows.len(),
@@ -233,7 +207,7 @@ impl Backend for Cuda {
             true => Vec::new(),
             false => batch.lora_slot.clone(),
         });
-        Ok(CudaStep { step, rope, positions, logits: batch.logit_rows.len(), repeats, lora })
+        Ok(CudaStep { step, ropes, logits: batch.logit_rows.len(), repeats, lora })
     }
 
     fn run(
@@ -250,7 +224,7 @@ impl Backend for Cuda {
             shape: step.step.shape,
             kv: store,
             generation: step.step.generation,
-            positions: step.positions,
+            positions: step.ropes.positions,
             lora: lora.clone(),
         };
         let mut passes = lock(&self.passes);
@@ -424,13 +398,14 @@ impl Backend for Cuda {
         let device = kv
             .device()
             .ok_or_else(|| Error::Batch("a GPU attends over stored keys and values only".into()))?;
-        let turn = cuda::Turn { table: &step.rope, norms };
+        let turn = cuda::Turn { table: step.ropes.of(params), norms };
         let place = (&mut device.kv, params.layer);
         let q = self.gpu.rope_and_store(q, [&k, &v], &step.step, place, &turn)?;
         let shape = AttentionShape {
             layer: params.layer,
             heads: params.head_count,
             scale: params.scale,
+            softcap: params.softcap.unwrap_or(0.0),
             window: params.window.map_or(0, |w| i32::try_from(w).map_or(0, |w| w as usize)),
         };
         Ok(self.gpu.attention(&q, &step.step, &device.kv, &shape)?)
@@ -445,18 +420,15 @@ impl Backend for Cuda {
     }
 
     fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
-        match kind {
-            Gate::Silu => Ok(self.gpu.silu_mul(gate, up)?),
-            Gate::GeluTanh => Err(missing::error("a gate with GELU")),
-        }
+        Ok(self.gpu.gate_mul(kind, gate, up)?)
     }
 
-    fn scale(&self, _: Rows, _: f32) -> Result<Rows> {
-        Err(missing::error("embeddings that are multiplied"))
+    fn scale(&self, x: Rows, factor: f32) -> Result<Rows> {
+        Ok(self.gpu.scale(x, factor)?)
     }
 
-    fn softcap(&self, _: Rows, _: f32) -> Result<Rows> {
-        Err(missing::error("a soft bound"))
+    fn softcap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        Ok(self.gpu.softcap(x, cap)?)
     }
 
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {

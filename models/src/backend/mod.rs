@@ -12,8 +12,6 @@ mod fused;
 mod plain;
 
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::check_model;
-#[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaKv};
 pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::{Gate, Gelu};
@@ -23,7 +21,6 @@ pub use plain::{Plain, PlainDelta};
 use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraSlot, Output, Pass, Wanted};
-use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::rotary::{RopeTable, Rotaries, Rotary};
 use crate::weights::MatrixSource;
@@ -43,12 +40,6 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Operations are asked for, not waited for; see [`Model::runs_ahead`](crate::Model).
     const RUNS_AHEAD: bool = false;
-
-    /// Refuses a model that needs what this backend does not have.
-    fn check(&self, config: &ModelConfig) -> Result<()> {
-        let _ = config;
-        Ok(())
-    }
 
     /// Prepares a batch for its pass.
     fn begin(&self, batch: &ForwardBatch, rotaries: &Rotaries) -> Result<Self::Step>;

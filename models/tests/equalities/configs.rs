@@ -9,8 +9,8 @@ pub(super) fn configs() -> Vec<(&'static str, ModelConfig)> {
     [common(), gemma()].concat()
 }
 
-/// What every backend computes.
-pub(super) fn common() -> Vec<(&'static str, ModelConfig)> {
+/// What most families have.
+fn common() -> Vec<(&'static str, ModelConfig)> {
     let base = tiny::config();
     let with = |change: &dyn Fn(&mut ModelConfig)| {
         let mut config = base.clone();

@@ -9,7 +9,7 @@ use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
 use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit, Wanted};
 
-use super::configs::common;
+use super::configs::configs;
 use super::*;
 
 /// Root mean square of the error over that of the logits, about twice what bf16 leaves in two
@@ -50,7 +50,7 @@ fn assert_near(got: &[f32], want: &[f32], limit: f64, what: &str) {
 #[test]
 fn every_knob() {
     let Some(gpu) = gpu() else { return };
-    for (name, config) in common() {
+    for (name, config) in configs() {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
@@ -66,7 +66,9 @@ fn every_knob() {
 #[test]
 fn long_contexts() {
     let Some(gpu) = gpu() else { return };
-    for (dim, kv_heads, window) in [(64, 2, None), (128, 2, None), (128, 8, Some(300))] {
+    for (dim, kv_heads, window) in
+        [(64, 2, None), (128, 2, None), (128, 8, Some(300)), (256, 4, None)]
+    {
         let mut config = tiny::config();
         (config.head_dim, config.rope.dim, config.kv_head_count) = (dim, dim, kv_heads);
         config.windows = vec![window, None];
@@ -427,7 +429,7 @@ fn two_gpus() -> Option<Compute> {
 #[test]
 fn divided_every_knob() {
     let Some(gpus) = two_gpus() else { return };
-    for (name, config) in common().into_iter().filter(|(_, c)| c.kv_head_count.is_multiple_of(2)) {
+    for (name, config) in configs().into_iter().filter(|(_, c)| c.kv_head_count.is_multiple_of(2)) {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
             .prefill_and_decode(&sequence, 37);
