@@ -32,6 +32,8 @@ fn main() {
             limits.read, limits.bytes, limits.floats
         );
     }
+    let [tail, most] = steadiness(&pool);
+    println!("the same work again and again: p95 {tail:.2}, at most {most:.2} of the median");
     println!("| op | shape | us | GB/s | % | GOP/s | % |");
     println!("|---|---|---|---|---|---|---|");
     let table = Table { limits, wanted: args };
@@ -80,6 +82,25 @@ impl Limits {
             floats: rate(float_products),
         }
     }
+}
+
+/// What a busy neighbour does to a pass: thirty turns of some two milliseconds on all threads, which
+/// wait for each other after each as between layers, for ten seconds. The 95th percentile and the
+/// largest of their times, by the median.
+fn steadiness(pool: &Pool) -> [f64; 2] {
+    let (began, mut times) = (Instant::now(), Vec::new());
+    while began.elapsed().as_secs() < 10 {
+        let pass = Instant::now();
+        for _ in 0..30 {
+            pool.run(pool.threads(), &|_| {
+                std::hint::black_box(float_products(1 << 20));
+            });
+        }
+        times.push(pass.elapsed().as_secs_f64());
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    let of = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    [0.95, 1.0].map(|part| of(part) / of(0.5))
 }
 
 /// Operations of one round, after `rounds` rounds of independent products: 0 where the processor
