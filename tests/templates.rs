@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hearth::text::{CallFormat, ChatTemplate, Clock, GgufVocab, TextError, Tokenizer};
+use hearth::text::{ChatTemplate, Clock, GgufVocab, TextError, Tokenizer};
 use serde_json::{Map, Value, json};
+
+#[path = "templates/style.rs"]
+mod style;
 
 fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
@@ -157,6 +160,8 @@ fn values_print_as_in_python() {
         ),
         ("{{ 'a' is sequence }} {{ {} is sequence }} {{ none is iterable }}", "True True False"),
         ("  {% if true %}\n  yes\n  {% endif %}\nno\n", "  yes\nno"),
+        ("{{ '{\n' | indent(2, first=true) }}{{ 'a\n\nb' | indent }}", "  {\na\n\n    b"),
+        ("{{ 'a\n\nb' | indent('> ', true, true) }}", "> a\n> \n> b"),
         ("{{ strftime_now('%d %b %Y') }}", "10 Jul 2025"),
         ("{{ ['X', 'Y'] | lower }}{{ ['X'] | string }}", "['x', 'y'][\"X\"]"),
     ] {
@@ -274,213 +279,4 @@ fn the_end_of_turn_is_read_off_the_template() {
     // Nothing to be seen: the names that are known and in the vocabulary.
     let bare = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
     assert_eq!(stops(bare), [id("<|im_end|>"), id("<|eot_id|>")]);
-}
-
-/// What a conversation with a known call tells about a template: the format of calls, whether it
-/// shows tools, whether it wants arguments as text.
-#[test]
-fn how_a_template_treats_tools_is_found_out() {
-    let Some(folder) = shared("chat-templates/templates") else { return };
-    let cases = [
-        ("Qwen-Qwen2.5-7B-Instruct", CallFormat::Hermes, true, false),
-        ("Qwen-Qwen3-0.6B", CallFormat::Hermes, true, false),
-        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", CallFormat::Hermes, true, false),
-        ("meta-llama-Llama-3.1-8B-Instruct", CallFormat::Llama, true, false),
-        ("meta-llama-Llama-3.2-3B-Instruct", CallFormat::Llama, true, false),
-        ("mistralai-Mistral-Nemo-Instruct-2407", CallFormat::MistralList, true, false),
-        ("Mistral-Small-3.2-24B-Instruct-2506", CallFormat::MistralArgs, true, false),
-        ("google-gemma-2-2b-it", CallFormat::Hermes, false, false),
-        ("microsoft-Phi-3.5-mini-instruct", CallFormat::Hermes, false, false),
-    ];
-    let mut wrong = Vec::new();
-    for (name, format, shows_tools, text_arguments) in cases {
-        let source = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
-        let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
-        let style = template.with_clock(clock()).tool_style();
-        if (style.format, style.shows_tools, style.text_arguments)
-            != (format, shows_tools, text_arguments)
-        {
-            wrong.push(format!("{name}: {style:?}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn a_template_without_words_for_tools_is_told_in_its_own() {
-    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
-    let style = ChatTemplate::new(source, None, None).unwrap().tool_style();
-    assert!(!style.shows_tools && !style.shows_calls);
-    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
-    let call = json!({"id": "call_1", "type": "function",
-                      "function": {"name": "f", "arguments": "{\"a\": 1}"}});
-    let messages = json!([
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Call it."},
-        {"role": "assistant", "content": null, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
-    ]);
-    let (messages, tools) = style.adapt(messages, Some(tools));
-    assert_eq!(tools, None);
-    let text = messages[0]["content"].as_str().unwrap();
-    assert!(
-        text.starts_with("Be kind.\n\n") && text.contains("{\"name\":\"f\",\"parameters\":{}}")
-    );
-    let expected = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\":1}}\n</tool_call>";
-    assert_eq!(messages[2], json!({"role": "assistant", "content": expected}));
-    let expected = "<tool_response>\n2\n</tool_response>";
-    assert_eq!(messages[3], json!({"role": "user", "content": expected}));
-}
-
-/// Gemma refuses system messages, and messages of the user that follow each other.
-#[test]
-fn what_a_template_refuses_is_said_in_the_words_that_it_has() {
-    let source = "{% for m in messages %}\
-        {% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
-        {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turns') }}\
-        {% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}";
-    let template = ChatTemplate::new(source, None, None).unwrap();
-    let style = template.tool_style();
-    assert!(!style.takes_system && style.alternates);
-    let render = |messages: Value, tools: Option<Value>| {
-        let (messages, tools) = style.adapt(messages, tools);
-        template.render(&messages, tools.as_ref(), true, &Map::new()).unwrap()
-    };
-    let messages = json!([
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hello."},
-        {"role": "user", "content": "Who are you?"},
-    ]);
-    let expected = "<user>Be kind.\n\nHello.\n\nWho are you?";
-    assert_eq!(render(messages, None), expected);
-    let call = |id: &str| {
-        json!({"id": id, "type": "function",
-                                 "function": {"name": "f", "arguments": "{}"}})
-    };
-    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
-    let messages = json!([
-        {"role": "user", "content": "Call it twice."},
-        {"role": "assistant", "content": null, "tool_calls": [call("a"), call("b")]},
-        {"role": "tool", "tool_call_id": "a", "content": "1"},
-        {"role": "tool", "tool_call_id": "b", "content": "2"},
-    ]);
-    let text = render(messages, Some(tools));
-    assert!(text.contains("\"name\":\"f\"") && text.contains("\n\nCall it twice."), "{text}");
-    let results = "1\n</tool_response>\n\n<tool_response>\n2\n";
-    assert!(text.contains(results), "{text}");
-    // Where there are words, they are used.
-    let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
-    let style = ChatTemplate::new(plain, None, None).unwrap().tool_style();
-    assert!(style.takes_system && style.late_system && !style.alternates);
-    let twice = json!([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]);
-    assert_eq!(style.adapt(twice.clone(), None).0, twice);
-}
-
-/// One system message, at the beginning, and turns behind it, as Gemma 3 and Mistral have it.
-#[test]
-fn what_comes_late_or_twice_is_a_part_of_a_turn() {
-    let source = "{% set first = messages[0].role == 'system' %}\
-        {% set rest = messages[1:] if first else messages %}\
-        {% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
-        {{ raise_exception('in turns') }}{% endif %}<{{ m.role }}>\
-        {% if loop.first and first %}[{{ messages[0].content }}]{% endif %}{{ m.content }}\
-        {% endfor %}";
-    let template = ChatTemplate::new(source, None, None).unwrap();
-    let style = template.tool_style();
-    assert!(style.takes_system && !style.late_system && style.alternates);
-    let said = |role: &str, content: &str| json!({"role": role, "content": content});
-    let render = |messages: &[Value]| {
-        let (messages, _) = style.adapt(Value::from(messages), None);
-        template.render(&messages, None, true, &Map::new()).unwrap()
-    };
-    let two = [said("system", "A"), said("system", "B"), said("user", "u")];
-    assert_eq!(render(&two), "<user>[A\n\nB]u");
-    let late = [said("user", "u"), said("assistant", "a"), said("system", "S"), said("user", "v")];
-    assert_eq!(render(&late), "<user>u<assistant>a<user>S\n\nv");
-    let empty = [said("user", ""), said("user", "v")];
-    assert_eq!(render(&empty), "<user>v");
-    let call = json!({"id": "a", "type": "function",
-                      "function": {"name": "f", "arguments": "{}"}});
-    let calls = json!({"role": "assistant", "content": null, "tool_calls": [call]});
-    let result = json!({"role": "tool", "tool_call_id": "a", "content": "1"});
-    let talk = [said("user", "u"), said("assistant", "Let me look."), calls, result];
-    let text = render(&[&talk[..], &[said("user", "And?")]].concat());
-    assert!(text.contains("<assistant>Let me look.\n\n<tool_call>"), "{text}");
-    assert!(text.ends_with("</tool_response>\n\nAnd?"), "{text}");
-
-    let Some(folder) = shared("chat-templates/templates") else { return };
-    for (name, takes_system, alternates) in [
-        ("google-gemma-2-2b-it", false, true),
-        ("Qwen-Qwen3-0.6B", true, false),
-        ("meta-llama-Llama-3.1-8B-Instruct", true, false),
-        ("mistralai-Mistral-Nemo-Instruct-2407", true, true),
-    ] {
-        let source = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
-        let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
-        let template = template.with_clock(clock());
-        let style = template.tool_style();
-        assert_eq!((style.takes_system, style.alternates), (takes_system, alternates), "{name}");
-        // A key is a key, whatever it holds: Llama's sees a call in every message that has one.
-        let bare = json!([{"role": "user", "content": "u", "tool_calls": null}]);
-        let reads_keys = template.render(&bare, None, true, &Map::new()).is_err();
-        assert_eq!(reads_keys, name.contains("Llama"), "{name}");
-        let tools = json!([{"type": "function", "function": {"name": "f", "description": "It.",
-            "parameters": {"type": "object", "properties": {}}}}]);
-        let messages = [two.to_vec(), talk[1..].to_vec(), vec![said("user", "And?")]].concat();
-        let (messages, tools) = style.adapt(Value::from(messages), Some(tools));
-        let text = template.render(&messages, tools.as_ref(), true, &Map::new());
-        let all = |text: &String| {
-            ["And?", "Let me look.", "\"f\"", "u"].iter().all(|part| text.contains(part))
-        };
-        assert!(text.as_ref().is_ok_and(all), "{name}: {text:?}");
-    }
-}
-
-/// What cannot read `null`, or prints it, has empty words.
-#[test]
-fn words_that_are_null_are_empty_where_that_is_no_text() {
-    let call = json!({"id": "a", "type": "function",
-                      "function": {"name": "f", "arguments": "{}"}});
-    let talk = [
-        json!({"role": "user", "content": "u"}),
-        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
-    ];
-    let prints = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
-        {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
-    for (source, takes_null) in [
-        (prints.replace("m.content }", "m.content if m.content else '' }"), true),
-        (prints.replace("m.content }", "'None' if m.content is none else m.content }"), false),
-        (prints.replace("{{ m.content", "{{ '' if 'x' in m.content else m.content"), false),
-    ] {
-        let style = ChatTemplate::new(&source, None, None).unwrap().tool_style();
-        assert!(style.shows_calls && style.takes_null == takes_null, "{source}: {style:?}");
-        let (messages, _) = style.adapt(Value::from(&talk[..]), None);
-        assert_eq!(messages[1]["content"], if takes_null { Value::Null } else { json!("") });
-    }
-}
-
-/// Some templates print words or calls, and none of the others of a message.
-#[test]
-fn words_before_a_call_are_a_message_where_one_would_be_lost() {
-    let call = json!({"id": "a", "type": "function",
-                      "function": {"name": "f", "arguments": {}}});
-    let user = json!({"role": "user", "content": "u"});
-    let both = json!({"role": "assistant", "content": "Wait.", "tool_calls": [call]});
-    let or = "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}\
-        {{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
-    let no = "{% for m in messages %}<{{ m.role }}>{% if m.content %}{{ m.content }}\
-        {% else %}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
-    for source in [or, no] {
-        let template = ChatTemplate::new(source, None, None).unwrap();
-        let style = template.tool_style();
-        assert!(style.shows_calls && !style.takes_both, "{style:?}");
-        let (messages, _) = style.adapt(json!([user, both]), None);
-        let text = template.render(&messages, None, true, &Map::new()).unwrap();
-        assert!(text.starts_with("<user>u<assistant>Wait.<assistant>[{"), "{text}");
-    }
-    let and = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
-        {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
-    let style = ChatTemplate::new(and, None, None).unwrap().tool_style();
-    assert!(style.takes_both);
-    assert_eq!(style.adapt(json!([user, both]), None).0, json!([user, both]));
 }

@@ -84,9 +84,9 @@ impl Limits {
     }
 }
 
-/// What a busy neighbour does to a pass: thirty turns of some two milliseconds on all threads, which
-/// wait for each other after each as between layers, for ten seconds. The 95th percentile and the
-/// largest of their times, by the median.
+/// What a busy neighbour does to a pass: thirty turns of some two milliseconds on all threads,
+/// which wait for each other after each as between layers, for ten seconds. The 95th percentile
+/// and the largest of their times, by the median.
 fn steadiness(pool: &Pool) -> [f64; 2] {
     let (began, mut times) = (Instant::now(), Vec::new());
     while began.elapsed().as_secs() < 10 {

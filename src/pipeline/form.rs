@@ -36,7 +36,7 @@ impl Form {
     /// What cannot be enforced, by the field that asks for it.
     pub fn new(model: &ServedModel, request: &TextRequest, prompt: &str) -> Result<Self, Error> {
         let (style, thinks) = match (&request.prompt, model.template()) {
-            (Prompt::Chat { .. }, Some(template)) => (model.tool_style(), template.thinks()),
+            (Prompt::Chat { .. }, Some(template)) => (model.style(), template.thinks()),
             _ => (None, false),
         };
         let tools = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None);

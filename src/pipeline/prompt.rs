@@ -162,7 +162,7 @@ fn render(
     tools: Option<Value>,
     template_kwargs: &Map<String, Value>,
 ) -> Result<String, Error> {
-    let (Some(template), Some(style)) = (model.template(), model.tool_style()) else {
+    let (Some(template), Some(style)) = (model.template(), model.style()) else {
         let message = format!("The model `{}` has no chat template.", model.id());
         return Err(Error::unsupported("messages", message));
     };

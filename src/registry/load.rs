@@ -208,7 +208,7 @@ impl OpenModel {
             thread: Mutex::new(Some(thread)),
             tokenizer: text.tokenizer,
             vocabulary: OnceLock::new(),
-            tool_style: text.template.as_ref().map(ChatTemplate::tool_style),
+            style: text.template.as_ref().map(ChatTemplate::style),
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,

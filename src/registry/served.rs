@@ -8,7 +8,7 @@ use hearth_models::ModelFile;
 
 use super::Details;
 use crate::engine::handle::EngineHandle;
-use crate::text::{ChatTemplate, TextError, Tokenizer, ToolStyle, Vocabulary};
+use crate::text::{ChatStyle, ChatTemplate, TextError, Tokenizer, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers. Its engine's thread owns weights, keys and values, and ends when it has
@@ -22,7 +22,7 @@ pub struct ServedModel {
     pub(super) tokenizer: Tokenizer,
     pub(super) vocabulary: OnceLock<Vocabulary>,
     pub(super) template: Option<ChatTemplate>,
-    pub(super) tool_style: Option<ToolStyle>,
+    pub(super) style: Option<ChatStyle>,
     pub(super) stop_ids: Vec<TokenId>,
     pub(super) defaults: SamplingOverrides,
 }
@@ -79,9 +79,9 @@ impl ServedModel {
         self.template.as_ref()
     }
 
-    /// How its template treats tools.
-    pub fn tool_style(&self) -> Option<ToolStyle> {
-        self.tool_style
+    /// How its template treats messages and tools.
+    pub fn style(&self) -> Option<ChatStyle> {
+        self.style
     }
 
     /// Its answers may begin with a thought.

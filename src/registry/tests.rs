@@ -58,7 +58,7 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
         tokenizer: Tokenizer::from_json(tokenizer.as_bytes()).unwrap(),
         vocabulary: OnceLock::new(),
         template: None,
-        tool_style: None,
+        style: None,
         stop_ids: Vec::new(),
         defaults: SamplingOverrides::default(),
     }))

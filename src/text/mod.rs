@@ -21,6 +21,7 @@ mod pretokenizer;
 mod python;
 mod spm;
 mod stop;
+mod style;
 mod template;
 mod tokenizer;
 mod tools;
@@ -32,9 +33,10 @@ pub use grammar::{Follower, Grammar, Next, Opening, Rules, Shape, Thinking, Trig
 pub use guard::Guard;
 pub use output::{CallFormat, CallParser, OutputParser, Piece, PlainParser, THINK, ThinkParser};
 pub use stop::{StopHit, StopMatcher};
+pub use style::ChatStyle;
 pub use template::{ChatTemplate, Clock};
 pub use tokenizer::{Special, Tokenizer};
-pub use tools::{CallRule, ToolStyle, call_rules, triggers};
+pub use tools::{CallRule, call_rules, triggers};
 
 /// What can go wrong with text. Every message is fit to be shown to the user.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,8 @@ use serde_json::Value as Json;
 
 /// Levels of lists and maps that are printed; `serde_json` reads no more than 128.
 const NESTING_MAX: usize = 256;
+/// Columns by which a filter moves lines.
+const INDENT_MAX: usize = 64;
 
 /// Makes an environment behave like the one in which templates were written.
 pub(super) fn install(env: &mut Environment<'static>) {
@@ -21,6 +23,7 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.set_formatter(print);
     env.add_filter("tojson", to_json);
     env.add_filter("string", string);
+    env.add_filter("indent", indent);
     env.add_filter("upper", |value: &Value| str_of(value).map(|text| text.to_uppercase()));
     env.add_filter("lower", |value: &Value| str_of(value).map(|text| text.to_lowercase()));
     env.add_filter("title", |value: &Value| Ok::<_, Error>(filters::title(str_of(value)?.into())));
@@ -133,6 +136,44 @@ fn repr_str(text: &str, out: &mut String) {
         }
     }
     out.push(quote);
+}
+
+/// `value | indent(width=4, first=False, blank=False)`. A text that ends in a line's end keeps it.
+fn indent(
+    value: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let text = str_of(value)?;
+    let flag = |given: Option<bool>, name| match given {
+        Some(given) => Ok(given),
+        None => options.get::<Option<bool>>(name).map(Option::unwrap_or_default),
+    };
+    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
+    let width = match width {
+        Some(width) => Some(width),
+        None => options.get::<Option<Value>>("width")?,
+    };
+    options.assert_all_used()?;
+    let by = match width {
+        None => " ".repeat(4),
+        Some(by) if by.as_str().is_some() => by.as_str().unwrap_or_default().to_owned(),
+        Some(count) => {
+            let count = usize::try_from(count).map_err(|_| invalid("indent: bad width"))?;
+            " ".repeat(count.min(INDENT_MAX))
+        }
+    };
+    let mut out = String::with_capacity(text.len());
+    for (i, line) in text.split('\n').enumerate() {
+        out.push_str(if i > 0 { "\n" } else { "" });
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(&by);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// `value | tojson(indent=, sort_keys=, ensure_ascii=, separators=)`: `json.dumps` with

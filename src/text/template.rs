@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use super::TextError;
 use super::output::THINK;
 use super::python;
+use super::style::ChatStyle;
 use super::tokenizer::{Special, Tokenizer};
-use super::tools::ToolStyle;
 
 /// Tells the time to templates that print a date.
 pub type Clock = Arc<dyn Fn() -> Zoned + Send + Sync>;
@@ -186,9 +186,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// How it treats tools.
-    pub fn tool_style(&self) -> ToolStyle {
-        ToolStyle::of(self)
+    /// How it treats messages and tools.
+    pub fn style(&self) -> ChatStyle {
+        ChatStyle::of(self)
     }
 
     /// The tokens after which the assistant's turn is over: the one that the template writes

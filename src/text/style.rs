@@ -1,0 +1,207 @@
+//! How a chat template treats messages and tools, and messages in the form that it takes.
+//!
+//! What a template can do is found out by rendering conversations with known words. A model whose
+//! template knows no tools is told of them in a system message, and asked for calls in the format
+//! of Hermes; so is one whose own format is none of [`CallFormat`]. Where a template has no words
+//! for a system message, first (Gemma) or later (Mistral), its text is the user's; where messages
+//! must alternate, those of one side that follow each other become one; where there is one call to
+//! a message (Llama), two calls are two messages.
+
+mod adapt;
+
+use serde_json::{Map, Value, json};
+
+use super::ChatTemplate;
+use super::output::{ARGS, CallFormat};
+
+/// How a template treats tools and messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChatStyle {
+    /// How calls are written.
+    pub format: CallFormat,
+    /// The template shows the tools that it is given.
+    pub shows_tools: bool,
+    /// The template shows calls of earlier turns.
+    pub shows_calls: bool,
+    /// It wants their arguments as JSON text, not as an object.
+    pub text_arguments: bool,
+    /// It shows a call whose message has `null` for words,
+    pub takes_null: bool,
+    /// and one whose message has empty ones.
+    pub takes_empty: bool,
+    /// It shows a call and what was said before it in one message.
+    pub takes_both: bool,
+    /// It shows two calls in one message.
+    pub takes_two_calls: bool,
+    /// It shows a system message that comes first,
+    pub takes_system: bool,
+    /// two that do,
+    pub two_systems: bool,
+    /// beside the first one that comes behind an answer,
+    pub late_system: bool,
+    /// and one that comes behind a question.
+    pub mid_system: bool,
+    /// It refuses two messages of the user in a row.
+    pub alternates: bool,
+    /// It takes a conversation that the assistant opens.
+    pub takes_greeting: bool,
+}
+
+const TOOL: &str = "hearthtool";
+const CALLED: &str = "hearthcall";
+const OTHER: &str = "hearthother";
+const KEY: &str = "hearthkey";
+const FIRST: &str = "hearthfirst";
+const SYSTEM: &str = "hearthsystem";
+const WORDS: &str = "hearthwords";
+
+impl ChatStyle {
+    pub(super) fn of(template: &ChatTemplate) -> Self {
+        let probe = Probe::new(template);
+        let (user, answer) = (said("user", "question"), said("assistant", "answer"));
+        // One that refuses a question alone has other reasons.
+        let asks = probe.written(&[&user]).is_some();
+        let shows = |messages: &[&Value], words: &[&str]| {
+            let text = probe.written(messages);
+            !asks || text.is_some_and(|text| words.iter().all(|word| text.contains(word)))
+        };
+        let (first, system) = (said("system", FIRST), said("system", SYSTEM));
+        let takes_system = shows(&[&system, &user], &[SYSTEM]);
+        let behind = |messages: &[&Value]| match takes_system {
+            true => shows(&[&[&first], messages].concat(), &[FIRST, SYSTEM]),
+            false => shows(messages, &[SYSTEM]),
+        };
+        let calls = Calls::of(&probe);
+        Self {
+            format: format_of(calls.written.as_deref().unwrap_or_default()),
+            shows_tools: probe.shows_tools(&user),
+            shows_calls: calls.written.is_some(),
+            text_arguments: calls.text_arguments,
+            takes_null: calls.takes_null,
+            takes_empty: calls.takes_empty,
+            takes_both: calls.takes_both,
+            takes_two_calls: calls.takes_two,
+            takes_system,
+            two_systems: shows(&[&first, &system, &user], &[FIRST, SYSTEM]),
+            late_system: behind(&[&user, &answer, &system, &user]),
+            mid_system: behind(&[&user, &system, &user]),
+            alternates: asks && probe.written(&[&user, &user]).is_none(),
+            takes_greeting: shows(&[&answer, &user], &["answer"]),
+        }
+    }
+}
+
+fn said(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
+}
+
+/// A template, and a tool that conversations with it have.
+struct Probe<'a> {
+    template: &'a ChatTemplate,
+    tools: Value,
+}
+
+impl<'a> Probe<'a> {
+    fn new(template: &'a ChatTemplate) -> Self {
+        let tools = json!([{"type": "function", "function": {
+            "name": TOOL, "description": "A tool.",
+            "parameters": {"type": "object", "properties": {}},
+        }}]);
+        Self { template, tools }
+    }
+
+    fn written(&self, messages: &[&Value]) -> Option<String> {
+        self.template.render(&json!(messages), None, true, &Map::new()).ok()
+    }
+
+    fn shows_tools(&self, user: &Value) -> bool {
+        let shown = self.template.render(&json!([user]), Some(&self.tools), true, &Map::new());
+        shown.is_ok_and(|text| text.contains(TOOL))
+    }
+
+    /// What is written of an assistant's message with a call, with others behind it; `None` where
+    /// the template refuses it or shows no call.
+    fn call(&self, message: &Value, behind: &[Value]) -> Option<String> {
+        let messages = [&[said("user", "question"), message.clone()], behind].concat();
+        let messages = Value::from(messages);
+        let text = self.template.render(&messages, Some(&self.tools), false, &Map::new()).ok()?;
+        let call = text[text.rfind("question")?..].to_owned();
+        (call.contains(CALLED) && call.contains(KEY)).then_some(call)
+    }
+}
+
+/// What a template makes of messages with calls.
+struct Calls {
+    written: Option<String>,
+    text_arguments: bool,
+    takes_null: bool,
+    takes_empty: bool,
+    takes_both: bool,
+    takes_two: bool,
+}
+
+impl Calls {
+    fn of(probe: &Probe<'_>) -> Self {
+        let [null, empty, words] = [Value::Null, json!(""), json!(WORDS)];
+        let (object, text) = (json!({KEY: 1}), json!(format!("{{\"{KEY}\": 1}}")));
+        let one = |id: &str, name: &str, arguments: &Value| {
+            json!({"id": id, "type": "function",
+                   "function": {"name": name, "arguments": arguments}})
+        };
+        let call = |content: &Value, arguments: &Value, behind: &[Value]| {
+            let calls = json!([one("abcdefghi", CALLED, arguments)]);
+            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
+            probe.call(&message, behind)
+        };
+        let with = |content: &Value, behind: &[Value]| {
+            [&object, &text].into_iter().find_map(|a| call(content, a, behind))
+        };
+        // The last message, and one that its result follows.
+        let mut result = said("tool", "1");
+        (result["tool_call_id"], result["name"]) = (json!("abcdefghi"), json!(CALLED));
+        let behind = [result];
+        let [last_null, last_empty] = [&null, &empty].map(|content| with(content, &[]));
+        let [mid_null, mid_empty] = [&null, &empty].map(|content| with(content, &behind).is_some());
+        // Some print `null` as a word.
+        let nones = |text: &String| text.to_lowercase().matches("none").count();
+        let fewest = last_empty.as_ref().map(nones);
+        let as_good = last_null.as_ref().map(nones).is_some_and(|n| fewest.is_none_or(|e| n <= e));
+        // An object that was printed by some other rule than JSON's shows in its quotes.
+        let quoted = |text: &String| text.contains(&format!("\"{KEY}\""));
+        let plain =
+            |arguments: &Value| [&null, &empty].into_iter().find_map(|c| call(c, arguments, &[]));
+        let as_object = plain(&object).filter(quoted);
+        let as_text = as_object.is_none();
+        let written = as_object.or_else(|| plain(&text));
+        let two = |content: &Value| {
+            let arguments = if as_text { &text } else { &object };
+            let calls = [one("abcdefghi", CALLED, arguments), one("abcdefghj", OTHER, arguments)];
+            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
+            probe.call(&message, &[])
+        };
+        let two = [&null, &empty].into_iter().find_map(two);
+        Self {
+            text_arguments: as_text && written.is_some(),
+            written,
+            takes_null: as_good && (mid_null || !mid_empty),
+            takes_empty: last_empty.is_some() && (mid_empty || !mid_null),
+            takes_both: with(&words, &[]).is_some_and(|text| text.contains(WORDS)),
+            takes_two: two.is_some_and(|text| text.contains(OTHER)),
+        }
+    }
+}
+
+/// Told by what surrounds the known call.
+fn format_of(written: &str) -> CallFormat {
+    let after = written.split(CALLED).nth(1).unwrap_or_default();
+    if written.contains("[TOOL_CALLS]") {
+        return match after.contains(ARGS) || after.trim_start().starts_with('{') {
+            true => CallFormat::MistralArgs,
+            false => CallFormat::MistralList,
+        };
+    }
+    match !written.contains("<tool_call>") && after.contains("\"parameters\"") {
+        true => CallFormat::Llama,
+        false => CallFormat::Hermes,
+    }
+}
