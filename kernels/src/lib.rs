@@ -10,6 +10,7 @@
 //! | `rope`       | rotary embedding, half-split pairs                                          |
 //! | `lora`       | low-rank updates of some rows, those of each adapter in a group              |
 //! | `activation` | SiLU and GELU gates, GELU alone, a soft bound, addition and scaling         |
+//! | `experts`    | which experts a row goes to, and the sum of what they make of it            |
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one
@@ -38,6 +39,7 @@ pub mod cases;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod experts;
 pub mod kv;
 pub mod lora;
 pub mod matmul;

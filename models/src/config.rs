@@ -14,6 +14,7 @@ pub use raw::{Present, RawConfig};
 pub use rope::{RopeConfig, RopeScaling, yarn_temperature};
 
 use hearth_kernels::activation::Gate;
+use hearth_kernels::experts::Routing;
 use serde_json::Value;
 
 use crate::families::{self, Family};
@@ -28,8 +29,10 @@ pub struct ModelConfig {
     pub family: &'static str,
     /// Width of the residual stream.
     pub hidden_len: usize,
-    /// Width inside the MLP.
+    /// Width inside the MLP, or inside each of its experts.
     pub ffn_len: usize,
+    /// How rows are given to experts, where the MLP of every layer has some.
+    pub experts: Option<Routing>,
     /// Decoder layers.
     pub layer_count: usize,
     /// Query heads.
@@ -121,7 +124,7 @@ impl ModelConfig {
             let known = families::known();
             Error::config(ARCHITECTURE, format!("`{arch}` is not supported; known: {known}"))
         })?;
-        let raw = gguf::raw(weights, meta, arch)?;
+        let raw = gguf::raw(weights, meta, arch, family.experts)?;
         Self::new(family, &raw).map_err(|e| gguf::in_its_words(e, arch))
     }
 
@@ -154,7 +157,11 @@ impl ModelConfig {
         let config = Self {
             family: family.name,
             hidden_len,
-            ffn_len: counted("intermediate_size", raw.intermediate_size)?,
+            ffn_len: match family.experts {
+                false => counted("intermediate_size", raw.intermediate_size)?,
+                true => counted("moe_intermediate_size", raw.moe_intermediate_size)?,
+            },
+            experts: family.experts.then(|| routing(raw)).transpose()?,
             layer_count,
             head_count,
             kv_head_count: counted("num_key_value_heads", kv_heads.or(Some(head_count)))?,
@@ -278,6 +285,27 @@ impl Knobs {
         }
         Ok(())
     }
+}
+
+/// How rows are given to experts.
+fn routing(raw: &RawConfig) -> Result<Routing> {
+    const USED: &str = "num_experts_per_tok";
+    let count = counted_up_to(4096, "num_experts", raw.num_experts)?;
+    let used = counted(USED, raw.num_experts_per_tok)?;
+    if used > count {
+        return Err(Error::config(USED, format!("{used} is more than the {count} experts")));
+    }
+    if raw.decoder_sparse_step.is_some_and(|step| step != 1) {
+        let what = "layers without experts between others are not supported";
+        return Err(Error::config("decoder_sparse_step", what));
+    }
+    if raw.mlp_only_layers.as_ref().is_some_and(|layers| !layers.is_empty()) {
+        let what = "layers without experts between others are not supported";
+        return Err(Error::config("mlp_only_layers", what));
+    }
+    // GGUF has no word for it: its readers normalise.
+    let normalized = raw.norm_topk_prob.unwrap_or(raw.is_gguf());
+    Ok(Routing { count, used, normalized })
 }
 
 /// A count that must be there and can be believed.

@@ -15,7 +15,7 @@ use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
 use crate::layers::attention::Attention;
 use crate::layers::linear::{Deltas, Linear, embed, project};
-use crate::layers::mlp::Mlp;
+use crate::layers::mlp::FeedForward;
 use crate::layers::rotary::Rotaries;
 use crate::weights::{Loader, Role};
 use crate::{Error, Model, Result};
@@ -43,7 +43,7 @@ struct Layer<B: Backend> {
     attention_norm: B::Vector,
     attention: Attention<B>,
     mlp_norm: B::Vector,
-    mlp: Mlp<B>,
+    mlp: FeedForward<B>,
     /// Of what attention and MLP bring, before it is added.
     post_norms: Option<[B::Vector; 2]>,
 }
@@ -237,9 +237,11 @@ impl<B: Backend> Decoder<B> {
             Role::K(l) => &mut self.layers.get_mut(l)?.attention.k,
             Role::V(l) => &mut self.layers.get_mut(l)?.attention.v,
             Role::Out(l) => &mut self.layers.get_mut(l)?.attention.out,
-            Role::Gate(l) => &mut self.layers.get_mut(l)?.mlp.gate,
-            Role::Up(l) => &mut self.layers.get_mut(l)?.mlp.up,
-            Role::Down(l) => &mut self.layers.get_mut(l)?.mlp.down,
+            Role::Gate(l) => &mut self.layers.get_mut(l)?.mlp.dense()?.gate,
+            Role::Up(l) => &mut self.layers.get_mut(l)?.mlp.dense()?.up,
+            Role::Down(l) => &mut self.layers.get_mut(l)?.mlp.dense()?.down,
+            Role::Router(_) => return None,
+            Role::ExpertGate(..) | Role::ExpertUp(..) | Role::ExpertDown(..) => return None,
             Role::Norm | Role::AttentionNorm(_) | Role::PostAttentionNorm(_) => return None,
             Role::MlpNorm(_) | Role::PreMlpNorm(_) | Role::PostMlpNorm(_) => return None,
             Role::QNorm(_) | Role::KNorm(_) => return None,
@@ -278,7 +280,7 @@ impl Decoder<Plain> {
         let mut linears: Vec<(Role, &Linear<Plain>)> = Vec::new();
         linears.extend(self.head.as_ref().map(|head| (Role::Head, head)));
         for (l, layer) in self.layers.iter().enumerate() {
-            let (attention, mlp) = (&layer.attention, &layer.mlp);
+            let attention = &layer.attention;
             add(Role::AttentionNorm(l), false, &layer.attention_norm);
             match &layer.post_norms {
                 None => add(Role::MlpNorm(l), false, &layer.mlp_norm),
@@ -297,10 +299,26 @@ impl Decoder<Plain> {
                 (Role::K(l), &attention.k),
                 (Role::V(l), &attention.v),
                 (Role::Out(l), &attention.out),
-                (Role::Gate(l), &mlp.gate),
-                (Role::Up(l), &mlp.up),
-                (Role::Down(l), &mlp.down),
             ]);
+            match &layer.mlp {
+                FeedForward::Dense(mlp) => linears.extend([
+                    (Role::Gate(l), &mlp.gate),
+                    (Role::Up(l), &mlp.up),
+                    (Role::Down(l), &mlp.down),
+                ]),
+                FeedForward::Experts(moe) => {
+                    linears.push((Role::Router(l), &moe.router));
+                    for (e, tensor) in moe.experts.gate.iter().enumerate() {
+                        add(Role::ExpertGate(l, e), false, tensor);
+                    }
+                    for (e, tensor) in moe.experts.up.iter().enumerate() {
+                        add(Role::ExpertUp(l, e), false, tensor);
+                    }
+                    for (e, tensor) in moe.experts.down.iter().enumerate() {
+                        add(Role::ExpertDown(l, e), false, tensor);
+                    }
+                }
+            }
         }
         for (role, linear) in linears {
             add(role, false, &linear.weight);
@@ -419,12 +437,7 @@ impl<B: Backend> Layer<B> {
                 window: c.windows[layer],
             },
         };
-        let mlp = Mlp {
-            gate: linear(Gate(layer))?,
-            up: linear(Up(layer))?,
-            down: linear(Down(layer))?,
-            activation: c.knobs.gate,
-        };
+        let mlp = FeedForward::load(c, layer, loader, ops)?;
         let mut vector = |role| ops.vector(loader.vector(role)?);
         let qk_norm = match c.knobs.qk_norm {
             true => Some((vector(QNorm(layer))?, vector(KNorm(layer))?)),

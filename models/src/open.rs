@@ -10,14 +10,14 @@ use hearth_kernels::Pool;
 use hearth_kernels::cuda;
 
 #[cfg(feature = "cuda")]
-use crate::backend::Cuda;
+use crate::backend::{Cuda, no_experts};
 use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::kv_store::{KvDType, stored_as};
 use crate::parallel;
-use crate::weights::{Format, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
+use crate::weights::{Format, Layout, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -317,8 +317,13 @@ impl ModelFile {
         Ok(Self { mix: Some(mix), ..self })
     }
 
-    /// Refuses devices that cannot divide the model.
+    /// Refuses a device that cannot have the model: a GPU without kernels for it, or one of several
+    /// that cannot divide it.
     pub fn check(&self, compute: &Compute) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if matches!(compute.first(), Compute::Cuda(_)) && self.config.experts.is_some() {
+            return Err(no_experts());
+        }
         let Compute::Ranks(ranks) = compute else { return Ok(()) };
         let config = self.config.divided(ranks.len())?;
         let part = Part { config, rank: 0, size: ranks.len() };
@@ -338,7 +343,9 @@ impl ModelFile {
             }
             _ => {
                 let name = role.name(self.weights.format() == Format::Gguf, "weight");
-                self.weights.info(&name).map_or(0, |info| first.tensor_bytes(info))
+                let bytes = self.weights.info(&name).map_or(0, |info| first.tensor_bytes(info));
+                bytes
+                    / self.config.stacked(*role, self.weights.format()).map_or(1, |[_, n]| n as u64)
             }
         };
         let roles = Role::all(&self.config);

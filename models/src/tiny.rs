@@ -23,6 +23,7 @@ pub fn config() -> ModelConfig {
         family: "llama",
         hidden_len: 256,
         ffn_len: 512,
+        experts: None,
         layer_count: 2,
         head_count: 8,
         kv_head_count: 2,
@@ -86,7 +87,7 @@ pub fn weights(config: &ModelConfig, dtype: DType, seed: u64) -> Result<Weights>
 fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
     let mut tensors = Vec::new();
     for (name, shape) in shapes(config) {
-        let dtype = if shape.len() == 2 { dtype } else { DType::F32 };
+        let dtype = if shape.len() >= 2 { dtype } else { DType::F32 };
         let bytes = quant::quantize(dtype, &values(&name, &shape, seed));
         let bytes = bytes.ok_or_else(|| io::Error::other(format!("no quantiser for {dtype}")))?;
         tensors.push((name, shape, dtype, bytes));
@@ -106,9 +107,14 @@ fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut all = Vec::new();
     for role in Role::all(config) {
-        let shape = role.shape(config);
+        let mut shape = role.shape(config);
         if role.needs_bias(config) {
             all.push((role.name(true, "bias"), shape[..1].to_vec()));
+        }
+        match role.expert(config) {
+            None => {}
+            Some([0, count]) => shape.insert(0, count),
+            Some(_) => continue, // a part of the tensor of the first
         }
         all.push((role.name(true, "weight"), shape));
     }
@@ -125,7 +131,7 @@ fn values(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     let (centre, spread) = match (shape, name.ends_with("norm.weight")) {
-        ([_, k], _) => (0.0, (3.0 / *k as f32).sqrt()),
+        ([.., _, k], _) => (0.0, (3.0 / *k as f32).sqrt()),
         (_, true) => (1.0, 0.2),
         (_, false) => (0.0, 0.2),
     };

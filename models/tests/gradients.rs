@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor, Var};
 use hearth_models::adapter::Delta;
 use hearth_models::backend::{AttentionParams, Backend, HeadNorms, Heads, HostStep, Plain};
-use hearth_models::backend::{DeltaGroup, DeltaInput, Gate, Gelu, PlainDelta};
+use hearth_models::backend::{DeltaGroup, DeltaInput, Experts, Gate, Gelu, PlainDelta, Routing};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
 use hearth_models::layers::rotary::Rotaries;
@@ -128,6 +128,10 @@ impl Backend for Training {
         self.plain.gate_mul(kind, gate, up)
     }
 
+    fn experts(&self, x: &Tensor, scores: Tensor, of: &Experts<Tensor>) -> Result<Tensor> {
+        self.plain.experts(x, scores, of)
+    }
+
     fn scale(&self, x: Tensor, factor: f32) -> Result<Tensor> {
         self.plain.scale(x, factor)
     }
@@ -205,6 +209,15 @@ fn norms_behind_layers_and_bounds_have_theirs() {
 
 /// The embedding is read twice, so its gradient is a sum.
 #[test]
+fn routers_and_experts_have_theirs() {
+    for normalized in [true, false] {
+        let mut config = config(false);
+        config.experts = Some(Routing { count: 4, used: 2, normalized });
+        check(&config);
+    }
+}
+
+#[test]
 fn tied_embeddings_have_theirs() {
     check(&config(true));
 }
@@ -218,7 +231,9 @@ fn check(config: &ModelConfig) {
     let mut loader = Loader::new(&weights, config, &mut progress);
     let model = Decoder::load(config.clone(), &mut loader, ops).unwrap();
     let vars = tape.vars.lock().unwrap().clone();
-    assert_eq!(vars.len(), weights.len(), "every tensor of the file is a parameter");
+    let matrices = |shape: &[usize]| if let &[experts, _, _] = shape { experts } else { 1 };
+    let all: usize = weights.infos().map(|(_, info)| matrices(&info.shape)).sum();
+    assert_eq!(vars.len(), all, "every tensor of the file is a parameter");
 
     let gradients = loss(&model, &tape).backward().unwrap();
     for (index, var) in vars.iter().enumerate() {

@@ -8,7 +8,7 @@ use candle_core::Device;
 use hearth_kernels::lora::Float;
 use hearth_kernels::quant::DType;
 use hearth_models::adapter::{Adapter, Delta, Dora};
-use hearth_models::backend::Gate;
+use hearth_models::backend::{Gate, Routing};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, LoraSlot, Model, tiny};
 
@@ -114,6 +114,10 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
                 (c.knobs.embedding_scale, c.windows) = (Some(16.0), vec![Some(11), None]);
             }),
         ),
+        ("Qwen3 with experts", {
+            let routing = Routing { count: 6, used: 2, normalized: true };
+            with(&|c| (c.knobs.qk_norm, c.experts) = (true, Some(routing)))
+        }),
         ("Qwen3: norms of heads of 64", {
             with(&|c| (c.knobs.qk_norm, c.head_dim, c.rope.dim) = (true, 64, 64))
         }),

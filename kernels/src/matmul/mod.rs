@@ -93,18 +93,63 @@ pub fn products<const N: usize>(pool: &Pool, products: [Product<'_>; N]) {
     products_isa(Isa::best(), pool, products);
 }
 
+/// A product in which each run of rows meets a matrix of its own: those of its expert.
+pub struct Grouped<'a> {
+    /// x
+    pub acts: &'a Activations<'a>,
+    /// Runs of rows, ascending, and their W, all of one shape.
+    pub groups: &'a [(Range<usize>, &'a Packed)],
+    /// `[acts.m(), n]`; rows of no run are not written.
+    pub y: &'a mut [f32],
+}
+
+/// Several of them in one run of the pool.
+///
+/// # Panics
+/// As [`matmul_prepared`], or if runs overlap or reach beyond the input.
+pub fn grouped<const N: usize>(pool: &Pool, products: [Grouped<'_>; N]) {
+    grouped_isa(Isa::best(), pool, products);
+}
+
+fn grouped_isa<const N: usize>(isa: Isa, pool: &Pool, products: [Grouped<'_>; N]) {
+    let tiles = |w: &Packed| w.n().div_ceil(COLUMNS);
+    let all_tiles: usize =
+        products.iter().flat_map(|p| p.groups.iter().map(|(_, w)| tiles(w))).sum();
+    let mut jobs = Vec::new();
+    for Grouped { acts, groups, y } in products {
+        let (mut end, y_len, y) = (0, y.len(), y.as_mut_ptr());
+        for (rows, w) in groups {
+            check(acts, w, y_len);
+            assert!(rows.start >= end && rows.end <= acts.m(), "runs of rows, ascending");
+            end = rows.end;
+            let cut = Cut::new(rows.len(), tiles(w), all_tiles, pool.threads());
+            jobs.push((Job { w, acts, y: Shared(y) }, Cut { first: rows.start, ..cut }));
+        }
+    }
+    run_jobs(isa, pool, &jobs);
+}
+
+/// Input and output of a product, against its matrix.
+fn check(acts: &Activations<'_>, w: &Packed, y_len: usize) {
+    assert_eq!(acts.kind(), w.activation_kind(), "kind of the input");
+    assert_eq!(acts.k(), w.k(), "width of the input");
+    assert_eq!(Some(y_len), acts.m().checked_mul(w.n()), "elements of y");
+}
+
 fn products_isa<const N: usize>(isa: Isa, pool: &Pool, products: [Product<'_>; N]) {
-    assert!(Isa::available().contains(&isa), "{} on this processor", isa.name());
     let all_tiles: usize = products.iter().map(|p| p.w.n().div_ceil(COLUMNS)).sum();
     let jobs = products.map(|Product { acts, w, y }| {
-        assert_eq!(acts.kind(), w.activation_kind(), "kind of the input");
-        assert_eq!(acts.k(), w.k(), "width of the input");
-        assert_eq!(Some(y.len()), acts.m().checked_mul(w.n()), "elements of y");
+        check(acts, w, y.len());
         let cut = Cut::new(acts.m(), w.n().div_ceil(COLUMNS), all_tiles, pool.threads());
         (Job { w, acts, y: Shared(y.as_mut_ptr()) }, cut)
     });
+    run_jobs(isa, pool, &jobs);
+}
+
+fn run_jobs(isa: Isa, pool: &Pool, jobs: &[(Job<'_>, Cut)]) {
+    assert!(Isa::available().contains(&isa), "{} on this processor", isa.name());
     pool.run(jobs.iter().map(|(_, cut)| cut.tasks()).sum(), &|mut task| {
-        for (job, cut) in &jobs {
+        for (job, cut) in jobs {
             match task.checked_sub(cut.tasks()) {
                 Some(beyond) => task = beyond,
                 None => return run_task(isa, job, cut, task),
@@ -163,6 +208,8 @@ fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 
 /// How a product is cut into tasks: by tiles, and by rows too when there are few tiles.
 struct Cut {
+    /// The first row.
+    first: usize,
     m: usize,
     tiles: usize,
     /// Per task.
@@ -182,7 +229,7 @@ impl Cut {
         let tiles_each = all_tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
         let columns = all_tiles.div_ceil(tiles_each.max(1)).max(1);
         let rows_each = m.div_ceil(wanted.div_ceil(columns)).next_multiple_of(ROWS_MAX);
-        Cut { m, tiles, tiles_each, rows_each }
+        Cut { first: 0, m, tiles, tiles_each, rows_each }
     }
 
     fn tasks(&self) -> usize {
@@ -196,7 +243,8 @@ impl Cut {
         let row_cuts = self.m.div_ceil(self.rows_each);
         let (tile, row) = (task / row_cuts * self.tiles_each, task % row_cuts * self.rows_each);
         let tiles = tile..self.tiles.min(tile + self.tiles_each);
-        (tiles, row..self.m.min(row + self.rows_each))
+        let rows = row..self.m.min(row + self.rows_each);
+        (tiles, self.first + rows.start..self.first + rows.end)
     }
 }
 

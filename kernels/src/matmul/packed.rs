@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -20,7 +21,10 @@ pub struct Packed {
     k: usize,
     pub(super) storage: Storage,
     tile_bytes: usize,
-    data: HugeBuf<u8>,
+    /// Its tiles, and those of the matrices that it was stacked with.
+    data: Arc<HugeBuf<u8>>,
+    /// The first of its own.
+    first: usize,
 }
 
 /// Where the rows of a matrix come from while it is packed.
@@ -63,10 +67,27 @@ impl Packed {
     /// # Panics
     /// If `k` is not a whole number of blocks or a row has another length than `k` weights.
     pub fn pack_with(pool: &Pool, dtype: DType, n: usize, k: usize, source: &impl Rows) -> Packed {
+        let stacked = Packed::stack(pool, dtype, n, k, &[source]);
+        stacked.into_iter().next().expect("one for each source; this is a bug")
+    }
+
+    /// Several matrices of one shape in one piece of memory, so that small ones lie in huge pages
+    /// too.
+    ///
+    /// # Panics
+    /// As [`Packed::pack_with`].
+    pub fn stack<R: Rows>(
+        pool: &Pool,
+        dtype: DType,
+        n: usize,
+        k: usize,
+        sources: &[&R],
+    ) -> Vec<Packed> {
         let row_bytes = row_bytes(dtype, k);
         let storage = Storage::of(dtype);
         let tile_bytes = storage.tile_bytes(k);
-        let tiles = n.div_ceil(COLUMNS);
+        let each = n.div_ceil(COLUMNS);
+        let tiles = each.checked_mul(sources.len()).expect("too many matrices");
         let mut data = HugeBuf::zeroed(tiles.checked_mul(tile_bytes).expect("a matrix too large"));
         let shared = Shared(data.as_mut_ptr());
         // Whole megabytes per task: a huge page is faulted in by one thread.
@@ -78,6 +99,7 @@ impl Packed {
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(shared.at(tile * tile_bytes), tile_bytes)
                 };
+                let (source, tile) = (sources[tile / each], tile % each);
                 let columns = COLUMNS.min(n - tile * COLUMNS);
                 let rows = (0..columns).map(|column| source.row(tile * COLUMNS + column));
                 let rows: Vec<_> = rows.collect();
@@ -86,9 +108,25 @@ impl Packed {
                 }
                 pack_tile(dtype, &storage, &rows, out);
             }
-            source.packed(mine.start * COLUMNS..n.min(mine.end * COLUMNS));
+            for (i, source) in sources.iter().enumerate() {
+                let own = mine.start.max(i * each)..mine.end.min((i + 1) * each);
+                if !own.is_empty() {
+                    let [start, end] = [own.start, own.end].map(|tile| (tile - i * each) * COLUMNS);
+                    source.packed(start..n.min(end));
+                }
+            }
         });
-        Packed { dtype, n, k, storage, tile_bytes, data }
+        let data = Arc::new(data);
+        let one = |i| Packed {
+            dtype,
+            n,
+            k,
+            storage,
+            tile_bytes,
+            data: Arc::clone(&data),
+            first: i * each,
+        };
+        (0..sources.len()).map(one).collect()
     }
 
     /// Rows of W: the width of the output.
@@ -108,7 +146,7 @@ impl Packed {
 
     /// Resident bytes.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.n.div_ceil(COLUMNS) * self.tile_bytes
     }
 
     /// Row `r` of W as floats, the same bits as [`dequantize`] gives: an embedding gather, so that
@@ -159,7 +197,7 @@ impl Packed {
 
     /// The bytes of one tile.
     pub(super) fn tile(&self, tile: usize) -> &[u8] {
-        &self.data[tile * self.tile_bytes..][..self.tile_bytes]
+        &self.data[(self.first + tile) * self.tile_bytes..][..self.tile_bytes]
     }
 }
 

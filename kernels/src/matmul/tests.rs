@@ -192,6 +192,46 @@ fn products_together_are_products_alone() {
     }
 }
 
+/// Matrices that share memory are the same matrices, and each run of rows meets its own.
+#[test]
+fn grouped_products_are_products_alone() {
+    struct Whole<'a>(&'a [u8], usize);
+    impl Rows for Whole<'_> {
+        fn row(&self, row: usize) -> std::borrow::Cow<'_, [u8]> {
+            std::borrow::Cow::Borrowed(&self.0[row * self.1..][..self.1])
+        }
+    }
+    let (k, count) = (256, 5);
+    for (dtype, n) in [(DType::Q4K, 50), (DType::Q8_0, 16), (DType::F32, 7), (DType::MXFP4, 33)] {
+        let all = weights(dtype, n * count, k);
+        let each = all.len() / count;
+        let sources: Vec<_> = all.chunks_exact(each).map(|part| Whole(part, each / n)).collect();
+        let stacked =
+            Packed::stack(&Pool::new(2), dtype, n, k, &sources.iter().collect::<Vec<_>>());
+        let (m, groups) = (90, [(0, 2..3), (2, 3..70), (3, 70..70), (4, 80..90)]);
+        let x = randoms(m * k, 3);
+        for threads in [1, 3] {
+            let pool = Pool::new(threads);
+            let acts = Activations::new(&pool, &x, m, k, stacked[0].activation_kind());
+            let parts: Vec<_> =
+                groups.iter().map(|(e, rows)| (rows.clone(), &stacked[*e])).collect();
+            let mut y = vec![f32::NAN; m * n];
+            grouped(&pool, [Grouped { acts: &acts, groups: &parts, y: &mut y }]);
+            for (row, y) in y.chunks_exact(n).enumerate() {
+                let Some((e, _)) = groups.iter().find(|(_, rows)| rows.contains(&row)) else {
+                    assert!(y.iter().all(|y| y.is_nan()), "a row of no run is not written");
+                    continue;
+                };
+                let w = Packed::pack(&pool, dtype, n, k, &all[e * each..(e + 1) * each]);
+                assert_eq!(w.bytes(), stacked[*e].bytes());
+                let mut want = vec![0.0; n];
+                matmul(&pool, &x[row * k..][..k], 1, &w, &mut want);
+                assert_same_bits(y, &want, &format!("{dtype}, row {row}, {threads} threads"));
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_are_quantised_as_documented() {
     let pool = Pool::new(2);

@@ -200,7 +200,9 @@ impl Adapter {
 pub(crate) fn shape(role: Role, config: &ModelConfig) -> Option<[usize; 2]> {
     match (role, &role.shape(config)[..]) {
         (Role::Embedding, &[vocab, hidden]) => Some([hidden, vocab]),
-        (_, &[n, k]) => Some([n, k]),
+        // Adapters of routers and experts have no kernels.
+        (Role::Router(_), _) => None,
+        (role, &[n, k]) if role.expert(config).is_none() => Some([n, k]),
         _ => None,
     }
 }

@@ -21,7 +21,9 @@ use hearth_kernels::cuda::{
 use hearth_kernels::quant::DType;
 
 use self::rope::Ropes;
-use super::{AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads};
+use super::{
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, HeadNorms, Heads,
+};
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
@@ -116,6 +118,11 @@ impl Cuda {
             None => 4 * elements,
         }
     }
+}
+
+/// Why a model with experts is refused before it is loaded.
+pub(crate) fn no_experts() -> Error {
+    Error::Device("experts are not computed on a GPU yet; choose --device cpu".into())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -421,6 +428,10 @@ impl Backend for Cuda {
 
     fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
         Ok(self.gpu.gate_mul(kind, gate, up)?)
+    }
+
+    fn experts(&self, _: &Rows, _: Rows, _: &Experts<Matrix>) -> Result<Rows> {
+        Err(no_experts())
     }
 
     fn scale(&self, x: Rows, factor: f32) -> Result<Rows> {

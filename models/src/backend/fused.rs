@@ -3,18 +3,20 @@
 //! Weights are packed once and embedded from the packed form; activations are f32 buffers that go
 //! round in an arena; K and V live in one slab a layer. No candle operation runs here.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_kernels::attention::{self, AttentionBatch};
+use hearth_kernels::experts::{self, Routes};
 use hearth_kernels::kv::KvSlab;
 use hearth_kernels::matmul::{
-    self, ActivationBuffers, ActivationKind, Activations, Packed, Product,
+    self, ActivationBuffers, ActivationKind, Activations, Grouped, Packed, Product,
 };
 use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
 use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Gate, Gelu, HeadNorms, Heads, HostStep,
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, HeadNorms, Heads,
+    HostStep,
 };
 use crate::Result;
 use crate::adapter::Delta;
@@ -58,6 +60,52 @@ impl Fused {
         let buffers = lock(&self.prepared).pop().unwrap_or_default();
         Activations::new_in(buffers, &self.pool, x, x.count, x.width, kind)
     }
+
+    /// `x` as each of these weights wants it: those of one kind read one prepared (quantised)
+    /// input.
+    fn prepare_for<'x, const N: usize>(
+        &self,
+        x: &'x Rows,
+        weights: [&Packed; N],
+    ) -> Vec<Activations<'x>> {
+        let mut prepared: Vec<Activations<'_>> = Vec::with_capacity(N);
+        for kind in weights.map(Packed::activation_kind) {
+            if prepared.iter().all(|acts| acts.kind() != kind) {
+                prepared.push(self.prepare(x, kind));
+            }
+        }
+        prepared
+    }
+
+    /// Products of rows in the order of their experts with a matrix of each, for several that read
+    /// the same rows.
+    fn grouped<const N: usize>(
+        &self,
+        x: &Rows,
+        routes: &Routes,
+        weights: [&[Packed]; N],
+    ) -> [Rows; N] {
+        let prepared = self.prepare_for(x, weights.map(|all| &all[0]));
+        let groups = weights.map(|all| {
+            let of = |(expert, rows): &(usize, Range<usize>)| (rows.clone(), &all[*expert]);
+            routes.groups.iter().map(of).collect::<Vec<_>>()
+        });
+        let mut outs = weights.map(|all| self.rows(x.count, all[0].n()));
+        let mut parts = groups.iter().zip(&mut outs);
+        let products = weights.map(|all| {
+            let (groups, y) = parts.next().expect("N of them; this is a bug");
+            Grouped { acts: input_of(&prepared, &all[0]), groups, y }
+        });
+        matmul::grouped(&self.pool, products);
+        lock(&self.prepared).extend(prepared.into_iter().map(Activations::into_buffers));
+        outs
+    }
+}
+
+/// The one of some prepared inputs that a matrix reads.
+fn input_of<'a, 'x>(prepared: &'a [Activations<'x>], w: &Packed) -> &'a Activations<'x> {
+    let found = prepared.iter().find(|acts| acts.kind() == w.activation_kind());
+    found.expect("prepared for it; this is a bug")
 }
 
 /// Activations, `[count, width]`, at the start of a buffer that may be longer.
@@ -205,6 +253,12 @@ impl Backend for Fused {
         Ok(Packed::pack_with(&self.pool, source.dtype, source.n, source.k, source))
     }
 
+    fn matrices(&self, sources: &[MatrixSource<'_>]) -> Result<Vec<Packed>> {
+        let all: Vec<&MatrixSource<'_>> = sources.iter().collect();
+        let Some(first) = all.first() else { return Ok(Vec::new()) };
+        Ok(Packed::stack(&self.pool, first.dtype, first.n, first.k, &all))
+    }
+
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
         Ok(values)
     }
@@ -236,20 +290,13 @@ impl Backend for Fused {
         x: &Rows,
         weights: [(&Packed, Option<&Vec<f32>>); N],
     ) -> Result<[Rows; N]> {
-        // Weights of one kind read one prepared (quantised) input.
-        let mut prepared: Vec<Activations<'_>> = Vec::with_capacity(N);
-        for (weight, _) in weights {
-            let kind = weight.activation_kind();
-            if prepared.iter().all(|acts| acts.kind() != kind) {
-                prepared.push(self.prepare(x, kind));
-            }
-        }
+        let prepared = self.prepare_for(x, weights.map(|(weight, _)| weight));
         let mut outs = weights.map(|(weight, _)| self.rows(x.count, weight.n()));
         let mut ys = outs.iter_mut();
-        let products = weights.map(|(w, _)| {
-            let acts = prepared.iter().find(|acts| acts.kind() == w.activation_kind());
-            let acts = acts.expect("prepared above; this is a bug");
-            Product { acts, w, y: ys.next().expect("N of them; this is a bug") }
+        let products = weights.map(|(w, _)| Product {
+            acts: input_of(&prepared, w),
+            w,
+            y: ys.next().expect("N of them; this is a bug"),
         });
         matmul::products(&self.pool, products);
         for ((_, bias), y) in weights.iter().zip(&mut outs) {
@@ -347,6 +394,18 @@ impl Backend for Fused {
     fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
         let mut out = self.rows(gate.count, gate.width);
         activation::gate_mul(&self.pool, kind, &gate, up, &mut out);
+        Ok(out)
+    }
+
+    fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Packed>) -> Result<Rows> {
+        let routes = experts::route(&scores, &of.routing);
+        let mut picked = self.rows(routes.rows.len(), x.width);
+        experts::gather(&self.pool, x, x.width, &routes, &mut picked);
+        let [gate, up] = self.grouped(&picked, &routes, [&of.gate, &of.up]);
+        let opened = self.gate_mul(of.activation, gate, &up)?;
+        let [brought] = self.grouped(&opened, &routes, [&of.down]);
+        let mut out = self.rows(x.count, brought.width);
+        experts::combine(&self.pool, &brought, brought.width, &routes, &mut out);
         Ok(out)
     }
 

@@ -12,10 +12,13 @@ mod fused;
 mod plain;
 
 #[cfg(feature = "cuda")]
+pub(crate) use cuda::no_experts;
+#[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaKv};
 pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::{Gate, Gelu};
 pub use hearth_kernels::attention::Heads;
+pub use hearth_kernels::experts::Routing;
 pub use plain::{Plain, PlainDelta};
 
 use crate::Result;
@@ -75,6 +78,11 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Takes a matrix out of a file, once.
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Self::Matrix>;
+
+    /// Takes several matrices of one shape and type.
+    fn matrices(&self, sources: &[MatrixSource<'_>]) -> Result<Vec<Self::Matrix>> {
+        sources.iter().map(|source| self.matrix(source)).collect()
+    }
 
     /// Takes a vector out of a file.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
@@ -170,6 +178,14 @@ pub trait Backend: Send + Sized + 'static {
     /// `activation(gate) * up`.
     fn gate_mul(&self, kind: Gate, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
 
+    /// The weighed sum of what the chosen experts make of each row. `scores [T, experts]`
+    fn experts(
+        &self,
+        x: &Self::Rows,
+        scores: Self::Rows,
+        experts: &Experts<Self::Matrix>,
+    ) -> Result<Self::Rows>;
+
     /// `x * factor`.
     fn scale(&self, x: Self::Rows, factor: f32) -> Result<Self::Rows>;
 
@@ -216,6 +232,20 @@ impl HostStep {
     fn rope(&self, params: &AttentionParams) -> &RopeTable {
         self.local.as_ref().filter(|_| params.window.is_some()).unwrap_or(&self.global)
     }
+}
+
+/// Gated MLPs of which each row uses a few.
+pub struct Experts<M> {
+    /// `[ffn, hidden]` of each.
+    pub gate: Vec<M>,
+    /// `[ffn, hidden]` of each.
+    pub up: Vec<M>,
+    /// `[hidden, ffn]` of each.
+    pub down: Vec<M>,
+    /// Which are chosen, and how they are weighed.
+    pub routing: Routing,
+    /// What opens the gate.
+    pub activation: Gate,
 }
 
 /// What adapters read.

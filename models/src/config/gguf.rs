@@ -8,9 +8,12 @@ use crate::weights::{self, Metadata, TensorType, Value, Weights};
 use crate::{Error, Result};
 
 /// Keys of `config.json` and what GGUF calls them, after the architecture.
-const KEYS: [(&str, &str); 16] = [
+const KEYS: [(&str, &str); 19] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("num_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
     ("num_hidden_layers", "block_count"),
     ("num_attention_heads", "attention.head_count"),
     ("num_key_value_heads", "attention.head_count_kv"),
@@ -41,10 +44,24 @@ pub(super) fn in_its_words(error: Error, arch: &str) -> Error {
 }
 
 /// Everything that a GGUF file says.
-pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawConfig> {
+pub(super) fn raw(
+    weights: &Weights,
+    meta: &Metadata,
+    arch: &str,
+    experts: bool,
+) -> Result<RawConfig> {
     let keys = Keys { meta, arch };
-    if keys.count("expert_count")?.is_some_and(|experts| experts > 0) {
-        return Err(keys.wrong("expert_count", "mixture of experts is not supported yet"));
+    if !experts && keys.named("num_experts")?.is_some_and(|experts| experts > 0) {
+        return Err(keys.wrong("expert_count", "experts are not supported in this architecture"));
+    }
+    for (key, harmless) in [("expert_shared_count", 0.0), ("expert_weights_scale", 1.0)] {
+        let number = match keys.meta.value(&keys.of(key))? {
+            Some(Value::F32(_)) => keys.number(key)?,
+            _ => keys.count(key)?.map(|count| count as f64),
+        };
+        if number.is_some_and(|number| number != 0.0 && number != harmless) {
+            return Err(keys.wrong(key, "is not supported"));
+        }
     }
     let head_dim = keys.named("head_dim")?;
     if let (Some(k), Some(v)) = (head_dim, keys.count("attention.value_length")?)
@@ -62,6 +79,10 @@ pub(super) fn raw(weights: &Weights, meta: &Metadata, arch: &str) -> Result<RawC
     Ok(RawConfig {
         hidden_size: hidden,
         intermediate_size: keys.named("intermediate_size")?,
+        moe_intermediate_size: keys.named("moe_intermediate_size")?,
+        num_experts: keys.named("num_experts")?,
+        num_experts_per_tok: keys.named("num_experts_per_tok")?,
+        norm_topk_prob: meta.get_opt::<bool>(&keys.of("expert_weights_norm"))?,
         num_hidden_layers: keys.named("num_hidden_layers")?,
         num_attention_heads: heads,
         num_key_value_heads: Some(keys.named("num_key_value_heads")?),

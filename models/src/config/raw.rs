@@ -12,6 +12,13 @@ pub struct RawConfig {
     pub model_type: Option<String>,
     pub hidden_size: Option<usize>,
     pub intermediate_size: Option<usize>,
+    pub moe_intermediate_size: Option<usize>,
+    #[serde(alias = "num_local_experts")]
+    pub num_experts: Option<usize>,
+    pub num_experts_per_tok: Option<usize>,
+    pub norm_topk_prob: Option<bool>,
+    pub decoder_sparse_step: Option<usize>,
+    pub mlp_only_layers: Option<Vec<usize>>,
     pub num_hidden_layers: Option<usize>,
     pub num_attention_heads: Option<usize>,
     #[serde(default, deserialize_with = "present")]

@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: Some(256),
     kv_heads_by_default: Some(16),
     local_rope: false,
+    experts: false,
     knobs,
     windows: |_, layers| Ok(vec![None; layers]),
 };

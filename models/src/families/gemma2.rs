@@ -16,6 +16,7 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: Some(256),
     kv_heads_by_default: Some(4),
     local_rope: false,
+    experts: false,
     knobs: |raw: &RawConfig| Knobs {
         post_norms: true,
         query_scale: gemma::query_scale(raw, 46),

@@ -8,6 +8,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use crate::Result;
 use crate::config::{Knobs, RawConfig};
@@ -32,6 +33,8 @@ pub(crate) struct Family {
     pub kv_heads_by_default: Option<usize>,
     /// Layers with a window rotate at frequencies of their own.
     pub local_rope: bool,
+    /// The MLP of every layer has experts.
+    pub experts: bool,
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.
@@ -43,6 +46,7 @@ const FAMILIES: &[&Family] = &[
     &mistral::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,

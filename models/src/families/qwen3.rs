@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: None,
     kv_heads_by_default: None,
     local_rope: false,
+    experts: false,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias == Some(true),
         out_bias: raw.attention_bias == Some(true),

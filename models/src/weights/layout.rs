@@ -28,6 +28,11 @@ pub trait Layout {
         None
     }
 
+    /// Which of how many matrices of one tensor it is, `[count, n, k]`.
+    fn stacked(&self, _role: Self::Role, _format: Format) -> Option<[usize; 2]> {
+        None
+    }
+
     /// Whether the file has a vector as what is to be added to one.
     fn counts_from_one(&self, _role: Self::Role) -> bool {
         false
@@ -72,6 +77,10 @@ impl Layout for ModelConfig {
     fn interleaved(&self, role: Role) -> Option<usize> {
         let rotates = matches!(role, Role::Q(_) | Role::K(_)) && self.knobs.interleaved_qk;
         rotates.then_some(self.head_dim)
+    }
+
+    fn stacked(&self, role: Role, format: Format) -> Option<[usize; 2]> {
+        role.expert(self).filter(|_| format == Format::Gguf)
     }
 
     fn counts_from_one(&self, role: Role) -> bool {

@@ -131,7 +131,10 @@ impl<'a, L: Layout> Loader<'a, L> {
         let mut used = HashSet::new();
         for role in self.config.roles() {
             let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
-            let dtype = self.check_tensor(&name, &shape)?;
+            let dtype = match self.stacked(role) {
+                None => self.check_tensor(&name, &shape)?,
+                Some([_, count]) => self.check_tensor(&name, &[&[count], &shape[..]].concat())?,
+            };
             if self.mix.is_some() && dtype.block_len() > 1 {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
                 return Err(Error::Tensor { name, what });
@@ -186,12 +189,51 @@ impl<'a, L: Layout> Loader<'a, L> {
     ) -> Result<T> {
         let name = self.name(role, "weight");
         self.read_ahead(role);
-        let view = self.view(&name)?;
-        let &[n, k] = view.shape else {
-            return Err(Error::Tensor { name, what: "is not a matrix".into() });
+        let taken = take(&self.source(role, &name)?)?;
+        self.weights.release(&name);
+        Ok(taken)
+    }
+
+    /// The same for several matrices of one shape and type: those of all experts.
+    pub fn matrices<T>(
+        &mut self,
+        roles: &[L::Role],
+        take: impl FnOnce(&[MatrixSource<'_>]) -> Result<T>,
+    ) -> Result<T> {
+        let names: Vec<String> = roles.iter().map(|&role| self.name(role, "weight")).collect();
+        roles.last().into_iter().for_each(|&role| self.read_ahead(role));
+        let mut sources = Vec::with_capacity(roles.len());
+        for (&role, name) in roles.iter().zip(&names) {
+            let source = self.source(role, name)?;
+            let first: MatrixSource<'_> = sources.first().copied().unwrap_or(source);
+            if source.dtype != first.dtype {
+                let what = format!("is {}, that of the first expert {}", source.dtype, first.dtype);
+                return Err(Error::Tensor { name: name.clone(), what });
+            }
+            sources.push(source);
+        }
+        let taken = take(&sources)?;
+        names.iter().for_each(|name| self.weights.release(name));
+        Ok(taken)
+    }
+
+    /// What a matrix is made of.
+    fn source<'n>(&mut self, role: L::Role, name: &'n str) -> Result<MatrixSource<'n>>
+    where
+        'a: 'n,
+    {
+        let stacked = self.stacked(role);
+        let [index, count] = stacked.unwrap_or([0, 1]);
+        let view = self.view(name, [index, count])?;
+        let (n, k) = match (view.shape, stacked) {
+            (&[n, k], None) | (&[_, n, k], Some(_)) => (n, k),
+            _ => {
+                let (name, what) = (name.to_owned(), "is not a matrix".into());
+                return Err(Error::Tensor { name, what });
+            }
         };
-        let stride = view.bytes.len() / n.max(1);
-        let (first, columns, [n, k]) = match self.part {
+        let stride = view.bytes.len() / (count * n).max(1);
+        let (first, columns, [own_n, own_k]) = match self.part {
             None => (0, [0, stride], [n, k]),
             Some(part) => {
                 let whole = "columns of whole blocks, as checked; this is a bug";
@@ -199,31 +241,30 @@ impl<'a, L: Layout> Loader<'a, L> {
                 (first, [start, own[1]].map(|k| view.dtype.row_bytes(k).expect(whole)), own)
             }
         };
-        let interleaved = self.config.interleaved(role);
-        let (stored, bytes, file) = (view.dtype, view.bytes, self.weights.file_of(&name));
         let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
-        let dtype = mixed.unwrap_or(stored);
-        let taken = take(&MatrixSource {
-            dtype,
-            stored,
-            n,
-            k,
-            bytes,
+        Ok(MatrixSource {
+            dtype: mixed.unwrap_or(view.dtype),
+            stored: view.dtype,
+            n: own_n,
+            k: own_k,
+            bytes: view.bytes,
             stride,
-            first,
+            first: index * n + first,
             columns,
-            interleaved,
-            file,
-        })?;
-        self.weights.release(&name);
-        Ok(taken)
+            interleaved: self.config.interleaved(role),
+            file: self.weights.file_of(name),
+        })
+    }
+
+    fn stacked(&self, role: L::Role) -> Option<[usize; 2]> {
+        self.config.stacked(role, self.weights.format())
     }
 
     /// A norm.
     pub fn vector(&mut self, role: L::Role) -> Result<Vec<f32>> {
         let name = self.name(role, "weight");
         self.read_ahead(role);
-        let view = self.view(&name)?;
+        let view = self.view(&name, [0, 1])?;
         let mut out = vec![0.0; view.shape.iter().product()];
         quant::dequantize(view.dtype, view.bytes, &mut out);
         if self.config.counts_from_one(role) {
@@ -240,7 +281,7 @@ impl<'a, L: Layout> Loader<'a, L> {
         if !self.weights.has(&name) {
             return Ok(None);
         }
-        let view = self.view(&name)?;
+        let view = self.view(&name, [0, 1])?;
         let (dtype, bytes) = (view.dtype, view.bytes);
         let stride = bytes.len() / view.shape[0].max(1);
         let (first, n) = match self.part {
@@ -280,15 +321,17 @@ impl<'a, L: Layout> Loader<'a, L> {
         }
     }
 
-    fn view<'n>(&mut self, name: &'n str) -> Result<TensorView<'n>>
+    /// A tensor, or the part of it with this number of so many.
+    fn view<'n>(&mut self, name: &'n str, [index, count]: [usize; 2]) -> Result<TensorView<'n>>
     where
         'a: 'n,
     {
         let view = self.weights.tensor(name)?;
-        // Each rank tells its share of every tensor, so that all of them tell the whole.
-        let told = |ranks: usize| match self.part {
-            None => view.bytes.len() * ranks,
-            Some(part) => view.bytes.len() * (part.rank + ranks) / part.size,
+        // Each part, and each rank, tells its share, so that all of them tell the whole.
+        let (rank, ranks) = self.part.map_or((0, 1), |part| (part.rank, part.size));
+        let told = |parts: usize| {
+            let parts = (index * ranks + rank + parts) as u128;
+            (view.bytes.len() as u128 * parts / (count * ranks) as u128) as usize
         };
         (self.progress)(told(1) - told(0));
         Ok(view)

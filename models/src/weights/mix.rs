@@ -66,6 +66,8 @@ impl Mix {
     /// The type of a tensor.
     pub fn dtype(&self, role: Role, config: &ModelConfig) -> DType {
         match role.shape(config)[..] {
+            // A row goes elsewhere by the last digits of its scores, and it is small.
+            _ if matches!(role, Role::Router(_)) => DType::F32,
             [_, k] => whole_blocks(self.wanted(role, config), k),
             _ => DType::F32,
         }
@@ -73,7 +75,8 @@ impl Mix {
 
     /// The type of a tensor whose rows are as long as any block.
     fn wanted(&self, role: Role, config: &ModelConfig) -> DType {
-        use Role::{Down, Embedding, Head, Out, V};
+        use Role::{Down, Embedding, ExpertDown, Head, Out, V};
+        let role = if let ExpertDown(l, _) = role { Down(l) } else { role };
         let n = config.layer_count;
         let important = |l: usize| l < n / 8 || l >= 7 * n / 8 || (l - n / 8) % 3 == 2;
         let quantised = self.base.block_len() > 1 && self.base != DType::Q8_0;

@@ -4,7 +4,7 @@
 
 use crate::config::ModelConfig;
 
-/// What a tensor is for. The number is the layer.
+/// What a tensor is for. The number is the layer, a second one the expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named after the part of the decoder they belong to")]
 pub enum Role {
@@ -26,6 +26,10 @@ pub enum Role {
     Gate(usize),
     Up(usize),
     Down(usize),
+    Router(usize),
+    ExpertGate(usize, usize),
+    ExpertUp(usize, usize),
+    ExpertDown(usize, usize),
 }
 
 impl Role {
@@ -34,7 +38,15 @@ impl Role {
         let mut all = vec![Self::Embedding];
         for l in 0..config.layer_count {
             all.extend([Self::Q(l), Self::K(l), Self::V(l), Self::Out(l)]);
-            all.extend([Self::Gate(l), Self::Up(l), Self::Down(l)]);
+            match config.experts {
+                None => all.extend([Self::Gate(l), Self::Up(l), Self::Down(l)]),
+                Some(routing) => {
+                    all.push(Self::Router(l));
+                    all.extend((0..routing.count).map(|e| Self::ExpertGate(l, e)));
+                    all.extend((0..routing.count).map(|e| Self::ExpertUp(l, e)));
+                    all.extend((0..routing.count).map(|e| Self::ExpertDown(l, e)));
+                }
+            }
             if config.knobs.qk_norm {
                 all.extend([Self::QNorm(l), Self::KNorm(l)]);
             }
@@ -60,7 +72,9 @@ impl Role {
             Self::K(_) | Self::V(_) => vec![config.kv_len(), hidden],
             Self::Out(_) => vec![hidden, config.q_len()],
             Self::Gate(_) | Self::Up(_) => vec![ffn, hidden],
-            Self::Down(_) => vec![hidden, ffn],
+            Self::ExpertGate(..) | Self::ExpertUp(..) => vec![ffn, hidden],
+            Self::Down(_) | Self::ExpertDown(..) => vec![hidden, ffn],
+            Self::Router(_) => vec![config.experts.map_or(0, |routing| routing.count), hidden],
             Self::QNorm(_) | Self::KNorm(_) => vec![config.head_dim],
             Self::Norm | Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => vec![hidden],
             Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => vec![hidden],
@@ -73,6 +87,8 @@ impl Role {
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) | Self::Head => true,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) => true,
             Self::Embedding | Self::Norm | Self::QNorm(_) | Self::KNorm(_) => false,
+            Self::Router(_) => false,
+            Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => false,
             Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => false,
             Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => false,
         }
@@ -83,10 +99,21 @@ impl Role {
         match self {
             Self::Embedding | Self::Head => false,
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) => false,
-            Self::Gate(_) | Self::Up(_) | Self::Down(_) => false,
+            Self::Gate(_) | Self::Up(_) | Self::Down(_) | Self::Router(_) => false,
+            Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => false,
             Self::Norm | Self::QNorm(_) | Self::KNorm(_) | Self::AttentionNorm(_) => true,
             Self::MlpNorm(_) | Self::PreMlpNorm(_) => true,
             Self::PostAttentionNorm(_) | Self::PostMlpNorm(_) => true,
+        }
+    }
+
+    /// Which of how many matrices of its kind it is, where a layer has one for each expert.
+    pub fn expert(self, config: &ModelConfig) -> Option<[usize; 2]> {
+        match self {
+            Self::ExpertGate(_, e) | Self::ExpertUp(_, e) | Self::ExpertDown(_, e) => {
+                Some([e, config.experts.map_or(0, |routing| routing.count)])
+            }
+            _ => None,
         }
     }
 
@@ -100,7 +127,8 @@ impl Role {
         }
     }
 
-    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer.
+    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer, `{e}`
+    /// the expert. In GGUF the matrices of all experts are one tensor.
     fn stems(self) -> (Option<usize>, &'static str, &'static str) {
         match self {
             Self::Embedding => (None, "model.embed_tokens", "token_embd"),
@@ -131,16 +159,32 @@ impl Role {
             Self::Gate(l) => (Some(l), "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
             Self::Up(l) => (Some(l), "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
             Self::Down(l) => (Some(l), "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down"),
+            Self::Router(l) => (Some(l), "model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp"),
+            Self::ExpertGate(l, _) => {
+                (Some(l), "model.layers.{}.mlp.experts.{e}.gate_proj", "blk.{}.ffn_gate_exps")
+            }
+            Self::ExpertUp(l, _) => {
+                (Some(l), "model.layers.{}.mlp.experts.{e}.up_proj", "blk.{}.ffn_up_exps")
+            }
+            Self::ExpertDown(l, _) => {
+                (Some(l), "model.layers.{}.mlp.experts.{e}.down_proj", "blk.{}.ffn_down_exps")
+            }
         }
     }
 
     /// Its name in a file; `suffix` is `weight` or `bias`.
     pub fn name(self, gguf: bool, suffix: &str) -> String {
         let (layer, hf, ggml) = self.stems();
-        let stem = if gguf { ggml } else { hf };
-        match layer {
-            Some(layer) => format!("{}.{suffix}", stem.replace("{}", &layer.to_string())),
-            None => format!("{stem}.{suffix}"),
+        let mut stem = if gguf { ggml } else { hf }.to_owned();
+        if let Some(layer) = layer {
+            stem = stem.replace("{}", &layer.to_string());
         }
+        match self {
+            Self::ExpertGate(_, e) | Self::ExpertUp(_, e) | Self::ExpertDown(_, e) => {
+                stem = stem.replace("{e}", &e.to_string());
+            }
+            _ => {}
+        }
+        format!("{stem}.{suffix}")
     }
 }

@@ -1,12 +1,12 @@
 //! Configurations that differ from a small Llama in what families differ in.
 
-use hearth_models::backend::Gate;
+use hearth_models::backend::{Gate, Routing};
 use hearth_models::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
 use hearth_models::tiny;
 
 /// Every knob of the configuration, one at a time, and some together.
 pub(super) fn configs() -> Vec<(&'static str, ModelConfig)> {
-    [common(), gemma()].concat()
+    [common(), gemma(), experts()].concat()
 }
 
 /// What most families have.
@@ -68,6 +68,23 @@ fn common() -> Vec<(&'static str, ModelConfig)> {
                 (c.kv_head_count, c.head_dim, c.rope.dim) = (8, 64, 64);
             }),
         ),
+    ]
+}
+
+/// Layers of which each row uses a part.
+fn experts() -> Vec<(&'static str, ModelConfig)> {
+    let with = |routing: Routing, ffn: usize| ModelConfig {
+        experts: Some(routing),
+        ffn_len: ffn,
+        ..tiny::config()
+    };
+    let routing = |count, used, normalized| Routing { count, used, normalized };
+    vec![
+        ("2 of 8 experts", with(routing(8, 2, true), 256)),
+        ("4 of 13 experts, as the softmax says, of a width of 40", {
+            with(routing(13, 4, false), 40)
+        }),
+        ("all of 3 experts", with(routing(3, 3, true), 64)),
     ]
 }
 
