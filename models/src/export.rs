@@ -39,8 +39,8 @@ pub struct Export<'a> {
 
 /// A tensor on its way.
 struct Planned {
-    /// In the source.
-    from: String,
+    /// In the source, one behind the other.
+    from: Vec<String>,
     /// In the file that is written.
     to: String,
     dtype: DType,
@@ -91,8 +91,10 @@ impl Export<'_> {
             writer.tensor(DIVISORS, &[divisors.len()], DType::F32).map_err(io)?;
         }
         for tensor in &plan {
-            let shape = weights.info(&tensor.from).map_or(&[][..], |info| &info.shape);
-            writer.tensor(&tensor.to, shape, tensor.dtype).map_err(io)?;
+            let shape = weights.info(&tensor.from[0]).map_or(&[][..], |info| &info.shape);
+            let stacked = (tensor.from.len() > 1).then_some(tensor.from.len());
+            let shape: Vec<usize> = stacked.into_iter().chain(shape.iter().copied()).collect();
+            writer.tensor(&tensor.to, &shape, tensor.dtype).map_err(io)?;
         }
         let file = File::create(path).map_err(io)?;
         let mut body = writer.write_header(BufWriter::new(file)).map_err(io)?;
@@ -101,9 +103,13 @@ impl Export<'_> {
             body.write_tensor(&bytes).map_err(io)?;
         }
         for tensor in &plan {
-            progress(weights.info(&tensor.from).map_or(0, |info| info.len_bytes()));
-            body.write_tensor(&self.converted(tensor)?).map_err(io)?;
-            weights.release(&tensor.from);
+            let mut bytes = Vec::new();
+            for from in &tensor.from {
+                progress(weights.info(from).map_or(0, |info| info.len_bytes()));
+                bytes.append(&mut self.converted(tensor, from)?);
+                weights.release(from);
+            }
+            body.write_tensor(&bytes).map_err(io)?;
         }
         let file = body.finish().map_err(io)?;
         file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
@@ -122,14 +128,24 @@ impl Export<'_> {
             let interleave = adjacent.filter(|_| !from_gguf);
             for (suffix, dtype) in [("weight", self.mix.dtype(role, config)), ("bias", DType::F32)]
             {
-                let from = role.name(from_gguf, suffix);
-                if weights.has(&from) {
-                    let dtype = allowed(weights, &from, dtype)?;
-                    let updated = if suffix == "weight" { self.adapters } else { &[] };
-                    let (to, merge) = (role.name(true, suffix), Merge::new(role, updated));
-                    let from_one = config.counts_from_one(role);
-                    plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
+                let (from, to) = (role.name(from_gguf, suffix), role.name(true, suffix));
+                if !weights.has(&from) {
+                    continue;
                 }
+                let dtype = allowed(weights, &from, dtype)?;
+                if role.expert(config).is_some_and(|[index, _]| index > 0) {
+                    // Of one tensor with the expert before it.
+                    let whole = plan.last_mut().filter(|tensor: &&mut Planned| tensor.to == to);
+                    let whole = whole.expect("experts follow each other; this is a bug");
+                    if !from_gguf {
+                        whole.from.push(from);
+                    }
+                    continue;
+                }
+                let updated = if suffix == "weight" { self.adapters } else { &[] };
+                let (from, merge) = (vec![from], Merge::new(role, updated));
+                let from_one = config.counts_from_one(role);
+                plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
             }
         }
         self.untie(&mut plan)?;
@@ -140,7 +156,7 @@ impl Export<'_> {
         }
         if from_gguf && weights.has(DIVISORS) {
             let dtype = weights.readable(DIVISORS)?;
-            let (from, to) = (DIVISORS.to_owned(), DIVISORS.to_owned());
+            let (from, to) = (vec![DIVISORS.to_owned()], DIVISORS.to_owned());
             let (interleave, adjacent, from_one, merge) = (None, None, false, None);
             plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
         }
@@ -158,17 +174,18 @@ impl Export<'_> {
         let from = Role::Embedding.name(weights.metadata().is_some(), "weight");
         let dtype = allowed(weights, &from, self.mix.dtype(Role::Head, config))?;
         let (to, merge) = (Role::Head.name(true, "weight"), Merge::new(Role::Head, self.adapters));
-        let (interleave, adjacent, from_one) = (None, None, false);
+        let (interleave, adjacent, from_one, from) = (None, None, false, vec![from]);
         plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
         Ok(())
     }
 
-    /// The bytes of a tensor in its new type.
-    fn converted(&self, tensor: &Planned) -> Result<Vec<u8>> {
-        let view = self.file.weights().tensor(&tensor.from)?;
+    /// The bytes of a tensor, or of a part of it, in its new type.
+    fn converted(&self, tensor: &Planned, from: &str) -> Result<Vec<u8>> {
+        let view = self.file.weights().tensor(from)?;
         // A vector is one row, unless its elements change places.
         let (n, k) = match (view.shape, tensor.interleave) {
             (&[n, k], _) => (n, k),
+            (&[count, n, k], _) => (count * n, k),
             (shape, Some(_)) => (shape.iter().product(), 1),
             (shape, None) => (1, shape.iter().product()),
         };
@@ -207,7 +224,7 @@ impl Export<'_> {
         });
         if strange.into_inner().expect("set only; this is a bug") {
             let what = "holds a number that is not finite".into();
-            return Err(Error::Tensor { name: tensor.from.clone(), what });
+            return Err(Error::Tensor { name: from.to_owned(), what });
         }
         Ok(out)
     }
@@ -364,6 +381,20 @@ fn of_layers(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'sta
         }
     }
     let key = |name: &str| format!("{arch}.{name}");
+    let mut experts = Vec::new();
+    if let Some(routing) = config.experts {
+        if !routing.normalized {
+            let what = "false has no word in GGUF: readers add weights up to one";
+            return Err(Error::config("norm_topk_prob", what));
+        }
+        for (name, count) in [
+            ("expert_count", routing.count),
+            ("expert_used_count", routing.used),
+            ("expert_feed_forward_length", config.ffn_len),
+        ] {
+            experts.push((key(name), Value::U32(count as u32)));
+        }
+    }
     let window = window.map(|n| (key("attention.sliding_window"), Value::U32(n as u32)));
     let cap = |name, cap: Option<f32>| cap.map(|cap| (key(name), Value::F32(cap)));
     let caps = [
@@ -380,5 +411,5 @@ fn of_layers(config: &ModelConfig, arch: &str) -> Result<Vec<(String, Value<'sta
             return Err(Error::config("rope_parameters", what));
         }
     };
-    Ok(window.into_iter().chain(caps.into_iter().flatten()).chain(local).collect())
+    Ok(experts.into_iter().chain(window).chain(caps.into_iter().flatten()).chain(local).collect())
 }

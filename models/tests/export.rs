@@ -43,7 +43,7 @@ fn every_family_survives_the_way_to_gguf() {
     let folder = tempfile::tempdir().unwrap();
     let names = ["llama", "llama3", "llama-odd-sharded", "mistral", "qwen2", "qwen3", "qwen2-yarn"];
     let gemmas = ["gemma", "gemma2-q8_0.gguf", "gemma3", "gemma3.gguf"];
-    let files = ["llama3.gguf", "qwen3.gguf", "qwen2-q4_0.gguf"];
+    let files = ["llama3.gguf", "qwen3.gguf", "qwen2-q4_0.gguf", "qwen3-moe", "qwen3-moe.gguf"];
     for name in names.into_iter().chain(gemmas).chain(files) {
         let source = open(&goldens.join(name)).unwrap();
         let path = folder.path().join(format!("{name}.out.gguf"));

@@ -127,8 +127,8 @@ impl Role {
         }
     }
 
-    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer, `{e}`
-    /// the expert. In GGUF the matrices of all experts are one tensor.
+    /// Stem of the tensor's name in a SafeTensors folder and in a GGUF file; `{}` is the layer,
+    /// `{e}` the expert. In GGUF the matrices of all experts are one tensor.
     fn stems(self) -> (Option<usize>, &'static str, &'static str) {
         match self {
             Self::Embedding => (None, "model.embed_tokens", "token_embd"),
