@@ -290,7 +290,7 @@ impl Knobs {
 /// How rows are given to experts.
 fn routing(raw: &RawConfig) -> Result<Routing> {
     const USED: &str = "num_experts_per_tok";
-    let count = counted_up_to(4096, "num_experts", raw.num_experts)?;
+    let count = counted_up_to(4096, "num_experts", raw.num_experts.or(raw.num_local_experts))?;
     let used = counted(USED, raw.num_experts_per_tok)?;
     if used > count {
         return Err(Error::config(USED, format!("{used} is more than the {count} experts")));

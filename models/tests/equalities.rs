@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use hearth_kernels::quant::DType;
 use hearth_kernels::{Isa, Pool};
+use hearth_models::backend::Routing;
 use hearth_models::config::ModelConfig;
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, Model, tiny};
 
@@ -213,11 +214,19 @@ fn plain_path_needs_no_store_for_whole_sequences() {
 /// Contexts and new rows of five sequences: whole prompts, a chunk, single rows, resumed ones.
 const RAGGED: [(usize, usize); 5] = [(0, 17), (33, 1), (16, 16), (0, 1), (70, 5)];
 
+/// Every layer has experts.
+fn with_experts() -> ModelConfig {
+    let experts = Some(Routing { count: 8, used: 2, normalized: true });
+    ModelConfig { experts, ffn_len: 256, ..tiny::config() }
+}
+
 #[test]
 fn batch_equals_single() {
     let fused = fused(2);
-    for (weights, kv) in WEIGHTS.into_iter().zip(KV.into_iter().cycle()) {
-        let mut bench = Bench::new(model(&tiny::config(), weights, &fused), kv);
+    let types = || WEIGHTS.into_iter().zip(KV.into_iter().cycle());
+    let dense = types().map(|types| (tiny::config(), types));
+    for (config, (weights, kv)) in dense.chain(types().map(|types| (with_experts(), types))) {
+        let mut bench = Bench::new(model(&config, weights, &fused), kv);
         let mut first = 0;
         let sequences = RAGGED.map(|(context, rows)| {
             let sequence = Sequence::new(tokens(context + rows, first as usize), first);
@@ -227,7 +236,7 @@ fn batch_equals_single() {
         let mut batch = ForwardBatch::empty();
         let mut want = Vec::new();
         for (sequence, (context, rows)) in sequences.iter().zip(RAGGED) {
-            let mut alone = Bench::new(model(&tiny::config(), weights, &fused), kv);
+            let mut alone = Bench::new(model(&config, weights, &fused), kv);
             if context > 0 {
                 alone.rows(sequence, 0..context);
                 bench.rows(sequence, 0..context);
@@ -281,7 +290,7 @@ fn chunked_equals_whole() {
     let (fused, sequence) = (fused(2), Sequence::new(tokens(70, 3), 5));
     let mut windowed = tiny::config();
     windowed.windows = vec![Some(21), None];
-    for config in [tiny::config(), windowed] {
+    for config in [tiny::config(), windowed, with_experts()] {
         for (weights, kv) in WEIGHTS.into_iter().zip(KV.into_iter().cycle()) {
             let mut bench = Bench::new(model(&config, weights, &fused), kv);
             let whole = bench.rows(&sequence, 0..70);
@@ -329,13 +338,15 @@ fn paged_equals_contiguous() {
 #[test]
 fn thread_count_changes_nothing() {
     let sequence = Sequence::new(tokens(45, 5), 0);
-    for weights in WEIGHTS {
-        let [one, two, three] = [1, 2, 3].map(|threads| {
-            Bench::new(model(&tiny::config(), weights, &fused(threads)), KvDType::F16)
-                .prefill_and_decode(&sequence, 41)
-        });
-        assert_same_bits(&two, &one, &format!("{weights}, 2 threads"));
-        assert_same_bits(&three, &one, &format!("{weights}, 3 threads"));
+    for config in [tiny::config(), with_experts()] {
+        for weights in WEIGHTS {
+            let [one, two, three] = [1, 2, 3].map(|threads| {
+                Bench::new(model(&config, weights, &fused(threads)), KvDType::F16)
+                    .prefill_and_decode(&sequence, 41)
+            });
+            assert_same_bits(&two, &one, &format!("{weights}, 2 threads"));
+            assert_same_bits(&three, &one, &format!("{weights}, 3 threads"));
+        }
     }
 }
 

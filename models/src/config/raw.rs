@@ -13,8 +13,8 @@ pub struct RawConfig {
     pub hidden_size: Option<usize>,
     pub intermediate_size: Option<usize>,
     pub moe_intermediate_size: Option<usize>,
-    #[serde(alias = "num_local_experts")]
     pub num_experts: Option<usize>,
+    pub num_local_experts: Option<usize>,
     pub num_experts_per_tok: Option<usize>,
     pub norm_topk_prob: Option<bool>,
     pub decoder_sparse_step: Option<usize>,
