@@ -31,6 +31,7 @@ pub fn config(vocab_len: usize) -> ModelConfig {
         family: "qwen3",
         hidden_len: 192,
         ffn_len: 512,
+        experts: None,
         layer_count,
         head_count: 4,
         kv_head_count: 2,

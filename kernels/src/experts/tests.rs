@@ -1,3 +1,5 @@
+//! Routes against a sort, sums against the truth in f64.
+
 use super::*;
 use crate::cases::{assert_same_bits, randoms};
 
