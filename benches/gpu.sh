@@ -42,6 +42,7 @@ rows=$scratch/rows said=${OUT:-$scratch}
 # Suites and beginnings of names of tests, in the order in which they run; then all others.
 first="
 kernels_cuda:overlap:: kernels_cuda:graph:: kernels_cuda:sampling:: kernels_cuda:attention::
+kernels_cuda:rows:: models_cuda:cuda::tables_of_rotations_grow
 models_cuda:cuda::passes_ahead models_cuda:cuda::chosen_tokens models_cuda:cuda::kept_rows
 models_cuda:cuda::every_knob models_cuda:cuda::copied_blocks models_cuda:cuda::long_contexts
 models_cuda:cuda::replayed_passes models_cuda:cuda::recorded_adapters kernels_cuda:nccl::"

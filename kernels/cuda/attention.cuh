@@ -41,7 +41,7 @@ struct Curve {
           outer((softcap > 0 ? softcap : scale) * LOG2_E) {}
 
     __device__ __forceinline__ bool bends() const { return inner > 0; }
-    // To 3e-7 of 1, and 1 or -1 far away.
+    // To 5e-7 of 1, and 1 or -1 far away.
     __device__ __forceinline__ float bent(float product) const {
         return 1 - __fdividef(2, exp2_fast(product * (inner * 2 * LOG2_E)) + 1);
     }

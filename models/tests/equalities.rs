@@ -91,7 +91,7 @@ struct Bench {
 }
 
 impl Bench {
-    const BLOCKS: usize = 64;
+    const BLOCKS: usize = 272;
 
     fn new(model: Box<dyn Model>, kv: KvDType) -> Self {
         let kv = model.kv_store(model.config().kv_geometry(Self::BLOCKS, BLOCK_LEN, kv)).unwrap();

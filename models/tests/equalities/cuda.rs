@@ -7,6 +7,7 @@
 
 use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
+use hearth_models::config::RopeConfig;
 use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit, Wanted};
 
 use super::configs::configs;
@@ -88,6 +89,23 @@ fn long_contexts() {
             }
         }
     }
+}
+
+/// Both tables of rotations become larger under recorded passes, at position 4,096.
+#[test]
+fn tables_of_rotations_grow() {
+    let Some(gpu) = gpu() else { return };
+    let mut config = tiny::config();
+    config.windows = vec![Some(40), None];
+    config.local_rope = Some(RopeConfig { base: 100.0, ..config.rope.clone() });
+    let sequence = Sequence::new(tokens(4101, 5), 0);
+    let run = |compute: &Compute| {
+        let mut bench = Bench::new(model(&config, DType::F32, compute), KvDType::F16);
+        bench.rows(&sequence, 0..4091);
+        (4091..4101).flat_map(|row| bench.rows(&sequence, row..row + 1)).collect::<Vec<f32>>()
+    };
+    let (got, want) = (run(&gpu), run(&fused(2)));
+    assert_near(&got, &want, limit_of(DType::F32, KvDType::F16), "around position 4,096");
 }
 
 #[test]
