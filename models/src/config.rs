@@ -199,6 +199,11 @@ impl ModelConfig {
         if self.windows.len() != self.layer_count || self.windows.contains(&Some(0)) {
             return Err(Error::config("sliding_window", "does not fit the layers"));
         }
+        let experts = self.experts.map_or(0, |routing| routing.count * self.layer_count);
+        if experts > EXPERTS_MAX {
+            let what = format!("{experts} in all layers are absurd");
+            return Err(Error::config("num_experts", what));
+        }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return Err(Error::config("rms_norm_eps", "is not a number >= 0"));
         }
@@ -286,6 +291,9 @@ impl Knobs {
         Ok(())
     }
 }
+
+/// In all layers; the largest models have some 25,000.
+const EXPERTS_MAX: usize = 1 << 18;
 
 /// How rows are given to experts.
 fn routing(raw: &RawConfig) -> Result<Routing> {

@@ -445,6 +445,7 @@ fn experts_of_json_and_gguf() {
         (json!({"num_experts": null}), ["num_experts", "missing"]),
         (json!({"num_experts": 0}), ["num_experts", "0"]),
         (json!({"num_experts": 100_000}), ["num_experts", "absurd"]),
+        (json!({"num_experts": 4000, "num_hidden_layers": 100}), ["num_experts", "absurd"]),
         (json!({"num_experts_per_tok": 9}), ["num_experts_per_tok", "8 experts"]),
         (json!({"moe_intermediate_size": null}), ["moe_intermediate_size", "missing"]),
         (json!({"decoder_sparse_step": 2}), ["decoder_sparse_step", "without experts"]),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{gemma, gemma2, llama, mistral, qwen2, qwen3};
+use candle_transformers::models::{gemma, gemma2, llama, mistral, qwen2, qwen3, qwen3_moe};
 use hearth_models::{Compute, ForwardBatch, KvDType, Model};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ type Judge = Box<dyn FnMut(&Tensor, usize) -> Result<Tensor>>;
 
 #[test]
 fn candle_transformers_agrees() {
-    for family in ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"] {
+    for family in ["llama", "mistral", "qwen2", "qwen3", "qwen3-moe", "gemma", "gemma2"] {
         let folder = tempfile::tempdir().unwrap();
         let config = prepare(family, folder.path());
         let mut judge = judge(family, &config, folder.path()).unwrap();
@@ -83,6 +83,10 @@ fn judge(family: &str, config: &Value, folder: &Path) -> Result<Judge> {
         }
         "qwen3" => {
             let mut model = qwen3::ModelForCausalLM::new(&read(config, &[]), weights)?;
+            Box::new(move |ids, start| model.forward(ids, start)?.squeeze(1))
+        }
+        "qwen3-moe" => {
+            let mut model = qwen3_moe::ModelForCausalLM::new(&read(config, &[]), weights)?;
             Box::new(move |ids, start| model.forward(ids, start)?.squeeze(1))
         }
         "gemma" => {
