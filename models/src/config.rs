@@ -239,7 +239,10 @@ impl ModelConfig {
         Ok(Self {
             head_count: even("num_attention_heads", "query heads", self.head_count)?,
             kv_head_count: even("num_key_value_heads", "key and value heads", self.kv_head_count)?,
-            ffn_len: even("intermediate_size", "width of the MLP", self.ffn_len)?,
+            ffn_len: match self.experts {
+                None => even("intermediate_size", "width of the MLP", self.ffn_len)?,
+                Some(_) => even("moe_intermediate_size", "width of an expert", self.ffn_len)?,
+            },
             ..self.clone()
         })
     }

@@ -41,6 +41,8 @@ pub struct Export<'a> {
 struct Planned {
     /// In the source, one behind the other.
     from: Vec<String>,
+    /// The source has one for each expert, the file that is written all in one.
+    stacks: bool,
     /// In the file that is written.
     to: String,
     dtype: DType,
@@ -92,7 +94,7 @@ impl Export<'_> {
         }
         for tensor in &plan {
             let shape = weights.info(&tensor.from[0]).map_or(&[][..], |info| &info.shape);
-            let stacked = (tensor.from.len() > 1).then_some(tensor.from.len());
+            let stacked = tensor.stacks.then_some(tensor.from.len());
             let shape: Vec<usize> = stacked.into_iter().chain(shape.iter().copied()).collect();
             writer.tensor(&tensor.to, &shape, tensor.dtype).map_err(io)?;
         }
@@ -103,13 +105,19 @@ impl Export<'_> {
             body.write_tensor(&bytes).map_err(io)?;
         }
         for tensor in &plan {
-            let mut bytes = Vec::new();
+            let mut whole = Vec::new();
             for from in &tensor.from {
                 progress(weights.info(from).map_or(0, |info| info.len_bytes()));
-                bytes.append(&mut self.converted(tensor, from)?);
+                let part = self.converted(tensor, from)?;
                 weights.release(from);
+                if tensor.from.len() == 1 {
+                    whole = part;
+                } else {
+                    whole.reserve_exact(tensor.from.len() * part.len() - whole.len());
+                    whole.extend_from_slice(&part);
+                }
             }
-            body.write_tensor(&bytes).map_err(io)?;
+            body.write_tensor(&whole).map_err(io)?;
         }
         let file = body.finish().map_err(io)?;
         file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
@@ -145,7 +153,17 @@ impl Export<'_> {
                 let updated = if suffix == "weight" { self.adapters } else { &[] };
                 let (from, merge) = (vec![from], Merge::new(role, updated));
                 let from_one = config.counts_from_one(role);
-                plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
+                let stacks = role.expert(config).is_some() && !from_gguf;
+                plan.push(Planned {
+                    from,
+                    stacks,
+                    to,
+                    dtype,
+                    interleave,
+                    adjacent,
+                    from_one,
+                    merge,
+                });
             }
         }
         self.untie(&mut plan)?;
@@ -158,7 +176,8 @@ impl Export<'_> {
             let dtype = weights.readable(DIVISORS)?;
             let (from, to) = (vec![DIVISORS.to_owned()], DIVISORS.to_owned());
             let (interleave, adjacent, from_one, merge) = (None, None, false, None);
-            plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
+            let stacks = false;
+            plan.push(Planned { from, stacks, to, dtype, interleave, adjacent, from_one, merge });
         }
         Ok(plan)
     }
@@ -175,7 +194,8 @@ impl Export<'_> {
         let dtype = allowed(weights, &from, self.mix.dtype(Role::Head, config))?;
         let (to, merge) = (Role::Head.name(true, "weight"), Merge::new(Role::Head, self.adapters));
         let (interleave, adjacent, from_one, from) = (None, None, false, vec![from]);
-        plan.push(Planned { from, to, dtype, interleave, adjacent, from_one, merge });
+        let stacks = false;
+        plan.push(Planned { from, stacks, to, dtype, interleave, adjacent, from_one, merge });
         Ok(())
     }
 

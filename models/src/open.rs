@@ -408,6 +408,7 @@ impl ModelFile {
         compute: &Compute,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Box<dyn Model>> {
+        self.check(compute)?;
         // What was read to understand it: a vocabulary, samples.
         self.weights.release_all();
         let loader = Loader::new(&self.weights, &self.config, progress);

@@ -441,6 +441,9 @@ fn experts_of_json_and_gguf() {
     let newer = experts(json!({"num_experts": null, "num_local_experts": 6})).unwrap();
     assert_eq!(newer.experts.unwrap().count, 6);
     assert_eq!(json_config(json!({})).unwrap().experts, None);
+    let window = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 30});
+    assert_eq!(experts(window).unwrap().windows, vec![Some(9); 32], "in every layer");
+    assert_eq!(experts(json!({"sliding_window": 9})).unwrap().windows, vec![None; 32]);
     for (changes, words) in [
         (json!({"num_experts": null}), ["num_experts", "missing"]),
         (json!({"num_experts": 0}), ["num_experts", "0"]),

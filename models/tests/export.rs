@@ -115,6 +115,10 @@ fn what_gguf_has_no_word_for_is_refused() {
         assert_eq!(written.config().local_rope, file.config().local_rope);
         assert_same_bits(&logits(&file, &compute), &logits(&written, &compute), golden);
     }
+    let softmax = ("norm_topk_prob", json!(false));
+    let file = changed("qwen3-moe", folder.path(), &[softmax]);
+    let error = export(&file, "f32", &pool, &path).unwrap_err().to_string();
+    assert!(error.contains("norm_topk_prob"), "{error}");
     // A head of its own is not what readers of Gemma 2 look for.
     let file = changed("gemma2", folder.path(), &[("query_pre_attn_scalar", json!(16))]);
     let adapter = tiny::adapter(file.config(), 2, Float::F32, 7).unwrap();

@@ -13,6 +13,7 @@ use hearth_kernels::lora::{Factors, Float as Kept};
 use hearth_kernels::quant::DType;
 use hearth_models::adapter::{Adapter, Delta};
 use hearth_models::backend::Plain;
+use hearth_models::backend::Routing;
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
 use hearth_models::weights::Loader;
@@ -91,9 +92,14 @@ fn tokens(count: usize, salt: usize) -> Vec<u32> {
 }
 
 /// The base, and what makes rows depend on the order of products and biases.
-fn configs() -> [ModelConfig; 2] {
+fn configs() -> [ModelConfig; 3] {
     let biased = Knobs { qkv_bias: true, out_bias: true, mlp_bias: true, ..Knobs::default() };
-    [tiny::config(), ModelConfig { knobs: biased, tied: false, ..tiny::config() }]
+    let experts = Some(Routing { count: 6, used: 2, normalized: true });
+    [
+        tiny::config(),
+        ModelConfig { knobs: biased, tied: false, ..tiny::config() },
+        ModelConfig { experts, ffn_len: 256, ..tiny::config() },
+    ]
 }
 
 fn adapter(config: &ModelConfig, rank: usize, kept: Kept, seed: u64) -> Arc<Adapter> {

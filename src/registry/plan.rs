@@ -205,8 +205,12 @@ fn affordable_blocks(model: &Demand<'_>, options: &PlanOptions, bytes: u64) -> u
 /// Activations of one forward pass and the logits that it may yield, twice over; of one rank no
 /// more than that.
 fn working_bytes(config: &ModelConfig, options: &PlanOptions) -> u64 {
-    let widths =
-        4 * config.hidden_len + 2 * config.ffn_len + 2 * config.q_len() + 4 * config.kv_len();
+    let mlp = match config.experts {
+        None => 2 * config.ffn_len,
+        // What is gathered for each, as floats and as bytes, and what comes back.
+        Some(routing) => 3 * routing.used * (config.hidden_len + config.ffn_len),
+    };
+    let widths = 4 * config.hidden_len + mlp + 2 * config.q_len() + 4 * config.kv_len();
     let rows = options.batch_tokens.max(options.running_len) * widths;
     let logits = 2 * (options.running_len + SCORE_CHUNK + PROPOSED_ROWS) * config.vocab_len;
     4 * (rows + logits) as u64

@@ -120,7 +120,8 @@ fn grouped_isa<const N: usize>(isa: Isa, pool: &Pool, products: [Grouped<'_>; N]
         let (mut end, y_len, y) = (0, y.len(), y.as_mut_ptr());
         for (rows, w) in groups {
             check(acts, w, y_len);
-            assert!(rows.start >= end && rows.end <= acts.m(), "runs of rows, ascending");
+            let ascending = end <= rows.start && rows.start <= rows.end && rows.end <= acts.m();
+            assert!(ascending, "runs of rows, ascending");
             end = rows.end;
             let cut = Cut::new(rows.len(), tiles(w), all_tiles, pool.threads());
             jobs.push((Job { w, acts, y: Shared(y) }, Cut { first: rows.start, ..cut }));

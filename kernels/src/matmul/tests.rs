@@ -217,6 +217,12 @@ fn grouped_products_are_products_alone() {
                 groups.iter().map(|(e, rows)| (rows.clone(), &stacked[*e])).collect();
             let mut y = vec![f32::NAN; m * n];
             grouped(&pool, [Grouped { acts: &acts, groups: &parts, y: &mut y }]);
+            for isa in Isa::available() {
+                let mut own = vec![f32::NAN; m * n];
+                let product = Grouped { acts: &acts, groups: &parts, y: &mut own };
+                grouped_isa(*isa, &pool, [product]);
+                assert_same_bits(&own, &y, &format!("{dtype}, {}", isa.name()));
+            }
             for (row, y) in y.chunks_exact(n).enumerate() {
                 let Some((e, _)) = groups.iter().find(|(_, rows)| rows.contains(&row)) else {
                     assert!(y.iter().all(|y| y.is_nan()), "a row of no run is not written");

@@ -3,12 +3,18 @@
 //!
 //! Yang et al. 2025.
 
-use super::{Family, qwen3};
+use super::{Family, WINDOW_BY_DEFAULT, qwen3};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3_moe",
     model_types: &["qwen3_moe"],
     gguf_architectures: &["qwen3moe"],
+    kv_heads_by_default: Some(4),
     experts: true,
+    // A window is that of every layer.
+    windows: |raw, layers| {
+        let window = raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT));
+        Ok(vec![window.filter(|_| raw.use_sliding_window == Some(true)); layers])
+    },
     ..qwen3::FAMILY
 };

@@ -188,7 +188,7 @@ impl<'a, L: Layout> Loader<'a, L> {
         take: impl FnOnce(&MatrixSource<'_>) -> Result<T>,
     ) -> Result<T> {
         let name = self.name(role, "weight");
-        self.read_ahead(role);
+        self.read_ahead(role, 1);
         let taken = take(&self.source(role, &name)?)?;
         self.weights.release(&name);
         Ok(taken)
@@ -201,7 +201,7 @@ impl<'a, L: Layout> Loader<'a, L> {
         take: impl FnOnce(&[MatrixSource<'_>]) -> Result<T>,
     ) -> Result<T> {
         let names: Vec<String> = roles.iter().map(|&role| self.name(role, "weight")).collect();
-        roles.last().into_iter().for_each(|&role| self.read_ahead(role));
+        roles.last().into_iter().for_each(|&role| self.read_ahead(role, roles.len()));
         let mut sources = Vec::with_capacity(roles.len());
         for (&role, name) in roles.iter().zip(&names) {
             let source = self.source(role, name)?;
@@ -263,7 +263,7 @@ impl<'a, L: Layout> Loader<'a, L> {
     /// A norm.
     pub fn vector(&mut self, role: L::Role) -> Result<Vec<f32>> {
         let name = self.name(role, "weight");
-        self.read_ahead(role);
+        self.read_ahead(role, 1);
         let view = self.view(&name, [0, 1])?;
         let mut out = vec![0.0; view.shape.iter().product()];
         quant::dequantize(view.dtype, view.bytes, &mut out);
@@ -313,11 +313,16 @@ impl<'a, L: Layout> Loader<'a, L> {
         self.config.name(role, self.weights.format(), suffix)
     }
 
-    /// Lets the disk work on the next tensor while this one is packed.
-    fn read_ahead(&mut self, role: L::Role) {
+    /// Lets the disk work on the next tensors while this one is packed.
+    fn read_ahead(&mut self, role: L::Role, count: usize) {
         self.order.by_ref().find(|next| *next == role);
-        if let Some(next) = self.order.as_slice().first() {
-            self.weights.will_need(&self.name(*next, "weight"));
+        let mut asked = None;
+        for &next in self.order.as_slice().iter().take(count) {
+            let name = Some(self.name(next, "weight"));
+            if name != asked {
+                name.iter().for_each(|name| self.weights.will_need(name));
+            }
+            asked = name;
         }
     }
 
