@@ -43,8 +43,12 @@ pub struct ChatStyle {
     pub mid_system: bool,
     /// It refuses two messages of the user in a row.
     pub alternates: bool,
-    /// It takes a conversation that the assistant opens.
+    /// It takes an answer without words.
+    pub takes_silence: bool,
+    /// It takes a conversation that the assistant opens,
     pub takes_greeting: bool,
+    /// and beside tools one that a call opens.
+    pub opens_with_call: bool,
 }
 
 const TOOL: &str = "hearthtool";
@@ -72,10 +76,13 @@ impl ChatStyle {
             false => shows(messages, &[SYSTEM]),
         };
         let calls = Calls::of(&probe);
+        let format = format_of(calls.written.as_deref().unwrap_or_default());
+        let shows_tools = probe.shows_tools(&user);
         Self {
-            format: format_of(calls.written.as_deref().unwrap_or_default()),
-            shows_tools: probe.shows_tools(&user),
-            shows_calls: calls.written.is_some(),
+            format: format.unwrap_or(CallFormat::Hermes),
+            shows_tools,
+            // Who is told of tools in our words sees calls in our words, too.
+            shows_calls: calls.written.is_some() && (shows_tools || format.is_some()),
             text_arguments: calls.text_arguments,
             takes_null: calls.takes_null,
             takes_empty: calls.takes_empty,
@@ -84,9 +91,13 @@ impl ChatStyle {
             takes_system,
             two_systems: shows(&[&first, &system, &user], &[FIRST, SYSTEM]),
             late_system: behind(&[&user, &answer, &system, &user]),
-            mid_system: behind(&[&user, &system, &user]),
+            // Not as somebody's turn, where turns are counted.
+            mid_system: behind(&[&user, &system, &user])
+                && behind(&[&user, &system, &answer, &user]),
             alternates: asks && probe.written(&[&user, &user]).is_none(),
+            takes_silence: probe.written(&[&user, &said("assistant", ""), &user]).is_some(),
             takes_greeting: shows(&[&answer, &user], &["answer"]),
+            opens_with_call: calls.opens,
         }
     }
 }
@@ -123,10 +134,14 @@ impl<'a> Probe<'a> {
     /// the template refuses it or shows no call.
     fn call(&self, message: &Value, behind: &[Value]) -> Option<String> {
         let messages = [&[said("user", "question"), message.clone()], behind].concat();
-        let messages = Value::from(messages);
-        let text = self.template.render(&messages, Some(&self.tools), false, &Map::new()).ok()?;
+        let text = self.beside_tools(messages)?;
         let call = text[text.rfind("question")?..].to_owned();
         (call.contains(CALLED) && call.contains(KEY)).then_some(call)
+    }
+
+    fn beside_tools(&self, messages: Vec<Value>) -> Option<String> {
+        let messages = Value::from(messages);
+        self.template.render(&messages, Some(&self.tools), false, &Map::new()).ok()
     }
 }
 
@@ -138,6 +153,7 @@ struct Calls {
     takes_empty: bool,
     takes_both: bool,
     takes_two: bool,
+    opens: bool,
 }
 
 impl Calls {
@@ -180,7 +196,15 @@ impl Calls {
             probe.call(&message, &[])
         };
         let two = [&null, &empty].into_iter().find_map(two);
+        let opens = |content: &Value| {
+            let calls = json!([one("abcdefghi", CALLED, if as_text { &text } else { &object })]);
+            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
+            let messages = [&[message], &behind[..], &[said("user", "question")]].concat();
+            probe.beside_tools(messages).is_some_and(|text| text.contains(KEY))
+        };
+        let opens = written.is_none() || opens(&null) || opens(&empty);
         Self {
+            opens,
             text_arguments: as_text && written.is_some(),
             written,
             takes_null: as_good && (mid_null || !mid_empty),
@@ -191,17 +215,17 @@ impl Calls {
     }
 }
 
-/// Told by what surrounds the known call.
-fn format_of(written: &str) -> CallFormat {
+/// Told by what surrounds the known call; `None` is one that we do not read.
+fn format_of(written: &str) -> Option<CallFormat> {
     let after = written.split(CALLED).nth(1).unwrap_or_default();
     if written.contains("[TOOL_CALLS]") {
-        return match after.contains(ARGS) || after.trim_start().starts_with('{') {
+        return Some(match after.contains(ARGS) || after.trim_start().starts_with('{') {
             true => CallFormat::MistralArgs,
             false => CallFormat::MistralList,
-        };
+        });
     }
-    match !written.contains("<tool_call>") && after.contains("\"parameters\"") {
-        true => CallFormat::Llama,
-        false => CallFormat::Hermes,
+    if written.contains("<tool_call>") {
+        return Some(CallFormat::Hermes);
     }
+    after.contains("\"parameters\"").then_some(CallFormat::Llama)
 }

@@ -172,7 +172,8 @@ fn words_that_are_null_are_empty_where_that_is_no_text() {
         json!({"role": "user", "content": "u"}),
         json!({"role": "assistant", "content": null, "tool_calls": [call]}),
     ];
-    let prints = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
+    let prints = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
         {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
     for (source, takes_null) in [
         (prints.replace("m.content }", "m.content if m.content else '' }"), true),
@@ -193,9 +194,11 @@ fn words_before_a_call_are_a_message_where_one_would_be_lost() {
                       "function": {"name": "f", "arguments": {}}});
     let user = json!({"role": "user", "content": "u"});
     let both = json!({"role": "assistant", "content": "Wait.", "tool_calls": [call]});
-    let or = "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}\
+    let or = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}\
         {{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
-    let no = "{% for m in messages %}<{{ m.role }}>{% if m.content %}{{ m.content }}\
+    let no = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{% if m.content %}{{ m.content }}\
         {% else %}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
     for source in [or, no] {
         let template = ChatTemplate::new(source, None, None).unwrap();
@@ -205,35 +208,45 @@ fn words_before_a_call_are_a_message_where_one_would_be_lost() {
         let text = template.render(&messages, None, true, &Map::new()).unwrap();
         assert!(text.starts_with("<user>u<assistant>Wait.<assistant>[{"), "{text}");
     }
-    let and = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
+    let and = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
         {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
     let style = ChatTemplate::new(and, None, None).unwrap().style();
     assert!(style.takes_both);
     assert_eq!(style.adapt(json!([user, both]), None).0, json!([user, both]));
 }
 
-/// A call, its id and name.
+/// A call, its id and name; the city is that of the call alone.
 fn called(id: &str, name: &str) -> Value {
+    let arguments = json!({"city": format!("city of {name}")}).to_string();
     json!({"id": id, "type": "function",
-           "function": {"name": name, "arguments": "{\"city\": \"Taipei\"}"}})
+           "function": {"name": name, "arguments": arguments}})
 }
 
 fn said(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
-/// Words that must be in the text, whatever a template does with them.
-fn words_of(messages: &[Value]) -> Vec<&str> {
-    let calls = messages.iter().filter_map(|message| message["tool_calls"].as_array());
-    let names = calls.flatten().filter_map(|call| call["function"]["name"].as_str());
-    let texts = messages.iter().filter_map(|message| message["content"].as_str());
-    texts.chain(names).filter(|text| !text.is_empty()).collect()
+/// Words that must be in the text, whatever a template does with them: of system messages, and of
+/// turns and results, in their order.
+fn words_of(messages: &[Value]) -> [Vec<String>; 2] {
+    let mut words = [Vec::new(), Vec::new()];
+    for message in messages {
+        let of_turns = message["role"] != "system";
+        let text = message["content"].as_str().filter(|text| !text.is_empty());
+        let calls = message["tool_calls"].as_array().into_iter().flatten();
+        let cities =
+            calls.map(|call| format!("city of {}", call["function"]["name"].as_str().unwrap()));
+        words[usize::from(of_turns)].extend(text.map(str::to_owned).into_iter().chain(cities));
+    }
+    words
 }
 
 /// One call to a message (Llama 3): two are two messages, each with its result behind it.
 #[test]
 fn calls_come_one_by_one_where_there_is_one_to_a_message() {
-    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% if m.tool_calls %}\
+    let source = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% if m.tool_calls %}\
         {% if m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}\
         {{ m.tool_calls[0].function | tojson }}{% endif %}{% endfor %}";
     let template = ChatTemplate::new(source, None, None).unwrap();
@@ -247,7 +260,8 @@ fn calls_come_one_by_one_where_there_is_one_to_a_message() {
         json!([said("user", "u"), talk, result("b", "2"), result("a", "1"), result("c", "3")]);
     let (messages, _) = style.adapt(messages, None);
     let text = template.render(&messages, None, true, &Map::new()).unwrap();
-    let call = |name| format!("{{\"name\": \"{name}\", \"arguments\": {{\"city\": \"Taipei\"}}}}");
+    let call =
+        |name| format!("{{\"name\": \"{name}\", \"arguments\": {{\"city\": \"city of {name}\"}}}}");
     let expected = format!(
         "<user>u<assistant>Wait.{}<tool>1<assistant>{}<tool>2<tool>3",
         call("f"),
@@ -258,6 +272,38 @@ fn calls_come_one_by_one_where_there_is_one_to_a_message() {
     let one = json!([said("user", "u"), talk]);
     let (kept, _) = style.adapt(one, None);
     assert_eq!(kept.as_array().unwrap().len(), 2);
+}
+
+/// Ids that are not there, or there twice, name no call twice; thoughts are not said again.
+#[test]
+fn results_go_to_calls_one_each() {
+    let source = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>\
+        {{ m.reasoning_content }}{{ m.content or '' }}{% if m.tool_calls %}\
+        {% if m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}\
+        {{ m.tool_calls[0].function.name }}{{ m.tool_calls[0].function.arguments | tojson }}\
+        {% endif %}{% endfor %}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    let style = template.style();
+    assert!(style.shows_calls && !style.takes_two_calls, "{style:?}");
+    for ids in [["x", "x"], ["", ""], ["a", "b"]] {
+        let calls = json!([called(ids[0], "f"), called(ids[1], "g")]);
+        let talk = json!({"role": "assistant", "content": null, "tool_calls": calls,
+                          "reasoning_content": "thought"});
+        let results = ["1", "2", "3"].map(|text| {
+            json!({"role": "tool", "content": text,
+                   "tool_call_id": ids[text.parse::<usize>().unwrap() % 2]})
+        });
+        let list = [&[said("user", "u"), talk][..], &results].concat();
+        let (messages, _) = style.adapt(Value::from(list), None);
+        let text = template.render(&messages, None, true, &Map::new()).unwrap();
+        let [f, g] = ["f", "g"].map(|name| format!("{name}{{\"city\": \"city of {name}\"}}"));
+        let swapped = ids == ["a", "b"];
+        let [first, second] = if swapped { [2, 1] } else { [1, 2] };
+        let expected =
+            format!("<user>u<assistant>thought{f}<tool>{first}<assistant>{g}<tool>{second}<tool>3");
+        assert_eq!(text, expected);
+    }
 }
 
 /// The last system message stands for all (DeepSeek's distillations): what came before is not lost.
@@ -303,11 +349,13 @@ fn the_assistant_may_begin() {
 /// these), and one whose words are empty is shown (DeepSeek's distillations show one or the other).
 #[test]
 fn no_words_are_what_the_template_reads() {
-    let split = "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}\
+    let split = "{{ tools | tojson if tools }}\
+        {% for m in messages %}{% if m.role == 'assistant' and not loop.last %}\
         {% set content = m.content.split('x')[-1] %}{% else %}{% set content = m.content %}\
         {% endif %}<{{ m.role }}>{{ content }}{{ m.tool_calls | tojson if m.tool_calls }}\
         {% endfor %}";
-    let or = "{% for m in messages %}<{{ m.role }}>{% if m.content is none %}\
+    let or = "{{ tools | tojson if tools }}\
+        {% for m in messages %}<{{ m.role }}>{% if m.content is none %}\
         {{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
     for (source, takes) in [(split, [false, true]), (or, [true, false])] {
         let template = ChatTemplate::new(source, None, None).unwrap();
@@ -319,7 +367,7 @@ fn no_words_are_what_the_template_reads() {
             let result = json!({"role": "tool", "tool_call_id": "a", "content": "1"});
             let (messages, _) = style.adapt(json!([said("user", "u"), call, result]), None);
             let text = template.render(&messages, None, true, &Map::new()).unwrap();
-            assert!(text.contains("Taipei") && text.ends_with("<tool>1"), "{text}");
+            assert!(text.contains("city of f") && text.ends_with("<tool>1"), "{text}");
         }
     }
 }
@@ -359,11 +407,23 @@ fn talks() -> Vec<Vec<Value>> {
             answer,
             b.clone(),
         ],
-        vec![a, call(json!("words-one"), &calls[..1]), first, b],
+        vec![a.clone(), call(json!("words-one"), &calls[..1]), first.clone(), b.clone()],
+        vec![
+            system.clone(),
+            a.clone(),
+            said("assistant", "words-before"),
+            call(Value::Null, &calls[..1]),
+            first.clone(),
+            said("assistant", "answer-one"),
+            b.clone(),
+        ],
+        vec![a.clone(), system.clone(), said("assistant", "answer-one"), b.clone()],
+        vec![system, call(Value::Null, &calls[..1]), first, a, said("assistant", "x-one"), b],
     ]
 }
 
-/// In every real template: none is refused, and of none a word is lost.
+/// In every real template: none is refused, of none a word is lost, and what was said stays in its
+/// order.
 #[test]
 fn real_templates_take_every_conversation() {
     let Some(folder) = shared("chat-templates/templates") else { return };
@@ -372,38 +432,59 @@ fn real_templates_take_every_conversation() {
         json!({"type": "function", "function": {"name": name, "description": "It.",
                "parameters": {"type": "object", "properties": {"city": city}}}})
     };
-    // Mistral's write words or calls of a message and not both, and count its turns.
-    let known = |name: &str, word: &str| name.starts_with("mistral") && word == "words-one";
-    let mut wrong = Vec::new();
+    let tools = json!([tool("tool-one"), tool("tool-two")]);
     let mut names: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|ending| ending == "jinja"));
     names.sort();
     assert!(names.len() > 10, "{} templates", names.len());
+    let mut wrong = Vec::new();
     for path in names {
         let name = path.file_stem().unwrap().to_string_lossy().to_lowercase();
         let source = std::fs::read_to_string(&path).unwrap();
         let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
         let template = template.with_clock(clock());
-        if template.render(&json!([said("user", "u")]), None, true, &Map::new()).is_err() {
-            continue; // It wants variables of its own.
-        }
-        let style = template.style();
+        let asked = json!([said("user", "u")]);
+        let takes = |tools| template.render(&asked, tools, true, &Map::new()).is_ok();
         for talk in &talks() {
-            let tools = talk.iter().any(|message| message.get("tool_calls").is_some());
-            let tools = tools.then(|| json!([tool("tool-one"), tool("tool-two")]));
-            let (messages, tools) = style.adapt(Value::from(talk.clone()), tools);
-            match template.render(&messages, tools.as_ref(), true, &Map::new()) {
-                Err(error) => wrong.push(format!("{name}: {error}: {messages}")),
-                Ok(text) => {
-                    let lost = words_of(talk).into_iter().filter(|word| !text.contains(word));
-                    let lost: Vec<&str> = lost.filter(|word| !known(&name, word)).collect();
-                    if !lost.is_empty() {
-                        wrong.push(format!("{name}: lost {lost:?}: {messages}"));
-                    }
+            let calls = talk.iter().any(|message| message.get("tool_calls").is_some());
+            for tools in [None, Some(&tools)] {
+                // One that refuses a question has other reasons.
+                if takes(tools) && !(calls && tools.is_none()) {
+                    wrong.extend(what_is_wrong(&template, &name, talk, tools));
                 }
             }
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a template does with a conversation that it should not.
+fn what_is_wrong(
+    template: &ChatTemplate,
+    name: &str,
+    talk: &[Value],
+    tools: Option<&Value>,
+) -> Option<String> {
+    let (messages, tools) = template.style().adapt(Value::from(talk), tools.cloned());
+    let text = match template.render(&messages, tools.as_ref(), true, &Map::new()) {
+        Err(error) => return Some(format!("{name}: {error}: {messages}")),
+        Ok(text) => text,
+    };
+    // Mistral's write words or calls of a message and not both.
+    let known = |word: &String| name.starts_with("mistral") && word == "words-one";
+    let [of_systems, of_turns] = words_of(talk);
+    let of_turns: Vec<String> = of_turns.into_iter().filter(|word| !known(word)).collect();
+    let lost: Vec<&String> =
+        of_systems.iter().chain(&of_turns).filter(|word| !text.contains(*word)).collect();
+    if !lost.is_empty() {
+        return Some(format!("{name}: lost {lost:?}: {messages}"));
+    }
+    // Words beside a call may stand behind it, and one call to a message moves results.
+    let one =
+        talk.iter().all(|message| message["tool_calls"].as_array().is_none_or(|c| c.len() < 2));
+    let ordered = of_turns.iter().filter(|word| *word != "words-one");
+    let places: Vec<_> = ordered.map(|word| text.rfind(word)).collect();
+    ((one || template.style().takes_two_calls) && !places.is_sorted())
+        .then(|| format!("{name}: out of order {of_turns:?}: {text}"))
 }

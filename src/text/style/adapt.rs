@@ -1,5 +1,7 @@
 //! Messages in the form that a template takes.
 
+use std::collections::{HashMap, VecDeque};
+
 use serde_json::{Value, json};
 
 use super::ChatStyle;
@@ -32,11 +34,10 @@ impl ChatStyle {
         if self.shows_calls && !self.takes_both && !self.alternates {
             list = list.into_iter().flat_map(|message| self.apart(message)).collect();
         }
-        let mut turns = self.in_turns(list);
+        let mut turns = self.in_turns(list, shown.is_some());
         let first = turns.iter().position(|turn| turn["role"] != "system");
-        if let Some(first) =
-            first.filter(|&i| !self.takes_greeting && turns[i]["role"] == "assistant")
-        {
+        let may_open = self.takes_greeting && (shown.is_none() || self.opens_with_call);
+        if let Some(first) = first.filter(|&i| !may_open && turns[i]["role"] == "assistant") {
             turns.insert(first, json!({"role": "user", "content": ""}));
         }
         (Value::Array(turns), shown)
@@ -53,7 +54,8 @@ impl ChatStyle {
         said.into_iter().chain([message])
     }
 
-    /// Every call in a message of its own, with its result behind it; words stay with the first.
+    /// Every call in a message of its own, with its result behind it; what else the message had
+    /// stays with the first. Results that name no call of it go to calls without one, in order.
     fn one_by_one(&self, list: Vec<Value>) -> Vec<Value> {
         let mut out = Vec::with_capacity(list.len());
         let mut rest = list.into_iter().peekable();
@@ -63,22 +65,27 @@ impl ChatStyle {
                 out.push(message);
                 continue;
             };
-            let mut results = Vec::new();
-            while let Some(result) = rest.next_if(|next| next["role"] == "tool") {
-                results.push(result);
+            let mut open: HashMap<String, VecDeque<usize>> = HashMap::new();
+            for (i, call) in calls.iter().enumerate() {
+                open.entry(id_of(&call["id"])).or_default().push_back(i);
             }
-            for (i, call) in calls.into_iter().enumerate() {
-                let own = |result: &mut Value| result["tool_call_id"] == call["id"];
-                let answered: Vec<Value> = results.extract_if(.., own).collect();
-                let mut one = message.clone();
-                if i > 0 {
-                    one["content"] = self.no_words();
+            let (mut results, mut others) = (vec![None; calls.len()], VecDeque::new());
+            while let Some(result) = rest.next_if(|next| next["role"] == "tool") {
+                let id = id_of(&result["tool_call_id"]);
+                match open.get_mut(&id).and_then(VecDeque::pop_front) {
+                    Some(i) => results[i] = Some(result),
+                    None => others.push_back(result),
                 }
+            }
+            let mut first = Some(message);
+            for (call, result) in calls.into_iter().zip(results) {
+                let bare = || json!({"role": "assistant", "content": self.no_words()});
+                let mut one = first.take().unwrap_or_else(bare);
                 one["tool_calls"] = json!([call]);
                 out.push(one);
-                out.extend(answered);
+                out.extend(result.or_else(|| others.pop_front()));
             }
-            out.extend(results);
+            out.extend(others);
         }
         out
     }
@@ -89,13 +96,13 @@ impl ChatStyle {
     }
 
     /// Messages in the order that the template takes: what it has no place for becomes a part of a
-    /// neighbour.
-    fn in_turns(&self, list: Vec<Value>) -> Vec<Value> {
+    /// neighbour. Beside tools system messages are one, since some take a second for the question.
+    fn in_turns(&self, list: Vec<Value>, tools: bool) -> Vec<Value> {
         let mut turns: Vec<Value> = Vec::with_capacity(list.len());
         let mut was_system = false; // the last one, which is the user's now
+        let mut leads = true; // all before it are system messages
+        let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
         for mut message in list {
-            let leads = turns.iter().all(|turn| turn["role"] == "system");
-            let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
             let last = turns.last().map(role).unwrap_or_default();
             let shown = match last.as_str() {
                 _ if leads => self.takes_system,
@@ -106,20 +113,29 @@ impl ChatStyle {
             if moved {
                 message["role"] = Value::from("user");
             }
-            let calls = |message: &Value| message.get("tool_calls").is_some();
-            let calls = calls(&message) || turns.last().is_some_and(calls);
+            let calls = message.get("tool_calls").is_some();
+            let called = turns.last().is_some_and(|last| last.get("tool_calls").is_some());
             let joins = match (last.as_str(), role(&message).as_str()) {
-                ("system", "system") => !self.two_systems,
+                ("system", "system") => !self.two_systems || (leads && tools),
                 ("user", "user") => self.alternates || was_system,
-                // Some print words or calls, not both.
-                ("assistant", "assistant") => self.alternates && !calls,
-                // A result is not counted, so the next turn would be the user's second one.
-                ("tool", "user") => self.alternates,
+                ("assistant", "assistant") => self.alternates && !calls && !called,
+                ("tool", "user") => self.alternates && !self.takes_silence,
                 _ => false,
             };
+            // Calls and results are not counted as turns.
+            let between = match (last.as_str(), role(&message).as_str()) {
+                _ if !self.alternates => None,
+                ("assistant", "assistant") if calls && !called => Some("user"),
+                ("tool", "user") => Some("assistant"),
+                _ => None,
+            };
+            leads &= message["role"] == "system";
             match turns.last_mut() {
                 Some(last) if joins => append(last, &message),
-                _ => turns.push(message),
+                _ => {
+                    turns.extend(between.map(|role| json!({"role": role, "content": ""})));
+                    turns.push(message);
+                }
             }
             was_system = moved;
         }
@@ -171,6 +187,11 @@ impl ChatStyle {
             *message = json!({"role": "assistant", "content": words.join("\n")});
         }
     }
+}
+
+/// An id as a key; what is no text is like nothing.
+fn id_of(id: &Value) -> String {
+    id.as_str().unwrap_or_default().to_owned()
 }
 
 /// Puts a text behind another one, with a line between.
