@@ -475,6 +475,8 @@ fn experts_of_json_and_gguf() {
     assert_eq!(read.experts, Some(Routing { count: 8, used: 3, normalized: true }));
     let shared = [("qwen3moe.expert_shared_count", GgufValue::U32(1))];
     assert_refused(of_gguf(&shared), &["expert_shared_count", "not supported"]);
+    let sigmoid = [("qwen3moe.expert_gating_func", GgufValue::U32(2))];
+    assert_refused(of_gguf(&sigmoid), &["expert_gating_func", "not supported"]);
     let scaled = [("qwen3moe.expert_weights_scale", GgufValue::F32(2.5))];
     assert_refused(of_gguf(&scaled), &["expert_weights_scale", "not supported"]);
     let none = [("qwen3moe.expert_weights_scale", GgufValue::F32(1.0))];

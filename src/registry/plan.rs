@@ -275,6 +275,8 @@ fn cgroup_free() -> Option<u64> {
 mod tests {
     use std::time::Duration;
 
+    use hearth_models::backend::Routing;
+
     use super::*;
 
     fn options() -> PlanOptions {
@@ -328,6 +330,20 @@ mod tests {
         let asked = PlanOptions { ctx_size: Some(2000), ..options() };
         let error = alone(asked, 512, 8 << 30).unwrap_err();
         assert_eq!(error, PlanError::BeyondModel { asked: 2000, max: 1024 });
+    }
+
+    /// What is gathered for the experts of every row, and what they bring, is in the plan.
+    #[test]
+    fn experts_take_memory_of_every_row() {
+        let dense = hearth_models::tiny::config();
+        let routing = |used| Some(Routing { count: 64, used, normalized: true });
+        let of = |used| {
+            working_bytes(&ModelConfig { experts: routing(used), ..dense.clone() }, &options())
+        };
+        let rows = options().batch_tokens.max(options().running_len);
+        let alive = 2 * dense.hidden_len + 2 * dense.ffn_len;
+        assert!(of(8) - of(1) >= (4 * 7 * rows * alive) as u64);
+        assert!(of(1) > working_bytes(&dense, &options()));
     }
 
     #[test]

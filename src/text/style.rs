@@ -164,10 +164,12 @@ impl Calls {
             json!({"id": id, "type": "function",
                    "function": {"name": name, "arguments": arguments}})
         };
+        let message = |content: &Value, calls: &[Value]| {
+            json!({"role": "assistant", "content": content,
+                   "tool_calls": calls})
+        };
         let call = |content: &Value, arguments: &Value, behind: &[Value]| {
-            let calls = json!([one("abcdefghi", CALLED, arguments)]);
-            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
-            probe.call(&message, behind)
+            probe.call(&message(content, &[one("abcdefghi", CALLED, arguments)]), behind)
         };
         let with = |content: &Value, behind: &[Value]| {
             [&object, &text].into_iter().find_map(|a| call(content, a, behind))
@@ -189,17 +191,13 @@ impl Calls {
         let as_object = plain(&object).filter(quoted);
         let as_text = as_object.is_none();
         let written = as_object.or_else(|| plain(&text));
-        let two = |content: &Value| {
-            let arguments = if as_text { &text } else { &object };
-            let calls = [one("abcdefghi", CALLED, arguments), one("abcdefghj", OTHER, arguments)];
-            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
-            probe.call(&message, &[])
-        };
+        let arguments = if as_text { &text } else { &object };
+        let calls = [one("abcdefghi", CALLED, arguments), one("abcdefghj", OTHER, arguments)];
+        let two = |content: &Value| probe.call(&message(content, &calls), &[]);
         let two = [&null, &empty].into_iter().find_map(two);
         let opens = |content: &Value| {
-            let calls = json!([one("abcdefghi", CALLED, if as_text { &text } else { &object })]);
-            let message = json!({"role": "assistant", "content": content, "tool_calls": calls});
-            let messages = [&[message], &behind[..], &[said("user", "question")]].concat();
+            let first = message(content, &calls[..1]);
+            let messages = [&[first], &behind[..], &[said("user", "question")]].concat();
             probe.beside_tools(messages).is_some_and(|text| text.contains(KEY))
         };
         let opens = written.is_none() || opens(&null) || opens(&empty);

@@ -182,7 +182,8 @@ fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     match (isa, job.w.activation_kind()) {
         (Isa::Scalar, _) => scalar::run(job, tiles, rows),
         // SAFETY: the instruction set was checked, tiles and rows come from the job's own cut, in
-        // which no two tasks share a column of a row.
+        // which no two tasks share a column of a row; jobs of one y have rows of their own
+        // (`grouped_isa` asserts it).
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512, _) => unsafe { avx512::run(job, tiles, rows) },
         // SAFETY: as above.

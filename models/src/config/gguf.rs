@@ -54,7 +54,12 @@ pub(super) fn raw(
     if !experts && keys.named("num_experts")?.is_some_and(|experts| experts > 0) {
         return Err(keys.wrong("expert_count", "experts are not supported in this architecture"));
     }
-    for (key, harmless) in [("expert_shared_count", 0.0), ("expert_weights_scale", 1.0)] {
+    for (key, harmless) in [
+        ("expert_shared_count", 0.0),
+        ("expert_weights_scale", 1.0),
+        ("expert_gating_func", 1.0), // a softmax
+        ("expert_group_count", 1.0),
+    ] {
         let number = match keys.meta.value(&keys.of(key))? {
             Some(Value::F32(_)) => keys.number(key)?,
             _ => keys.count(key)?.map(|count| count as f64),

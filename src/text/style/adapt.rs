@@ -196,11 +196,14 @@ fn id_of(id: &Value) -> String {
 
 /// Puts a text behind another one, with a line between.
 fn append(last: &mut Value, next: &Value) {
-    let text = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
-    let (before, after) = (text(last), text(next));
-    if !after.is_empty() {
-        let between = if before.is_empty() { "" } else { "\n\n" };
-        last["content"] = Value::from(format!("{before}{between}{after}"));
+    let after = next["content"].as_str().unwrap_or_default();
+    match last.get_mut("content") {
+        _ if after.is_empty() => {}
+        Some(Value::String(text)) if !text.is_empty() => {
+            text.push_str("\n\n");
+            text.push_str(after);
+        }
+        _ => last["content"] = Value::from(after),
     }
 }
 
