@@ -347,7 +347,7 @@ fn attentions(pool: &Pool, table: &Table) {
             block_tables: &[&blocks],
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let params = AttentionParams { n_heads, scale, softcap: None, window: None };
+        let params = AttentionParams { n_heads, scale, softcap: None, window: None, sinks: None };
         let q = randoms(rows * n_heads * head_dim, 6);
         let mut out = vec![0.0; q.len()];
         let seen = rows * keys - rows * (rows - 1) / 2;
@@ -393,7 +393,13 @@ fn classes(pool: &Pool, table: &Table) {
         let cu_q: Vec<u32> = (0..=SEQS as u32).collect();
         let batch =
             AttentionBatch { cu_q: &cu_q, context_len: &[len as u32; SEQS], block_tables: &tables };
-        let params = AttentionParams { n_heads: N_HEADS, scale: 0.1, softcap: None, window: None };
+        let params = AttentionParams {
+            n_heads: N_HEADS,
+            scale: 0.1,
+            softcap: None,
+            window: None,
+            sinks: None,
+        };
         let q = randoms(SEQS * N_HEADS * HEAD_DIM, 6);
         let mut out = vec![0.0; q.len()];
         let operations = 4.0 * (SEQS * len * N_HEADS * HEAD_DIM) as f64;

@@ -70,7 +70,7 @@ pub struct Knobs {
     pub qkv_bias: bool,
     /// The output projection of attention must have a bias.
     pub out_bias: bool,
-    /// Gate, up and down must have a bias.
+    /// Gate, up and down must have a bias, and routers beside experts.
     pub mlp_bias: bool,
     /// RMS norm of every query and key head.
     pub qk_norm: bool,
@@ -90,6 +90,20 @@ pub struct Knobs {
     pub logit_softcap: Option<f32>,
     /// The file stores Q and K rows for rotation of adjacent pairs (GGUF of the Llama type).
     pub interleaved_qk: bool,
+    /// Attention has a sink for every query head.
+    pub sinks: bool,
+    /// How files name and lay out the parts.
+    pub naming: Naming,
+}
+
+/// Names and layouts of tensors that most families share, and others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// Those of Llama, and of Qwen3 with experts.
+    #[default]
+    Usual,
+    /// Those of gpt-oss.
+    GptOss,
 }
 
 impl ModelConfig {
@@ -124,7 +138,7 @@ impl ModelConfig {
             let known = families::known();
             Error::config(ARCHITECTURE, format!("`{arch}` is not supported; known: {known}"))
         })?;
-        let raw = gguf::raw(weights, meta, arch, family.experts)?;
+        let raw = gguf::raw(weights, meta, arch, family)?;
         Self::new(family, &raw).map_err(|e| gguf::in_its_words(e, arch))
     }
 
@@ -158,10 +172,12 @@ impl ModelConfig {
             family: family.name,
             hidden_len,
             ffn_len: match family.experts {
-                false => counted("intermediate_size", raw.intermediate_size)?,
-                true => counted("moe_intermediate_size", raw.moe_intermediate_size)?,
+                Some(key) if key == MOE_WIDTH || raw.is_gguf() => {
+                    counted(MOE_WIDTH, raw.moe_intermediate_size)?
+                }
+                _ => counted("intermediate_size", raw.intermediate_size)?,
             },
-            experts: family.experts.then(|| routing(raw)).transpose()?,
+            experts: family.experts.map(|_| routing(raw, &knobs)).transpose()?,
             layer_count,
             head_count,
             kv_head_count: counted("num_key_value_heads", kv_heads.or(Some(head_count)))?,
@@ -265,9 +281,19 @@ impl Knobs {
     }
 
     fn check(&self, raw: &RawConfig) -> Result<()> {
+        if self.gate == Gate::ClampedSwiglu {
+            // GGUF has no words for them.
+            for (key, number, fixed) in
+                [("swiglu_alpha", raw.swiglu_alpha, 1.702), ("swiglu_limit", raw.swiglu_limit, 7.0)]
+            {
+                if number.is_some_and(|number| number != fixed) {
+                    return Err(Error::config(key, format!("other than {fixed} is not supported")));
+                }
+            }
+        }
         // In the first files of Gemma `hidden_act` says `gelu` and means the approximation.
         let (known, other): (&[&str], &[&str]) = match self.gate {
-            Gate::Silu => (&["silu"], &["silu"]),
+            Gate::Silu | Gate::ClampedSwiglu => (&["silu"], &["silu"]),
             Gate::GeluTanh => (&["gelu_pytorch_tanh", "gelu"], &["gelu_pytorch_tanh"]),
         };
         for (key, activation, known) in [
@@ -298,8 +324,10 @@ impl Knobs {
 /// In all layers; the largest models have some 25,000.
 const EXPERTS_MAX: usize = 1 << 18;
 
+const MOE_WIDTH: &str = "moe_intermediate_size";
+
 /// How rows are given to experts.
-fn routing(raw: &RawConfig) -> Result<Routing> {
+fn routing(raw: &RawConfig, knobs: &Knobs) -> Result<Routing> {
     const USED: &str = "num_experts_per_tok";
     let count = counted_up_to(4096, "num_experts", raw.num_experts.or(raw.num_local_experts))?;
     let used = counted(USED, raw.num_experts_per_tok)?;
@@ -314,8 +342,11 @@ fn routing(raw: &RawConfig) -> Result<Routing> {
         let what = "layers without experts between others are not supported";
         return Err(Error::config("mlp_only_layers", what));
     }
-    // GGUF has no word for it: its readers normalise.
-    let normalized = raw.norm_topk_prob.unwrap_or(raw.is_gguf());
+    // GGUF has no word for it: its readers normalise. gpt-oss has none either, and does.
+    let normalized = match knobs.naming {
+        Naming::Usual => raw.norm_topk_prob.unwrap_or(raw.is_gguf()),
+        Naming::GptOss => true,
+    };
     Ok(Routing { count, used, normalized })
 }
 

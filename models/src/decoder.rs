@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::adapter::{self, Adapter};
-use crate::backend::{AttentionParams, Backend, Plain};
+use crate::backend::{AttentionParams, Backend, Experts, Plain};
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Pass, Walk, Wanted};
 use crate::config::ModelConfig;
 use crate::kv_store::{KvGeometry, KvStore};
@@ -244,7 +244,7 @@ impl<B: Backend> Decoder<B> {
             Role::ExpertGate(..) | Role::ExpertUp(..) | Role::ExpertDown(..) => return None,
             Role::Norm | Role::AttentionNorm(_) | Role::PostAttentionNorm(_) => return None,
             Role::MlpNorm(_) | Role::PreMlpNorm(_) | Role::PostMlpNorm(_) => return None,
-            Role::QNorm(_) | Role::KNorm(_) => return None,
+            Role::QNorm(_) | Role::KNorm(_) | Role::Sinks(_) => return None,
         };
         Some(&mut linear.deltas)
     }
@@ -294,6 +294,9 @@ impl Decoder<Plain> {
                 add(Role::QNorm(l), false, q);
                 add(Role::KNorm(l), false, k);
             }
+            if let Some(sinks) = &attention.sinks {
+                add(Role::Sinks(l), false, sinks);
+            }
             linears.extend([
                 (Role::Q(l), &attention.q),
                 (Role::K(l), &attention.k),
@@ -308,14 +311,17 @@ impl Decoder<Plain> {
                 ]),
                 FeedForward::Experts(moe) => {
                     linears.push((Role::Router(l), &moe.router));
-                    for (e, tensor) in moe.experts.gate.iter().enumerate() {
-                        add(Role::ExpertGate(l, e), false, tensor);
-                    }
-                    for (e, tensor) in moe.experts.up.iter().enumerate() {
-                        add(Role::ExpertUp(l, e), false, tensor);
-                    }
-                    for (e, tensor) in moe.experts.down.iter().enumerate() {
-                        add(Role::ExpertDown(l, e), false, tensor);
+                    let Experts { gate, up, down, biases, .. } = &moe.experts;
+                    let mut each = |role: fn(usize, usize) -> Role, bias, all: &[Tensor]| {
+                        all.iter().enumerate().for_each(|(e, t)| add(role(l, e), bias, t));
+                    };
+                    each(Role::ExpertGate, false, gate);
+                    each(Role::ExpertUp, false, up);
+                    each(Role::ExpertDown, false, down);
+                    if let Some([gate, up, down]) = biases {
+                        each(Role::ExpertGate, true, gate);
+                        each(Role::ExpertUp, true, up);
+                        each(Role::ExpertDown, true, down);
                     }
                 }
             }
@@ -426,6 +432,7 @@ impl<B: Backend> Layer<B> {
             v: linear(V(layer))?,
             out: linear(Out(layer))?,
             qk_norm: None,
+            sinks: None,
             norm_eps: c.norm_eps,
             params: AttentionParams {
                 layer,
@@ -443,6 +450,7 @@ impl<B: Backend> Layer<B> {
             true => Some((vector(QNorm(layer))?, vector(KNorm(layer))?)),
             false => None,
         };
+        let sinks = c.knobs.sinks.then(|| vector(Sinks(layer))).transpose()?;
         let (mlp_norm, post_norms) = match c.knobs.post_norms {
             false => (MlpNorm(layer), None),
             true => {
@@ -452,7 +460,7 @@ impl<B: Backend> Layer<B> {
         };
         Ok(Self {
             attention_norm: vector(AttentionNorm(layer))?,
-            attention: Attention { qk_norm, ..attention },
+            attention: Attention { qk_norm, sinks, ..attention },
             mlp_norm: vector(mlp_norm)?,
             mlp,
             post_norms,

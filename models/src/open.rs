@@ -17,7 +17,7 @@ use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::kv_store::{KvDType, stored_as};
 use crate::parallel;
-use crate::weights::{Format, Layout, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
+use crate::weights::{Layout, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
 use crate::{Error, Model, Result, TextEncoder};
 
 /// Where and how to compute. The only place that chooses a device.
@@ -213,7 +213,11 @@ impl Compute {
             Self::Fused(_) | Self::Ranks(_) => info.len_bytes() as u64,
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Cuda::stored_bytes(info),
-            Self::Plain(_, dtype) => (info.elements() * dtype.size_in_bytes()) as u64,
+            Self::Plain(_, dtype) => {
+                // A byte of MXFP4 is two numbers.
+                let each = if info.ty.name() == "U8" { 2 } else { 1 };
+                (info.elements() * each * dtype.size_in_bytes()) as u64
+            }
         }
     }
 
@@ -342,10 +346,12 @@ impl ModelFile {
                 mix.dtype(*role, &self.config).row_bytes(elements).unwrap_or(0) as u64
             }
             _ => {
-                let name = role.name(self.weights.format() == Format::Gguf, "weight");
-                let bytes = self.weights.info(&name).map_or(0, |info| first.tensor_bytes(info));
-                bytes
-                    / self.config.stacked(*role, self.weights.format()).map_or(1, |[_, n]| n as u64)
+                let name = self.config.name(*role, self.weights.format(), "weight");
+                let parts = self.weights.parts_of(&name);
+                let infos = parts.iter().filter_map(|name| self.weights.info(name));
+                let bytes: u64 = infos.map(|info| first.tensor_bytes(info)).sum();
+                let of = self.config.stacked(*role, self.weights.format());
+                bytes / of.map_or(1, |of| (of.count * of.every) as u64)
             }
         };
         let roles = Role::all(&self.config);

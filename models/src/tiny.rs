@@ -14,7 +14,7 @@ use crate::adapter::{self, Adapter, Delta};
 use crate::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
 use crate::open::Compute;
 use crate::weights::gguf_writer::GgufWriter;
-use crate::weights::{Loader, Role, Weights};
+use crate::weights::{Format, Layout, Loader, Role, Weights};
 use crate::{Error, Model, Result};
 
 /// A small Llama with grouped heads: two layers, 8 query heads, 2 key heads, 512 tokens.
@@ -87,7 +87,8 @@ pub fn weights(config: &ModelConfig, dtype: DType, seed: u64) -> Result<Weights>
 fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
     let mut tensors = Vec::new();
     for (name, shape) in shapes(config) {
-        let dtype = if shape.len() >= 2 { dtype } else { DType::F32 };
+        let matrix = shape.len() >= 2 && !name.ends_with(".bias");
+        let dtype = if matrix { dtype } else { DType::F32 };
         let bytes = quant::quantize(dtype, &values(&name, &shape, seed));
         let bytes = bytes.ok_or_else(|| io::Error::other(format!("no quantiser for {dtype}")))?;
         tensors.push((name, shape, dtype, bytes));
@@ -107,16 +108,19 @@ fn gguf(config: &ModelConfig, dtype: DType, seed: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut all = Vec::new();
     for role in Role::all(config) {
+        if role.expert(config).is_some_and(|[index, _]| index > 0) {
+            continue; // a part of the tensors of the first
+        }
         let mut shape = role.shape(config);
         if role.needs_bias(config) {
-            all.push((role.name(true, "bias"), shape[..1].to_vec()));
+            let stack = role.expert(config).map(|[_, count]| count);
+            let shape = stack.into_iter().chain([shape[0]]).collect();
+            all.push((config.name(role, Format::Gguf, "bias"), shape));
         }
-        match role.expert(config) {
-            None => {}
-            Some([0, count]) => shape.insert(0, count),
-            Some(_) => continue, // a part of the tensor of the first
+        if let Some([_, count]) = role.expert(config) {
+            shape.insert(0, count);
         }
-        all.push((role.name(true, "weight"), shape));
+        all.push((config.name(role, Format::Gguf, "weight"), shape));
     }
     all
 }
@@ -130,10 +134,11 @@ fn values(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
-    let (centre, spread) = match (shape, name.ends_with("norm.weight")) {
+    let (centre, spread) = match (shape, name) {
+        (_, name) if name.ends_with(".bias") => (0.0, 0.2),
         ([.., _, k], _) => (0.0, (3.0 / *k as f32).sqrt()),
-        (_, true) => (1.0, 0.2),
-        (_, false) => (0.0, 0.2),
+        (_, name) if name.ends_with("norm.weight") => (1.0, 0.2),
+        _ => (0.0, 0.2),
     };
     (0..shape.iter().product()).map(|_| centre + spread * uniform()).collect()
 }

@@ -41,7 +41,7 @@ fn fused_path_equals_transformers() {
     let pool = Arc::new(Pool::new(2));
     run(&Compute::Fused(pool), |weights| match weights {
         "float32" | "float16" | "bfloat16" => Limit::Largest(1e-4),
-        "Q8_0" | "Q4_0" => Limit::Relative(0.06),
+        "Q8_0" | "Q4_0" | "MXFP4" => Limit::Relative(0.06),
         other => panic!("no tolerance for {other}"),
     });
 }

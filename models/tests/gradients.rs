@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 use hearth_models::adapter::Delta;
-use hearth_models::backend::{AttentionParams, Backend, HeadNorms, Heads, HostStep, Plain};
+use hearth_models::backend::{AttentionParams, Backend, Heads, HostStep, OfHeads, Plain};
 use hearth_models::backend::{DeltaGroup, DeltaInput, Experts, Gate, Gelu, PlainDelta, Routing};
 use hearth_models::config::{Knobs, ModelConfig};
 use hearth_models::decoder::Decoder;
@@ -116,19 +116,19 @@ impl Backend for Training {
     fn attend(
         &self,
         qkv: [Tensor; 3],
-        norms: Option<HeadNorms<'_, Tensor>>,
+        heads: OfHeads<'_, Tensor>,
         step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {
-        self.plain.attend(qkv, norms, step, kv, params)
+        self.plain.attend(qkv, heads, step, kv, params)
     }
 
     fn gate_mul(&self, kind: Gate, gate: Tensor, up: &Tensor) -> Result<Tensor> {
         self.plain.gate_mul(kind, gate, up)
     }
 
-    fn experts(&self, x: &Tensor, scores: Tensor, of: &Experts<Tensor>) -> Result<Tensor> {
+    fn experts(&self, x: &Tensor, scores: Tensor, of: &Experts<Tensor, Tensor>) -> Result<Tensor> {
         self.plain.experts(x, scores, of)
     }
 
@@ -217,6 +217,15 @@ fn routers_and_experts_have_theirs() {
     }
 }
 
+/// What gpt-oss has beside: the gate is bounded on both sides of some numbers.
+#[test]
+fn sinks_and_bounded_gates_have_theirs() {
+    let mut config = config(false);
+    (config.knobs.sinks, config.knobs.gate) = (true, Gate::ClampedSwiglu);
+    config.experts = Some(Routing { count: 4, used: 2, normalized: true });
+    check(&config);
+}
+
 #[test]
 fn tied_embeddings_have_theirs() {
     check(&config(true));
@@ -231,8 +240,8 @@ fn check(config: &ModelConfig) {
     let mut loader = Loader::new(&weights, config, &mut progress);
     let model = Decoder::load(config.clone(), &mut loader, ops).unwrap();
     let vars = tape.vars.lock().unwrap().clone();
-    let matrices = |shape: &[usize]| if let &[experts, _, _] = shape { experts } else { 1 };
-    let all: usize = weights.infos().map(|(_, info)| matrices(&info.shape)).sum();
+    let each = |name: &str, shape: &[usize]| if name.contains("_exps.") { shape[0] } else { 1 };
+    let all: usize = weights.infos().map(|(name, info)| each(name, &info.shape)).sum();
     assert_eq!(vars.len(), all, "every tensor of the file is a parameter");
 
     let gradients = loss(&model, &tape).backward().unwrap();

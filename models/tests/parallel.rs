@@ -9,7 +9,7 @@ use hearth_kernels::lora::Float;
 use hearth_kernels::quant::DType;
 use hearth_models::adapter::{Adapter, Delta, Dora};
 use hearth_models::backend::{Gate, Routing};
-use hearth_models::config::{Knobs, ModelConfig};
+use hearth_models::config::{Knobs, ModelConfig, Naming};
 use hearth_models::{Compute, ForwardBatch, KvDType, KvStore, LoraSlot, Model, tiny};
 
 const BLOCK_LEN: usize = 16;
@@ -117,6 +117,14 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
         ("Qwen3 with experts", {
             let routing = Routing { count: 6, used: 2, normalized: true };
             with(&|c| (c.knobs.qk_norm, c.experts) = (true, Some(routing)))
+        }),
+        ("gpt-oss", {
+            let routing = Routing { count: 6, used: 2, normalized: true };
+            with(&|c| {
+                (c.knobs, c.experts) = (biases, Some(routing));
+                (c.knobs.sinks, c.knobs.gate) = (true, Gate::ClampedSwiglu);
+                c.knobs.naming = Naming::GptOss;
+            })
         }),
         ("Qwen3: norms of heads of 64", {
             with(&|c| (c.knobs.qk_norm, c.head_dim, c.rope.dim) = (true, 64, 64))

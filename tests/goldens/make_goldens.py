@@ -42,7 +42,7 @@ SPREAD_MIN = 1.0  # standard deviation of the logits
 FEATURE_MIN = 1e-2  # a feature must move some logit by this much
 MARGIN_MIN = 2e-3  # best minus second best logit at every greedy step
 NOISE_MAX = 4e-5  # float32 against float64
-BYTES_MAX = 4_000_000  # of everything committed here
+BYTES_MAX = 5_000_000  # of everything committed here
 
 
 @dataclasses.dataclass
@@ -109,6 +109,28 @@ WITHOUT_GEMMA2 = {
     "sliding window": {"sliding_window": 256},
     "bound of scores": {"attn_logit_softcapping": None},
     "bound of logits": {"final_logit_softcapping": None},
+}
+# Gates of these weights are beyond the bound now and then; published models have a window of 128
+# and a factor of 32.
+OSS_YARN = {
+    "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 32,
+}
+OSS = {
+    "hidden_size": 64, "intermediate_size": 32, "head_dim": 16, "num_local_experts": 6,
+    "num_experts_per_tok": 2, "sliding_window": 16, "attention_bias": True, "swiglu_limit": 7.0,
+    "layer_types": ["sliding_attention", "full_attention"], "rope_theta": 500.0,
+    "rope_scaling": OSS_YARN, "bos_token_id": 261, "eos_token_id": 263, "torch_dtype": "float16",
+}
+WITHOUT_OSS = {
+    "all experts that are used": {"num_experts_per_tok": 1},
+    "sliding window": {"sliding_window": 256},
+    "bound of the gate": {"swiglu_limit": 1e6},
+    "YaRN": {"rope_scaling": {"rope_type": "default"}},
+    "bounds of YaRN that are no whole numbers": {"rope_scaling": OSS_YARN | {"truncate": True}},
+}
+NO_OSS = {
+    "sinks": ("sinks", -1e4), "biases": (".bias", 0.0), "biases of experts": ("_proj_bias", 0.0),
 }
 NO_POST_NORMS = {
     "norms behind attention": ("post_attention_layernorm", 0.0),
@@ -235,6 +257,21 @@ FAMILIES = [
     ),
 ]
 
+FAMILIES.append(
+    Family(
+        # Sinks, 2 of 6 experts with biases and a bounded gate, a window in every other layer.
+        "gpt-oss", 31, config("gpt_oss", "GptOssForCausalLM", **OSS), dtype=torch.float16,
+        gguf_type=gguf.GGMLQuantizationType.F16, without=WITHOUT_OSS, neutral=NO_OSS,
+    )
+)
+# Experts as published: codes of four bits, in the folder apart from their scales. All are used, so
+# that inputs rounded to bytes do not send a row elsewhere.
+OSS_ALL = OSS | {"num_local_experts": 3, "num_experts_per_tok": 3}
+OSS_MXFP4 = Family(
+    "gpt-oss-mxfp4", 32, config("gpt_oss", "GptOssForCausalLM", **OSS_ALL), dtype=torch.float16,
+    gguf_type=gguf.GGMLQuantizationType.F16, without=WITHOUT_OSS, neutral=NO_OSS,
+)
+
 # GGUF only; rows are multiples of 32 so that every matrix really is quantised.
 QUANTISED = [
     Family(
@@ -263,6 +300,10 @@ def is_gemma(family: Family) -> bool:
     return family.config["model_type"].startswith("gemma")
 
 
+def is_oss(family: Family) -> bool:
+    return family.config["model_type"] == "gpt_oss"
+
+
 def random_weights(family: Family) -> dict[str, torch.Tensor]:
     """Seeded by numpy's frozen legacy generator, in name order: the same on every version."""
     skeleton = AutoModelForCausalLM.from_config(hf_config(family.config))
@@ -276,7 +317,11 @@ def random_weights(family: Family) -> dict[str, torch.Tensor]:
             # Gemma counts from one; and there layers must outweigh the embeddings.
             from_zero = is_gemma(family) and "post_" not in name
             noise = (0.0 if from_zero else 1.0) + 0.2 * noise
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", "_proj_bias")):
+            noise = 0.3 * noise
+        elif name.endswith("sinks"):
+            noise = 2.0 * noise
+        elif is_oss(family) and name.endswith("gate_up_proj"):
             noise = 0.3 * noise
         else:
             is_table = "embed" in name or "lm_head" in name
@@ -403,6 +448,52 @@ GGUF_POST_NORM_NAMES = GGUF_NAMES | {
 }
 
 
+GGUF_OSS_NAMES = GGUF_NAMES | {
+    "post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp",
+    "self_attn.sinks": "attn_sinks",
+}
+
+
+def by_outputs(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts of gpt-oss as GGUF has them: `[experts, n, k]`, gate and up apart."""
+    apart = {}
+    for name, tensor in weights.items():
+        stem, end = name.rsplit(".", 1)
+        if end == "sinks":
+            apart[f"{name}.weight"] = tensor
+        elif end in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"):
+            part, kind = end.removesuffix("_bias"), "bias" if end.endswith("bias") else "weight"
+            rows = tensor if kind == "bias" else tensor.transpose(1, 2)
+            if part == "down_proj":
+                apart[f"{stem}.down_proj.{kind}"] = rows
+            else:
+                apart[f"{stem}.gate_proj.{kind}"] = rows[:, 0::2]
+                apart[f"{stem}.up_proj.{kind}"] = rows[:, 1::2]
+        else:
+            apart[name] = tensor
+    return apart
+
+
+def on_the_grid(weights: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+    """Weights whose experts are numbers of MXFP4, and these as a published folder has them."""
+    kind = gguf.GGMLQuantizationType.MXFP4
+    rounded, packed = {}, {}
+    for name, tensor in weights.items():
+        if not name.endswith(("gate_up_proj", "down_proj")) or tensor.ndim != 3:
+            rounded[name] = packed[name] = tensor
+            continue
+        rows = np.ascontiguousarray(tensor.transpose(1, 2).to(torch.float32).numpy())
+        data = gguf.quants.quantize(rows, kind)
+        back = torch.from_numpy(gguf.quants.dequantize(data, kind).astype(np.float32))
+        rounded[name] = back.reshape(rows.shape).transpose(1, 2).contiguous()
+        blocks = data.reshape(*rows.shape[:2], rows.shape[2] // 32, 17)
+        codes = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
+        pairs = codes[..., 0::2] | codes[..., 1::2] << 4
+        packed[f"{name}_blocks"] = torch.from_numpy(np.ascontiguousarray(pairs))
+        packed[f"{name}_scales"] = torch.from_numpy(np.ascontiguousarray(blocks[..., 0]))
+    return rounded, packed
+
+
 def by_expert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Experts as published files have them: each projection apart, `[experts, n, k]` here."""
     apart = {}
@@ -434,6 +525,17 @@ def gguf_metadata(out: gguf.GGUFWriter, family: Family) -> None:
     out.add_context_length(raw["max_position_embeddings"])
     out.add_embedding_length(raw["hidden_size"])
     out.add_feed_forward_length(raw["intermediate_size"])
+    if raw["model_type"] == "gpt_oss":
+        scaling = raw["rope_scaling"]
+        out.add_expert_count(raw["num_local_experts"])
+        out.add_expert_used_count(raw["num_experts_per_tok"])
+        out.add_expert_feed_forward_length(raw["intermediate_size"])
+        out.add_sliding_window(raw["sliding_window"])
+        out.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        out.add_rope_scaling_factor(scaling["factor"])
+        out.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        out.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+        out.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
     if "num_experts" in raw:
         out.add_expert_count(raw["num_experts"])
         out.add_expert_used_count(raw["num_experts_per_tok"])
@@ -510,11 +612,14 @@ def bpe_vocabulary(out: gguf.GGUFWriter, raw: dict) -> None:
     out.add_add_bos_token(False)
 
 
-def write_gguf(path: Path, family: Family, weights: dict, split_after: int = 0) -> dict:
-    """Writes the file; returns the weights as a reader gets them back, in HF names and order."""
+def write_gguf(
+    path: Path, family: Family, weights: dict, split_after: int = 0,
+    experts: gguf.GGMLQuantizationType | None = None,
+) -> dict:
+    """Writes the file (experts in a type of their own, if told); returns the weights as a reader gets them back, in HF names and order."""
     raw = family.config
     is_llama = raw["model_type"] == "llama"
-    arch = raw["model_type"].removesuffix("_text").replace("3_moe", "3moe")
+    arch = raw["model_type"].removesuffix("_text").replace("3_moe", "3moe").replace("_", "-")
     out = gguf.GGUFWriter(path, arch, split_max_tensors=split_after)
     gguf_metadata(out, family)
     by_pieces = is_llama or is_gemma(family)
@@ -522,7 +627,8 @@ def write_gguf(path: Path, family: Family, weights: dict, split_after: int = 0) 
     if raw.get("rope_scaling", {}).get("rope_type") == "llama3":
         out.add_tensor("rope_freqs.weight", llama3_factors(raw))
     seen = {}
-    for name, tensor in by_expert(weights).items():
+    apart = by_outputs(weights) if is_oss(family) else by_expert(weights)
+    for name, tensor in apart.items():
         values = tensor.to(torch.float32).numpy()
         heads = {"q_proj": raw["num_attention_heads"], "k_proj": raw["num_key_value_heads"]}
         n_heads = heads.get(name.split(".")[-2], 0) if is_llama else 0
@@ -530,11 +636,16 @@ def write_gguf(path: Path, family: Family, weights: dict, split_after: int = 0) 
         if is_gemma(family) and name.endswith("norm.weight"):
             stored = stored + np.float32(1.0)
         # As everybody does: vectors and routers stay f32, matrices take the type of the file.
-        is_vector = values.ndim == 1 or name.endswith("mlp.gate.weight")
+        is_vector = values.ndim == 1 or name.endswith(
+            ("mlp.gate.weight", "mlp.router.weight", ".bias")
+        )
         kind = gguf.GGMLQuantizationType.F32 if is_vector else family.gguf_type
+        if experts is not None and "experts" in name and not is_vector:
+            kind = experts
         data = gguf.quants.quantize(stored, kind)
         has_post_norms = "model.layers.0.post_feedforward_layernorm.weight" in weights
         names = GGUF_POST_NORM_NAMES if has_post_norms else GGUF_NAMES
+        names = GGUF_OSS_NAMES if is_oss(family) else names
         out.add_tensor(gguf_name(name, names), data, raw_dtype=kind)
         back = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
         seen[name] = torch.from_numpy(np.array(back, dtype=np.float32))
@@ -552,8 +663,8 @@ def write_folder(folder: Path, family: Family, weights: dict) -> None:
     generation = {k: raw[k] for k in ("bos_token_id", "eos_token_id")} | {"do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     tensors = {}
-    for name, tensor in by_expert(weights).items():
-        if tensor.ndim == 3:
+    for name, tensor in (weights if is_oss(family) else by_expert(weights)).items():
+        if tensor.ndim == 3 and not is_oss(family):
             each = {name.replace("experts.", f"experts.{i}."): t for i, t in enumerate(tensor)}
             tensors |= {name: tensor.clone() for name, tensor in each.items()}
         else:
@@ -596,9 +707,25 @@ def write_all(root: Path) -> None:
             case("llama-odd-sharded", golden_path, family, stored, moved)
         if family.gguf_type is not None:
             seen = write_gguf(root / f"{family.name}.gguf", family, weights)
-            stored_weights = by_expert(weights)
+            stored_weights = by_outputs(weights) if is_oss(family) else by_expert(weights)
             assert all(torch.equal(seen[k], v.float()) for k, v in stored_weights.items())
             case(f"{family.name}.gguf", golden_path, family, stored, moved)
+
+    family = OSS_MXFP4
+    weights, packed = on_the_grid(random_weights(family))
+    golden = greedy(build(family.config, weights), prompt_of(family))
+    moved = check(family, weights, golden)
+    golden_path = f"{family.name}/golden.safetensors"
+    kept_as = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": []}}
+    published = dataclasses.replace(family, config=family.config | kept_as)
+    write_folder(root / family.name, published, packed)
+    save_file(golden, root / golden_path)
+    case(family.name, golden_path, family, "MXFP4", moved)
+    seen = write_gguf(
+        root / f"{family.name}.gguf", family, weights, experts=gguf.GGMLQuantizationType.MXFP4
+    )
+    assert all(torch.equal(seen[k], v.float()) for k, v in by_outputs(weights).items())
+    case(f"{family.name}.gguf", golden_path, family, "MXFP4", moved)
 
     for family in QUANTISED:
         path = f"{family.name}.gguf"

@@ -3,7 +3,8 @@
 //! All instruction sets agree bit by bit; against f64 the gates are within 1e-6 relative.
 //! `silu(x) = x / (1 + e^-x)`; `gelu_tanh(x)` is the usual approximation
 //! `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, which equals
-//! `x * sigmoid(2 sqrt(2 / pi) * (x + 0.044715 x^3))` and is computed so.
+//! `x * sigmoid(2 sqrt(2 / pi) * (x + 0.044715 x^3))` and is computed so. The gate of gpt-oss is
+//! bounded: see [`Gate::ClampedSwiglu`].
 //!
 //! GELU without a gate, for encoders, is in `gelu.rs`; the soft bound of logits in `softcap.rs`.
 
@@ -26,6 +27,9 @@ pub enum Gate {
     Silu,
     /// `gelu_tanh(gate) * up`
     GeluTanh,
+    /// `g * sigmoid(1.702 g) * (u + 1)` with `g = min(gate, 7)` and `u` between -7 and 7
+    /// (OpenAI 2025, gpt-oss)
+    ClampedSwiglu,
 }
 
 /// `out = activation(gate) * up`, element by element.
@@ -113,6 +117,7 @@ impl Kernel for GateMul<'_> {
         match self.kind {
             Gate::Silu => zip_map(simd, self.gate, self.up, self.out, Silu),
             Gate::GeluTanh => zip_map(simd, self.gate, self.up, self.out, GeluTanh),
+            Gate::ClampedSwiglu => zip_map(simd, self.gate, self.up, self.out, ClampedSwiglu),
         }
     }
 }
@@ -135,6 +140,19 @@ impl Map for GeluTanh {
     }
 }
 
+struct ClampedSwiglu;
+
+impl Map for ClampedSwiglu {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, gate: S::V, up: S::V) -> S::V {
+        let (low, high) = (simd.splat(-7.0), simd.splat(7.0));
+        let gate = simd.if_less(high, gate, high, gate);
+        let up = simd.if_less(high, up, high, simd.if_less(up, low, low, up));
+        let open = sigmoid(simd, simd.mul(simd.splat(1.702), gate));
+        simd.mul(simd.mul(gate, open), simd.add(up, simd.splat(1.0)))
+    }
+}
+
 #[inline(always)]
 fn gelu_tanh<S: Simd>(simd: S, x: S::V) -> S::V {
     let twice = simd.splat(2.0 * 0.797_884_6); // 2 sqrt(2 / pi)
@@ -152,6 +170,10 @@ mod tests {
         let x = f64::from(gate);
         let activated = match kind {
             Gate::Silu => x / (1.0 + (-x).exp()),
+            Gate::ClampedSwiglu => {
+                let (x, up) = (x.min(7.0), f64::from(up).clamp(-7.0, 7.0));
+                return x / (1.0 + (-1.702 * x).exp()) * (up + 1.0);
+            }
             Gate::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
                 0.5 * x * (1.0 + inner.tanh())
@@ -160,13 +182,15 @@ mod tests {
         activated * f64::from(up)
     }
 
+    const GATES: [Gate; 3] = [Gate::Silu, Gate::GeluTanh, Gate::ClampedSwiglu];
+
     #[test]
     fn gates_are_near_the_truth_and_equal_to_scalar() {
         let pool = Pool::new(3);
         for &len in cases::LENGTHS.iter().chain(&[100_003]) {
             let gate: Vec<f32> = cases::randoms(len, 10).iter().map(|x| x * 12.0).collect();
-            let up = cases::randoms(len, 11);
-            for kind in [Gate::Silu, Gate::GeluTanh] {
+            let up: Vec<f32> = cases::randoms(len, 11).iter().map(|x| x * 9.0).collect();
+            for kind in GATES {
                 let mut scalar = vec![0.0; len];
                 gate_mul_with(Isa::Scalar, &Pool::new(1), kind, &gate, &up, &mut scalar);
                 for i in 0..len {
@@ -189,10 +213,11 @@ mod tests {
         let gate = [-1e30, -100.0, -0.0, 0.0, 100.0, 1e18];
         let (up, mut out) = ([1.0; 6], [0.0; 6]);
         for isa in Isa::available() {
-            for kind in [Gate::Silu, Gate::GeluTanh] {
+            for kind in GATES {
                 gate_mul_with(*isa, &pool, kind, &gate, &up, &mut out);
                 assert!(out.iter().all(|x| x.is_finite()), "{kind:?} {out:?}");
-                assert_eq!(out[4], 100.0);
+                let open = if kind == Gate::ClampedSwiglu { 14.0 } else { 100.0 };
+                assert!((out[4] - open).abs() < 1e-3, "{kind:?} {out:?}");
             }
         }
     }

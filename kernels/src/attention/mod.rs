@@ -6,7 +6,7 @@
 //! # Order of arithmetic
 //! Keys are taken in chunks of [`CHUNK`], counted from position 0. A chunk gives every query head
 //! of every row a partial: the largest score, the sum of the weights, the weighted sum of
-//! V. Partials are merged from the first chunk to the last. Inside a chunk a score is one chain of
+//! V. Partials are merged from the first chunk to the last, behind that of the head's sink. Inside a chunk a score is one chain of
 //! fused multiply-adds over the head, the weights have sixteen partial sums, the weighted sum is
 //! one chain over the keys. None of this depends on the batch, on how a prompt was cut into steps,
 //! on blocks, or on threads, so the result of a row is the same, bit by bit, whatever is computed
@@ -23,7 +23,7 @@
 //! Tolerance against [`scalar`], which sums in f64: 2e-5 for inputs in [-1, 1], 1e-4 over bytes.
 //!
 //! Encoders, which have no cache, attend in `bidirectional.rs`.
-//! Deliberately absent: masks other than causal and window, dropout, ALiBi, attention sinks.
+//! Deliberately absent: masks other than causal and window, dropout, ALiBi.
 
 mod bidirectional;
 mod chunk;
@@ -60,7 +60,7 @@ pub struct AttentionBatch<'a> {
 
 /// What a layer says about its attention.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionParams {
+pub struct AttentionParams<'a> {
     /// Query heads, a multiple of the slab's KV heads. Head `h` reads KV head `h / group`.
     pub n_heads: usize,
     /// Scores are `scale * q.k`.
@@ -69,6 +69,9 @@ pub struct AttentionParams {
     pub softcap: Option<f32>,
     /// A row sees at most this many keys, itself included.
     pub window: Option<usize>,
+    /// `[n_heads]`: a score of each query head that stands in its softmax beside those of the keys
+    /// and has no value (Xiao et al. 2023, OpenAI 2025); neither scaled nor bounded.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// `out = softmax(scale * q k^T) v` for every row and head; `q` and `out` are
@@ -84,7 +87,7 @@ pub fn attention(
     q: &[f32],
     kv: &KvSlab,
     batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     out: &mut [f32],
 ) {
     check(q, kv, batch, params, out);
@@ -103,7 +106,7 @@ fn attention_as<E: Form>(
     q: &[f32],
     kv: &KvSlab,
     batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     out: &mut [f32],
 ) {
     /// Products below which a second thread is not worth waking.
@@ -175,7 +178,7 @@ fn check(
     q: &[f32],
     kv: &KvSlab,
     batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     out: &[f32],
 ) {
     let shape = kv.shape();
@@ -187,6 +190,8 @@ fn check(
     );
     assert!(params.window != Some(0), "a window of no keys");
     assert!(params.softcap.is_none_or(|cap| cap > 0.0), "a cap of nothing");
+    let whole = |sinks: &[f32]| sinks.len() == params.n_heads;
+    assert!(params.sinks.is_none_or(whole), "a sink of every head");
     assert_eq!(q.len(), out.len(), "q and out have one shape");
     assert_eq!(q.len() % row, 0, "q is [rows, n_heads, head_dim]");
     assert_eq!(batch.block_tables.len(), n_seqs, "one block table per sequence");

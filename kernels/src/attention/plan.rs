@@ -24,7 +24,7 @@ const PARTIALS_MAX: usize = 16 << 20;
 #[derive(Clone, Copy)]
 pub(super) struct Ragged<'a> {
     pub(super) batch: &'a AttentionBatch<'a>,
-    pub(super) params: &'a AttentionParams,
+    pub(super) params: &'a AttentionParams<'a>,
     pub(super) shape: KvShape,
 }
 
@@ -289,7 +289,7 @@ mod tests {
         let cu_q: Vec<u32> = (0..=contexts.len() as u32).collect();
         let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
         let batch = AttentionBatch { cu_q: &cu_q, context_len: contexts, block_tables: &tables };
-        let params = AttentionParams { n_heads: 4, scale: 1.0, softcap: None, window };
+        let params = AttentionParams { n_heads: 4, scale: 1.0, softcap: None, window, sinks: None };
         let shape = KvShape { n_blocks: 10_000, block_len: BLOCK_LEN, n_kv_heads: 2, head_dim: 8 };
         Plan::new(Ragged { batch: &batch, params: &params, shape })
     }

@@ -8,7 +8,7 @@ pub fn attention(
     q: &[f32],
     kv: &KvSlab,
     batch: &AttentionBatch<'_>,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     out: &mut [f32],
 ) {
     let shape = kv.shape();
@@ -27,9 +27,10 @@ pub fn attention(
                 let scores: Vec<f64> = (start..end)
                     .map(|j| score(&q[at..at + dim], &k[key(j)..key(j) + dim], params))
                     .collect();
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = params.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+                let largest = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
                 for d in 0..dim {
                     let values = (start..end).map(|j| f64::from(v[key(j) + d]));
                     let sum: f64 = weights.iter().zip(values).map(|(w, v)| w * v).sum();
@@ -40,7 +41,7 @@ pub fn attention(
     }
 }
 
-fn score(q: &[f32], k: &[f32], params: &AttentionParams) -> f64 {
+fn score(q: &[f32], k: &[f32], params: &AttentionParams<'_>) -> f64 {
     let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
     let score = dot * f64::from(params.scale);
     match params.softcap.map(f64::from) {

@@ -56,9 +56,9 @@ impl World {
         self.seqs[to].0[..blocks].copy_from_slice(&lent);
     }
 
-    fn params(&self) -> AttentionParams {
+    fn params(&self) -> AttentionParams<'static> {
         let scale = 3.0 / (self.kv.shape().head_dim as f32).sqrt();
-        AttentionParams { n_heads: self.n_heads, scale, softcap: None, window: None }
+        AttentionParams { n_heads: self.n_heads, scale, softcap: None, window: None, sinks: None }
     }
 
     /// Runs `f` with the batch of `(sequence, positions)` parts; gives its output.
@@ -86,24 +86,51 @@ impl World {
         &self,
         pool: &Pool,
         isa: Isa,
-        params: &AttentionParams,
+        params: &AttentionParams<'_>,
         parts: &[(usize, Range<usize>)],
     ) -> Vec<f32> {
         self.output(parts, |q, batch, out| attention(pool, isa, q, &self.kv, batch, params, out))
     }
 
-    fn truth(&self, params: &AttentionParams, parts: &[(usize, Range<usize>)]) -> Vec<f32> {
+    fn truth(&self, params: &AttentionParams<'_>, parts: &[(usize, Range<usize>)]) -> Vec<f32> {
         self.output(parts, |q, batch, out| scalar::attention(q, &self.kv, batch, params, out))
     }
 }
 
-fn variants(base: AttentionParams) -> [AttentionParams; 5] {
+/// Sinks of twenty heads, below, among and far above the scores.
+const SINKS: [f32; 20] = [
+    0.5,
+    -1.0,
+    40.0,
+    -90.0,
+    2.0,
+    0.0,
+    8.0,
+    -3.0,
+    1.5,
+    f32::NEG_INFINITY,
+    0.1,
+    3.0,
+    -0.5,
+    5.0,
+    12.0,
+    -20.0,
+    0.25,
+    1.0,
+    -2.0,
+    6.0,
+];
+
+fn variants(base: AttentionParams<'static>) -> [AttentionParams<'static>; 7] {
+    let sinks = Some(&SINKS[..base.n_heads]);
     [
         base,
         AttentionParams { window: Some(20), ..base },
         AttentionParams { window: Some(300), ..base },
         AttentionParams { softcap: Some(0.7), ..base },
         AttentionParams { softcap: Some(50.0), window: Some(20), ..base },
+        AttentionParams { sinks, ..base },
+        AttentionParams { sinks, window: Some(20), softcap: Some(0.7), ..base },
     ]
 }
 
@@ -207,7 +234,7 @@ fn sequences_that_begin_alike_are_as_alone() {
 fn long_decode_is_near_the_truth_and_threads_change_no_bit() {
     for ty in [KvType::F32, KvType::Q8_0] {
         let world = World::new(&[3000, 2900], 8, 2, 64, ty);
-        let params = world.params();
+        let params = AttentionParams { sinks: Some(&SINKS[..8]), ..world.params() };
         let parts = [(0, 2999..3000), (1, 2898..2900)];
         let truth = world.truth(&params, &parts);
         let one = world.fast(&Pool::new(1), Isa::best(), &params, &parts);
@@ -239,7 +266,13 @@ fn larger_blocks_change_no_bit() {
                 context_len: &[len as u32],
                 block_tables: &[&table],
             };
-            let params = AttentionParams { n_heads: 4, scale: 0.125, softcap: None, window: None };
+            let params = AttentionParams {
+                n_heads: 4,
+                scale: 0.125,
+                softcap: None,
+                window: None,
+                sinks: None,
+            };
             let mut out = vec![0.0; q.len()];
             attention(&pool, Isa::best(), &q, &kv, &batch, &params, &mut out);
             out

@@ -45,7 +45,7 @@ impl<E: Form> Kernel for WholeTile<'_, E> {
         E::prepare(simd, work);
         sums.resize(len, 0.0);
         partials.resize(len, 0.0);
-        sums.chunks_exact_mut(numbers).for_each(clear);
+        begin(call, tile, sums);
         for chunk in tile.chunks() {
             partials_of_chunk(simd, call, tile, chunk, work, partials);
             merge(simd, sums, partials, numbers);
@@ -95,7 +95,7 @@ impl<E: Form> Kernel for FinishTile<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let numbers = partial_numbers(self.call.of.shape);
         let mut sums = vec![0.0; self.tile.lines.len() * numbers];
-        sums.chunks_exact_mut(numbers).for_each(clear);
+        begin(self.call, self.tile, &mut sums);
         for (partials, lines, first) in self.pieces {
             for chunk in partials.chunks_exact(lines * numbers) {
                 let own = &chunk[first * numbers..][..sums.len()];
@@ -106,10 +106,16 @@ impl<E: Form> Kernel for FinishTile<'_, E> {
     }
 }
 
-/// A partial of no keys.
-fn clear(partial: &mut [f32]) {
-    partial.fill(0.0);
-    partial[0] = f32::NEG_INFINITY;
+/// Partials of no keys: those of the sinks, where there are some.
+fn begin<E>(call: &Call<'_, E>, tile: &Tile, sums: &mut [f32]) {
+    sums.fill(0.0);
+    let sums = sums.chunks_exact_mut(partial_numbers(call.of.shape));
+    for (sum, line) in sums.zip(tile.lines.clone()) {
+        [sum[0], sum[1]] = match call.of.params.sinks {
+            None => [f32::NEG_INFINITY, 0.0],
+            Some(sinks) => [sinks[head_of(call, tile, line)], 1.0],
+        };
+    }
 }
 
 /// Adds the partials of the next chunk to those of the chunks before it, both of all lines. One of
@@ -173,9 +179,14 @@ fn write_out<S: Simd, E: Form>(simd: S, call: &Call<'_, E>, tile: &Tile, sums: &
 
 /// Where the numbers of a line are in `q` and in `out`.
 fn query_start<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
-    let group = call.of.group();
-    let head = tile.kv_head * group + line % group;
+    let (group, head) = (call.of.group(), head_of(call, tile, line));
     (call.rows[line / group].at * call.of.params.n_heads + head) * call.of.shape.head_dim
+}
+
+/// The query head of a line.
+fn head_of<E>(call: &Call<'_, E>, tile: &Tile, line: usize) -> usize {
+    let group = call.of.group();
+    tile.kv_head * group + line % group
 }
 
 /// Scaled queries of a tile; lines beyond the tile are 0.

@@ -121,6 +121,28 @@ pub fn gather(pool: &Pool, x: &[f32], k: usize, routes: &Routes, out: &mut [f32]
     });
 }
 
+/// Adds to each row what its expert's projection adds: `y` is `[m * used, n]` in the order of
+/// experts, `biases` are `[n]` of every expert.
+///
+/// # Panics
+/// If a slice has another length than its shape.
+pub fn add_biases(pool: &Pool, y: &mut [f32], n: usize, routes: &Routes, biases: &[Vec<f32>]) {
+    assert_eq!(y.len(), routes.rows.len() * n, "rows of {n}");
+    assert!(biases.iter().all(|bias| bias.len() == n), "biases of rows of {n}");
+    let each = rows_each(n);
+    let tasks = Parts::new(y);
+    pool.run(routes.rows.len().div_ceil(each), &|task| {
+        let mine = task * each..routes.rows.len().min((task + 1) * each);
+        // SAFETY: tasks have rows of their own.
+        let y = unsafe { tasks.take(mine.start * n..mine.end * n) };
+        for (place, y) in mine.zip(y.chunks_exact_mut(n)) {
+            let group = routes.groups.partition_point(|(_, places)| places.end <= place);
+            let bias = &biases[routes.groups[group].0];
+            y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+        }
+    });
+}
+
 /// The weighed sum of what the experts of each row brought: `y` is `[m * used, n]` in the order of
 /// experts, `out` is `[m, n]`.
 ///

@@ -22,7 +22,7 @@ use hearth_kernels::quant::DType;
 
 use self::rope::Ropes;
 use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, HeadNorms, Heads,
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, Heads, OfHeads,
 };
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
@@ -397,7 +397,7 @@ impl Backend for Cuda {
     fn attend(
         &self,
         [q, k, v]: [Rows; 3],
-        norms: Option<HeadNorms<'_, Vector>>,
+        heads: OfHeads<'_, Vector>,
         step: &CudaStep,
         kv: &mut KvStore,
         params: &AttentionParams,
@@ -405,7 +405,7 @@ impl Backend for Cuda {
         let device = kv
             .device()
             .ok_or_else(|| Error::Batch("a GPU attends over stored keys and values only".into()))?;
-        let turn = cuda::Turn { table: step.ropes.of(params), norms };
+        let turn = cuda::Turn { table: step.ropes.of(params), norms: heads.norms };
         let place = (&mut device.kv, params.layer);
         let q = self.gpu.rope_and_store(q, [&k, &v], &step.step, place, &turn)?;
         let shape = AttentionShape {
@@ -430,7 +430,7 @@ impl Backend for Cuda {
         Ok(self.gpu.gate_mul(kind, gate, up)?)
     }
 
-    fn experts(&self, _: &Rows, _: Rows, _: &Experts<Matrix>) -> Result<Rows> {
+    fn experts(&self, _: &Rows, _: Rows, _: &Experts<Matrix, Vector>) -> Result<Rows> {
         Err(no_experts())
     }
 

@@ -15,8 +15,7 @@ use hearth_kernels::matmul::{
 use hearth_kernels::{Isa, Pool, activation, lora, norm, rope};
 
 use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, HeadNorms, Heads,
-    HostStep,
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, Heads, HostStep, OfHeads,
 };
 use crate::Result;
 use crate::adapter::Delta;
@@ -204,9 +203,9 @@ impl Fused {
         q: &Rows,
         k: &Rows,
         v: &Rows,
-        batch: &ForwardBatch,
-        kv: &mut KvStore,
+        (batch, kv): (&ForwardBatch, &mut KvStore),
         params: &AttentionParams,
+        sinks: Option<&Vec<f32>>,
     ) -> Result<Rows> {
         let slab = kv.slab(params.layer)?;
         slab.write(&self.pool, k, v, &batch.slot_mapping);
@@ -222,6 +221,7 @@ impl Fused {
             scale: params.scale,
             softcap: params.softcap,
             window: params.window,
+            sinks: sinks.map(Vec::as_slice),
         };
         attention::attention(&self.pool, Isa::best(), q, slab, &sequences, &params, &mut out);
         Ok(out)
@@ -364,18 +364,18 @@ impl Backend for Fused {
     fn attend(
         &self,
         [mut q, mut k, v]: [Rows; 3],
-        norms: Option<HeadNorms<'_, Vec<f32>>>,
+        heads: OfHeads<'_, Vec<f32>>,
         step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
-        if let Some((q_norm, k_norm, eps)) = norms {
+        if let Some((q_norm, k_norm, eps)) = heads.norms {
             q = self.rms_norm(&q, q_norm, eps)?;
             k = self.rms_norm(&k, k_norm, eps)?;
         }
         let q = self.rope(q, step.rope(params), params.head_dim)?;
         let k = self.rope(k, step.rope(params), params.head_dim)?;
-        self.attention(&q, &k, &v, &step.batch, kv, params)
+        self.attention(&q, &k, &v, (&step.batch, kv), params, heads.sinks)
     }
 
     fn bidirectional(&self, qkv: [&Rows; 3], cu_q: &[u32], heads: &Heads) -> Result<Rows> {
@@ -397,13 +397,20 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Packed>) -> Result<Rows> {
+    fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Packed, Vec<f32>>) -> Result<Rows> {
         let routes = experts::route(&scores, &of.routing);
         let mut picked = self.rows(routes.rows.len(), x.width);
         experts::gather(&self.pool, x, x.width, &routes, &mut picked);
-        let [gate, up] = self.grouped(&picked, &routes, [&of.gate, &of.up]);
+        let biased = |y: &mut Rows, part: usize| {
+            let (width, biases) = (y.width, of.biases.iter().map(|all| &all[part]));
+            biases.for_each(|all| experts::add_biases(&self.pool, y, width, &routes, all));
+        };
+        let [mut gate, mut up] = self.grouped(&picked, &routes, [&of.gate, &of.up]);
+        biased(&mut gate, 0);
+        biased(&mut up, 1);
         let opened = self.gate_mul(of.activation, gate, &up)?;
-        let [brought] = self.grouped(&opened, &routes, [&of.down]);
+        let [mut brought] = self.grouped(&opened, &routes, [&of.down]);
+        biased(&mut brought, 2);
         let mut out = self.rows(x.count, brought.width);
         experts::combine(&self.pool, &brought, brought.width, &routes, &mut out);
         Ok(out)

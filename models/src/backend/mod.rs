@@ -153,11 +153,12 @@ pub trait Backend: Send + Sized + 'static {
     }
 
     /// Normalises every head of `q` and `k` where the model does so, rotates them, writes `k` and
-    /// `v` to the store, and attends from `q` to everything of each row's sequence.
+    /// `v` to the store, and attends from `q` to everything of each row's sequence, and to the sink
+    /// of its head.
     fn attend(
         &self,
         qkv: [Self::Rows; 3],
-        norms: Option<HeadNorms<'_, Self::Vector>>,
+        heads: OfHeads<'_, Self::Vector>,
         step: &Self::Step,
         kv: &mut KvStore,
         params: &AttentionParams,
@@ -183,7 +184,7 @@ pub trait Backend: Send + Sized + 'static {
         &self,
         x: &Self::Rows,
         scores: Self::Rows,
-        experts: &Experts<Self::Matrix>,
+        experts: &Experts<Self::Matrix, Self::Vector>,
     ) -> Result<Self::Rows>;
 
     /// `x * factor`.
@@ -208,8 +209,13 @@ pub trait Backend: Send + Sized + 'static {
     fn read(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }
 
-/// Norms of every query and key head, and their epsilon.
-pub type HeadNorms<'a, V> = (&'a V, &'a V, f32);
+/// What a layer has for its heads.
+pub struct OfHeads<'a, V> {
+    /// Norms of every query and key head, and their epsilon.
+    pub norms: Option<(&'a V, &'a V, f32)>,
+    /// Scores without a value, one for each query head, beside those of the keys.
+    pub sinks: Option<&'a V>,
+}
 
 /// A batch where nothing has to travel: itself, and the rotations of its rows.
 pub struct HostStep {
@@ -235,13 +241,15 @@ impl HostStep {
 }
 
 /// Gated MLPs of which each row uses a few.
-pub struct Experts<M> {
+pub struct Experts<M, V> {
     /// `[ffn, hidden]` of each.
     pub gate: Vec<M>,
     /// `[ffn, hidden]` of each.
     pub up: Vec<M>,
     /// `[hidden, ffn]` of each.
     pub down: Vec<M>,
+    /// Of gate, up and down, where these have some.
+    pub biases: Option<[Vec<V>; 3]>,
     /// Which are chosen, and how they are weighed.
     pub routing: Routing,
     /// What opens the gate.

@@ -15,8 +15,7 @@ pub use delta::PlainDelta;
 use delta::PlainPart;
 
 use super::{
-    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, HeadNorms, Heads,
-    HostStep,
+    AttentionParams, Backend, DeltaGroup, DeltaInput, Experts, Gate, Gelu, Heads, HostStep, OfHeads,
 };
 use crate::Result;
 use crate::adapter::Delta;
@@ -73,10 +72,11 @@ impl Plain {
         k: &Tensor,
         v: &Tensor,
         count: usize,
-        params: &AttentionParams,
+        (params, sinks): (&AttentionParams, Option<&Tensor>),
     ) -> Result<Tensor> {
         let (n, context) = (q.dims2()?.0 / count, k.dims2()?.0 / count);
-        self.attend_where(q, k, v, count, params, &self.mask(n, context, params.window)?)
+        let mask = self.mask(n, context, params.window)?;
+        self.attend_where(q, k, v, count, (params, sinks), &mask)
     }
 
     /// [`Plain::attend`] with what is added to the scores. `[n, context]`
@@ -86,7 +86,7 @@ impl Plain {
         k: &Tensor,
         v: &Tensor,
         count: usize,
-        params: &AttentionParams,
+        (params, sinks): (&AttentionParams, Option<&Tensor>),
         mask: &Tensor,
     ) -> Result<Tensor> {
         let (n, context) = (q.dims2()?.0 / count, k.dims2()?.0 / count);
@@ -109,7 +109,14 @@ impl Plain {
         // A softmax does not depend on what is subtracted, so no gradient flows through it.
         let top = scores.max_keepdim(D::Minus1)?.detach();
         let weights = scores.broadcast_sub(&top)?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        let mut total = weights.sum_keepdim(D::Minus1)?;
+        if let Some(sinks) = sinks {
+            let sinks = sinks.to_dtype(wide)?.reshape((1, kv * group, 1, 1))?;
+            let sinks = sinks.broadcast_as((count, kv * group, n, 1))?.contiguous()?;
+            let sinks = sinks.reshape((count * kv * group, n, 1))?;
+            total = (total + (sinks - top)?.exp()?)?;
+        }
+        let weights = weights.broadcast_div(&total)?;
         let weights = weights.reshape((count * kv, group * n, context))?.to_dtype(self.dtype)?;
         let out = weights.matmul(&v)?.reshape((count, kv, group, n, dim))?;
         let out = out.permute((0, 3, 1, 2, 4))?.contiguous()?;
@@ -173,13 +180,13 @@ impl Plain {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        batch: &ForwardBatch,
-        kv: &mut KvStore,
-        params: &AttentionParams,
+        (batch, kv): (&ForwardBatch, &mut KvStore),
+        of: (&AttentionParams, Option<&Tensor>),
     ) -> Result<Tensor> {
+        let params = of.0;
         let mut store = kv.tensors(params.layer)?;
         if store.is_none() && batch.is_even() {
-            return self.attend(q, k, v, batch.sequence_count(), params);
+            return self.attend(q, k, v, batch.sequence_count(), of);
         }
         let mut rows = Vec::with_capacity(batch.sequence_count());
         for seq in batch.sequences() {
@@ -194,7 +201,7 @@ impl Plain {
             let (old_k, old_v) = (store.as_ref().map(|s| s.k), store.as_ref().map(|s| s.v));
             let keys = Self::context(old_k, &new_k, &seq, block_len)?.to_dtype(self.dtype)?;
             let values = Self::context(old_v, &new_v, &seq, block_len)?.to_dtype(self.dtype)?;
-            rows.push(self.attend(&new(q)?, &keys, &values, 1, params)?);
+            rows.push(self.attend(&new(q)?, &keys, &values, 1, of)?);
             if let Some(store) = &mut store {
                 store.write(&new_k, &new_v, &batch.slot_mapping[seq.rows.clone()])?;
             }
@@ -327,18 +334,18 @@ impl Backend for Plain {
     fn attend(
         &self,
         [mut q, mut k, v]: [Tensor; 3],
-        norms: Option<HeadNorms<'_, Tensor>>,
+        heads: OfHeads<'_, Tensor>,
         step: &HostStep,
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Tensor> {
-        if let Some((q_norm, k_norm, eps)) = norms {
+        if let Some((q_norm, k_norm, eps)) = heads.norms {
             q = self.rms_norm(&q, q_norm, eps)?;
             k = self.rms_norm(&k, k_norm, eps)?;
         }
         let q = self.rope(q, step.rope(params), params.head_dim)?;
         let k = self.rope(k, step.rope(params), params.head_dim)?;
-        self.attention(&q, &k, &v, &step.batch, kv, params)
+        self.attention(&q, &k, &v, (&step.batch, kv), (params, heads.sinks))
     }
 
     fn bidirectional(&self, qkv: [&Tensor; 3], cu_q: &[u32], heads: &Heads) -> Result<Tensor> {
@@ -356,7 +363,7 @@ impl Backend for Plain {
             let (start, len) = (bounds[0] as usize, (bounds[1] - bounds[0]) as usize);
             let [q, k, v] = qkv.map(|x| x.narrow(0, start, len));
             let open = Tensor::zeros((len, len), DType::F32, &self.device)?;
-            rows.push(self.attend_where(&q?, &k?, &v?, 1, &params, &open)?);
+            rows.push(self.attend_where(&q?, &k?, &v?, 1, (&params, None), &open)?);
         }
         Ok(Tensor::cat(&rows, 0)?)
     }
@@ -372,12 +379,22 @@ impl Backend for Plain {
         let open = match kind {
             Gate::Silu => gate.silu()?,
             Gate::GeluTanh => gate.gelu()?,
+            Gate::ClampedSwiglu => {
+                let gate = gate.minimum(7.0)?;
+                let open = (&gate * ops::sigmoid(&(&gate * 1.702)?)?)?;
+                return Ok((open * (up.clamp(-7.0, 7.0)? + 1.0)?)?);
+            }
         };
         Ok((open * up)?)
     }
 
     /// Which experts a row has is decided by numbers; how much they weigh carries gradients.
-    fn experts(&self, x: &Tensor, scores: Tensor, experts: &Experts<Tensor>) -> Result<Tensor> {
+    fn experts(
+        &self,
+        x: &Tensor,
+        scores: Tensor,
+        experts: &Experts<Tensor, Tensor>,
+    ) -> Result<Tensor> {
         let (t, count) = scores.dims2()?;
         let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let scores = scores.to_dtype(wide)?;
@@ -400,10 +417,11 @@ impl Backend for Plain {
         for (expert, places) in routes.groups {
             let rows = Tensor::new(&routes.rows[places], &self.device)?;
             let own = x.index_select(&rows, 0)?;
-            let [gate, up] = [&experts.gate[expert], &experts.up[expert]].map(|w| (w, None));
-            let [gate, up] = self.linear(&own, [gate, up])?;
+            let bias = |part: usize| experts.biases.as_ref().map(|all| &all[part][expert]);
+            let (gate, up) = (&experts.gate[expert], &experts.up[expert]);
+            let [gate, up] = self.linear(&own, [(gate, bias(0)), (up, bias(1))])?;
             let opened = self.gate_mul(experts.activation, gate, &up)?;
-            let [brought] = self.linear(&opened, [(&experts.down[expert], None)])?;
+            let [brought] = self.linear(&opened, [(&experts.down[expert], bias(2))])?;
             let weight = weights.narrow(1, expert, 1)?.contiguous()?.index_select(&rows, 0)?;
             let weighed = brought.broadcast_mul(&weight.to_dtype(self.dtype)?)?;
             out = out.index_add(&rows, &weighed, 0)?;
@@ -474,7 +492,7 @@ mod tests {
             let mut keys = vec![100.0; 32];
             keys[16] = 100.5;
             let values = [vec![0.0; 16], vec![1.0; 16]].concat();
-            let out = plain.attend(&q, &tensor(keys), &tensor(values), 1, &PARAMS).unwrap();
+            let out = plain.attend(&q, &tensor(keys), &tensor(values), 1, (&PARAMS, None)).unwrap();
             let got = plain.read(out).unwrap()[0];
             // The second score is larger by 100 * 0.5 / 4.
             assert!((got - 1.0).abs() < 1e-3, "{dtype:?}: {got}");

@@ -4,6 +4,7 @@ use hearth_kernels::quant::{self, DType};
 use serde_json::Value as Json;
 
 use super::{RawConfig, RopeConfig, RopeScaling, yarn_temperature};
+use crate::families::Family;
 use crate::weights::{self, Metadata, TensorType, Value, Weights};
 use crate::{Error, Result};
 
@@ -48,10 +49,10 @@ pub(super) fn raw(
     weights: &Weights,
     meta: &Metadata,
     arch: &str,
-    experts: bool,
+    family: &Family,
 ) -> Result<RawConfig> {
     let keys = Keys { meta, arch };
-    if !experts && keys.named("num_experts")?.is_some_and(|experts| experts > 0) {
+    if family.experts.is_none() && keys.named("num_experts")?.is_some_and(|experts| experts > 0) {
         return Err(keys.wrong("expert_count", "experts are not supported in this architecture"));
     }
     for (key, harmless) in [
@@ -105,7 +106,7 @@ pub(super) fn raw(
         bos_token_id: id("bos_token_id")?,
         eos_token_id: id("eos_token_id")?,
         tie_word_embeddings: Some(!weights.has("output.weight")),
-        gguf_rope: Some(rope(weights, &keys, width)?),
+        gguf_rope: Some(rope(weights, &keys, width, family)?),
         ..RawConfig::default()
     })
 }
@@ -117,9 +118,14 @@ pub(super) fn rows(weights: &Weights, name: &str) -> Result<usize> {
 }
 
 /// Rotary positions; `head_dim` is what an absent width means.
-fn rope(weights: &Weights, keys: &Keys<'_>, head_dim: usize) -> Result<RopeConfig> {
+fn rope(
+    weights: &Weights,
+    keys: &Keys<'_>,
+    head_dim: usize,
+    family: &Family,
+) -> Result<RopeConfig> {
     let dim = keys.named("partial_rotary_factor")?.unwrap_or(head_dim);
-    let scaling = match (divisors(weights, dim)?, scaling(keys)?) {
+    let scaling = match (divisors(weights, dim)?, scaling(keys, family)?) {
         (None, scaling) => scaling,
         (Some(divisors), RopeScaling::None) => RopeScaling::Divisors(divisors),
         (Some(_), _) => {
@@ -149,7 +155,7 @@ fn divisors(weights: &Weights, dim: usize) -> Result<Option<Vec<f32>>> {
 }
 
 /// How the file stretches frequencies: a factor without a type is linear, a factor of 0 is none.
-fn scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
+fn scaling(keys: &Keys<'_>, family: &Family) -> Result<RopeScaling> {
     const TYPE: &str = "rope.scaling.type";
     const FACTOR: &str = "rope.scaling.factor";
     let kind = keys.meta.get_opt::<&str>(&keys.of(TYPE))?;
@@ -177,13 +183,13 @@ fn scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
     match (kind, factor) {
         ("none", _) | ("linear", None | Some(1.0)) => Ok(RopeScaling::None),
         ("linear", Some(factor)) => Ok(RopeScaling::Linear { factor }),
-        ("yarn", Some(factor)) => yarn(keys, factor),
+        ("yarn", Some(factor)) => yarn(keys, factor, family.gguf_yarn_truncates),
         ("yarn", None) => Err(keys.wrong(FACTOR, "is missing")),
         (other, _) => Err(keys.wrong(TYPE, format!("`{other}` is not supported"))),
     }
 }
 
-fn yarn(keys: &Keys<'_>, factor: f64) -> Result<RopeScaling> {
+fn yarn(keys: &Keys<'_>, factor: f64, truncate: bool) -> Result<RopeScaling> {
     let positive = |key: &str| -> Result<Option<f64>> {
         let value = keys.number(key)?.filter(|v| *v != 0.0);
         match value.filter(|v| !(v.is_finite() && *v > 0.0)) {
@@ -202,7 +208,7 @@ fn yarn(keys: &Keys<'_>, factor: f64) -> Result<RopeScaling> {
         beta_fast: positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         beta_slow: positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
         attention_factor: attention.map(|f| f * yarn_temperature(factor, 1.0)),
-        truncate: true,
+        truncate,
     })
 }
 

@@ -41,6 +41,8 @@ pub struct RawConfig {
     pub final_logit_softcapping: Present<f64>,
     pub attention_bias: Option<bool>,
     pub mlp_bias: Option<bool>,
+    pub swiglu_alpha: Option<f64>,
+    pub swiglu_limit: Option<f64>,
     pub tie_word_embeddings: Option<bool>,
     #[serde(default, deserialize_with = "present")]
     pub sliding_window: Present<usize>,

@@ -19,7 +19,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: Some(256),
     kv_heads_by_default: Some(16),
     local_rope: false,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs,
     windows: |_, layers| Ok(vec![None; layers]),
 };

@@ -16,7 +16,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: Some(256),
     kv_heads_by_default: Some(4),
     local_rope: false,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs: |raw: &RawConfig| Knobs {
         post_norms: true,
         query_scale: gemma::query_scale(raw, 46),

@@ -18,7 +18,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: Some(256),
     kv_heads_by_default: Some(4),
     local_rope: true,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs: |raw: &RawConfig| Knobs {
         qk_norm: true,
         post_norms: true,

@@ -15,7 +15,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: None,
     kv_heads_by_default: Some(8),
     local_rope: false,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs: |_: &RawConfig| Knobs::default(),
     windows: |raw, layers| Ok(vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers]),
 };

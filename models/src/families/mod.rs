@@ -4,6 +4,7 @@ mod bert;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -33,8 +34,10 @@ pub(crate) struct Family {
     pub kv_heads_by_default: Option<usize>,
     /// Layers with a window rotate at frequencies of their own.
     pub local_rope: bool,
-    /// The MLP of every layer has experts.
-    pub experts: bool,
+    /// The MLP of every layer has experts; where a `config.json` has their width.
+    pub experts: Option<&'static str>,
+    /// GGUF has no word for it: bounds of YaRN are whole numbers.
+    pub gguf_yarn_truncates: bool,
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.
@@ -50,6 +53,7 @@ const FAMILIES: &[&Family] = &[
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
+    &gpt_oss::FAMILY,
 ];
 
 /// One family of encoders.

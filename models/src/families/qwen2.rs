@@ -15,7 +15,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: None,
     kv_heads_by_default: None,
     local_rope: false,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs: |_: &RawConfig| Knobs { qkv_bias: true, ..Knobs::default() },
     windows: qwen_windows,
 };

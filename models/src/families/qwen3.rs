@@ -15,7 +15,8 @@ pub(super) const FAMILY: Family = Family {
     head_dim_by_default: None,
     kv_heads_by_default: None,
     local_rope: false,
-    experts: false,
+    experts: None,
+    gguf_yarn_truncates: true,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias == Some(true),
         out_bias: raw.attention_bias == Some(true),

@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     model_types: &["qwen3_moe"],
     gguf_architectures: &["qwen3moe"],
     kv_heads_by_default: Some(4),
-    experts: true,
+    experts: Some("moe_intermediate_size"),
     // A window is that of every layer.
     windows: |raw, layers| {
         let window = raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT));

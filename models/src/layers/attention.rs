@@ -4,7 +4,7 @@
 
 use super::linear::Linear;
 use crate::Result;
-use crate::backend::{AttentionParams, Backend};
+use crate::backend::{AttentionParams, Backend, OfHeads};
 use crate::batch::LoraRows;
 use crate::kv_store::KvStore;
 
@@ -20,6 +20,8 @@ pub struct Attention<B: Backend> {
     pub out: Linear<B>,
     /// Norms of every query and key head, `[dim]` each.
     pub qk_norm: Option<(B::Vector, B::Vector)>,
+    /// A score of each query head that has no value. `[heads]`
+    pub sinks: Option<B::Vector>,
     /// Epsilon of those norms.
     pub norm_eps: f32,
     /// Heads, window, place in the store.
@@ -39,7 +41,8 @@ impl<B: Backend> Attention<B> {
     ) -> Result<B::Rows> {
         let qkv = Linear::forward_many(ops, x, [&self.q, &self.k, &self.v], lora)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.norm_eps));
-        ops.attend(qkv, norms, step, kv, &self.params)
+        let heads = OfHeads { norms, sinks: self.sinks.as_ref() };
+        ops.attend(qkv, heads, step, kv, &self.params)
     }
 
     /// What [`mix`](Self::mix) brings, to `[rows, hidden]`.

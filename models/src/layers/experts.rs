@@ -14,8 +14,8 @@ use crate::weights::{Loader, Role};
 pub struct MixtureOfExperts<B: Backend> {
     /// `[experts, hidden]`
     pub router: Linear<B>,
-    /// `[ffn, hidden]` and `[hidden, ffn]` of each.
-    pub experts: Experts<B::Matrix>,
+    /// `[ffn, hidden]` and `[hidden, ffn]` of each, and their biases.
+    pub experts: Experts<B::Matrix, B::Vector>,
 }
 
 impl<B: Backend> MixtureOfExperts<B> {
@@ -27,10 +27,13 @@ impl<B: Backend> MixtureOfExperts<B> {
             let roles: Vec<Role> = (0..routing.count).map(|expert| role(layer, expert)).collect();
             loader.matrices(&roles, |sources| ops.matrices(sources))
         };
+        let (gate, up) = (all(Role::ExpertGate)?, all(Role::ExpertUp)?);
+        let down = all(Role::ExpertDown)?;
         let experts = Experts {
-            gate: all(Role::ExpertGate)?,
-            up: all(Role::ExpertUp)?,
-            down: all(Role::ExpertDown)?,
+            gate,
+            up,
+            down,
+            biases: biases(c, layer, loader, ops)?,
             routing,
             activation: c.knobs.gate,
         };
@@ -42,4 +45,30 @@ impl<B: Backend> MixtureOfExperts<B> {
         let scores = self.router.forward(ops, x, lora)?;
         ops.reduce(ops.experts(x, scores, &self.experts)?)
     }
+}
+
+/// What an expert's part is for: its layer, and its number.
+type ExpertRole = fn(usize, usize) -> Role;
+
+/// Biases of gate, up and down of every expert of a layer.
+fn biases<B: Backend>(
+    c: &ModelConfig,
+    layer: usize,
+    loader: &mut Loader<'_>,
+    ops: &B,
+) -> Result<Option<[Vec<B::Vector>; 3]>> {
+    const PARTS: [ExpertRole; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+    if !c.knobs.mlp_bias {
+        return Ok(None);
+    }
+    let mut all = [Vec::new(), Vec::new(), Vec::new()];
+    for (role, all) in PARTS.into_iter().zip(&mut all) {
+        for expert in 0..c.experts.map_or(0, |routing| routing.count) {
+            let role = role(layer, expert);
+            // Ranks after the first add nothing to a sum.
+            let bias = loader.bias(role)?.unwrap_or_else(|| vec![0.0; role.shape(c)[0]]);
+            all.push(ops.vector(bias)?);
+        }
+    }
+    Ok(Some(all))
 }

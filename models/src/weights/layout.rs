@@ -1,7 +1,34 @@
 //! What the loader must know of an architecture: which tensors it asks for, under which names.
 
 use super::{DType, Format, Mix, Role};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Naming};
+
+/// A matrix in a tensor of several, `[count, n, k]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stacked {
+    /// Which of them,
+    pub index: usize,
+    /// and of how many.
+    pub count: usize,
+    /// Its row 0. Rows of two matrices may stand by turns.
+    pub first: usize,
+    /// From one of its rows to the next.
+    pub every: usize,
+    /// Floats stand there as `[count, k, n]`, inputs before outputs, and codes of four bits as they
+    /// should.
+    pub turned: bool,
+}
+
+impl Stacked {
+    /// A matrix in a tensor of its own.
+    pub(super) const ALONE: Self = Self { index: 0, count: 1, first: 0, every: 1, turned: false };
+
+    /// Its bytes, and those of who stands between its rows.
+    pub(super) fn own(self, bytes: &[u8]) -> &[u8] {
+        let len = bytes.len() / self.count;
+        &bytes[self.index * len..][..len]
+    }
+}
 
 /// The tensors of one configuration.
 pub trait Layout {
@@ -28,8 +55,8 @@ pub trait Layout {
         None
     }
 
-    /// Which of how many matrices of one tensor it is, `[count, n, k]`.
-    fn stacked(&self, _role: Self::Role, _format: Format) -> Option<[usize; 2]> {
+    /// Where it is, if it is one of several matrices of a tensor.
+    fn stacked(&self, _role: Self::Role, _format: Format) -> Option<Stacked> {
         None
     }
 
@@ -59,11 +86,11 @@ impl Layout for ModelConfig {
     }
 
     fn name(&self, role: Role, format: Format, suffix: &str) -> String {
-        role.name(format == Format::Gguf, suffix)
+        role.name_in(self.knobs.naming, format == Format::Gguf, suffix)
     }
 
     fn may_have_bias(&self, role: Role) -> bool {
-        role.may_have_bias()
+        role.may_have_bias(self)
     }
 
     fn needs_bias(&self, role: Role) -> bool {
@@ -79,8 +106,18 @@ impl Layout for ModelConfig {
         rotates.then_some(self.head_dim)
     }
 
-    fn stacked(&self, role: Role, format: Format) -> Option<[usize; 2]> {
-        role.expert(self).filter(|_| format == Format::Gguf)
+    fn stacked(&self, role: Role, format: Format) -> Option<Stacked> {
+        let [index, count] = role.expert(self)?;
+        let apart = Stacked { index, count, first: 0, every: 1, turned: false };
+        match (format, self.knobs.naming) {
+            (Format::Gguf, _) => Some(apart),
+            (Format::SafeTensors, Naming::Usual) => None,
+            (Format::SafeTensors, Naming::GptOss) => Some(match role {
+                Role::ExpertGate(..) => Stacked { every: 2, turned: true, ..apart },
+                Role::ExpertUp(..) => Stacked { first: 1, every: 2, turned: true, ..apart },
+                _ => Stacked { turned: true, ..apart },
+            }),
+        }
     }
 
     fn counts_from_one(&self, role: Role) -> bool {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use hearth_kernels::matmul::Rows;
 use hearth_kernels::quant::{self, DType};
 
-use super::{Layout, MappedFile, Mix, Part, TensorView, Weights};
+use super::{Layout, MappedFile, Mix, Part, Stacked, Weights, mxfp4};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -27,31 +27,58 @@ pub struct MatrixSource<'a> {
     pub n: usize,
     /// Inputs.
     pub k: usize,
-    /// Rows as the file has them.
+    /// The matrix as the file has it.
     bytes: &'a [u8],
-    /// Bytes of one of them.
-    stride: usize,
-    /// The row of the file that is row 0 here.
-    first: usize,
-    /// Where in a row its bytes begin here, and how many there are.
-    columns: [usize; 2],
+    /// How it lies there.
+    form: Form<'a>,
+    /// The row of the file that is row 0 here, and from one row to the next.
+    rows: [usize; 2],
+    /// The column of the file that is column 0 here.
+    column: usize,
     /// Head width, when the file has the rows of each head in the order of adjacent pairs.
     interleaved: Option<usize>,
     /// The file that `bytes` are of, where its pages may be let go row by row.
     file: Option<&'a MappedFile>,
 }
 
+/// How a matrix lies in its file.
+#[derive(Clone, Copy, Debug)]
+enum Form<'a> {
+    /// Row by row, so many bytes each.
+    Rows(usize),
+    /// Column by column, so many elements each.
+    Columns(usize),
+    /// Codes of MXFP4 row by row, so many blocks each; their scales apart.
+    Codes(usize, &'a [u8]),
+}
+
 impl<'a> MatrixSource<'a> {
-    /// Output `row` as the file has it.
-    fn stored_row(&self, row: usize) -> &'a [u8] {
-        let [start, len] = self.columns;
-        let start = self.place(row) * self.stride + start;
-        &self.bytes[start..start + len]
+    /// Output `row` in the type of the file.
+    fn stored_row(&self, row: usize) -> Cow<'a, [u8]> {
+        let place = self.place(row);
+        let whole = "columns of whole blocks, as checked; this is a bug";
+        let [start, len] = [self.column, self.k].map(|k| self.stored.row_bytes(k).expect(whole));
+        match self.form {
+            Form::Rows(stride) => Cow::Borrowed(&self.bytes[place * stride + start..][..len]),
+            Form::Columns(column_len) => {
+                let size = len / self.k;
+                let columns = self.column..self.column + self.k;
+                let element = |column| &self.bytes[(column * column_len + place) * size..][..size];
+                Cow::Owned(columns.flat_map(element).copied().collect())
+            }
+            Form::Codes(stride, scales) => {
+                let (first, blocks) = (self.column / mxfp4::LEN, self.k / mxfp4::LEN);
+                let first = place * stride + first;
+                let codes = &self.bytes[first * mxfp4::CODES..][..blocks * mxfp4::CODES];
+                Cow::Owned(mxfp4::joined(codes, &scales[first..first + blocks]))
+            }
+        }
     }
 
     /// Where the file has output `row`.
     fn place(&self, row: usize) -> usize {
-        self.first + self.interleaved.map_or(row, |head_dim| adjacent(row, head_dim))
+        let [first, every] = self.rows;
+        first + every * self.interleaved.map_or(row, |head_dim| adjacent(row, head_dim))
     }
 
     /// All rows as floats, in order. `[n * k]`
@@ -76,10 +103,10 @@ impl Rows for MatrixSource<'_> {
     fn row(&self, row: usize) -> Cow<'_, [u8]> {
         let bytes = self.stored_row(row);
         if self.dtype == self.stored {
-            return Cow::Borrowed(bytes);
+            return bytes;
         }
         let mut values = vec![0.0; self.k];
-        quant::dequantize(self.stored, bytes, &mut values);
+        quant::dequantize(self.stored, &bytes, &mut values);
         let made = quant::quantize(self.dtype, &values);
         Cow::Owned(made.expect("a mix has only types with a quantiser; this is a bug"))
     }
@@ -88,9 +115,9 @@ impl Rows for MatrixSource<'_> {
     fn packed(&self, rows: Range<usize>) {
         let head = self.interleaved.unwrap_or(1);
         let rows = rows.start / head * head..rows.end.next_multiple_of(head).min(self.n);
-        let bytes = [rows.start, rows.end].map(|row| (self.first + row) * self.stride);
-        if let Some(file) = self.file {
-            file.release_slice(&self.bytes[bytes[0]..bytes[1]]);
+        if let (Some(file), Form::Rows(stride), [first, 1]) = (self.file, self.form, self.rows) {
+            let [start, end] = [rows.start, rows.end].map(|row| (first + row) * stride);
+            file.release_slice(&self.bytes[start..end]);
         }
     }
 }
@@ -131,10 +158,8 @@ impl<'a, L: Layout> Loader<'a, L> {
         let mut used = HashSet::new();
         for role in self.config.roles() {
             let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
-            let dtype = match self.stacked(role) {
-                None => self.check_tensor(&name, &shape)?,
-                Some([_, count]) => self.check_tensor(&name, &[&[count], &shape[..]].concat())?,
-            };
+            let stacked = self.stacked(role);
+            let dtype = self.check_weight(&name, &shape, stacked)?;
             if self.mix.is_some() && dtype.block_len() > 1 {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
                 return Err(Error::Tensor { name, what });
@@ -144,11 +169,15 @@ impl<'a, L: Layout> Loader<'a, L> {
                 part.check(role, &shape, &[Some(dtype), made])
                     .map_err(|what| Error::Tensor { name: name.clone(), what })?;
             }
-            used.insert(name);
+            used.extend(self.weights.parts_of(&name));
             let bias = self.name(role, "bias");
             let may = self.config.may_have_bias(role) && self.weights.has(&bias);
             if may || self.config.needs_bias(role) {
-                if self.check_tensor(&bias, &shape[..1])?.block_len() > 1 {
+                let bias_shape = match stacked {
+                    None => vec![shape[0]],
+                    Some(of) => vec![of.count, shape[0] * of.every],
+                };
+                if self.check_tensor(&bias, &bias_shape)?.block_len() > 1 {
                     let what = "a bias cannot be quantised".into();
                     return Err(Error::Tensor { name: bias, what });
                 }
@@ -168,6 +197,25 @@ impl<'a, L: Layout> Loader<'a, L> {
                 ),
             }),
         }
+    }
+
+    fn check_weight(&self, name: &str, shape: &[usize], stacked: Option<Stacked>) -> Result<DType> {
+        let (Some(of), &[n, k]) = (stacked, shape) else {
+            return self.check_tensor(name, shape);
+        };
+        if let Some(names) = mxfp4::names(self.weights, name).filter(|_| of.turned) {
+            mxfp4::check(self.weights, &names, [of.count, n * of.every, k])?;
+            return Ok(DType::MXFP4);
+        }
+        if !of.turned {
+            return self.check_tensor(name, &[of.count, n * of.every, k]);
+        }
+        let dtype = self.check_tensor(name, &[of.count, k, n * of.every])?;
+        if dtype.block_len() > 1 {
+            let (name, what) = (name.to_owned(), format!("is {dtype}, by columns"));
+            return Err(Error::Tensor { name, what });
+        }
+        Ok(dtype)
     }
 
     fn check_tensor(&self, name: &str, shape: &[usize]) -> Result<DType> {
@@ -213,64 +261,65 @@ impl<'a, L: Layout> Loader<'a, L> {
             sources.push(source);
         }
         let taken = take(&sources)?;
-        names.iter().for_each(|name| self.weights.release(name));
+        let tensors = names.iter().flat_map(|name| self.weights.parts_of(name));
+        tensors.for_each(|name| self.weights.release(&name));
         Ok(taken)
     }
 
     /// What a matrix is made of.
-    fn source<'n>(&mut self, role: L::Role, name: &'n str) -> Result<MatrixSource<'n>>
-    where
-        'a: 'n,
-    {
-        let stacked = self.stacked(role);
-        let [index, count] = stacked.unwrap_or([0, 1]);
-        let view = self.view(name, [index, count])?;
-        let (n, k) = match (view.shape, stacked) {
-            (&[n, k], None) | (&[_, n, k], Some(_)) => (n, k),
-            _ => {
-                let (name, what) = (name.to_owned(), "is not a matrix".into());
-                return Err(Error::Tensor { name, what });
+    fn source(&mut self, role: L::Role, name: &str) -> Result<MatrixSource<'a>> {
+        let &[n, k] = &self.config.shape(role)[..] else {
+            return Err(Error::Tensor { name: name.to_owned(), what: "is not a matrix".into() });
+        };
+        let (weights, of) = (self.weights, self.stacked(role).unwrap_or(Stacked::ALONE));
+        let (stored, bytes, form) = match mxfp4::names(weights, name).filter(|_| of.turned) {
+            Some([codes, scales]) => {
+                let [codes, scales] = [&codes, &scales].map(|name| of.own(weights.bytes(name)));
+                (DType::MXFP4, codes, Form::Codes(k / mxfp4::LEN, scales))
+            }
+            None => {
+                let (stored, bytes) = (weights.readable(name)?, of.own(weights.bytes(name)));
+                let form = match of.turned {
+                    true => Form::Columns(n * of.every),
+                    false => Form::Rows(bytes.len() / (n * of.every).max(1)),
+                };
+                (stored, bytes, form)
             }
         };
-        let stride = view.bytes.len() / (count * n).max(1);
-        let (first, columns, [own_n, own_k]) = match self.part {
-            None => (0, [0, stride], [n, k]),
-            Some(part) => {
-                let whole = "columns of whole blocks, as checked; this is a bug";
-                let (first, start, own) = part.of(role, [n, k]);
-                (first, [start, own[1]].map(|k| view.dtype.row_bytes(k).expect(whole)), own)
-            }
+        let scales = if let Form::Codes(_, scales) = form { scales.len() } else { 0 };
+        self.tell((bytes.len() + scales) * of.count, of);
+        let (row, column, [own_n, own_k]) = match self.part {
+            None => (0, 0, [n, k]),
+            Some(part) => part.of(role, [n, k]),
         };
         let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
         Ok(MatrixSource {
-            dtype: mixed.unwrap_or(view.dtype),
-            stored: view.dtype,
+            dtype: mixed.unwrap_or(stored),
+            stored,
             n: own_n,
             k: own_k,
-            bytes: view.bytes,
-            stride,
-            first: index * n + first,
-            columns,
+            bytes,
+            form,
+            rows: [of.first + row * of.every, of.every],
+            column,
             interleaved: self.config.interleaved(role),
-            file: self.weights.file_of(name),
+            file: weights.file_of(name),
         })
     }
 
-    fn stacked(&self, role: L::Role) -> Option<[usize; 2]> {
+    fn stacked(&self, role: L::Role) -> Option<Stacked> {
         self.config.stacked(role, self.weights.format())
     }
 
-    /// A norm.
+    /// A norm, or what else is as long as its heads or its rows.
     pub fn vector(&mut self, role: L::Role) -> Result<Vec<f32>> {
-        let name = self.name(role, "weight");
         self.read_ahead(role, 1);
-        let view = self.view(&name, [0, 1])?;
-        let mut out = vec![0.0; view.shape.iter().product()];
-        quant::dequantize(view.dtype, view.bytes, &mut out);
+        let name = self.name(role, "weight");
+        let len = self.config.shape(role)[0];
+        let mut out = self.numbers(role, &name, len, Stacked::ALONE)?;
         if self.config.counts_from_one(role) {
             out.iter_mut().for_each(|x| *x += 1.0);
         }
-        self.weights.release(&name);
         Ok(out)
     }
 
@@ -278,35 +327,45 @@ impl<'a, L: Layout> Loader<'a, L> {
     /// the first rank has it.
     pub fn bias(&mut self, role: L::Role) -> Result<Option<Vec<f32>>> {
         let name = self.name(role, "bias");
+        let later = |part: &Part<L>| part.adds_up(role, self.config) && part.rank > 0;
+        let of = self.stacked(role).unwrap_or(Stacked::ALONE);
         if !self.weights.has(&name) {
             return Ok(None);
         }
-        let view = self.view(&name, [0, 1])?;
-        let (dtype, bytes) = (view.dtype, view.bytes);
-        let stride = bytes.len() / view.shape[0].max(1);
+        if self.part.is_some_and(later) {
+            self.tell(self.weights.bytes(&name).len(), of);
+            return Ok(None);
+        }
+        let len = self.config.shape(role)[0];
+        self.numbers(role, &name, len, of).map(Some)
+    }
+
+    /// `len` numbers of a tensor, or those of them that a rank has.
+    fn numbers(&mut self, role: L::Role, name: &str, len: usize, of: Stacked) -> Result<Vec<f32>> {
+        let (stored, bytes) = (self.weights.readable(name)?, self.weights.bytes(name));
+        self.tell(bytes.len(), of);
         let (first, n) = match self.part {
-            None => (0, view.shape[0]),
-            Some(part) if part.adds_up(role, self.config) && part.rank > 0 => return Ok(None),
+            None => (0, len),
             Some(part) => {
-                let (first, _, [n, _]) = part.of(role, [view.shape[0], 1]);
+                let (first, _, [n, _]) = part.of(role, [len, 1]);
                 (first, n)
             }
         };
         let values = MatrixSource {
-            dtype,
-            stored: dtype,
+            dtype: stored,
+            stored,
             n,
             k: 1,
-            bytes,
-            stride,
-            first,
-            columns: [0, stride],
+            bytes: of.own(bytes),
+            form: Form::Rows(stored.row_bytes(1).unwrap_or(0)),
+            rows: [of.first + first * of.every, of.every],
+            column: 0,
             interleaved: self.config.interleaved(role),
             file: None,
         }
         .to_f32();
-        self.weights.release(&name);
-        Ok(Some(values))
+        self.weights.release(name);
+        Ok(values)
     }
 
     fn name(&self, role: L::Role, suffix: &str) -> String {
@@ -320,25 +379,21 @@ impl<'a, L: Layout> Loader<'a, L> {
         for &next in self.order.as_slice().iter().take(count) {
             let name = Some(self.name(next, "weight"));
             if name != asked {
-                name.iter().for_each(|name| self.weights.will_need(name));
+                let tensors = name.iter().flat_map(|name| self.weights.parts_of(name));
+                tensors.for_each(|name| self.weights.will_need(&name));
             }
             asked = name;
         }
     }
 
-    /// A tensor, or the part of it with this number of so many.
-    fn view<'n>(&mut self, name: &'n str, [index, count]: [usize; 2]) -> Result<TensorView<'n>>
-    where
-        'a: 'n,
-    {
-        let view = self.weights.tensor(name)?;
-        // Each part, and each rank, tells its share, so that all of them tell the whole.
+    /// Tells of a tensor of so many bytes. Each matrix of one, and each rank, tells its share, so
+    /// that all of them tell the whole.
+    fn tell(&mut self, bytes: usize, of: Stacked) {
         let (rank, ranks) = self.part.map_or((0, 1), |part| (part.rank, part.size));
-        let told = |parts: usize| {
-            let parts = (index * ranks + rank + parts) as u128;
-            (view.bytes.len() as u128 * parts / (count * ranks) as u128) as usize
+        let share = (of.index * of.every + of.first) * ranks + rank;
+        let told = |share: usize| {
+            (bytes as u128 * share as u128 / (of.count * of.every * ranks) as u128) as usize
         };
-        (self.progress)(told(1) - told(0));
-        Ok(view)
+        (self.progress)(told(share + 1) - told(share));
     }
 }

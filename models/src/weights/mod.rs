@@ -22,6 +22,7 @@ mod loader;
 mod metadata;
 mod mix;
 mod mmap;
+mod mxfp4;
 mod part;
 mod role;
 pub mod safetensors;
@@ -30,7 +31,7 @@ pub use encoder_role::EncoderRole;
 pub use error::{Error, Result};
 pub use hearth_kernels::quant::DType;
 pub use index::{TensorInfo, TensorType};
-pub use layout::Layout;
+pub use layout::{Layout, Stacked};
 pub(crate) use loader::adjacent;
 pub use loader::{Loader, MatrixSource};
 pub use metadata::{Array, FromValue, Metadata, Value, ValueType};
@@ -174,6 +175,16 @@ impl Weights {
         let dtype = self.readable(name)?;
         let info = self.index.get(name).expect("readable() found it; this is a bug");
         Ok(TensorView { name, dtype, shape: &info.shape, bytes: self.index.bytes(info) })
+    }
+
+    /// The bytes of a tensor, whatever their type.
+    fn bytes(&self, name: &str) -> &[u8] {
+        self.index.get(name).map_or(&[], |info| self.index.bytes(info))
+    }
+
+    /// The tensors that are the weight of a name: itself, or codes and scales.
+    pub(crate) fn parts_of(&self, name: &str) -> Vec<String> {
+        mxfp4::names(self, name).map_or(vec![name.to_owned()], Vec::from)
     }
 
     /// Starts reading a tensor ahead of its use.

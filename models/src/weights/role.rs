@@ -2,7 +2,7 @@
 //!
 //! The only place that knows which tensors a configuration asks for. Deliberately absent: bytes.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Naming};
 
 /// What a tensor is for. The number is the layer, a second one the expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub enum Role {
     Out(usize),
     QNorm(usize),
     KNorm(usize),
+    Sinks(usize),
     PostAttentionNorm(usize),
     MlpNorm(usize),
     /// The same between two norms behind attention and MLP, where files name it otherwise.
@@ -50,6 +51,7 @@ impl Role {
             if config.knobs.qk_norm {
                 all.extend([Self::QNorm(l), Self::KNorm(l)]);
             }
+            all.extend(config.knobs.sinks.then_some(Self::Sinks(l)));
             match config.knobs.post_norms {
                 false => all.extend([Self::AttentionNorm(l), Self::MlpNorm(l)]),
                 true => {
@@ -76,19 +78,23 @@ impl Role {
             Self::Down(_) | Self::ExpertDown(..) => vec![hidden, ffn],
             Self::Router(_) => vec![config.experts.map_or(0, |routing| routing.count), hidden],
             Self::QNorm(_) | Self::KNorm(_) => vec![config.head_dim],
+            Self::Sinks(_) => vec![config.head_count],
             Self::Norm | Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => vec![hidden],
             Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => vec![hidden],
         }
     }
 
     /// Whether it may stand beside a bias of its own, which is then as long as its outputs.
-    pub(super) fn may_have_bias(self) -> bool {
+    pub(super) fn may_have_bias(self, config: &ModelConfig) -> bool {
         match self {
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) | Self::Head => true,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) => true,
             Self::Embedding | Self::Norm | Self::QNorm(_) | Self::KNorm(_) => false,
-            Self::Router(_) => false,
-            Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => false,
+            Self::Sinks(_) => false,
+            Self::Router(_) => config.knobs.mlp_bias,
+            Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => {
+                config.knobs.mlp_bias
+            }
             Self::AttentionNorm(_) | Self::PostAttentionNorm(_) => false,
             Self::MlpNorm(_) | Self::PreMlpNorm(_) | Self::PostMlpNorm(_) => false,
         }
@@ -100,6 +106,7 @@ impl Role {
             Self::Embedding | Self::Head => false,
             Self::Q(_) | Self::K(_) | Self::V(_) | Self::Out(_) => false,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) | Self::Router(_) => false,
+            Self::Sinks(_) => false,
             Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => false,
             Self::Norm | Self::QNorm(_) | Self::KNorm(_) | Self::AttentionNorm(_) => true,
             Self::MlpNorm(_) | Self::PreMlpNorm(_) => true,
@@ -123,6 +130,10 @@ impl Role {
             Self::Q(_) | Self::K(_) | Self::V(_) => config.knobs.qkv_bias,
             Self::Out(_) => config.knobs.out_bias,
             Self::Gate(_) | Self::Up(_) | Self::Down(_) => config.knobs.mlp_bias,
+            Self::Router(_) => config.knobs.mlp_bias,
+            Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..) => {
+                config.knobs.mlp_bias
+            }
             _ => false,
         }
     }
@@ -143,6 +154,7 @@ impl Role {
             Self::Out(l) => (Some(l), "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output"),
             Self::QNorm(l) => (Some(l), "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"),
             Self::KNorm(l) => (Some(l), "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
+            Self::Sinks(l) => (Some(l), "model.layers.{}.self_attn.sinks", "blk.{}.attn_sinks"),
             Self::MlpNorm(l) => {
                 (Some(l), "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
             }
@@ -172,9 +184,47 @@ impl Role {
         }
     }
 
-    /// Its name in a file; `suffix` is `weight` or `bias`.
+    /// The same in files of gpt-oss, where it is another one.
+    fn stems_of_gpt_oss(self) -> Option<(Option<usize>, &'static str, &'static str)> {
+        let (layer, _, ggml) = self.stems();
+        let json = match self {
+            Self::MlpNorm(l) => return Some(Self::PostAttentionNorm(l).stems()),
+            Self::Router(_) => "model.layers.{}.mlp.router",
+            Self::ExpertGate(..) | Self::ExpertUp(..) => "model.layers.{}.mlp.experts.gate_up_proj",
+            Self::ExpertDown(..) => "model.layers.{}.mlp.experts.down_proj",
+            _ => return None,
+        };
+        Some((layer, json, ggml))
+    }
+
+    /// Its name in a file of a configuration; `suffix` is `weight` or `bias`.
+    pub fn name_in(self, naming: Naming, gguf: bool, suffix: &str) -> String {
+        let bare = matches!(self, Self::ExpertGate(..) | Self::ExpertUp(..) | Self::ExpertDown(..));
+        let stems = self.stems_of_gpt_oss().filter(|_| naming == Naming::GptOss);
+        match (self, stems) {
+            (Self::Sinks(_), _) if !gguf => self.written(self.stems(), gguf, ""),
+            (_, Some(stems)) if bare && !gguf => match suffix {
+                "weight" => self.written(stems, gguf, ""),
+                suffix => self.written(stems, gguf, &format!("_{suffix}")),
+            },
+            (_, stems) => {
+                let stems = stems.unwrap_or(self.stems());
+                self.written(stems, gguf, &format!(".{suffix}"))
+            }
+        }
+    }
+
+    /// The same where names are the usual ones.
     pub fn name(self, gguf: bool, suffix: &str) -> String {
-        let (layer, hf, ggml) = self.stems();
+        self.name_in(Naming::Usual, gguf, suffix)
+    }
+
+    fn written(
+        self,
+        (layer, hf, ggml): (Option<usize>, &str, &str),
+        gguf: bool,
+        suffix: &str,
+    ) -> String {
         let mut stem = if gguf { ggml } else { hf }.to_owned();
         if let Some(layer) = layer {
             stem = stem.replace("{}", &layer.to_string());
@@ -185,6 +235,6 @@ impl Role {
             }
             _ => {}
         }
-        format!("{stem}.{suffix}")
+        stem + suffix
     }
 }

@@ -1,7 +1,7 @@
 //! Configurations that differ from a small Llama in what families differ in.
 
 use hearth_models::backend::{Gate, Routing};
-use hearth_models::config::{Knobs, ModelConfig, RopeConfig, RopeScaling};
+use hearth_models::config::{Knobs, ModelConfig, Naming, RopeConfig, RopeScaling};
 use hearth_models::tiny;
 
 /// Every knob of the configuration, one at a time, and some together.
@@ -85,6 +85,30 @@ fn experts() -> Vec<(&'static str, ModelConfig)> {
             with(routing(13, 4, false), 40)
         }),
         ("all of 3 experts", with(routing(3, 3, true), 64)),
+        ("2 of 8 experts with biases", {
+            let mut config = with(routing(8, 2, true), 128);
+            config.knobs.mlp_bias = true;
+            config
+        }),
+        ("sinks", {
+            let mut config = tiny::config();
+            config.knobs.sinks = true;
+            config
+        }),
+        ("a bounded gate", {
+            let mut config = tiny::config();
+            config.knobs.gate = Gate::ClampedSwiglu;
+            config
+        }),
+        ("gpt-oss", {
+            let mut config = with(routing(8, 4, true), 96);
+            config.windows = vec![Some(11), None];
+            (config.knobs.sinks, config.knobs.gate) = (true, Gate::ClampedSwiglu);
+            let knobs = &mut config.knobs;
+            (knobs.qkv_bias, knobs.out_bias, knobs.mlp_bias) = (true, true, true);
+            knobs.naming = Naming::GptOss;
+            config
+        }),
     ]
 }
 
