@@ -152,6 +152,9 @@ impl ModelConfig {
         let kv_heads = raw.num_key_value_heads.unwrap_or(family.kv_heads_by_default);
         let mut knobs = (family.knobs)(raw);
         knobs.interleaved_qk = raw.is_gguf() && family.gguf_interleaved_qk;
+        if knobs.naming == Naming::GptOss && !raw.is_gguf() {
+            rope::is_said(raw)?;
+        }
         let (rope, local_rope) = match family.local_rope {
             true => rope::global_and_local(raw, head_dim)?,
             false => {

@@ -340,18 +340,21 @@ impl ModelFile {
     /// model, in each memory.
     pub fn weight_bytes(&self, compute: &Compute) -> u64 {
         let (first, (ranks, together)) = (compute.first(), compute.ranks());
-        let stored = |role: &Role| match (first, self.mix) {
-            (Compute::Fused(_), Some(mix)) => {
-                let elements: usize = role.shape(&self.config).iter().product();
-                mix.dtype(*role, &self.config).row_bytes(elements).unwrap_or(0) as u64
-            }
-            _ => {
-                let name = self.config.name(*role, self.weights.format(), "weight");
-                let parts = self.weights.parts_of(&name);
-                let infos = parts.iter().filter_map(|name| self.weights.info(name));
-                let bytes: u64 = infos.map(|info| first.tensor_bytes(info)).sum();
-                let of = self.config.stacked(*role, self.weights.format());
-                bytes / of.map_or(1, |of| (of.count * of.every) as u64)
+        let stored = |role: &Role| {
+            let name = self.config.name(*role, self.weights.format(), "weight");
+            let parts = self.weights.parts_of(&name);
+            match (first, self.mix) {
+                // Codes and scales apart stay what they are.
+                (Compute::Fused(_), Some(mix)) if parts.len() == 1 => {
+                    let elements: usize = role.shape(&self.config).iter().product();
+                    mix.dtype(*role, &self.config).row_bytes(elements).unwrap_or(0) as u64
+                }
+                _ => {
+                    let infos = parts.iter().filter_map(|name| self.weights.info(name));
+                    let bytes: u64 = infos.map(|info| first.tensor_bytes(info)).sum();
+                    let of = self.config.stacked(*role, self.weights.format());
+                    bytes / of.map_or(1, |of| (of.count * of.every) as u64)
+                }
             }
         };
         let roles = Role::all(&self.config);

@@ -2,11 +2,13 @@
 //!
 //! Values that are refused together with their files are `refusals.rs`.
 
-use hearth_models::backend::Routing;
 use hearth_models::config::{ModelConfig, RopeConfig, RopeScaling, yarn_temperature};
 use hearth_models::weights::gguf_writer::GgufWriter;
 use hearth_models::weights::{DType, Value as GgufValue, Weights};
 use serde_json::{Value, json};
+
+#[path = "config/experts.rs"]
+mod experts;
 
 /// A small Llama with `changes` laid over it; 256 positions, heads of 16.
 fn json_config(changes: Value) -> hearth_models::Result<ModelConfig> {
@@ -414,73 +416,4 @@ fn gguf_of_gemma_leaves_to_the_reader_what_config_json_says() {
     ];
     let ollama = gguf_gemma("gemma3", 26, &[window, bases[0], bases[1]]);
     assert_eq!(ollama.local_rope.unwrap().base, 3e4);
-}
-
-/// A small Qwen3 with experts.
-fn experts(mut changes: Value) -> hearth_models::Result<ModelConfig> {
-    let given = json!({
-        "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 48, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    });
-    for (key, value) in given.as_object().unwrap() {
-        if changes.get(key).is_none() {
-            changes[key] = value.clone();
-        }
-    }
-    json_config(changes)
-}
-
-#[test]
-fn experts_of_json_and_gguf() {
-    let read = experts(json!({"norm_topk_prob": true})).unwrap();
-    assert_eq!((read.family, read.ffn_len), ("qwen3_moe", 48));
-    assert_eq!(read.experts, Some(Routing { count: 8, used: 2, normalized: true }));
-    assert!(read.knobs.qk_norm);
-    let silent = experts(json!({})).unwrap().experts.unwrap();
-    assert!(!silent.normalized, "as transformers has it");
-    let newer = experts(json!({"num_experts": null, "num_local_experts": 6})).unwrap();
-    assert_eq!(newer.experts.unwrap().count, 6);
-    assert_eq!(json_config(json!({})).unwrap().experts, None);
-    let window = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 30});
-    assert_eq!(experts(window).unwrap().windows, vec![Some(9); 32], "in every layer");
-    assert_eq!(experts(json!({"sliding_window": 9})).unwrap().windows, vec![None; 32]);
-    for (changes, words) in [
-        (json!({"num_experts": null}), ["num_experts", "missing"]),
-        (json!({"num_experts": 0}), ["num_experts", "0"]),
-        (json!({"num_experts": 100_000}), ["num_experts", "absurd"]),
-        (json!({"num_experts": 4000, "num_hidden_layers": 100}), ["num_experts", "absurd"]),
-        (json!({"num_experts_per_tok": 9}), ["num_experts_per_tok", "8 experts"]),
-        (json!({"moe_intermediate_size": null}), ["moe_intermediate_size", "missing"]),
-        (json!({"decoder_sparse_step": 2}), ["decoder_sparse_step", "without experts"]),
-        (json!({"mlp_only_layers": [3]}), ["mlp_only_layers", "without experts"]),
-    ] {
-        assert_refused(experts(changes), &words);
-    }
-
-    let of_gguf = |more: &[(&str, GgufValue<'_>)]| {
-        let keys = [
-            ("general.architecture", GgufValue::Str("qwen3moe")),
-            ("qwen3moe.block_count", GgufValue::U32(2)),
-            ("qwen3moe.context_length", GgufValue::U32(256)),
-            ("qwen3moe.embedding_length", GgufValue::U32(64)),
-            ("qwen3moe.attention.head_count", GgufValue::U32(4)),
-            ("qwen3moe.expert_count", GgufValue::U32(8)),
-            ("qwen3moe.expert_used_count", GgufValue::U32(3)),
-            ("qwen3moe.expert_feed_forward_length", GgufValue::U32(40)),
-        ];
-        gguf_config(&[&keys[..], more].concat())
-    };
-    let read = of_gguf(&[]).unwrap();
-    assert_eq!((read.family, read.ffn_len), ("qwen3_moe", 40));
-    assert_eq!(read.experts, Some(Routing { count: 8, used: 3, normalized: true }));
-    let shared = [("qwen3moe.expert_shared_count", GgufValue::U32(1))];
-    assert_refused(of_gguf(&shared), &["expert_shared_count", "not supported"]);
-    let sigmoid = [("qwen3moe.expert_gating_func", GgufValue::U32(2))];
-    assert_refused(of_gguf(&sigmoid), &["expert_gating_func", "not supported"]);
-    let scaled = [("qwen3moe.expert_weights_scale", GgufValue::F32(2.5))];
-    assert_refused(of_gguf(&scaled), &["expert_weights_scale", "not supported"]);
-    let none = [("qwen3moe.expert_weights_scale", GgufValue::F32(1.0))];
-    of_gguf(&none).unwrap();
-    let said = [("qwen3moe.expert_weights_norm", GgufValue::Bool(false))];
-    assert!(!of_gguf(&said).unwrap().experts.unwrap().normalized);
 }

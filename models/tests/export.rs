@@ -43,8 +43,9 @@ fn every_family_survives_the_way_to_gguf() {
     let folder = tempfile::tempdir().unwrap();
     let names = ["llama", "llama3", "llama-odd-sharded", "mistral", "qwen2", "qwen3", "qwen2-yarn"];
     let gemmas = ["gemma", "gemma2-q8_0.gguf", "gemma3", "gemma3.gguf"];
+    let oss = ["gpt-oss", "gpt-oss.gguf", "gpt-oss-mxfp4", "gpt-oss-mxfp4.gguf"];
     let files = ["llama3.gguf", "qwen3.gguf", "qwen2-q4_0.gguf", "qwen3-moe", "qwen3-moe.gguf"];
-    for name in names.into_iter().chain(gemmas).chain(files) {
+    for name in names.into_iter().chain(gemmas).chain(oss).chain(files) {
         let source = open(&goldens.join(name)).unwrap();
         let path = folder.path().join(format!("{name}.out.gguf"));
         let mix = match name {
@@ -63,8 +64,14 @@ fn every_family_survives_the_way_to_gguf() {
         let written = open(&path).unwrap();
         assert_eq!(written.config().windows, source.config().windows, "{name}");
         assert_eq!(written.config().tied, source.config().tied, "{name}");
+        assert_eq!(written.config().rope.dim, source.config().rope.dim, "{name}");
         assert_eq!(written.config().local_rope, source.config().local_rope, "{name}");
         let (a, b) = (logits(&source, &compute), logits(&written, &compute));
+        if name.starts_with("gpt-oss-mxfp4") {
+            let info = written.weights().info("blk.1.ffn_up_exps.weight").unwrap();
+            assert_eq!(info.ty, TensorType::Readable(DType::MXFP4), "stays what it is");
+            assert_eq!(info.shape, [3, 32, 64]);
+        }
         if name == "llama3" || name == "qwen2-yarn" {
             // Divisors and factors are f32 in the file.
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

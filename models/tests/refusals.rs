@@ -67,7 +67,7 @@ fn assert_tensors_refused(name: &str, change: impl FnOnce(&mut Tensors), words: 
 
 #[test]
 fn unchanged_copies_load() {
-    for name in ["llama", "qwen2", "qwen3", "mistral"] {
+    for name in ["llama", "qwen2", "qwen3", "mistral", "gpt-oss", "gpt-oss-mxfp4"] {
         load(folder(name, |_| {}, |_| {}).path()).unwrap();
     }
     load(&gguf("llama.gguf", |_, _| Edit::Keep, &[]).1).unwrap();
@@ -167,6 +167,39 @@ fn tensors_that_are_missing_or_strange() {
         t.insert(up.to_owned(), zeros);
     };
     assert_tensors_refused("llama", integers, &[up, "U32"]);
+}
+
+#[test]
+fn codes_and_scales_that_do_not_fit() {
+    let of = "gpt-oss-mxfp4";
+    let scales = "model.layers.1.mlp.experts.gate_up_proj_scales";
+    assert_tensors_refused(of, |t| drop(t.remove(scales)), &[scales, "missing"]);
+    let codes = "model.layers.0.mlp.experts.down_proj_blocks";
+    assert_tensors_refused(of, |t| drop(t.remove(codes)), &["mlp.experts.down_proj"]);
+    let bias = "model.layers.0.mlp.experts.down_proj_bias";
+    assert_tensors_refused(of, |t| drop(t.remove(bias)), &[bias, "no tensor"]);
+    let sinks = "model.layers.0.self_attn.sinks";
+    assert_tensors_refused(of, |t| drop(t.remove(sinks)), &[sinks, "no tensor"]);
+    let shorten = |name: &'static str, dim: usize| {
+        move |t: &mut Tensors| {
+            let short = t[name].narrow(dim, 0, 1).unwrap().contiguous().unwrap();
+            t.insert(name.to_owned(), short);
+        }
+    };
+    assert_tensors_refused(of, shorten(scales, 0), &[scales, "[1, 64, 2]", "[3, 64, 2]"]);
+    assert_tensors_refused(of, shorten(codes, 1), &[codes, "[3, 1, 1, 16]"]);
+    let floats = |t: &mut Tensors| {
+        let wide = t[codes].to_dtype(candle_core::DType::F32).unwrap();
+        t.insert(codes.to_owned(), wide);
+    };
+    assert_tensors_refused(of, floats, &[codes, "F32", "U8"]);
+    // By columns or by rows: the shape must be that of the file's own kind.
+    let turned = "model.layers.1.mlp.experts.down_proj";
+    let turn = |t: &mut Tensors| {
+        let rows = t[turned].transpose(1, 2).unwrap().contiguous().unwrap();
+        t.insert(turned.to_owned(), rows);
+    };
+    assert_tensors_refused("gpt-oss", turn, &[turned, "shape", "[6, 32, 64]"]);
 }
 
 #[test]

@@ -55,12 +55,9 @@ pub(super) fn raw(
     if family.experts.is_none() && keys.named("num_experts")?.is_some_and(|experts| experts > 0) {
         return Err(keys.wrong("expert_count", "experts are not supported in this architecture"));
     }
-    for (key, harmless) in [
-        ("expert_shared_count", 0.0),
-        ("expert_weights_scale", 1.0),
-        ("expert_gating_func", 1.0), // a softmax
-        ("expert_group_count", 1.0),
-    ] {
+    for (key, harmless) in
+        [("expert_shared_count", 0.0), ("expert_weights_scale", 1.0), ("expert_group_count", 1.0)]
+    {
         let number = match keys.meta.value(&keys.of(key))? {
             Some(Value::F32(_)) => keys.number(key)?,
             _ => keys.count(key)?.map(|count| count as f64),
@@ -69,6 +66,11 @@ pub(super) fn raw(
             return Err(keys.wrong(key, "is not supported"));
         }
     }
+    let of_chosen = match keys.count("expert_gating_func")? {
+        None | Some(0 | 1) => None, // a softmax of all
+        Some(3) => Some(true),      // of those chosen
+        Some(_) => return Err(keys.wrong("expert_gating_func", "is not supported")),
+    };
     let head_dim = keys.named("head_dim")?;
     if let (Some(k), Some(v)) = (head_dim, keys.count("attention.value_length")?)
         && k != v
@@ -88,7 +90,7 @@ pub(super) fn raw(
         moe_intermediate_size: keys.named("moe_intermediate_size")?,
         num_experts: keys.named("num_experts")?,
         num_experts_per_tok: keys.named("num_experts_per_tok")?,
-        norm_topk_prob: meta.get_opt::<bool>(&keys.of("expert_weights_norm"))?,
+        norm_topk_prob: of_chosen.or(meta.get_opt::<bool>(&keys.of("expert_weights_norm"))?),
         num_hidden_layers: keys.named("num_hidden_layers")?,
         num_attention_heads: heads,
         num_key_value_heads: Some(keys.named("num_key_value_heads")?),

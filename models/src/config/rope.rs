@@ -96,6 +96,18 @@ pub(super) fn global_and_local(
     Ok((self::global(&global, head_dim)?, Some(from_json(&local, head_dim)?)))
 }
 
+/// Refuses a `config.json` that leaves base or scaling to be guessed.
+pub(super) fn is_said(raw: &RawConfig) -> Result<()> {
+    let words = dictionary(raw)?;
+    let kind = words.words.contains_key("rope_type") || words.words.contains_key("type");
+    let base = words.number("rope_theta")?.or(raw.rope_theta);
+    match (kind, base) {
+        (false, _) => Err(words.wrong("is missing")),
+        (_, None) => Err(Error::config("rope_theta", "is missing")),
+        _ => Ok(()),
+    }
+}
+
 /// Rotary positions of a `config.json`.
 ///
 /// A `rope_scaling` with something in it stands for the newer `rope_parameters`, and what either of

@@ -160,12 +160,14 @@ impl<'a, L: Layout> Loader<'a, L> {
             let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
             let stacked = self.stacked(role);
             let dtype = self.check_weight(&name, &shape, stacked)?;
-            if self.mix.is_some() && dtype.block_len() > 1 {
+            // Codes of MXFP4 stay what they are.
+            if self.mix.is_some() && dtype.block_len() > 1 && dtype != DType::MXFP4 {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
                 return Err(Error::Tensor { name, what });
             }
             if let Some(part) = self.part {
-                let made = self.mix.and_then(|mix| self.config.mixed(role, mix));
+                let mix = self.mix.filter(|_| dtype != DType::MXFP4);
+                let made = mix.and_then(|mix| self.config.mixed(role, mix));
                 part.check(role, &shape, &[Some(dtype), made])
                     .map_err(|what| Error::Tensor { name: name.clone(), what })?;
             }
@@ -292,7 +294,8 @@ impl<'a, L: Layout> Loader<'a, L> {
             None => (0, 0, [n, k]),
             Some(part) => part.of(role, [n, k]),
         };
-        let mixed = self.mix.and_then(|mix| self.config.mixed(role, mix));
+        let mix = self.mix.filter(|_| stored != DType::MXFP4);
+        let mixed = mix.and_then(|mix| self.config.mixed(role, mix));
         Ok(MatrixSource {
             dtype: mixed.unwrap_or(stored),
             stored,

@@ -5,7 +5,8 @@
 //! `[count, n, k / 32]` exponents. GGUF has scale and codes of a block together, and in the low
 //! halves its first sixteen codes.
 
-use super::{DType, Error, Result, TensorType, Weights};
+use super::{DType, TensorType, Weights};
+use crate::{Error, Result};
 
 /// Numbers of a block.
 pub(super) const LEN: usize = 32;
@@ -21,25 +22,20 @@ pub(super) fn names(weights: &Weights, name: &str) -> Option<[String; 2]> {
 /// Refuses codes and scales that are not those of a tensor `[count, n, k]`.
 pub(super) fn check(weights: &Weights, names: &[String; 2], shape: [usize; 3]) -> Result<()> {
     let [count, n, k] = shape;
-    let wrong = |name: &String, what: String| Error::UnreadableType {
-        path: weights.path().to_owned(),
-        tensor: name.clone(),
-        ty: what,
-    };
+    let wrong = |name: &String, what| Err(Error::Tensor { name: name.clone(), what });
     for (name, wanted) in names.iter().zip([&[count, n, k / LEN, CODES][..], &[count, n, k / LEN]])
     {
         let Some(info) = weights.info(name) else {
-            let (path, tensor) = (weights.path().to_owned(), name.clone());
-            return Err(Error::NoSuchTensor { path, tensor });
+            return wrong(name, "is missing beside codes of MXFP4".into());
         };
         if info.shape != wanted || info.ty != TensorType::Unreadable("U8".into()) {
             let (ty, found) = (info.ty.name(), &info.shape);
-            return Err(wrong(name, format!("{ty} {found:?}, where U8 {wanted:?} is wanted")));
+            return wrong(name, format!("is {ty} {found:?}, where U8 {wanted:?} is wanted"));
         }
     }
     match DType::MXFP4.row_bytes(k) {
         Some(_) => Ok(()),
-        None => Err(wrong(&names[0], format!("MXFP4 with rows of {k}"))),
+        None => wrong(&names[0], format!("has rows of {k}, which are no whole blocks of {LEN}")),
     }
 }
 
