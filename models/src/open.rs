@@ -405,7 +405,7 @@ impl ModelFile {
         for (name, info) in self.weights.infos() {
             let (ty, len) = (info.ty.name(), info.len_bytes());
             listener(format!("{name} {ty} {:?} {len}\n", info.shape).as_bytes());
-            listener(self.weights.tensor(name)?.bytes);
+            listener(self.weights.bytes(name));
             self.weights.release(name);
         }
         Ok(())

@@ -202,6 +202,28 @@ fn codes_and_scales_that_do_not_fit() {
     assert_tensors_refused("gpt-oss", turn, &[turned, "shape", "[6, 32, 64]"]);
 }
 
+/// A prefix cache on the disk is named after what a model says of itself.
+#[test]
+fn codes_and_scales_are_told() {
+    let told = |path: &Path| {
+        let mut all = Vec::new();
+        let file = hearth_models::open(path).unwrap();
+        file.tell(&mut |bytes| all.extend_from_slice(bytes)).unwrap();
+        all
+    };
+    let of = "gpt-oss-mxfp4";
+    let same = [folder(of, |_| {}, |_| {}), folder(of, |_| {}, |_| {})].map(|f| told(f.path()));
+    assert_eq!(same[0], same[1]);
+    for name in ["gate_up_proj_scales", "down_proj_blocks"] {
+        let name = format!("model.layers.1.mlp.experts.{name}");
+        let change = |t: &mut Tensors| {
+            let zeros = t[&name].zeros_like().unwrap();
+            t.insert(name.clone(), zeros);
+        };
+        assert_ne!(told(folder(of, |_| {}, change).path()), same[0], "{name}");
+    }
+}
+
 #[test]
 fn config_that_is_not_there_or_not_json() {
     let copy = folder("llama", |_| {}, |_| {});

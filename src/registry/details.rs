@@ -117,7 +117,7 @@ impl Details {
         Self {
             format: format.to_owned(),
             family: family.to_owned(),
-            parameters: weights.infos().map(|(_, info)| info.elements() as u64).sum(),
+            parameters: weights.numbers().map(|(_, _, numbers)| numbers).sum(),
             quantization,
             file_bytes: weights.file_bytes(),
             digest: digest(weights),
@@ -137,8 +137,8 @@ fn mix_of(weights: &Weights) -> Option<Mix> {
 /// The type that most bytes are in.
 fn most_common_type(weights: &Weights) -> String {
     let mut bytes = std::collections::BTreeMap::<&str, u64>::new();
-    for (_, info) in weights.infos() {
-        *bytes.entry(info.ty.name()).or_default() += info.len_bytes() as u64;
+    for (info, ty, _) in weights.numbers() {
+        *bytes.entry(ty).or_default() += info.len_bytes() as u64;
     }
     let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
     most.map_or_else(String::new, |(name, _)| name.to_uppercase())
@@ -180,5 +180,17 @@ mod tests {
         assert!(details.template.is_some_and(|text| text.contains("{%")));
         let served_in = open.details(Mix::named("q4_k_m")).quantization;
         assert_eq!((details.quantization.is_empty(), served_in.as_str()), (false, "Q4_K_M"));
+    }
+
+    /// Two numbers to a byte of codes, none to one of scales.
+    #[test]
+    fn codes_and_scales_apart_are_numbers_of_mxfp4() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+        let of = |name: &str| hearth_models::open(&folder.join(name)).unwrap();
+        let (apart, together) = (of("gpt-oss-mxfp4"), of("gpt-oss-mxfp4.gguf"));
+        let [apart, together] =
+            [&apart, &together].map(|file| Details::of(file.weights(), "gpt_oss", &[], None));
+        assert_eq!(apart.parameters, together.parameters);
+        assert_ne!(apart.quantization, "U8");
     }
 }

@@ -178,8 +178,17 @@ impl Weights {
     }
 
     /// The bytes of a tensor, whatever their type.
-    fn bytes(&self, name: &str) -> &[u8] {
+    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
         self.index.get(name).map_or(&[], |info| self.index.bytes(info))
+    }
+
+    /// All tensors, sorted by name: in what type their numbers are, and how many they hold. Codes
+    /// of MXFP4 whose scales stand apart are two to a byte, and the scales no numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = (&TensorInfo, &str, u64)> {
+        self.infos().map(|(name, info)| match mxfp4::part(self, name, info) {
+            None => (info, info.ty.name(), info.elements() as u64),
+            Some(numbers) => (info, DType::MXFP4.name(), (info.elements() * numbers) as u64),
+        })
     }
 
     /// The tensors that are the weight of a name: itself, or codes and scales.

@@ -5,7 +5,7 @@
 //! `[count, n, k / 32]` exponents. GGUF has scale and codes of a block together, and in the low
 //! halves its first sixteen codes.
 
-use super::{DType, TensorType, Weights};
+use super::{DType, TensorInfo, TensorType, Weights};
 use crate::{Error, Result};
 
 /// Numbers of a block.
@@ -17,6 +17,19 @@ pub(super) const CODES: usize = 16;
 pub(super) fn names(weights: &Weights, name: &str) -> Option<[String; 2]> {
     let names = [format!("{name}_blocks"), format!("{name}_scales")];
     (!weights.has(name) && weights.has(&names[0])).then_some(names)
+}
+
+/// How many numbers an element of a tensor is, if it is codes or scales.
+pub(super) fn part(weights: &Weights, name: &str, info: &TensorInfo) -> Option<usize> {
+    if info.ty != TensorType::Unreadable("U8".into()) {
+        return None;
+    }
+    let beside = |stem: &str, end: &str| weights.has(&format!("{stem}{end}"));
+    match (name.strip_suffix("_blocks"), name.strip_suffix("_scales")) {
+        (Some(stem), _) if beside(stem, "_scales") => Some(2),
+        (_, Some(stem)) if beside(stem, "_blocks") => Some(0),
+        _ => None,
+    }
 }
 
 /// Refuses codes and scales that are not those of a tensor `[count, n, k]`.
