@@ -396,10 +396,7 @@ impl ModelFile {
 
     /// Tells everything that the numbers of this model follow from, byte by byte: what it is, how
     /// it is quantised, and every tensor whole. Reads the files from end to end.
-    ///
-    /// # Errors
-    /// A tensor that cannot be read.
-    pub fn tell(&self, listener: &mut dyn FnMut(&[u8])) -> Result<()> {
+    pub fn tell(&self, listener: &mut dyn FnMut(&[u8])) {
         let mix = self.mix.map_or("as it is", |mix| mix.name());
         listener(format!("{:?} {mix} {:?}", self.config, self.weights.format()).as_bytes());
         for (name, info) in self.weights.infos() {
@@ -408,7 +405,6 @@ impl ModelFile {
             listener(self.weights.bytes(name));
             self.weights.release(name);
         }
-        Ok(())
     }
 
     /// Loads it. `progress` is told the bytes of every tensor as it is taken.

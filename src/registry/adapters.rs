@@ -257,11 +257,7 @@ impl Adapters {
             format!("The adapter `{}` cannot be used: {error}", known.card.id)
         })?;
         let adapter = Arc::new(adapter);
-        let told = Digest::of(|listener| {
-            adapter.tell(listener);
-            Ok::<(), String>(())
-        });
-        let content = told?;
+        let content = Digest::of(|listener| adapter.tell(listener));
         // A copy may keep lengths and times; what other numbers computed is no longer true.
         let generation = match &*read {
             Some(old) if old.stamp == stamp && old.content == content => old.generation,

@@ -191,11 +191,8 @@ impl OpenModel {
             progress(done, total);
         };
         let fingerprint = fingerprint(&file);
-        let keep = shelf.map(|shelf| {
-            let content = Digest::of(|listener| file.tell(listener))?;
-            Ok(Keep { shelf, content })
-        });
-        let keep = keep.transpose().map_err(model_error)?;
+        let content = |file: &ModelFile| Digest::of(|listener| file.tell(listener));
+        let keep = shelf.map(|shelf| Keep { shelf, content: content(&file) });
         let model = file.load(&compute, &mut report).map_err(model_error)?;
         text.stop_ids.retain(|&id| (id as usize) < limits.vocab_len);
         let spawned = crate::engine::spawn(model, kv_dtype, limits, speculation, keep);

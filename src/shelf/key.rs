@@ -22,13 +22,13 @@ const THREADS_MAX: usize = 8;
 
 impl Digest {
     /// Of everything that is told. Whoever tells long parts tells how long they are.
-    pub fn of<E>(tell: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), E>) -> Result<Self, E> {
+    pub fn of(tell: impl FnOnce(&mut dyn FnMut(&[u8]))) -> Self {
         let mut hash = Context::new(&SHA256);
         tell(&mut |bytes| match bytes.len() <= PIECE {
             true => hash.update(bytes),
             false => of_pieces(bytes).iter().for_each(|digest| hash.update(&digest.0)),
-        })?;
-        Ok(Self::finished(hash))
+        });
+        Self::finished(hash)
     }
 
     fn finished(hash: Context) -> Self {
@@ -39,14 +39,12 @@ impl Digest {
 
     /// Of parts, each with its length, so that no two lists have the same.
     pub fn of_parts(parts: &[&[u8]]) -> Self {
-        let told = Self::of(|listener| {
+        Self::of(|listener| {
             for part in parts {
                 listener(&(part.len() as u64).to_le_bytes());
                 listener(part);
             }
-            Ok::<(), std::convert::Infallible>(())
-        });
-        told.unwrap_or_else(|never| match never {})
+        })
     }
 
     /// In hexadecimal digits.
