@@ -285,3 +285,30 @@ fn what_cannot_be_divided_is_refused_by_name() {
     assert!(fused().divided(2).unwrap().divided(2).is_err());
     assert!(fused().divided(2).unwrap().trainable().is_err());
 }
+
+/// Experts by columns, and as codes with scales apart where those of a rank are whole blocks.
+#[test]
+fn experts_of_folders_are_divided() {
+    let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let file = hearth_models::open(&goldens.join("gpt-oss")).unwrap();
+    for (path, compute) in [("plain", plain()), ("fused", fused())] {
+        let run = |ranks| {
+            let compute = compute.clone().divided(ranks).unwrap();
+            let (mut told, total) = (0, file.weights().tensor_bytes() as usize);
+            let model = file.load(&compute, &mut |bytes| told += bytes).unwrap();
+            assert_eq!(told, total, "{path}, {ranks} ranks: bytes that were told of");
+            let mut kv = model.kv_store(model.config().kv_geometry(3, 16, KvDType::F32)).unwrap();
+            let ids: Vec<u32> = tokens(40, 5).into_iter().map(|id| id % 264).collect();
+            model.forward(&ForwardBatch::whole(&ids, 0, BLOCK_LEN), &mut kv).unwrap()
+        };
+        let error = largest(&run(2), &run(1));
+        println!("{path}: {error:.1e}");
+        assert!(error <= 1e-4, "{path}: {error}");
+    }
+    let codes = hearth_models::open(&goldens.join("gpt-oss-mxfp4")).unwrap();
+    let refused = codes.check(&fused().divided(2).unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("MXFP4") && refused.contains("blocks of 32"), "{refused}");
+    let mut told = 0;
+    codes.load(&fused(), &mut |bytes| told += bytes).unwrap();
+    assert_eq!(told as u64, codes.weights().tensor_bytes(), "codes and scales are told of");
+}

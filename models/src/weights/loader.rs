@@ -115,9 +115,14 @@ impl Rows for MatrixSource<'_> {
     fn packed(&self, rows: Range<usize>) {
         let head = self.interleaved.unwrap_or(1);
         let rows = rows.start / head * head..rows.end.next_multiple_of(head).min(self.n);
-        if let (Some(file), Form::Rows(stride), [first, 1]) = (self.file, self.form, self.rows) {
-            let [start, end] = [rows.start, rows.end].map(|row| (first + row) * stride);
-            file.release_slice(&self.bytes[start..end]);
+        let ([first, every], stride) = match self.form {
+            Form::Rows(stride) => (self.rows, stride),
+            Form::Codes(blocks, _) => (self.rows, blocks * mxfp4::CODES),
+            Form::Columns(_) => return, // every row is on every page
+        };
+        if let Some(file) = self.file.filter(|_| !rows.is_empty()) {
+            let [first, last] = [rows.start, rows.end - 1].map(|row| first + every * row);
+            file.release_slice(&self.bytes[first * stride..(last + 1) * stride]);
         }
     }
 }
@@ -306,7 +311,7 @@ impl<'a, L: Layout> Loader<'a, L> {
             rows: [of.first + row * of.every, of.every],
             column,
             interleaved: self.config.interleaved(role),
-            file: weights.file_of(name),
+            file: weights.parts_of(name).first().and_then(|name| weights.file_of(name)),
         })
     }
 
