@@ -58,6 +58,8 @@ pub struct Tenant {
     pub weight: u32,
     /// Requests of it that run at once, or stand aside; more wait.
     pub max_running: Option<usize>,
+    /// Seconds after which one that was not begun is told so, where the server does not say less.
+    pub queue_timeout_s: Option<u32>,
     /// Requests of one project find each other's prompts in the prefix cache, and nobody else's.
     pub project: ProjectId,
     /// Nobody waits for its answers: everybody else's requests go first.
@@ -70,7 +72,7 @@ impl Tenant {
 
     /// The same key's work in the background, which has a place of its own in the queue.
     pub fn in_background(self) -> Self {
-        Self { id: self.id ^ Self::APART, background: true, ..self }
+        Self { id: self.id ^ Self::APART, queue_timeout_s: None, background: true, ..self }
     }
 
     /// The key that it is, whether or not somebody waits.
@@ -99,7 +101,14 @@ impl Tenant {
 impl Default for Tenant {
     fn default() -> Self {
         let project = ProjectId::DEFAULT;
-        Self { id: 0, weight: 1, max_running: None, project, background: false }
+        Self {
+            id: 0,
+            weight: 1,
+            max_running: None,
+            queue_timeout_s: None,
+            project,
+            background: false,
+        }
     }
 }
 

@@ -94,6 +94,7 @@ fn check(new: &NewKey) -> Result<(), Error> {
         ("max_running", new.max_running),
         ("requests_per_min", new.requests_per_min),
         ("tokens_per_min", new.tokens_per_min),
+        ("queue_timeout_s", new.queue_timeout_s),
     ];
     if let Some((param, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
         return Err(Error::invalid(*param, format!("Invalid '{param}': must be at least 1.")));

@@ -128,6 +128,7 @@ impl Keyring {
             id: row.id.unsigned_abs(),
             weight: row.key.weight,
             max_running: row.key.max_running.map(|max| max as usize),
+            queue_timeout_s: row.key.queue_timeout_s,
             project: row.project,
             background: false,
         };

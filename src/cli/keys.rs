@@ -52,6 +52,9 @@ pub(super) struct CreateArgs {
     /// Tokens in a minute, of prompts and answers together (default: no limit).
     #[arg(long)]
     tokens_per_min: Option<u32>,
+    /// Seconds that a request may wait for its turn (default: as the server has it).
+    #[arg(long)]
+    queue_timeout_s: Option<u32>,
     /// Time until it opens nothing any more: `12h`, `30d`, `1y` (default: never).
     #[arg(long)]
     expires: Option<Span>,
@@ -86,6 +89,7 @@ fn create(out: &mut impl Write, args: CreateArgs) -> Result<(), Failure> {
         max_running: args.max_running,
         requests_per_min: args.requests_per_min,
         tokens_per_min: args.tokens_per_min,
+        queue_timeout_s: args.queue_timeout_s,
         expires_s,
     };
     let created = admin::create(&store, &new)?;
@@ -99,15 +103,24 @@ fn list(out: &mut impl Write, data: &DataDir) -> Result<(), Failure> {
     let rows = admin::list(&data.store()?)?;
     writeln!(
         out,
-        "{:<8} {:<20} {:<14} {:<6} {:<7} {:>7} {:>8} {:>9} {:<17} state",
-        "id", "name", "project", "ends", "role", "weight", "at once", "req/min", "tokens/min"
+        "{:<8} {:<20} {:<14} {:<6} {:<7} {:>7} {:>8} {:>9} {:>11} {:<8} state",
+        "id",
+        "name",
+        "project",
+        "ends",
+        "role",
+        "weight",
+        "at once",
+        "req/min",
+        "tokens/min",
+        "waits s"
     )?;
     for row in &rows {
         let KeyRow { hint, key, .. } = row;
         let limit = |limit: Option<u32>| limit.map_or("-".to_owned(), |n| n.to_string());
         writeln!(
             out,
-            "{:<8} {:<20} {:<14} {:<6} {:<7} {:>7} {:>8} {:>9} {:<17} {}",
+            "{:<8} {:<20} {:<14} {:<6} {:<7} {:>7} {:>8} {:>9} {:>11} {:<8} {}",
             admin::id_of(row),
             key.name,
             key.project,
@@ -117,6 +130,7 @@ fn list(out: &mut impl Write, data: &DataDir) -> Result<(), Failure> {
             limit(key.max_running),
             limit(key.requests_per_min),
             limit(key.tokens_per_min),
+            limit(key.queue_timeout_s),
             state(row)?
         )?;
     }

@@ -12,6 +12,7 @@ const NOBODY: Tenant = Tenant {
     id: 0,
     weight: 1,
     max_running: None,
+    queue_timeout_s: None,
     project: crate::types::ProjectId::DEFAULT,
     background: false,
 };

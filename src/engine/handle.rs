@@ -406,7 +406,9 @@ impl EngineHandle {
         let (events, receiver) = events::channel(unread, seat.guest());
         let stopped = Arc::new(AtomicBool::new(false));
         let arrived = Instant::now();
-        let deadline = self.limits.queue_timeout.and_then(|t| arrived.checked_add(t));
+        let own = request.tenant.queue_timeout_s.map(|s| Duration::from_secs(s.into()));
+        let timeout = [self.limits.queue_timeout, own].into_iter().flatten().min();
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
         let generation = Generation { id, place, events: receiver, stopped: Arc::clone(&stopped) };
         (Submission { id, request, events, seat, stopped, arrived, deadline }, generation)
     }

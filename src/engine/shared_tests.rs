@@ -208,6 +208,26 @@ fn who_waits_too_long_is_told_and_who_runs_is_not() {
     first_tokens(&mut running, 3);
 }
 
+/// Where the server lets everybody wait, a key may want to be told sooner.
+#[test]
+fn a_key_waits_no_longer_than_it_may() {
+    let (handle, _thread) = engine(Limits { running_len: 1, ..roomy() });
+    let mut running = handle.submit(greedy(&[1, 2], ENDLESS)).unwrap();
+    first_token(&mut running);
+    let of = |id, queue_timeout_s| {
+        let tenant = Tenant { id, queue_timeout_s, ..Tenant::default() };
+        handle.submit(GenerateRequest { tenant, ..greedy(&[3], 5) }).unwrap()
+    };
+    let (mut hasty, mut patient) = (of(1, Some(1)), of(2, Some(3600)));
+    match hasty.blocking_next() {
+        Some(Event::Expired { waited }) => assert!(waited >= Duration::from_secs(1)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(handle.stats().expired.load(Ordering::Relaxed), 1);
+    drop(running);
+    first_token(&mut patient);
+}
+
 #[test]
 fn another_tenant_is_let_in_and_nobody_s_tokens_change() {
     let tenant = |id| Tenant { id, ..Tenant::default() };

@@ -75,6 +75,7 @@ pub(super) fn tenant(project: ProjectId, body: &Value) -> Tenant {
         id: number("tenant").unwrap_or_default(),
         weight: number("weight").and_then(|weight| weight.try_into().ok()).unwrap_or(1),
         max_running: number("max_running").map(|max| max as usize),
+        queue_timeout_s: None,
         project,
         background: false,
     }

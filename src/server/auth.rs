@@ -163,6 +163,7 @@ fn new_key(mut body: Fields, lenient: bool) -> Result<NewKey, ApiError> {
     };
     let (weight, max_running) = (limit("weight")?, limit("max_running")?);
     let (requests_per_min, tokens_per_min) = (limit("requests_per_min")?, limit("tokens_per_min")?);
+    let queue_timeout_s = limit("queue_timeout_s")?;
     Ok(NewKey {
         name: body.string("name")?.ok_or_else(|| ApiError::missing("name"))?,
         project: body.string("project")?.unwrap_or_else(|| "default".to_owned()),
@@ -171,13 +172,14 @@ fn new_key(mut body: Fields, lenient: bool) -> Result<NewKey, ApiError> {
         max_running,
         requests_per_min,
         tokens_per_min,
+        queue_timeout_s,
         expires_s: body.integer("expires_at", 0..=i64::MAX)?.map(i64::unsigned_abs),
     })
 }
 
 fn object(row: &KeyRow) -> Value {
     let NewKey { name, project, admin, weight, max_running, .. } = &row.key;
-    let NewKey { requests_per_min, tokens_per_min, expires_s, .. } = &row.key;
+    let NewKey { requests_per_min, tokens_per_min, queue_timeout_s, expires_s, .. } = &row.key;
     json!({
         "id": admin::id_of(row),
         "object": "api_key",
@@ -188,6 +190,7 @@ fn object(row: &KeyRow) -> Value {
         "max_running": max_running,
         "requests_per_min": requests_per_min,
         "tokens_per_min": tokens_per_min,
+        "queue_timeout_s": queue_timeout_s,
         "redacted_value": format!("{}...{}", admin::PREFIX, row.hint),
         "created_at": row.created_s,
         "expires_at": expires_s,

@@ -365,6 +365,7 @@ pub(super) const ADMIN_KEY: &[Field] = &[
     honoured("max_running", SOME),
     honoured("requests_per_min", SOME),
     honoured("tokens_per_min", SOME),
+    honoured("queue_timeout_s", SOME),
     honoured("expires_at", Takes::Count(0, i64::MAX)),
 ];
 

@@ -23,6 +23,8 @@ pub struct NewKey {
     pub requests_per_min: Option<u32>,
     /// Tokens in a minute, of prompts and answers together.
     pub tokens_per_min: Option<u32>,
+    /// Seconds after which a request that was not begun is told so.
+    pub queue_timeout_s: Option<u32>,
     /// From this second of Unix time on it opens nothing.
     pub expires_s: Option<u64>,
 }
@@ -38,6 +40,7 @@ impl NewKey {
             max_running: None,
             requests_per_min: None,
             tokens_per_min: None,
+            queue_timeout_s: None,
             expires_s: None,
         }
     }
@@ -63,7 +66,8 @@ pub struct KeyRow {
 }
 
 const COLUMNS: &str = "keys.id, project, projects.name, keys.name, hash, hint, admin, weight, \
-    max_running, requests_per_min, tokens_per_min, keys.created_s, expires_s, revoked_s \
+    max_running, requests_per_min, tokens_per_min, keys.created_s, expires_s, revoked_s, \
+    queue_timeout_s \
     FROM keys JOIN projects ON projects.id = project";
 
 fn key(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
@@ -82,6 +86,7 @@ fn key(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
             max_running: row.get(8)?,
             requests_per_min: row.get(9)?,
             tokens_per_min: row.get(10)?,
+            queue_timeout_s: row.get(14)?,
             expires_s: row.get(12)?,
         },
     })
@@ -99,10 +104,11 @@ impl Tx<'_> {
         let sql = "INSERT INTO projects (name, created_s) VALUES (?, ?) ON CONFLICT DO NOTHING";
         self.0.execute(sql, params![new.project, now_s])?;
         let NewKey { name, project, admin, weight, max_running, .. } = new;
-        let NewKey { requests_per_min, tokens_per_min, expires_s, .. } = new;
+        let NewKey { requests_per_min, tokens_per_min, queue_timeout_s, expires_s, .. } = new;
         let sql = "INSERT INTO keys (project, name, hash, hint, admin, weight, max_running, \
-                   requests_per_min, tokens_per_min, created_s, expires_s) \
-                   VALUES ((SELECT id FROM projects WHERE name = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+                   requests_per_min, tokens_per_min, queue_timeout_s, created_s, expires_s) \
+                   VALUES ((SELECT id FROM projects WHERE name = ?), \
+                   ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
         let row = params![
             project,
             name,
@@ -113,6 +119,7 @@ impl Tx<'_> {
             max_running,
             requests_per_min,
             tokens_per_min,
+            queue_timeout_s,
             now_s,
             expires_s
         ];

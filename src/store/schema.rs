@@ -76,6 +76,7 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (minute_s, project, key, model, work, batch, tier)
     ) STRICT, WITHOUT ROWID;
 ",
+    "ALTER TABLE keys ADD COLUMN queue_timeout_s INTEGER;",
 ];
 
 /// Why a database is not ours to use.

@@ -33,8 +33,8 @@ fn page(limit: usize, descending: bool) -> Page {
 
 fn key(name: &str, project: &str) -> NewKey {
     let (max_running, tokens_per_min, expires_s) = (Some(3), Some(9), Some(5));
-    let key = NewKey::named(name, project);
-    NewKey { weight: 2, max_running, tokens_per_min, expires_s, ..key }
+    let (queue_timeout_s, key) = (Some(7), NewKey::named(name, project));
+    NewKey { weight: 2, max_running, tokens_per_min, queue_timeout_s, expires_s, ..key }
 }
 
 #[test]

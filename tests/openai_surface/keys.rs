@@ -161,7 +161,8 @@ async fn tokens_are_counted_as_usage_counts_them() {
 async fn admins_manage_keys_and_nobody_else() {
     let boss = NewKey { admin: true, ..new("boss", "school") };
     let (server, [boss, user]) = start_with([boss, new("user", "school")]).await;
-    let body = json!({"name": "room 2", "project": "class", "weight": 3, "requests_per_min": 9});
+    let body = json!({"name": "room 2", "project": "class", "weight": 3, "requests_per_min": 9,
+        "queue_timeout_s": 40});
     for (method, path) in
         [("GET", "/v1/admin/keys"), ("POST", "/v1/admin/keys"), ("DELETE", "/v1/admin/keys/key_1")]
     {
@@ -173,6 +174,7 @@ async fn admins_manage_keys_and_nobody_else() {
     assert_eq!(made.status, 201);
     let made = made.json();
     assert_eq!((&made["weight"], &made["project"]), (&json!(3), &json!("class")));
+    assert_eq!((&made["queue_timeout_s"], &made["max_running"]), (&json!(40), &json!(null)));
     let key = made["value"].as_str().expect("the key");
     assert_eq!(chat(&server, key, json!({"max_tokens": 1})).await.status, 200);
     let list = server.ask("GET", "/v1/admin/keys", Some(&boss), None).await;
@@ -186,7 +188,12 @@ async fn admins_manage_keys_and_nobody_else() {
         (401, true)
     );
     assert_eq!(server.ask("DELETE", "/v1/admin/keys/key_99", Some(&boss), None).await.status, 404);
-    for (field, value) in [("name", json!(5)), ("weight", json!(0)), ("wait", json!(1))] {
+    for (field, value) in [
+        ("name", json!(5)),
+        ("weight", json!(0)),
+        ("wait", json!(1)),
+        ("queue_timeout_s", json!(0)),
+    ] {
         let mut body = json!({"name": "x"});
         body[field] = value;
         let answer = server.ask("POST", "/v1/admin/keys", Some(&boss), Some(body)).await;

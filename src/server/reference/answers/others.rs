@@ -17,6 +17,7 @@ macro_rules! key {
             always("max_running", MAYBE_INTEGER),
             always("requests_per_min", MAYBE_INTEGER),
             always("tokens_per_min", MAYBE_INTEGER),
+            always("queue_timeout_s", MAYBE_INTEGER),
             always("redacted_value", Takes::Text),
             always("created_at", Takes::Integer),
             always("expires_at", MAYBE_INTEGER),
