@@ -111,10 +111,7 @@ impl ModelConfig {
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |e| Error::config("config.json", format!("cannot be read: {e}"));
         let json: Value = serde_json::from_str(text).map_err(unreadable)?;
-        if let Some(method) = safetensors::unreadable_quantization(&json) {
-            let what = format!("`{method}` cannot be read by this build");
-            return Err(Error::config("quantization_config", what));
-        }
+        let quantization = safetensors::unreadable_quantization(&json);
         let raw: RawConfig = serde_json::from_value(json).map_err(unreadable)?;
         let model_type = raw.model_type.as_deref().unwrap_or_default();
         let family = families::by_model_type(model_type).ok_or_else(|| {
@@ -123,6 +120,12 @@ impl ModelConfig {
                 format!("`{model_type}` is not supported; known: {}", families::known()),
             )
         })?;
+        // Codes and scales of experts, which the loader knows.
+        let known = (family.name == "gpt_oss").then_some("mxfp4");
+        if let Some(method) = quantization.filter(|method| Some(method.as_str()) != known) {
+            let what = format!("`{method}` cannot be read by this build");
+            return Err(Error::config("quantization_config", what));
+        }
         Self::new(family, &raw)
     }
 
@@ -152,7 +155,7 @@ impl ModelConfig {
         let kv_heads = raw.num_key_value_heads.unwrap_or(family.kv_heads_by_default);
         let mut knobs = (family.knobs)(raw);
         knobs.interleaved_qk = raw.is_gguf() && family.gguf_interleaved_qk;
-        if knobs.naming == Naming::GptOss && !raw.is_gguf() {
+        if family.says_its_rope && !raw.is_gguf() {
             rope::is_said(raw)?;
         }
         let (rope, local_rope) = match family.local_rope {
@@ -175,10 +178,9 @@ impl ModelConfig {
             family: family.name,
             hidden_len,
             ffn_len: match family.experts {
-                Some(key) if key == MOE_WIDTH || raw.is_gguf() => {
-                    counted(MOE_WIDTH, raw.moe_intermediate_size)?
-                }
-                _ => counted("intermediate_size", raw.intermediate_size)?,
+                Some(MOE_WIDTH) => counted(MOE_WIDTH, raw.moe_intermediate_size)?,
+                Some(_) if raw.is_gguf() => counted(MOE_WIDTH, raw.moe_intermediate_size)?,
+                key => counted(key.unwrap_or("intermediate_size"), raw.intermediate_size)?,
             },
             experts: family.experts.map(|_| routing(raw, &knobs)).transpose()?,
             layer_count,
@@ -260,7 +262,10 @@ impl ModelConfig {
             kv_head_count: even("num_key_value_heads", "key and value heads", self.kv_head_count)?,
             ffn_len: match self.experts {
                 None => even("intermediate_size", "width of the MLP", self.ffn_len)?,
-                Some(_) => even("moe_intermediate_size", "width of an expert", self.ffn_len)?,
+                Some(_) => {
+                    let key = families::by_name(self.family).and_then(|family| family.experts);
+                    even(key.unwrap_or(MOE_WIDTH), "width of an expert", self.ffn_len)?
+                }
             },
             ..self.clone()
         })
@@ -332,7 +337,11 @@ const MOE_WIDTH: &str = "moe_intermediate_size";
 /// How rows are given to experts.
 fn routing(raw: &RawConfig, knobs: &Knobs) -> Result<Routing> {
     const USED: &str = "num_experts_per_tok";
-    let count = counted_up_to(4096, "num_experts", raw.num_experts.or(raw.num_local_experts))?;
+    let key = match raw.num_local_experts {
+        Some(_) => "num_local_experts",
+        None => "num_experts",
+    };
+    let count = counted_up_to(4096, key, raw.num_experts.or(raw.num_local_experts))?;
     let used = counted(USED, raw.num_experts_per_tok)?;
     if used > count {
         return Err(Error::config(USED, format!("{used} is more than the {count} experts")));

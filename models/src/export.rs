@@ -142,8 +142,8 @@ impl Export<'_> {
                     continue;
                 }
                 let wanted = if bias { DType::F32 } else { self.mix.dtype(role, config) };
-                let dtype = self.allowed(&from, wanted)?;
                 let [index, count] = role.expert(config).unwrap_or([0, 0]);
+                let dtype = self.allowed(&from, wanted, count > 0)?;
                 if index > 0 {
                     // Of one tensor with the expert before it.
                     let whole = plan.iter_mut().rev().find(|tensor| tensor.to == to);
@@ -196,23 +196,23 @@ impl Export<'_> {
             return Ok(());
         }
         let from = config.name(Role::Embedding, weights.format(), "weight");
-        let dtype = self.allowed(&from, self.mix.dtype(Role::Head, config))?;
+        let dtype = self.allowed(&from, self.mix.dtype(Role::Head, config), false)?;
         let to = Role::Head.name(true, "weight");
         let copy = Planned::copy(&from, to, Role::Head.shape(config), dtype);
         plan.push(Planned { merge: Merge::new(Role::Head, self.adapters), ..copy });
         Ok(())
     }
 
-    /// The type to write a tensor in. What lost bits already is not cut again: codes of MXFP4,
-    /// which models are trained in, stay what they are, others are refused.
-    fn allowed(&self, name: &str, wanted: DType) -> Result<DType> {
+    /// The type to write a tensor in. What lost bits already is not cut again: codes of experts in
+    /// MXFP4, which models are trained in, stay what they are, others are refused.
+    fn allowed(&self, name: &str, wanted: DType, of_experts: bool) -> Result<DType> {
         let weights = self.file.weights();
         let stored = match weights.has(name) {
             true => weights.readable(name)?,
             false => DType::MXFP4, // codes and scales apart
         };
         match stored {
-            DType::MXFP4 => Ok(stored),
+            DType::MXFP4 if of_experts => Ok(stored),
             DType::Q8_0 => Ok(wanted),
             float if float.block_len() == 1 => Ok(wanted),
             same if same == wanted => Ok(wanted),
@@ -242,6 +242,9 @@ impl Export<'_> {
             }
             Source::Experts(roles) => {
                 let mut loader = Loader::new(weights, self.file.config(), progress);
+                let row_bytes = tensor.shape.last().and_then(|k| tensor.dtype.row_bytes(*k));
+                let rows: usize = tensor.shape.iter().rev().skip(1).product();
+                whole.reserve_exact(rows * row_bytes.unwrap_or(0));
                 loader.matrices(roles, |sources| {
                     for source in sources {
                         let row = |row| source.row(row);

@@ -8,6 +8,7 @@ use candle_core::{DType, Device};
 use hearth_kernels::Pool;
 #[cfg(feature = "cuda")]
 use hearth_kernels::cuda;
+use hearth_kernels::matmul::Packed;
 
 #[cfg(feature = "cuda")]
 use crate::backend::{Cuda, no_experts};
@@ -213,11 +214,7 @@ impl Compute {
             Self::Fused(_) | Self::Ranks(_) => info.len_bytes() as u64,
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => Cuda::stored_bytes(info),
-            Self::Plain(_, dtype) => {
-                // A byte of MXFP4 is two numbers.
-                let each = if info.ty.name() == "U8" { 2 } else { 1 };
-                (info.elements() * each * dtype.size_in_bytes()) as u64
-            }
+            Self::Plain(_, dtype) => (info.elements() * dtype.size_in_bytes()) as u64,
         }
     }
 
@@ -340,32 +337,39 @@ impl ModelFile {
     /// model, in each memory.
     pub fn weight_bytes(&self, compute: &Compute) -> u64 {
         let (first, (ranks, together)) = (compute.first(), compute.ranks());
-        let stored = |role: &Role| {
-            let name = self.config.name(*role, self.weights.format(), "weight");
-            let parts = self.weights.parts_of(&name);
-            match (first, self.mix) {
-                // Codes and scales apart stay what they are.
-                (Compute::Fused(_), Some(mix)) if parts.len() == 1 => {
-                    let elements: usize = role.shape(&self.config).iter().product();
-                    mix.dtype(*role, &self.config).row_bytes(elements).unwrap_or(0) as u64
-                }
-                _ => {
-                    let infos = parts.iter().filter_map(|name| self.weights.info(name));
-                    let bytes: u64 = infos.map(|info| first.tensor_bytes(info)).sum();
-                    let of = self.config.stacked(*role, self.weights.format());
-                    bytes / of.map_or(1, |of| (of.count * of.every) as u64)
-                }
-            }
-        };
+        let mut progress = |_| {};
+        let loader = Loader::new(&self.weights, &self.config, &mut progress).with_mix(self.mix);
+        let stored = |role: &Role| self.role_bytes(*role, &loader, first);
         let roles = Role::all(&self.config);
-        let whole: u64 = match (first, self.mix) {
-            (Compute::Fused(_), Some(_)) => roles.iter().map(stored).sum(),
-            _ => first.weight_bytes(&self.weights),
-        };
+        let whole: u64 = roles.iter().map(stored).sum();
         let own = self.config.divided(ranks).unwrap_or_else(|_| self.config.clone());
         let divided = roles.iter().filter(|role| role.shape(&own) != role.shape(&self.config));
         let divided: u64 = divided.map(stored).sum();
         (whole - divided + divided / ranks as u64) * together as u64
+    }
+
+    /// Memory that a weight will take, and its bias.
+    fn role_bytes(&self, role: Role, loader: &Loader<'_>, compute: &Compute) -> u64 {
+        let (shape, format) = (role.shape(&self.config), self.weights.format());
+        let numbers: usize = shape.iter().product();
+        let has = |suffix| self.weights.has(&self.config.name(role, format, suffix));
+        let bias = if self.config.may_have_bias(role) && has("bias") { shape[0] } else { 0 };
+        let bytes = match (compute, &shape[..]) {
+            (Compute::Plain(_, dtype), _) => (numbers + bias) * dtype.size_in_bytes(),
+            #[cfg(feature = "cuda")]
+            (Compute::Cuda(_), _) => {
+                let parts = self.weights.parts_of(&self.config.name(role, format, "weight"));
+                let infos = parts.iter().filter_map(|name| self.weights.info(name));
+                let of = self.config.stacked(role, format).map_or(1, |of| of.count * of.every);
+                infos.map(Cuda::stored_bytes).sum::<u64>() as usize / of + 4 * bias
+            }
+            (_, &[n, k]) => {
+                let packed = |dtype| Packed::bytes_of(dtype, n, k);
+                loader.dtype(role).map_or(4 * numbers, packed) + 4 * bias
+            }
+            _ => 4 * (numbers + bias),
+        };
+        bytes as u64
     }
 
     /// What the model is.

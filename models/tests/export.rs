@@ -258,3 +258,28 @@ fn numbers_that_are_not_finite_are_refused_and_leave_nothing() {
     assert!(error.to_string().contains("not finite"), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
 }
+
+/// The plan of memory is that of what is packed, whichever kind of file it comes from.
+#[test]
+fn experts_are_planned_as_they_are_packed() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let (_pool, compute) = fused();
+    let of = |name: &str, mix: Option<&str>| {
+        let file = open(&goldens.join(name)).unwrap();
+        let mix = mix.map(|name| Mix::named(name).unwrap());
+        mix.map_or(Ok(file), |mix| open(&goldens.join(name)).unwrap().quantized(mix)).unwrap()
+    };
+    for mix in [None, Some("q8_0"), Some("f32")] {
+        let [folder, gguf] = ["gpt-oss-mxfp4", "gpt-oss-mxfp4.gguf"].map(|name| of(name, mix));
+        let bytes = [&folder, &gguf].map(|file| file.weight_bytes(&compute));
+        // Routers are f32 in the GGUF file, f16 in the folder; biases are floats in both.
+        assert!(bytes[0].abs_diff(bytes[1]) <= 2 * 2 * 16 * 64, "{mix:?}: {bytes:?}");
+        let (a, b) = (logits(&folder, &compute), logits(&gguf, &compute));
+        assert_same_bits(&a, &b, "codes stay what they are");
+    }
+    let codes = |mix| of("gpt-oss-mxfp4.gguf", mix).weight_bytes(&compute);
+    // 3 experts of 32 by 64 in two layers, three matrices each.
+    let experts = 2 * 3 * 3 * hearth_kernels::matmul::Packed::bytes_of(DType::MXFP4, 32, 64) as u64;
+    assert!(codes(Some("f32")) - codes(None) < 2 * codes(None), "experts did not grow");
+    assert!(codes(None) > experts);
+}

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, safetensors};
 use hearth_kernels::Pool;
+use hearth_kernels::quant::{self, DType};
 use hearth_models::weights::gguf_writer::GgufWriter;
 use hearth_models::weights::{Value as GgufValue, Weights};
 use hearth_models::{Compute, Result};
@@ -242,6 +243,8 @@ enum Edit {
     Set(GgufValue<'static>),
     /// Tensors only: the first row goes.
     Shorten,
+    /// Tensors only: in Q8_0.
+    Quantize,
 }
 
 /// A GGUF golden with changes, and tensors of one f32 each added.
@@ -253,27 +256,35 @@ fn gguf(name: &str, edit: impl Fn(&str, bool) -> Edit, added: &[&str]) -> (TempD
         match edit(key, false) {
             Edit::Keep => writer.put(key, meta.value(key).unwrap().unwrap()).unwrap(),
             Edit::Set(value) => writer.put(key, value).unwrap(),
-            Edit::Drop | Edit::Shorten => {}
+            Edit::Drop | Edit::Shorten | Edit::Quantize => {}
         }
     }
     let mut bodies = Vec::new();
     for name in from.names() {
         let view = from.tensor(name).unwrap();
-        let (mut shape, mut bytes) = (view.shape.to_vec(), view.bytes);
+        let (mut shape, mut dtype, mut bytes) = (view.shape.to_vec(), view.dtype, view.bytes);
+        let made;
         match edit(name, true) {
             Edit::Drop => continue,
             Edit::Shorten => {
                 bytes = &bytes[bytes.len() / shape[0]..];
                 shape[0] -= 1;
             }
+            Edit::Quantize => {
+                let mut values = vec![0.0; shape.iter().product()];
+                quant::dequantize(dtype, bytes, &mut values);
+                dtype = DType::Q8_0;
+                made = quant::quantize(dtype, &values).unwrap();
+                bytes = &made;
+            }
             Edit::Keep | Edit::Set(_) => {}
         }
-        writer.tensor(name, &shape, view.dtype).unwrap();
-        bodies.push(bytes);
+        writer.tensor(name, &shape, dtype).unwrap();
+        bodies.push(bytes.to_vec());
     }
     for name in added {
-        writer.tensor(name, &[1], hearth_models::weights::DType::F32).unwrap();
-        bodies.push(&[0; 4]);
+        writer.tensor(name, &[1], DType::F32).unwrap();
+        bodies.push(vec![0; 4]);
     }
     let mut body = writer.write_header(Vec::new()).unwrap();
     bodies.iter().for_each(|bytes| body.write_tensor(bytes).unwrap());
@@ -285,6 +296,23 @@ fn gguf(name: &str, edit: impl Fn(&str, bool) -> Edit, added: &[&str]) -> (TempD
 fn assert_gguf_refused(edit: impl Fn(&str, bool) -> Edit, added: &[&str], words: &[&str]) {
     let (_folder, path) = gguf("llama.gguf", edit, added);
     assert_refused(&path, words);
+}
+
+/// Nobody writes them so, and nothing speaks against it; a bias is refused by its name.
+#[test]
+fn vectors_in_blocks_are_read_and_biases_are_not() {
+    let norm = |name: &str, is_tensor: bool| match is_tensor && name == "output_norm.weight" {
+        true => Edit::Quantize,
+        false => Edit::Keep,
+    };
+    let (_folder, path) = gguf("qwen2-q4_0.gguf", norm, &[]);
+    load(&path).unwrap();
+    let bias = |name: &str, is_tensor: bool| match is_tensor && name == "blk.1.attn_q.bias" {
+        true => Edit::Quantize,
+        false => Edit::Keep,
+    };
+    let (_folder, path) = gguf("gpt-oss.gguf", bias, &[]);
+    assert_refused(&path, &["blk.1.attn_q.bias", "quantized"]);
 }
 
 #[test]

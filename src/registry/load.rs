@@ -238,10 +238,9 @@ fn fingerprint(file: &ModelFile) -> String {
         mix(name.as_bytes());
         mix(info.ty.name().as_bytes());
         mix(&(info.len_bytes() as u64).to_le_bytes());
-        if let Ok(view) = file.weights().tensor(name) {
-            mix(&view.bytes[..view.bytes.len().min(32)]);
-            file.weights().release(name); // a touch maps up to 2 MiB
-        }
+        let bytes = file.weights().bytes(name);
+        mix(&bytes[..bytes.len().min(32)]);
+        file.weights().release(name); // a touch maps up to 2 MiB
     }
     format!("fp_{:012x}", hash >> 16)
 }

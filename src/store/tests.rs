@@ -257,7 +257,9 @@ fn a_database_in_the_place_of_another_is_told_from_it() {
     // As databases were before they had one.
     let path = folder.path().join(DATABASE);
     let old = Connection::open(&path).unwrap();
-    old.execute_batch("DROP TABLE identity; DROP TABLE usage; PRAGMA user_version = 1").unwrap();
+    let later = "DROP TABLE identity; DROP TABLE usage; ALTER TABLE keys DROP COLUMN \
+                 queue_timeout_s; PRAGMA user_version = 1";
+    old.execute_batch(later).unwrap();
     drop(old);
     let given = identity();
     assert_ne!(given, first);

@@ -129,6 +129,11 @@ impl Packed {
         (0..sources.len()).map(one).collect()
     }
 
+    /// What a matrix of this type and shape will take, in bytes.
+    pub fn bytes_of(dtype: DType, n: usize, k: usize) -> usize {
+        n.div_ceil(COLUMNS) * Storage::of(dtype).tile_bytes(k)
+    }
+
     /// Rows of W: the width of the output.
     pub fn n(&self) -> usize {
         self.n
@@ -146,7 +151,7 @@ impl Packed {
 
     /// Resident bytes.
     pub fn bytes(&self) -> usize {
-        self.n.div_ceil(COLUMNS) * self.tile_bytes
+        Self::bytes_of(self.dtype, self.n, self.k)
     }
 
     /// Row `r` of W as floats, the same bits as [`dequantize`] gives: an embedding gather, so that

@@ -127,6 +127,11 @@ fn rope(
     family: &Family,
 ) -> Result<RopeConfig> {
     let dim = keys.named("partial_rotary_factor")?.unwrap_or(head_dim);
+    for key in ["rope.freq_base", "rope.scaling.type"] {
+        if family.says_its_rope && keys.meta.value(&keys.of(key))?.is_none() {
+            return Err(keys.wrong(key, "is missing"));
+        }
+    }
     let scaling = match (divisors(weights, dim)?, scaling(keys, family)?) {
         (None, scaling) => scaling,
         (Some(divisors), RopeScaling::None) => RopeScaling::Divisors(divisors),

@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs,
     windows: |_, layers| Ok(vec![None; layers]),
 };

@@ -18,6 +18,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs: |raw: &RawConfig| Knobs {
         post_norms: true,
         query_scale: gemma::query_scale(raw, 46),

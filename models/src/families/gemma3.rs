@@ -20,6 +20,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: true,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs: |raw: &RawConfig| Knobs {
         qk_norm: true,
         post_norms: true,

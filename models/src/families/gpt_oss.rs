@@ -4,8 +4,10 @@
 //! OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card"; sinks after Xiao et al. 2023. Experts of
 //! published folders are MXFP4 (OCP Microscaling Formats 1.0), codes and scales apart.
 
+use hearth_kernels::activation::Gate;
+
 use super::{Family, gemma};
-use crate::backend::Gate;
+use crate::Error;
 use crate::config::{Knobs, Naming, RawConfig};
 
 pub(super) const FAMILY: Family = Family {
@@ -20,6 +22,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: Some("intermediate_size"),
     gguf_yarn_truncates: false,
+    says_its_rope: true,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias.unwrap_or(true),
         out_bias: raw.attention_bias.unwrap_or(true),
@@ -30,7 +33,8 @@ pub(super) const FAMILY: Family = Family {
         ..Knobs::default()
     },
     windows: |raw, layers| {
-        let window = raw.sliding_window.unwrap_or(Some(128));
-        gemma::windows(raw, layers, window, raw.sliding_window_pattern.unwrap_or(2))
+        let missing = || Error::config("sliding_window", "is missing");
+        let window = raw.sliding_window.unwrap_or(Some(128)).ok_or_else(missing)?;
+        gemma::windows(raw, layers, Some(window), raw.sliding_window_pattern.unwrap_or(2))
     },
 };

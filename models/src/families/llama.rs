@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs: |raw: &RawConfig| Knobs {
         qkv_bias: raw.attention_bias == Some(true),
         out_bias: raw.attention_bias == Some(true),

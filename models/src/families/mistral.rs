@@ -17,6 +17,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs: |_: &RawConfig| Knobs::default(),
     windows: |raw, layers| Ok(vec![raw.sliding_window.unwrap_or(Some(WINDOW_BY_DEFAULT)); layers]),
 };

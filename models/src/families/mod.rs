@@ -34,10 +34,12 @@ pub(crate) struct Family {
     pub kv_heads_by_default: Option<usize>,
     /// Layers with a window rotate at frequencies of their own.
     pub local_rope: bool,
-    /// The MLP of every layer has experts; where a `config.json` has their width.
+    /// The MLP of every layer has experts; the key of a `config.json` for their width.
     pub experts: Option<&'static str>,
     /// GGUF has no word for it: bounds of YaRN are whole numbers.
     pub gguf_yarn_truncates: bool,
+    /// Files must say base and scaling of rotary frequencies: what is usual elsewhere is not here.
+    pub says_its_rope: bool,
     /// Switches.
     pub knobs: fn(&RawConfig) -> Knobs,
     /// Attention window of each layer.

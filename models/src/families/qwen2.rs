@@ -17,6 +17,7 @@ pub(super) const FAMILY: Family = Family {
     local_rope: false,
     experts: None,
     gguf_yarn_truncates: true,
+    says_its_rope: false,
     knobs: |_: &RawConfig| Knobs { qkv_bias: true, ..Knobs::default() },
     windows: qwen_windows,
 };

@@ -108,7 +108,7 @@ impl Layout for ModelConfig {
 
     fn stacked(&self, role: Role, format: Format) -> Option<Stacked> {
         let [index, count] = role.expert(self)?;
-        let apart = Stacked { index, count, first: 0, every: 1, turned: false };
+        let apart = Stacked { index, count, ..Stacked::ALONE };
         match (format, self.knobs.naming) {
             (Format::Gguf, _) => Some(apart),
             (Format::SafeTensors, Naming::Usual) => None,

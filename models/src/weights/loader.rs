@@ -145,7 +145,8 @@ impl<'a, L: Layout> Loader<'a, L> {
         Self { weights, config, mix: None, part: None, order, progress }
     }
 
-    /// Matrices of floats are quantised on the way; others are refused by [`Loader::check`].
+    /// Matrices of floats are quantised on the way; codes of experts in MXFP4 stay what they are,
+    /// others are refused by [`Loader::check`].
     pub fn with_mix(self, mix: Option<Mix>) -> Self {
         Self { mix, ..self }
     }
@@ -165,15 +166,13 @@ impl<'a, L: Layout> Loader<'a, L> {
             let (name, shape) = (self.name(role, "weight"), self.config.shape(role));
             let stacked = self.stacked(role);
             let dtype = self.check_weight(&name, &shape, stacked)?;
-            // Codes of MXFP4 stay what they are.
-            if self.mix.is_some() && dtype.block_len() > 1 && dtype != DType::MXFP4 {
+            let made = self.made(role, dtype);
+            if self.mix.is_some() && dtype.block_len() > 1 && !self.stays(role, dtype) {
                 let what = format!("is {dtype} already: only floats are quantised while loading");
                 return Err(Error::Tensor { name, what });
             }
             if let Some(part) = self.part {
-                let mix = self.mix.filter(|_| dtype != DType::MXFP4);
-                let made = mix.and_then(|mix| self.config.mixed(role, mix));
-                part.check(role, &shape, &[Some(dtype), made])
+                part.check(role, &shape, &[dtype, made])
                     .map_err(|what| Error::Tensor { name: name.clone(), what })?;
             }
             used.extend(self.weights.parts_of(&name));
@@ -204,6 +203,27 @@ impl<'a, L: Layout> Loader<'a, L> {
                 ),
             }),
         }
+    }
+
+    /// Codes of experts, which models are trained in, are not cut again.
+    fn stays(&self, role: L::Role, stored: DType) -> bool {
+        stored == DType::MXFP4 && self.stacked(role).is_some()
+    }
+
+    /// The type that a matrix is handed out in.
+    fn made(&self, role: L::Role, stored: DType) -> DType {
+        let mix = self.mix.filter(|_| !self.stays(role, stored));
+        mix.and_then(|mix| self.config.mixed(role, mix)).unwrap_or(stored)
+    }
+
+    /// The same, of a matrix that nobody asked for yet.
+    pub(crate) fn dtype(&self, role: L::Role) -> Result<DType> {
+        let name = self.name(role, "weight");
+        let stored = match mxfp4::names(self.weights, &name) {
+            Some(_) => DType::MXFP4,
+            None => self.weights.readable(&name)?,
+        };
+        Ok(self.made(role, stored))
     }
 
     fn check_weight(&self, name: &str, shape: &[usize], stacked: Option<Stacked>) -> Result<DType> {
@@ -299,10 +319,8 @@ impl<'a, L: Layout> Loader<'a, L> {
             None => (0, 0, [n, k]),
             Some(part) => part.of(role, [n, k]),
         };
-        let mix = self.mix.filter(|_| stored != DType::MXFP4);
-        let mixed = mix.and_then(|mix| self.config.mixed(role, mix));
         Ok(MatrixSource {
-            dtype: mixed.unwrap_or(stored),
+            dtype: self.made(role, stored),
             stored,
             n: own_n,
             k: own_k,
@@ -359,19 +377,10 @@ impl<'a, L: Layout> Loader<'a, L> {
                 (first, n)
             }
         };
-        let values = MatrixSource {
-            dtype: stored,
-            stored,
-            n,
-            k: 1,
-            bytes: of.own(bytes),
-            form: Form::Rows(stored.row_bytes(1).unwrap_or(0)),
-            rows: [of.first + first * of.every, of.every],
-            column: 0,
-            interleaved: self.config.interleaved(role),
-            file: None,
-        }
-        .to_f32();
+        let mut all = vec![0.0; len * of.every];
+        quant::dequantize(stored, of.own(bytes), &mut all);
+        let place = |i| self.config.interleaved(role).map_or(i, |head_dim| adjacent(i, head_dim));
+        let values = (0..n).map(|i| all[of.first + of.every * (first + place(i))]).collect();
         self.weights.release(name);
         Ok(values)
     }

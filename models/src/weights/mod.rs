@@ -178,7 +178,7 @@ impl Weights {
     }
 
     /// The bytes of a tensor, whatever their type.
-    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
+    pub fn bytes(&self, name: &str) -> &[u8] {
         self.index.get(name).map_or(&[], |info| self.index.bytes(info))
     }
 

@@ -37,11 +37,11 @@ impl<L: Layout> Part<L> {
         &self,
         role: L::Role,
         shape: &[usize],
-        types: &[Option<DType>],
+        types: &[DType],
     ) -> Result<(), String> {
         let &[n, k] = shape else { return Ok(()) };
         let (_, _, [_, own]) = self.of(role, [n, k]);
-        match types.iter().flatten().find(|dtype| own < k && dtype.row_bytes(own).is_none()) {
+        match types.iter().find(|dtype| own < k && dtype.row_bytes(own).is_none()) {
             None => Ok(()),
             Some(dtype) => Err(format!(
                 "is {dtype}, in blocks of {}: {k} columns cannot be divided among {} devices",

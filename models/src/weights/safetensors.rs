@@ -85,8 +85,7 @@ fn check_listing(index_path: &Path, listing: &ShardIndex, index: &Index) -> Resu
 
 /// The name of the quantisation that a `config.json` announces, when this build cannot read it.
 /// Every scheme that Hugging Face folders announce (GPTQ, AWQ, bitsandbytes, fp8, ...) packs its
-/// weights in a layout of its own, so a loader refuses such a folder instead of computing garbage;
-/// all but `mxfp4`, that of gpt-oss.
+/// weights in a layout of its own, so a loader refuses such a folder instead of computing garbage.
 pub fn unreadable_quantization(config: &serde_json::Value) -> Option<String> {
     let nested = ["text_config", "language_config"].iter().filter_map(|key| config.get(key));
     let keys = ["quantization_config", "compression_config"];
@@ -97,10 +96,6 @@ pub fn unreadable_quantization(config: &serde_json::Value) -> Option<String> {
     let scheme = found.next()?;
     let text = |key| scheme.get(key).and_then(serde_json::Value::as_str);
     let method = text("quant_method").or_else(|| text("quant_algo")).unwrap_or("unnamed scheme");
-    // Codes and scales of gpt-oss; whoever reads the tensors knows their names.
-    if method == "mxfp4" {
-        return None;
-    }
     let bits = scheme.get("bits").and_then(serde_json::Value::as_u64);
     let bits = bits.map_or(String::new(), |bits| format!(", {bits} bits"));
     Some(format!("{}{bits}", clipped(method)))

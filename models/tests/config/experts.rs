@@ -114,9 +114,13 @@ fn gpt_oss_of_json_and_gguf() {
         (json!({"layer_types": ["full_attention"]}), ["layer_types", "3 layers"]),
         (json!({"intermediate_size": null}), ["intermediate_size", "missing"]),
         (json!({"quantization_config": {"quant_method": "gptq"}}), ["quantization", "gptq"]),
+        (json!({"sliding_window": null}), ["sliding_window", "missing"]),
+        (json!({"num_local_experts": 0}), ["num_local_experts", "0"]),
     ] {
         assert_refused(oss(changes), &words);
     }
+    let qwen = json!({"quantization_config": {"quant_method": "mxfp4"}});
+    assert_refused(experts(qwen), &["quantization_config", "mxfp4"]);
 
     let of_gguf = |more: &[(&str, GgufValue<'_>)]| {
         let keys = [
@@ -125,16 +129,25 @@ fn gpt_oss_of_json_and_gguf() {
             ("gpt-oss.context_length", GgufValue::U32(256)),
             ("gpt-oss.embedding_length", GgufValue::U32(64)),
             ("gpt-oss.attention.head_count", GgufValue::U32(4)),
-            ("gpt-oss.attention.sliding_window", GgufValue::U32(128)),
             ("gpt-oss.expert_count", GgufValue::U32(8)),
             ("gpt-oss.expert_used_count", GgufValue::U32(3)),
             ("gpt-oss.expert_feed_forward_length", GgufValue::U32(40)),
-            ("gpt-oss.rope.scaling.type", GgufValue::Str("yarn")),
-            ("gpt-oss.rope.scaling.factor", GgufValue::F32(32.0)),
         ];
         gguf_config(&[&keys[..], more].concat())
     };
-    let read = of_gguf(&[("gpt-oss.expert_gating_func", GgufValue::U32(3))]).unwrap();
+    let said = [
+        ("gpt-oss.attention.sliding_window", GgufValue::U32(128)),
+        ("gpt-oss.rope.freq_base", GgufValue::F32(150_000.0)),
+        ("gpt-oss.rope.scaling.type", GgufValue::Str("yarn")),
+        ("gpt-oss.rope.scaling.factor", GgufValue::F32(32.0)),
+    ];
+    for (i, (key, _)) in said.iter().enumerate() {
+        let others: Vec<_> = [&said[..i], &said[i + 1..]].concat();
+        assert_refused(of_gguf(&others), &[key, "missing"]);
+    }
+    let of_gguf =
+        |more: (&'static str, GgufValue<'static>)| of_gguf(&[&said[..], &[more]].concat());
+    let read = of_gguf(("gpt-oss.expert_gating_func", GgufValue::U32(3))).unwrap();
     assert_eq!((read.family, read.ffn_len), ("gpt_oss", 40));
     assert_eq!(read.windows, [Some(128), None, Some(128), None]);
     let bounds = |scaling: &RopeScaling| match scaling {
@@ -142,6 +155,6 @@ fn gpt_oss_of_json_and_gguf() {
         other => panic!("{other:?}"),
     };
     assert!(!bounds(&read.rope.scaling), "which GGUF has no word for");
-    let sigmoid = [("gpt-oss.expert_gating_func", GgufValue::U32(2))];
-    assert_refused(of_gguf(&sigmoid), &["expert_gating_func", "not supported"]);
+    let sigmoid = ("gpt-oss.expert_gating_func", GgufValue::U32(2));
+    assert_refused(of_gguf(sigmoid), &["expert_gating_func", "not supported"]);
 }
