@@ -5,13 +5,13 @@
 //!
 //! # Order of arithmetic
 //! Keys are taken in chunks of [`CHUNK`], counted from position 0. A chunk gives every query head
-//! of every row a partial: the largest score, the sum of the weights, the weighted sum of
-//! V. Partials are merged from the first chunk to the last, behind that of the head's sink. Inside
-//! a chunk a score is one chain of fused multiply-adds over the head, the weights have sixteen
-//! partial sums, the weighted sum is one chain over the keys. None of this depends on the batch, on how a prompt was cut into steps,
-//! on blocks, or on threads, so the result of a row is the same, bit by bit, whatever is computed
-//! beside it, and for every instruction set. Where K and V are bytes, both chains are exact sums of
-//! integers: see `q8.rs`.
+//! of every row a partial: the largest score, the sum of the weights, the weighted sum of V.
+//! Partials are merged from the first chunk to the last, behind that of the head's sink. Inside a
+//! chunk a score is one chain of fused multiply-adds over the head, the weights have sixteen
+//! partial sums, the weighted sum is one chain over the keys. None of this depends on the batch, on
+//! how a prompt was cut into steps, on blocks, or on threads, so the result of a row is the same,
+//! bit by bit, whatever is computed beside it, and for every instruction set. Where K and V are
+//! bytes, both chains are exact sums of integers: see `q8.rs`.
 //!
 //! # Division of work
 //! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
