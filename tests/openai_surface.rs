@@ -20,6 +20,8 @@ mod files;
 mod fixture;
 #[path = "openai_surface/functions.rs"]
 mod functions;
+#[path = "openai_surface/harmony.rs"]
+mod harmony;
 #[path = "openai_surface/http.rs"]
 mod http;
 #[path = "openai_surface/keys.rs"]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use hearth::text::{ChatTemplate, Clock, GgufVocab, TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 
+#[path = "templates/harmony.rs"]
+mod harmony;
 #[path = "templates/style.rs"]
 mod style;
 

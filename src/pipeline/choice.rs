@@ -2,7 +2,7 @@
 //!
 //! Between the engine's events and the client's stand the incremental decoder (no half character),
 //! the stop matcher (no beginning of a stop string) and the parser that tells words from thought
-//! and calls. A stop string that appears ends the choice
+//! and calls. A token that is a mark to the parser passes beside the text. A stop string that appears ends the choice
 //! here; the engine learns of it by the stopped generation.
 
 use std::collections::VecDeque;
@@ -201,10 +201,23 @@ impl Choice {
         if self.token_ids {
             self.ready.push_back(TextEvent::Tokens { choice: self.index, ids: vec![id] });
         }
+        let is_mark = self.parser.is_mark(id);
+        if is_mark {
+            self.flush();
+            if self.stop.hit().is_some() {
+                return self.stopped();
+            }
+        }
         if self.stop_ids.contains(&id) {
+            if is_mark {
+                self.mark(id);
+            }
             return; // the end of the text, not a part of it
         }
-        let text = self.decoder.push(id).unwrap_or_default();
+        let text = match is_mark {
+            true => String::new(),
+            false => self.decoder.push(id).unwrap_or_default(),
+        };
         if let Some(logprobs) = logprobs {
             let mut token = self.token_logprob(id, Some(logprobs));
             let space_dropped = !text.is_empty()
@@ -215,8 +228,14 @@ impl Choice {
             self.held.push_back((self.decoded, token));
         }
         self.decoded += text.len();
-        let text = self.stop.push(&text);
+        let text = match self.parser.reads_head() {
+            true => text,
+            false => self.stop.push(&text),
+        };
         self.send(text);
+        if is_mark {
+            self.mark(id);
+        }
         if self.held.len() >= HELD_MAX && self.decoded == self.sent {
             self.told.extend(self.held.drain(..).map(|(_, token)| token));
             self.delta(String::new());
@@ -225,6 +244,21 @@ impl Choice {
         if self.stop.hit().is_some() {
             self.stopped();
         }
+    }
+
+    /// No letter of the text so far waits for what follows.
+    fn flush(&mut self) {
+        let rest = self.decoder.flush().unwrap_or_default();
+        self.decoded += rest.len();
+        let mut text = self.stop.push(&rest);
+        text.push_str(&self.stop.flush());
+        self.send(text);
+    }
+
+    fn mark(&mut self, id: TokenId) {
+        let mut pieces = Vec::new();
+        self.parser.mark(id, &mut pieces);
+        self.tell(pieces);
     }
 
     /// A stop string is complete: the engine may stop.
@@ -250,15 +284,11 @@ impl Choice {
     }
 
     fn end(&mut self, reason: FinishReason, usage: Usage, timings: Timings) {
-        let rest = self.decoder.flush().unwrap_or_default();
-        let mut text = self.stop.push(&rest);
+        self.flush();
         let reason = match self.stop.hit() {
             Some(_) => FinishReason::Stop,
             None => reason,
         };
-        text.push_str(&self.stop.flush());
-        self.decoded += rest.len();
-        self.send(text);
         self.told.extend(self.held.drain(..).map(|(_, token)| token));
         self.finish_text(reason);
         self.finished(reason, usage, timings);

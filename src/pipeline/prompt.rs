@@ -168,6 +168,9 @@ fn render(
     };
     let (messages, tools) = style.adapt(messages.clone(), tools);
     let mut kwargs = template_kwargs.clone();
+    if let Some(harmony) = model.harmony() {
+        harmony.settle_effort(&mut kwargs);
+    }
     if let Some(effort) = kwargs.get("reasoning_effort").and_then(Value::as_str) {
         // Other templates know a switch only.
         let thinks = Value::Bool(effort != "none" && effort != "minimal");

@@ -13,7 +13,7 @@ use super::{Details, ServedModel};
 use crate::config::PlanOptions;
 use crate::engine::handle::{DraftModel, Keep, Limits, Speculation};
 use crate::shelf::{Digest, Shelf};
-use crate::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
+use crate::text::{ChatTemplate, GgufVocab, Harmony, TextError, Tokenizer};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// How to load.
@@ -203,9 +203,10 @@ impl OpenModel {
             file: Arc::new(file),
             engine,
             thread: Mutex::new(Some(thread)),
-            tokenizer: text.tokenizer,
             vocabulary: OnceLock::new(),
             style: text.template.as_ref().map(ChatTemplate::style),
+            harmony: text.template.as_ref().and_then(|t| Harmony::of(t, &text.tokenizer)),
+            tokenizer: text.tokenizer,
             template: text.template,
             stop_ids: text.stop_ids,
             defaults: text.defaults,
@@ -255,6 +256,9 @@ fn text_parts(file: &ModelFile) -> Result<TextParts, LoadError> {
     ends.extend(&file.config().eos_ids);
     if let Some(template) = &parts.template {
         ends.extend(template.stop_ids(&parts.tokenizer));
+        if let Some(harmony) = Harmony::of(template, &parts.tokenizer) {
+            harmony.mend_ends(ends);
+        }
     }
     ends.sort_unstable();
     ends.dedup();

@@ -8,7 +8,7 @@ use hearth_models::ModelFile;
 
 use super::Details;
 use crate::engine::handle::EngineHandle;
-use crate::text::{ChatStyle, ChatTemplate, TextError, Tokenizer, Vocabulary};
+use crate::text::{ChatStyle, ChatTemplate, Harmony, TextError, Tokenizer, Vocabulary};
 use crate::types::{SamplingOverrides, TokenId};
 
 /// A model that answers. Its engine's thread owns weights, keys and values, and ends when it has
@@ -23,6 +23,7 @@ pub struct ServedModel {
     pub(super) vocabulary: OnceLock<Vocabulary>,
     pub(super) template: Option<ChatTemplate>,
     pub(super) style: Option<ChatStyle>,
+    pub(super) harmony: Option<Harmony>,
     pub(super) stop_ids: Vec<TokenId>,
     pub(super) defaults: SamplingOverrides,
 }
@@ -82,6 +83,11 @@ impl ServedModel {
     /// How its template treats messages and tools.
     pub fn style(&self) -> Option<ChatStyle> {
         self.style
+    }
+
+    /// The marks of its messages, where it speaks OpenAI's harmony format.
+    pub fn harmony(&self) -> Option<Harmony> {
+        self.harmony
     }
 
     /// Its answers may begin with a thought.

@@ -59,6 +59,7 @@ fn tiny_model(name: &str) -> Result<Loaded, LoadError> {
         vocabulary: OnceLock::new(),
         template: None,
         style: None,
+        harmony: None,
         stop_ids: Vec::new(),
         defaults: SamplingOverrides::default(),
     }))

@@ -16,6 +16,7 @@ use tokenizers::{
 };
 
 use super::TextError;
+use super::harmony;
 use super::pretokenizer::{self, PreTokenizerKind};
 use super::spm::ScoreBpe;
 use super::template::END_OF_TURN_NAMES;
@@ -148,12 +149,13 @@ impl GgufVocab {
         self.token_types.as_ref().map_or(1, |types| types[id])
     }
 
-    /// Special: control and unknown tokens, every token with a role, and end-of-turn tokens
-    /// that the file calls normal by mistake.
+    /// Special: control and unknown tokens, every token with a role, and end-of-turn tokens and
+    /// marks of messages that the file calls normal, or its user's, by mistake.
     fn is_special(&self, id: usize) -> bool {
         matches!(self.type_of(id), CONTROL | UNKNOWN)
             || self.named().iter().any(|&(_, role)| role == u32::try_from(id).ok())
             || END_OF_TURN_NAMES.contains(&self.tokens[id].as_str())
+            || harmony::MARKS.contains(&self.tokens[id].as_str())
     }
 
     /// Whether a special token swallows the whitespace after it: so in Phi-3, whose file does

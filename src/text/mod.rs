@@ -16,6 +16,9 @@ mod fim;
 mod gguf;
 mod grammar;
 mod guard;
+mod harmony;
+#[cfg(test)]
+mod harmony_tests;
 mod output;
 mod pretokenizer;
 mod python;
@@ -31,7 +34,10 @@ pub use export::export;
 pub use gguf::{GgufVocab, VocabKind};
 pub use grammar::{Follower, Grammar, Next, Opening, Rules, Shape, Thinking, Trigger, Vocabulary};
 pub use guard::Guard;
-pub use output::{CallFormat, CallParser, OutputParser, Piece, PlainParser, THINK, ThinkParser};
+pub use harmony::Harmony;
+pub use output::{
+    CallFormat, CallParser, HarmonyParser, OutputParser, Piece, PlainParser, THINK, ThinkParser,
+};
 pub use stop::{StopHit, StopMatcher};
 pub use style::ChatStyle;
 pub use template::{ChatTemplate, Clock};

@@ -3,14 +3,19 @@
 //! An [`OutputParser`] sees the text as it comes and says each thing as soon as it is certain, so
 //! that how the text was cut into pieces changes nothing but how the pieces of one kind are cut.
 //! What looks like a call and is none comes back as text. Families differ in their marks, which
-//! stand in a [`CallFormat`]; another kind of family is another implementation of the trait.
+//! stand in a [`CallFormat`]; another kind of family is another implementation of the trait:
+//! [`HarmonyParser`], whose marks are tokens and come beside the text.
 
 mod call;
+mod harmony;
+#[cfg(test)]
+mod harmony_tests;
 #[cfg(test)]
 mod tests;
 mod think;
 
 pub use self::call::CallParser;
+pub use self::harmony::HarmonyParser;
 pub use self::think::{THINK, ThinkParser};
 
 /// A part of an answer. Parts of one kind in a row belong together.
@@ -36,11 +41,25 @@ pub trait OutputParser: Send {
     /// Takes more text; adds what became certain to `out`.
     fn push(&mut self, text: &str, out: &mut Vec<Piece>);
 
+    /// Whether a token is none of the text but a mark, which comes through
+    /// [`OutputParser::mark`] after all text before it.
+    fn is_mark(&self, _: u32) -> bool {
+        false
+    }
+
+    /// Takes a mark.
+    fn mark(&mut self, _: u32, _: &mut Vec<Piece>) {}
+
     /// The end of the text. One that was `cut` off in the middle of a call's head ends before it.
     fn finish(&mut self, cut: bool, out: &mut Vec<Piece>);
 
     /// The last word that came was thought.
     fn is_thinking(&self) -> bool {
+        false
+    }
+
+    /// Text that comes now is for the parser alone: no stop string is looked for in it.
+    fn reads_head(&self) -> bool {
         false
     }
 }

@@ -5,7 +5,8 @@
 //! of Hermes; so is one whose own format is none of [`CallFormat`]. Where a template has no words
 //! for a system message, first (Gemma) or later (Mistral), its text is the user's; where messages
 //! must alternate, those of one side that follow each other become one; where there is one call to
-//! a message (Llama), two calls are two messages.
+//! a message (Llama), two calls are two messages; where the thought before a call has another name
+//! (gpt-oss), it gets that.
 
 mod adapt;
 
@@ -33,6 +34,10 @@ pub struct ChatStyle {
     pub takes_both: bool,
     /// It shows two calls in one message.
     pub takes_two_calls: bool,
+    /// It shows the thought before a call under the name `thinking` alone,
+    pub takes_thinking: bool,
+    /// and words beside both.
+    pub takes_all: bool,
     /// It shows a system message that comes first,
     pub takes_system: bool,
     /// two that do,
@@ -58,6 +63,7 @@ const KEY: &str = "hearthkey";
 const FIRST: &str = "hearthfirst";
 const SYSTEM: &str = "hearthsystem";
 const WORDS: &str = "hearthwords";
+const THOUGHT: &str = "hearththought";
 
 impl ChatStyle {
     pub(super) fn of(template: &ChatTemplate) -> Self {
@@ -88,6 +94,8 @@ impl ChatStyle {
             takes_empty: calls.takes_empty,
             takes_both: calls.takes_both,
             takes_two_calls: calls.takes_two,
+            takes_thinking: calls.takes_thinking,
+            takes_all: calls.takes_all,
             takes_system,
             two_systems: shows(&[&first, &system, &user], &[FIRST, SYSTEM]),
             late_system: behind(&[&user, &answer, &system, &user]),
@@ -153,6 +161,8 @@ struct Calls {
     takes_empty: bool,
     takes_both: bool,
     takes_two: bool,
+    takes_thinking: bool,
+    takes_all: bool,
     opens: bool,
 }
 
@@ -195,6 +205,13 @@ impl Calls {
         let calls = [one("abcdefghi", CALLED, arguments), one("abcdefghj", OTHER, arguments)];
         let two = |content: &Value| probe.call(&message(content, &calls), &[]);
         let two = [&null, &empty].into_iter().find_map(two);
+        let thought = |key: &str, content: &Value| {
+            let mut message = message(content, &calls[..1]);
+            message[key] = json!(THOUGHT);
+            probe.call(&message, &behind).filter(|text| text.contains(THOUGHT))
+        };
+        let shows = |key: &str| [&null, &empty].iter().any(|c| thought(key, c).is_some());
+        let all = thought("thinking", &words).is_some_and(|text| text.contains(WORDS));
         let opens = |content: &Value| {
             let first = message(content, &calls[..1]);
             let messages = [&[first], &behind[..], &[said("user", "question")]].concat();
@@ -209,6 +226,8 @@ impl Calls {
             takes_empty: last_empty.is_some() && (mid_empty || !mid_null),
             takes_both: with(&words, &[]).is_some_and(|text| text.contains(WORDS)),
             takes_two: two.is_some_and(|text| text.contains(OTHER)),
+            takes_thinking: shows("thinking") && !shows("reasoning_content"),
+            takes_all: all,
         }
     }
 }

@@ -14,6 +14,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::TextError;
+use super::harmony;
 use super::output::THINK;
 use super::python;
 use super::style::ChatStyle;
@@ -178,6 +179,11 @@ impl ChatTemplate {
 
     /// Whether it knows a thought before an answer.
     pub fn thinks(&self) -> bool {
+        self.tags_thought() || harmony::speaks(self)
+    }
+
+    /// Whether it writes one between `<think>` and `</think>`.
+    pub fn tags_thought(&self) -> bool {
         THINK.iter().any(|mark| self.mentions(mark))
     }
 

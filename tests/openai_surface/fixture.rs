@@ -57,6 +57,9 @@ pub(crate) struct Options {
     pub(crate) queue_timeout: Option<Duration>,
     /// The model's chat template.
     pub(crate) template: &'static str,
+    /// Its special tokens, from id 256 on, and the one that its files call the end.
+    pub(crate) special: [&'static str; 8],
+    pub(crate) eos: &'static str,
 }
 
 impl Default for Options {
@@ -70,6 +73,8 @@ impl Default for Options {
             queue_len: 64,
             queue_timeout: None,
             template: TEMPLATE,
+            special: SPECIAL,
+            eos: "<|263|>",
         }
     }
 }
@@ -211,6 +216,17 @@ pub(crate) fn chat_body(mut fields: Value) -> Value {
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
     <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
+const SPECIAL: [&str; 8] = [
+    "<|256|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|fim_prefix|>",
+    "<|260|>",
+    "<|fim_suffix|>",
+    "<|fim_middle|>",
+    "<|263|>",
+];
+
 pub(crate) fn model(options: &Options) -> ServedModel {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3");
     let folder = tempfile::tempdir().expect("a folder");
@@ -221,10 +237,10 @@ pub(crate) fn model(options: &Options) -> ServedModel {
     let mut config: Value = serde_json::from_slice(&config).expect("JSON");
     config["max_position_embeddings"] = json!(CONTEXT_LEN);
     put("config.json", &config);
-    put("tokenizer.json", &tokenizer());
+    put("tokenizer.json", &tokenizer(&options.special));
     put(
         "tokenizer_config.json",
-        &json!({"eos_token": "<|263|>", "chat_template": options.template}),
+        &json!({"eos_token": options.eos, "chat_template": options.template}),
     );
     let weights = "model.safetensors";
     fs::copy(golden.join(weights), folder.path().join(weights)).expect("the golden's weights");
@@ -255,7 +271,7 @@ pub(crate) fn model(options: &Options) -> ServedModel {
 }
 
 /// Ids 0 to 255 are the bytes, spelled as byte-level vocabularies spell them; the rest is special.
-fn tokenizer() -> Value {
+fn tokenizer(special: &[&str]) -> Value {
     let mut spare = 256..;
     let spell = |byte: u8| match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
@@ -263,15 +279,7 @@ fn tokenizer() -> Value {
     };
     let bytes = (0..=255).map(spell).zip(0..);
     let vocab: Map<_, _> = bytes.map(|(c, id): (char, u32)| (c.to_string(), json!(id))).collect();
-    let special = (256..264).map(|id| {
-        let content = match id {
-            257 => "<|im_start|>".to_owned(),
-            258 => "<|im_end|>".to_owned(),
-            259 => "<|fim_prefix|>".to_owned(),
-            261 => "<|fim_suffix|>".to_owned(),
-            262 => "<|fim_middle|>".to_owned(),
-            id => format!("<|{id}|>"),
-        };
+    let special = (256..).zip(special).map(|(id, content): (u32, &&str)| {
         json!({
             "id": id, "content": content, "special": true, "normalized": false,
             "single_word": false, "lstrip": false, "rstrip": false,

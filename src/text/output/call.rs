@@ -430,7 +430,7 @@ impl Reader {
 
 /// The end of a JSON value, found letter by letter.
 #[derive(Clone, Copy, Debug, Default)]
-struct Scan {
+pub(super) struct Scan {
     depth: usize,
     text: bool,
     escaped: bool,
@@ -454,7 +454,7 @@ impl Scan {
     }
 
     /// Takes a letter; true when it was the last.
-    fn step(&mut self, c: char) -> bool {
+    pub fn step(&mut self, c: char) -> bool {
         if self.text {
             match c {
                 _ if self.escaped => self.escaped = false,

@@ -23,6 +23,11 @@ fn parse<'a>(
         parser.push(piece, &mut out);
     }
     parser.finish(false, &mut out);
+    join(out)
+}
+
+/// Parts of one kind in a row as one.
+pub(super) fn join(out: Vec<Piece>) -> Vec<Piece> {
     let mut joined: Vec<Piece> = Vec::new();
     for piece in out {
         match (joined.last_mut(), piece) {
@@ -36,7 +41,7 @@ fn parse<'a>(
 }
 
 /// `parts` in short: text as it is, thought in `(...)`, a call as `name!arguments.`.
-fn short(parts: &[Piece]) -> String {
+pub(super) fn short(parts: &[Piece]) -> String {
     let one = |part: &Piece| match part {
         Piece::Text(text) => text.clone(),
         Piece::Reasoning(text) => format!("({text})"),

@@ -142,6 +142,23 @@ impl ChatStyle {
         turns
     }
 
+    /// The thought of a message under the name that the template has for it. Words between it and
+    /// a call become a part of it where both together are refused.
+    fn rename_thought(&self, message: &mut Value) {
+        const KEY: &str = "reasoning_content";
+        let Some(thought) = message.as_object_mut().and_then(|message| message.remove(KEY)) else {
+            return;
+        };
+        message["thinking"] = thought;
+        let words = message["content"].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        if let Some(words) = words.filter(|_| !self.takes_all && message["tool_calls"].is_array()) {
+            let thought = message["thinking"].as_str().unwrap_or_default();
+            let whole = [thought, &words].into_iter().filter(|text| !text.is_empty());
+            message["thinking"] = whole.collect::<Vec<_>>().join("\n\n").into();
+            message["content"] = self.no_words();
+        }
+    }
+
     fn adapt_message(&self, message: &mut Value) {
         let mistral = matches!(self.format, CallFormat::MistralList | CallFormat::MistralArgs);
         if mistral && let Some(id) = message["tool_call_id"].as_str() {
@@ -155,6 +172,9 @@ impl ChatStyle {
         }
         if !self.takes_null && message["role"] == "assistant" && message["content"].is_null() {
             message["content"] = json!("");
+        }
+        if self.takes_thinking {
+            self.rename_thought(message);
         }
         let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
         let Some(calls) = calls else { return };
