@@ -381,10 +381,11 @@ async fn a_response_has_items_of_thought_and_calls_that_can_be_sent_back() {
         "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
         "additionalProperties": false}});
     let mut thought = None;
-    // Half of all think, and what they say is not to be repeated.
-    for _ in 0..40 {
+    // Half of all think, and some of these come to an end.
+    for seed in 40..60 {
         let asked = json!({"model": MODEL, "input": "Call it.", "tools": [tool],
-                           "tool_choice": "required", "max_output_tokens": 3000, "stream": true});
+                           "tool_choice": "required", "max_output_tokens": 3000, "stream": true,
+                           "seed": seed});
         let events = events(&server.post(PATH, asked).await);
         let last = events.last().expect("events");
         let response = &last["response"];
@@ -406,11 +407,12 @@ async fn a_response_has_items_of_thought_and_calls_that_can_be_sent_back() {
         if output.len() == 2 {
             assert_eq!(output[0]["type"], "reasoning");
             assert_eq!(deltas("response.reasoning_text.delta"), output[0]["content"][0]["text"]);
+            println!("seed {seed} thinks");
             thought = Some(output);
             break;
         }
     }
-    let output = thought.expect("one of forty thinks and comes to an end");
+    let output = thought.expect("one of twenty thinks and comes to an end");
     // Sent back, the thought stands before its call, and only there.
     let count = async |items: &[Value], fields: Value| {
         let mut input = vec![json!({"role": "user", "content": "Call it."})];
