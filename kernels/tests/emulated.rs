@@ -26,6 +26,11 @@ const FLAGS: &[&str] = &[
 ];
 
 #[test]
+fn attention_any() {
+    check("attention_any");
+}
+
+#[test]
 fn attention_decode() {
     check("attention_decode");
 }

@@ -414,6 +414,7 @@ impl Backend for Cuda {
             scale: params.scale,
             softcap: params.softcap.unwrap_or(0.0),
             window: params.window.map_or(0, |w| i32::try_from(w).map_or(0, |w| w as usize)),
+            sinks: None,
         };
         Ok(self.gpu.attention(&q, &step.step, &device.kv, &shape)?)
     }
