@@ -53,10 +53,11 @@ struct Curve {
     }
 };
 
-// What the sink of a head adds to the sum of the weights of a row, which are relative to 2^largest:
-// infinity where they are nothing beside it.
-__device__ __forceinline__ float sink_weight(const float *sinks, int head, float largest) {
-    return sinks != nullptr ? exp2_fast(sinks[head] * LOG2_E - largest) : 0;
+// The sink of a head in the log2 domain, minus infinity where there are none. To the sum of the
+// weights of a row, which are relative to 2^largest, it adds 2^(sink - largest): infinity where
+// they are nothing beside it.
+__device__ __forceinline__ float load_sink(const float *sinks, int head) {
+    return sinks != nullptr ? sinks[head] * LOG2_E : -INFINITY;
 }
 
 // Two bf16 in one register, as two numbers of the type of the keys.

@@ -71,7 +71,7 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<
             }
         }
     }
-    sum = warp_sum(sum) + sink_weight(sinks, head, largest);
+    sum = warp_sum(sum) + exp2_fast(load_sink(sinks, head) - largest);
 #pragma unroll
     for (int i = 0; i < ANY_EACH; i++) {
         int at = i * 32 + lane;

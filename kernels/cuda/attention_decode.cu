@@ -221,7 +221,7 @@ __device__ __forceinline__ void join(char *shared, bf16 *out, const float *parti
         all = warp_sum(all);
         if (lane == 0) {
             largest[head] = most;
-            total[head] = all + sink_weight(sinks, first_head + head, most);
+            total[head] = all + exp2_fast(load_sink(sinks, first_head + head) - most);
         }
     }
     float sum[EACH] = {};

@@ -288,6 +288,7 @@ __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &
                                            const float *sinks, int n_heads) {
     const int COLUMNS = D / 8;
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * Shape<D>::WARP_ROWS;
+    float sink = load_sink(sinks, blockIdx.x);
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < Shape<D>::M; m++)
@@ -296,7 +297,7 @@ __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &
             float sum = rows.sum[m][half];
             sum += __shfl_xor_sync(ALL, sum, 1);
             sum += __shfl_xor_sync(ALL, sum, 2);
-            sum += sink_weight(sinks, blockIdx.x, rows.largest[m][half]);
+            sum += exp2_fast(sink - rows.largest[m][half]);
             float factor = sum > 0 ? 1 / sum : 0;
             int row = first + m * 16 + half * 8 + lane / 4;
 #pragma unroll

@@ -56,6 +56,21 @@ fn emulate() {
 }
 
 #[test]
+fn experts() {
+    check("experts");
+}
+
+#[test]
+fn experts_linear() {
+    check("experts_linear");
+}
+
+#[test]
+fn experts_quantized() {
+    check("experts_quantized");
+}
+
+#[test]
 fn linear() {
     check("linear");
 }
