@@ -70,8 +70,8 @@ __device__ __forceinline__ void product(uint8_t *memory, const int8_t *codes, co
     }
 }
 
-#define EXPERTS(NAME, FORMAT)                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, 4)                                    \
+#define EXPERTS(NAME, FORMAT, BLOCKS)                                                              \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)                               \
         experts_##NAME(const int8_t *codes, const uint2 *scales, int k, EXPERTS_ARGUMENTS,         \
                        MATRICES_ARGUMENTS) {                                                       \
         grid_begin();                                                                              \
@@ -79,16 +79,16 @@ __device__ __forceinline__ void product(uint8_t *memory, const int8_t *codes, co
         ExpertRows rows = expert_rows<8>(starts, order, experts, each, blockIdx.y);                \
         product<FORMAT>(memory, codes, scales, k, rows, MATRICES);                                 \
     }
-EXPERTS(q4_0, Blocks<Q4_0>)
-EXPERTS(q4_1, Blocks<Q4_1>)
-EXPERTS(q5_0, Blocks<Q5_0>)
-EXPERTS(q5_1, Blocks<Q5_1>)
-EXPERTS(q8_0, Blocks<Q8_0>)
-EXPERTS(q2_k, Blocks<Q2_K>)
-EXPERTS(q3_k, Blocks<Q3_K>)
-EXPERTS(q4_k, LongBlocks<LongQ4_K>)
-EXPERTS(q5_k, Blocks<Q5_K>)
-EXPERTS(q6_k, LongBlocks<LongQ6_K>)
-EXPERTS(iq4_nl, Blocks<IQ4_NL>)
-EXPERTS(iq4_xs, Blocks<IQ4_XS>)
-EXPERTS(mxfp4, Blocks<MXFP4>)
+EXPERTS(q4_0, Blocks<Q4_0>, 4)
+EXPERTS(q4_1, Blocks<Q4_1>, 4)
+EXPERTS(q5_0, Blocks<Q5_0>, 4)
+EXPERTS(q5_1, Blocks<Q5_1>, 4)
+EXPERTS(q8_0, Blocks<Q8_0>, 4)
+EXPERTS(q2_k, Blocks<Q2_K>, 4)
+EXPERTS(q3_k, Blocks<Q3_K>, 4)
+EXPERTS(q4_k, LongBlocks<LongQ4_K>, 3)
+EXPERTS(q5_k, Blocks<Q5_K>, 4)
+EXPERTS(q6_k, LongBlocks<LongQ6_K>, 3)
+EXPERTS(iq4_nl, Blocks<IQ4_NL>, 4)
+EXPERTS(iq4_xs, Blocks<IQ4_XS>, 4)
+EXPERTS(mxfp4, Blocks<MXFP4>, 4)
