@@ -10,38 +10,44 @@
 // Rows of W of a warp, whatever the number of rows of x.
 constexpr int W_ROWS = 2;
 
-// M rows of x at most.
-template <int M> struct RowsOfExpert {
-    const int *pairs;
-    int m, rows[M];
+// Rows of x as warp_products.cuh asks for them. The last stands for those beyond it.
+struct ListedRows {
+    ExpertRows of;
 
-    RowsOfExpert() = default;
-    __device__ __forceinline__ explicit RowsOfExpert(const ExpertRows &of)
-        : pairs(of.pairs), m(of.count) {
-#pragma unroll
-        for (int i = 0; i < M; ++i) rows[i] = pairs[min(i, m - 1)] / of.each;
+    __device__ __forceinline__ int count() const { return of.count; }
+    __device__ __forceinline__ int row(int i) const {
+        return of.pairs[min(i, of.count - 1)] / of.each;
     }
-    __device__ __forceinline__ int count() const { return m; }
+    __device__ __forceinline__ int output(int i) const { return of.pairs[i]; }
+};
+// The same, M at most, looked up once.
+template <int M> struct KeptRows : ListedRows {
+    int rows[M];
+
+    KeptRows() = default;
+    __device__ __forceinline__ explicit KeptRows(const ExpertRows &of) : ListedRows{of} {
+#pragma unroll
+        for (int i = 0; i < M; ++i) rows[i] = ListedRows::row(i);
+    }
     __device__ __forceinline__ int row(int i) const { return rows[i]; }
-    __device__ __forceinline__ int output(int i) const { return pairs[i]; }
 };
 
 // How a format is multiplied by M rows, in shared memory of MEMORY bytes.
 template <typename FORMAT> struct Blocks {
     static constexpr int BYTES = FORMAT::BYTES, WEIGHTS = FORMAT::WEIGHTS;
-    template <int M> using Product = WarpProduct<FORMAT, M, W_ROWS, RowsOfExpert<M>>;
+    template <int M> using Product = WarpProduct<FORMAT, M, W_ROWS, KeptRows<M>>;
     static constexpr size_t MEMORY = WARPS * SLOTS * Product<8>::SLOT_BYTES;
 
     template <int M>
     static __device__ __forceinline__ void multiply(uint8_t *memory, const int8_t *codes,
                                                     const uint2 *scales, const ExpertRows &rows,
                                                     int k, const Matrices &matrices) {
-        linear_blocks<FORMAT, M, W_ROWS>(memory, codes, scales, RowsOfExpert<M>(rows), k, matrices);
+        linear_blocks<FORMAT, M, W_ROWS>(memory, codes, scales, KeptRows<M>(rows), k, matrices);
     }
 };
 template <typename FORMAT> struct LongBlocks {
     static constexpr int BYTES = FORMAT::BYTES, WEIGHTS = 256;
-    template <int M> using Shared = typename LongProduct<FORMAT, M, RowsOfExpert<M>>::Shared;
+    template <int M> using Shared = typename LongProduct<FORMAT, M, ListedRows>::Shared;
     static constexpr size_t MEMORY = sizeof(Shared<8>);
 
     template <int M>
@@ -50,7 +56,7 @@ template <typename FORMAT> struct LongBlocks {
                                                     int k, const Matrices &matrices) {
         static_assert(sizeof(Shared<M>) <= MEMORY, "eight rows take most");
         linear_long<FORMAT, M>(*reinterpret_cast<Shared<M> *>(memory), codes, scales,
-                               RowsOfExpert<M>(rows), k, matrices);
+                               ListedRows{rows}, k, matrices);
     }
 };
 
