@@ -1,5 +1,6 @@
 // Attention of a ragged batch over paged keys and values: what single new rows
-// (attention_decode.cu) and runs of new rows (attention_prefill.cu) have in common.
+// (attention_decode.cu) and runs of new rows (attention_prefill.cu, attention_any.cu) have in
+// common.
 //
 // q and out are bf16 [rows][n_heads][dim]. The keys and the values of a layer are two buffers
 // [slot][kv_heads][dim] of bf16, f16, e4m3 or q8 (bytes.cuh), slot = block * block_len + offset;
@@ -9,6 +10,11 @@
 // p - window < j <= p (0: no window). Keys and values of the new rows are in the store already. A
 // slot that no row of a tile or item sees is never read. scale > 0. With softcap > 0 a score is
 // softcap * tanh(scale * q k / softcap), else scale * q k.
+//
+// `sinks`, [n_heads] in f32 or null, are one more score for each head, neither scaled nor bounded,
+// that takes part in the softmax and brings no value (Xiao et al., "Efficient Streaming Language
+// Models with Attention Sinks", 2023; learned in gpt-oss). It joins the sum of a row once, where
+// that is complete, and no maximum: weights of keys are rounded as they are without it.
 //
 // Weights are powers of two: log2(e) is folded into the scores. Scores, maxima, sums and
 // accumulators are f32; tensor cores multiply q (in the type of the keys) by the keys and the
@@ -47,6 +53,13 @@ struct Curve {
     }
 };
 
+// The sink of a head in the log2 domain, minus infinity where there are none. To the sum of the
+// weights of a row, which are relative to 2^largest, it adds 2^(sink - largest): infinity where
+// they are nothing beside it.
+__device__ __forceinline__ float load_sink(const float *sinks, int head) {
+    return sinks != nullptr ? sinks[head] * LOG2_E : -INFINITY;
+}
+
 // Two bf16 in one register, as two numbers of the type of the keys.
 __device__ __forceinline__ uint32_t query_pair(uint32_t pair, bf16) { return pair; }
 __device__ __forceinline__ uint32_t query_pair(uint32_t pair, __half) {
@@ -81,6 +94,29 @@ template <int D> __device__ __forceinline__ int swizzled(int row, int column16) 
 template <typename S, int D> __device__ __forceinline__ int stored_at(int row, int column16) {
     if (sizeof(S) == 2) return swizzled<D>(row, column16);
     return row * D + (column16 ^ (D >= 128 ? row & 7 : row / 2 & 3)) * 16;
+}
+
+const int FAR = 1 << 30; // further than any key
+
+// A tile is 1..128 consecutive rows of one sequence, and the keys that any of them sees.
+// causal = 0: every row sees all tile_keys keys and `window` is not read. tables = null: the slot
+// of key j is tile_table + j.
+struct Tile {
+    int row, rows, position, table; // first row in q, how many, position of the first
+    int first, end;                 // keys
+    int before, after;              // a row at p sees the keys p - before < j < p + after of these
+};
+
+__device__ __forceinline__ Tile load_tile(const int *tile_row, const int *tile_rows,
+                                          const int *tile_position, const int *tile_table,
+                                          const int *tile_keys, int tile, int window, int causal) {
+    Tile t;
+    t.row = tile_row[tile], t.rows = tile_rows[tile];
+    t.position = tile_position[tile], t.table = tile_table[tile];
+    t.before = causal && window > 0 ? window : FAR, t.after = causal ? 1 : FAR;
+    t.first = max(0, t.position - t.before + 1);
+    t.end = min(tile_keys[tile], t.position + t.rows - 1 + t.after);
+    return t;
 }
 
 } // namespace

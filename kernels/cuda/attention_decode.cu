@@ -198,10 +198,11 @@ __device__ __forceinline__ void add_values(float (&sum)[2][4], const S *values,
 const int JOINED = 512;
 
 // Joins the chunks of the heads of a block: out = sum(weight * partial) / sum(weight * sum), where
-// a chunk weighs 2^(its largest score - the largest of all).
+// a chunk weighs 2^(its largest score - the largest of all), and the sink joins the sum below.
 template <int D, int G>
 __device__ __forceinline__ void join(char *shared, bf16 *out, const float *partial,
-                                     const float2 *stats, int heads, int used) {
+                                     const float2 *stats, const float *sinks, int first_head,
+                                     int heads, int used) {
     const int WARPS = D / 16, EACH = (G + 1) / 2;
     float *weights = reinterpret_cast<float *>(shared); // [heads][JOINED]
     __shared__ float largest[G], total[G];
@@ -218,7 +219,10 @@ __device__ __forceinline__ void join(char *shared, bf16 *out, const float *parti
             all += stat.y == 0 ? 0 : exp2_fast(stat.x - most) * stat.y;
         }
         all = warp_sum(all);
-        if (lane == 0) largest[head] = most, total[head] = all;
+        if (lane == 0) {
+            largest[head] = most;
+            total[head] = all + exp2_fast(load_sink(sinks, first_head + head) - most);
+        }
     }
     float sum[EACH] = {};
     int dim = thread % D;
@@ -336,9 +340,9 @@ template <typename S, int D, int G>
 __device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats, int *ended,
                                        const bf16 *q, const Layer<S> &layer,
                                        const int *item_row, const int *item_table,
-                                       const int *item_context, const int *tables, int n_heads,
-                                       int kv_heads, int block_len, const Curve &curve,
-                                       int window) {
+                                       const int *item_context, const int *tables,
+                                       const float *sinks, int n_heads, int kv_heads,
+                                       int block_len, const Curve &curve, int window) {
     DYNAMIC_SHARED(char, shared);
     int item = blockIdx.z, context = item_context[item], row = item_row[item];
     DecodeBlock b = decode_block<G>(context, n_heads, kv_heads, window);
@@ -348,7 +352,8 @@ __device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats,
                           kv_heads, block_len, curve, b);
     if (context == 0 || !is_last(ended + item * gridDim.y + blockIdx.y)) return;
     out += (static_cast<long long>(row) * n_heads + b.head) * D;
-    join<D, G>(shared, out, partial, stats, b.heads, (context + CHUNK - 1) / CHUNK);
+    int used = (context + CHUNK - 1) / CHUNK;
+    join<D, G>(shared, out, partial, stats, sinks, b.head, b.heads, used);
 }
 
 } // namespace
@@ -358,12 +363,13 @@ __device__ __forceinline__ void decode(bf16 *out, float *partial, float2 *stats,
         attention_decode_##NAME##_d##D##_g##G(                                                     \
             bf16 *out, float *partial, float2 *stats, int *ended, const bf16 *q, const S *k,       \
             const S *v, const float *k_scales, const float *v_scales, const int *item_row,         \
-            const int *item_table, const int *item_context, const int *tables, int n_heads,        \
-            int kv_heads, int block_len, float scale, float softcap, int window) {                 \
+            const int *item_table, const int *item_context, const int *tables, const float *sinks, \
+            int n_heads, int kv_heads, int block_len, float scale, float softcap, int window) {    \
         grid_begin();                                                                              \
         Layer<S> layer = {k, v, k_scales, v_scales};                                               \
         decode<S, D, G>(out, partial, stats, ended, q, layer, item_row, item_table, item_context,  \
-                        tables, n_heads, kv_heads, block_len, Curve(scale, softcap), window);      \
+                        tables, sinks, n_heads, kv_heads, block_len, Curve(scale, softcap),        \
+                        window);                                                                   \
     }
 #define DECODE_GROUPS(NAME, S, D, BLOCKS)                                                          \
     DECODE(NAME, S, D, 1, BLOCKS)                                                                  \

@@ -4,15 +4,10 @@
 // Sources: Dao, FlashAttention-2 (2023), for the tiles; Milakov and Gimelshein (2018) for the
 // softmax in one pass.
 //
-// A tile is 1..128 consecutive rows of one sequence. causal = 0: every row sees all tile_keys keys
-// and `window` is not read. tables = null: the slot of key j is tile_table + j.
-//
 // attention_prefill_{bf16,f16,e4m3,q8}_d{64,128,256}: Shape<D>::ROWS rows of one head against
 //   Shape<D>::KEYS keys at once.
 //   grid (n_heads, tiles, 128 / Shape<D>::ROWS), block 128, shared 768 * dim bytes, of 256 numbers
 //   384 * dim; of keys in bytes 512 more.
-// attention_any_{bf16,f16,e4m3,q8}: the same for any dim up to 256, without tensor cores.
-//   grid (rows of the largest tile, n_heads, tiles), block 32, no dynamic shared memory.
 #include "attention.cuh"
 
 namespace {
@@ -28,27 +23,6 @@ template <int D> struct Shape {
 };
 // Scores or weights of the rows of a warp.
 template <int D> using Scores = float[Shape<D>::M][Shape<D>::N][4];
-
-const int FAR = 1 << 30; // further than any key
-
-// The rows of a tile and the keys that any of them sees.
-struct Tile {
-    int row, rows, position, table; // first row in q, how many, position of the first
-    int first, end;                 // keys
-    int before, after;              // a row at p sees the keys p - before < j < p + after of these
-};
-
-__device__ __forceinline__ Tile load_tile(const int *tile_row, const int *tile_rows,
-                                          const int *tile_position, const int *tile_table,
-                                          const int *tile_keys, int tile, int window, int causal) {
-    Tile t;
-    t.row = tile_row[tile], t.rows = tile_rows[tile];
-    t.position = tile_position[tile], t.table = tile_table[tile];
-    t.before = causal && window > 0 ? window : FAR, t.after = causal ? 1 : FAR;
-    t.first = max(0, t.position - t.before + 1);
-    t.end = min(tile_keys[tile], t.position + t.rows - 1 + t.after);
-    return t;
-}
 
 // The part of a tile that a block has.
 template <int D> __device__ __forceinline__ Tile part_of(Tile t) {
@@ -311,9 +285,10 @@ __device__ __forceinline__ void tile_values(WarpRows<D> &rows, const Scores<D> &
 // Writes the rows of a warp, through the shared memory that its queries were in.
 template <int D>
 __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &rows, const Tile &t,
-                                           int n_heads) {
+                                           const float *sinks, int n_heads) {
     const int COLUMNS = D / 8;
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * Shape<D>::WARP_ROWS;
+    float sink = load_sink(sinks, blockIdx.x);
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < Shape<D>::M; m++)
@@ -322,6 +297,7 @@ __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &
             float sum = rows.sum[m][half];
             sum += __shfl_xor_sync(ALL, sum, 1);
             sum += __shfl_xor_sync(ALL, sum, 2);
+            sum += exp2_fast(sink - rows.largest[m][half]);
             float factor = sum > 0 ? 1 / sum : 0;
             int row = first + m * 16 + half * 8 + lane / 4;
 #pragma unroll
@@ -342,8 +318,8 @@ __device__ __forceinline__ void write_rows(bf16 *out, bf16 *stage, WarpRows<D> &
 
 template <typename S, int D>
 __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, Layer<S> layer, const Tile &t,
-                                        const int *tables, int n_heads, int kv_heads,
-                                        int block_len, const Curve &curve) {
+                                        const int *tables, const float *sinks, int n_heads,
+                                        int kv_heads, int block_len, const Curve &curve) {
     typedef typename Meets<S>::type KV;
     const bool BYTES = sizeof(S) == 1;
     const int ROWS = Shape<D>::ROWS, KEYS = Shape<D>::KEYS, EACH = Shape<D>::WARP_KEYS;
@@ -396,84 +372,10 @@ __device__ __forceinline__ void prefill(bf16 *out, const bf16 *q, Layer<S> layer
         tile_values<KV, D>(rows, scores, now + KEYS * D);
     }
     if (warp_row < t.rows)
-        write_rows<D>(out, reinterpret_cast<bf16 *>(queries), rows, t, n_heads);
-}
-
-// ------------------------------------------------------------------------------- any width
-
-const int ANY_EACH = 8; // numbers of a head in each lane: widths up to 256
-
-template <typename S>
-__device__ __forceinline__ float dot(const float (&q)[ANY_EACH], const S *k, int dim) {
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < ANY_EACH; i++) {
-        int at = i * 32 + threadIdx.x;
-        if (at < dim) sum = fmaf(q[i], to_f32(k[at]), sum);
-    }
-    return sum;
-}
-
-// One warp has a row of one head: 32 keys at a time, a key's slot, score and weight in one lane.
-template <typename S>
-__device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<S> &layer,
-                                          const Tile &t, const int *tables, int n_heads,
-                                          int kv_heads, int block_len, const Curve &curve,
-                                          int dim) {
-    int lane = threadIdx.x, row = blockIdx.x, head = blockIdx.y;
-    if (row >= t.rows) return;
-    long long place = (static_cast<long long>(t.row + row) * n_heads + head) * dim;
-    int kv_head = head / (n_heads / kv_heads), offset = kv_head * dim;
-    int position = t.position + row;
-    int first = max(0, position - t.before + 1), end = min(t.end, position + t.after);
-    float query[ANY_EACH], total[ANY_EACH], largest = -INFINITY, sum = 0;
-#pragma unroll
-    for (int i = 0; i < ANY_EACH; i++) {
-        int at = i * 32 + lane;
-        query[i] = at < dim ? to_f32(q[place + at]) : 0, total[i] = 0;
-    }
-    for (int base = first; base < end; base += 32) {
-        int count = min(32, end - base);
-        int slot = lane < count ? slot_of(tables, t.table, block_len, base + lane) : 0;
-        float score = -INFINITY;
-#pragma unroll 4
-        for (int i = 0; i < count; i++) {
-            long long at = store_row(__shfl_sync(ALL, slot, i), kv_heads * dim);
-            float x = warp_sum(dot(query, layer.k + at + offset, dim));
-            score = lane == i ? x : score;
-        }
-        long long scale_place = scale_at(slot, kv_heads, kv_head);
-        if (has_scales<S> && lane < count) score *= layer.k_scales[scale_place];
-        if (lane < count) score = (curve.bends() ? curve.bent(score) : score) * curve.outer;
-        float before = largest;
-        largest = fmaxf(largest, warp_max(score));
-        float factor = exp2_fast(before - largest), weight = exp2_fast(score - largest);
-        sum = sum * factor + weight;
-        if (has_scales<S> && lane < count) weight *= layer.v_scales[scale_place];
-#pragma unroll
-        for (int i = 0; i < ANY_EACH; i++) total[i] *= factor;
-#pragma unroll 4
-        for (int i = 0; i < count; i++) {
-            long long at = store_row(__shfl_sync(ALL, slot, i), kv_heads * dim);
-            float w = __shfl_sync(ALL, weight, i);
-#pragma unroll
-            for (int j = 0; j < ANY_EACH; j++) {
-                int d = j * 32 + lane;
-                if (d < dim) total[j] = fmaf(w, to_f32(layer.v[at + offset + d]), total[j]);
-            }
-        }
-    }
-    sum = warp_sum(sum);
-#pragma unroll
-    for (int i = 0; i < ANY_EACH; i++) {
-        int at = i * 32 + lane;
-        if (at < dim) out[place + at] = from_f32<bf16>(sum > 0 ? total[i] / sum : 0);
-    }
+        write_rows<D>(out, reinterpret_cast<bf16 *>(queries), rows, t, sinks, n_heads);
 }
 
 } // namespace
-
-// ------------------------------------------------------------------------------ the kernels
 
 #define PREFILL(NAME, S, D)                                                                        \
     extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2)                               \
@@ -481,15 +383,15 @@ __device__ __forceinline__ void any_width(bf16 *out, const bf16 *q, const Layer<
             bf16 *out, const bf16 *q, const S *k, const S *v, const float *k_scales,               \
             const float *v_scales, const int *tile_row, const int *tile_rows,                      \
             const int *tile_position, const int *tile_table, const int *tile_keys,                 \
-            const int *tables, int n_heads, int kv_heads, int block_len, float scale,              \
-            float softcap, int window, int causal) {                                               \
+            const int *tables, const float *sinks, int n_heads, int kv_heads, int block_len,       \
+            float scale, float softcap, int window, int causal) {                                  \
         grid_begin();                                                                              \
         Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
                               blockIdx.y, window, causal);                                         \
         tile = part_of<D>(tile);                                                                   \
         if (tile.rows <= 0) return;                                                                \
-        prefill<S, D>(out, q, Layer<S>{k, v, k_scales, v_scales}, tile, tables, n_heads, kv_heads, \
-                      block_len, Curve(scale, softcap));                                           \
+        prefill<S, D>(out, q, Layer<S>{k, v, k_scales, v_scales}, tile, tables, sinks, n_heads,    \
+                      kv_heads, block_len, Curve(scale, softcap));                                 \
     }
 PREFILL(bf16, bf16, 64)
 PREFILL(f16, __half, 64)
@@ -503,21 +405,3 @@ PREFILL(bf16, bf16, 256)
 PREFILL(f16, __half, 256)
 PREFILL(e4m3, e4m3, 256)
 PREFILL(q8, q8, 256)
-
-#define ANY(NAME, S)                                                                               \
-    extern "C" __global__ void __launch_bounds__(32) attention_any_##NAME(                         \
-        bf16 *out, const bf16 *q, const S *k, const S *v, const float *k_scales,                   \
-        const float *v_scales, const int *tile_row, const int *tile_rows,                          \
-        const int *tile_position, const int *tile_table, const int *tile_keys, const int *tables,  \
-        int n_heads, int kv_heads, int block_len, float scale, float softcap, int window,          \
-        int causal, int dim) {                                                                     \
-        grid_begin();                                                                              \
-        Tile tile = load_tile(tile_row, tile_rows, tile_position, tile_table, tile_keys,           \
-                              blockIdx.z, window, causal);                                         \
-        any_width(out, q, Layer<S>{k, v, k_scales, v_scales}, tile, tables, n_heads, kv_heads,     \
-                  block_len, Curve(scale, softcap), dim);                                          \
-    }
-ANY(bf16, bf16)
-ANY(f16, __half)
-ANY(e4m3, e4m3)
-ANY(q8, q8)

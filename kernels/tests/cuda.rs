@@ -10,6 +10,8 @@ mod attention;
 mod bidirectional;
 #[path = "cuda/blocks.rs"]
 mod blocks;
+#[path = "cuda/experts.rs"]
+mod experts;
 #[path = "cuda/graph.rs"]
 mod graph;
 #[path = "cuda/linear.rs"]

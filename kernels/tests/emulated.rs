@@ -26,6 +26,11 @@ const FLAGS: &[&str] = &[
 ];
 
 #[test]
+fn attention_any() {
+    check("attention_any");
+}
+
+#[test]
 fn attention_decode() {
     check("attention_decode");
 }
@@ -48,6 +53,21 @@ fn elementwise() {
 #[test]
 fn emulate() {
     check("emulate");
+}
+
+#[test]
+fn experts() {
+    check("experts");
+}
+
+#[test]
+fn experts_linear() {
+    check("experts_linear");
+}
+
+#[test]
+fn experts_quantized() {
+    check("experts_quantized");
 }
 
 #[test]

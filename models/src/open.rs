@@ -11,7 +11,7 @@ use hearth_kernels::cuda;
 use hearth_kernels::matmul::Packed;
 
 #[cfg(feature = "cuda")]
-use crate::backend::{Cuda, no_experts};
+use crate::backend::Cuda;
 use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
@@ -321,12 +321,12 @@ impl ModelFile {
     /// Refuses a device that cannot have the model: a GPU without kernels for it, or one of several
     /// that cannot divide it.
     pub fn check(&self, compute: &Compute) -> Result<()> {
+        let config = self.config.divided(compute.ranks().0)?;
         #[cfg(feature = "cuda")]
-        if matches!(compute.first(), Compute::Cuda(_)) && self.config.experts.is_some() {
-            return Err(no_experts());
+        if matches!(compute.first(), Compute::Cuda(_)) {
+            Cuda::check_experts(&config)?;
         }
         let Compute::Ranks(ranks) = compute else { return Ok(()) };
-        let config = self.config.divided(ranks.len())?;
         let part = Part { config, rank: 0, size: ranks.len() };
         let mut progress = |_| {};
         let loader = Loader::new(&self.weights, &self.config, &mut progress);

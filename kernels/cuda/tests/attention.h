@@ -1,5 +1,5 @@
-// What the tests of attention have in common: keys and values in pages, and the truth in f64. Blocks
-// that a kernel must not read are full of NaN, rows that it must not write are poison.
+// What the tests of attention have in common: keys and values in pages, and the truth in f64.
+// Blocks that a kernel must not read are full of NaN, rows that it must not write are poison.
 #pragma once
 
 #include "attention.cuh"
@@ -80,14 +80,14 @@ struct Truth {
     vector<double> out, limit;
 };
 
-// `head` is that of the store. Weights are rounded to 8 bits, each in its own direction, and so is
-// the result.
+// `head` is that of the store; a sink of minus infinity is none. Weights are rounded to 8 bits,
+// each in its own direction, and so is the result; beside a large sink they are below all numbers.
 template <typename S>
 Truth truth(const bf16 *q, const Store<S> &store, const vector<int> &slots, int head,
-            double softcap) {
+            double softcap, double sink) {
     int dim = store.dim;
     vector<double> scores, out(dim), squares(dim);
-    double largest = -INFINITY, total = 0;
+    double largest = sink;
     for (int slot : slots) {
         double dot = 0;
         for (int i = 0; i < dim; i++) dot += double(to_f32(q[i])) * store.key(slot, head, i);
@@ -95,6 +95,7 @@ Truth truth(const bf16 *q, const Store<S> &store, const vector<int> &slots, int 
         scores.push_back(softcap > 0 ? softcap * tanh(score / softcap) : score);
         largest = std::max(largest, scores.back());
     }
+    double total = sink > -INFINITY ? exp(sink - largest) : 0;
     for (size_t i = 0; i < slots.size(); i++) {
         double weight = exp(scores[i] - largest);
         total += weight;
@@ -106,7 +107,8 @@ Truth truth(const bf16 *q, const Store<S> &store, const vector<int> &slots, int 
     vector<double> limit;
     for (int j = 0; j < dim; j++) {
         out[j] /= total;
-        limit.push_back(0x1p-8 * (1.01 * fabs(out[j]) + 3 * sqrt(squares[j]) / total));
+        double rounded = 1.01 * fabs(out[j]) + 3 * sqrt(squares[j]) / total;
+        limit.push_back(0x1p-8 * rounded + 0x1p-120);
     }
     return {out, limit};
 }
@@ -131,20 +133,45 @@ static void check_others(const std::string &kernel, const vector<bf16> &out,
     }
 }
 
+// Sinks of the heads of a call. Scores are between -10 and 10 or so.
+enum class Sinks { none, among, above, below, mixed, absent };
+static const Sinks SINKS[5] = {Sinks::none, Sinks::among, Sinks::above, Sinks::below, Sinks::mixed};
+
 // What all kernels of a call agree about.
 struct Heads {
     int dim, group, kv_heads, block_len, window;
     float softcap = 0;
+    Sinks sinks = Sinks::none;
 
     int heads() const { return group * kv_heads; }
     float scale() const { return 1 / sqrtf(float(dim)); }
     std::string text() const {
-        return ::text("dim %d, group %d, blocks of %d, window %d, softcap %g", dim, group,
-                      block_len, window, softcap);
+        return ::text("dim %d, group %d, blocks of %d, window %d, softcap %g, sinks %d", dim, group,
+                      block_len, window, softcap, int(sinks));
     }
     // The first key that a row at a position sees.
     int first_key(int position) const { return window ? std::max(0, position - window + 1) : 0; }
 };
+
+// One for each head, or an empty list. Beside some of those above the keys weigh less than the
+// smallest number.
+static vector<float> sinks_of(const Heads &h) {
+    vector<float> sinks;
+    for (int head = 0; head < h.heads() && h.sinks != Sinks::none; head++) {
+        Sinks kind = h.sinks == Sinks::mixed ? SINKS[1 + head % 3] : h.sinks;
+        sinks.push_back(kind == Sinks::among   ? normal() * 2
+                        : kind == Sinks::above ? (head % 4 == 3 ? 200 : between(15, 60))
+                        : kind == Sinks::below ? between(-200, -15)
+                                               : -INFINITY);
+    }
+    return sinks;
+}
+static double sink_of(const vector<float> &sinks, int head) {
+    return sinks.empty() ? -INFINITY : double(sinks[head]);
+}
+static const float *pointer_to(const vector<float> &sinks) {
+    return sinks.empty() ? nullptr : sinks.data();
+}
 
 // None, one that bends most scores, one that bends few.
 static const float SOFTCAPS[3] = {0, 1.5f, 50};

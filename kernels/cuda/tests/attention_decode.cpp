@@ -6,7 +6,7 @@
 template <typename S>
 using Decode = void (*)(bf16 *, float *, float2 *, int *, const bf16 *, const S *, const S *,
                         const float *, const float *, const int *, const int *, const int *,
-                        const int *, int, int, int, float, float, int);
+                        const int *, const float *, int, int, int, float, float, int);
 template <typename S> Decode<S> decode_kernel(int dim, int g);
 #define DECODE_KERNELS(S, NAME)                                                                   \
     template <> Decode<S> decode_kernel<S>(int dim, int g) {                                      \
@@ -32,10 +32,11 @@ template <typename KV> struct Batch {
     vector<int> contexts = {1, 0, 15, 16, 17, 255, 256, 257, 600}, row, table;
     int items = int(contexts.size()), rows = items + 3;
     Store<KV> store;
+    vector<float> sinks;
     vector<bf16> q, out;
 
     explicit Batch(const Heads &h)
-        : store(1600 / h.block_len, h.block_len, h.kv_heads, h.dim),
+        : store(1600 / h.block_len, h.block_len, h.kv_heads, h.dim), sinks(sinks_of(h)),
           q(randoms<bf16>(size_t(rows) * h.heads() * h.dim)), out(poison<bf16>(q.size())) {
         vector<int> order = shuffled(rows);
         for (int i = 0; i < items; i++) {
@@ -56,7 +57,8 @@ template <typename KV> struct Batch {
                 size_t at = (size_t(row[i]) * h.heads() + head) * h.dim;
                 compare("attention_decode",
                         h.text() + ::text(", %d keys, head %d", contexts[i], head), &out[at],
-                        truth(&q[at], store, slots, head / h.group, h.softcap));
+                        truth(&q[at], store, slots, head / h.group, h.softcap,
+                              sink_of(sinks, head)));
             }
         }
         check_others("attention_decode", out, written);
@@ -64,8 +66,7 @@ template <typename KV> struct Batch {
 };
 
 // `g` heads of a group in a block, `extra` chunks that no item has.
-template <typename KV> void decode(const Heads &h, int g, int extra) {
-    Batch<KV> batch(h);
+template <typename KV> void run(Batch<KV> &batch, const Heads &h, int g, int extra) {
     int chunks = (600 + 255) / 256 + extra, blocks = h.kv_heads * ((h.group + g - 1) / g);
     size_t parts = size_t(batch.items) * h.heads() * chunks;
     vector<float> partial = poison<float>(parts * h.dim);
@@ -78,13 +79,17 @@ template <typename KV> void decode(const Heads &h, int g, int extra) {
             batch.out.data(), partial.data(), stats.data(), ended.data(), batch.q.data(),
             batch.store.k.data(), batch.store.v.data(), batch.store.k_scales.data(),
             batch.store.v_scales.data(), batch.row.data(), batch.table.data(),
-            batch.contexts.data(), batch.store.tables.data(), h.heads(), h.kv_heads, h.block_len,
-            h.scale(), h.softcap, h.window);
-    batch.check(h);
+            batch.contexts.data(), batch.store.tables.data(), pointer_to(batch.sinks), h.heads(),
+            h.kv_heads, h.block_len, h.scale(), h.softcap, h.window);
     bool all = std::all_of(stats.begin(), stats.end(), [](float2 part) { return part.y >= 0; });
     CHECK(all, "attention_decode, %s: stats are missing", h.text().c_str());
     CHECK(std::count(ended.begin(), ended.end(), 0) == long(ended.size()),
           "attention_decode, %s: a counter is left", h.text().c_str());
+}
+template <typename KV> void decode(const Heads &h, int g, int extra) {
+    Batch<KV> batch(h);
+    run(batch, h, g, extra);
+    batch.check(h);
 }
 
 static int heads_of_block(int group) { return group <= 2 ? group : group <= 4 ? 4 : 8; }
@@ -96,19 +101,37 @@ template <typename KV> void decodes(int turn) {
         for (int group : {1, 2, 3, 4, 7, 8, 12}) {
             int window = windows[turn++ % 5];
             float softcap = SOFTCAPS[turn % 3];
-            Heads h = {dim, group, group > 4 ? 1 : 2, group % 2 ? 32 : 16, window, softcap};
+            Sinks sinks = SINKS[(turn + dim / 64) % 5];
+            Heads h = {dim,    group,   group > 4 ? 1 : 2, group % 2 ? 32 : 16,
+                       window, softcap, sinks};
             decode<KV>(h, heads_of_block(group), window == 16 ? 2 : 0);
         }
     }
     for (int group : {1, 2, 4, 8}) {
         Heads h = {256, group, group > 2 ? 1 : 2, 16, windows[turn++ % 5], SOFTCAPS[turn % 3]};
+        h.sinks = SINKS[(turn + 2) % 5];
         decode<KV>(h, group, group == 2);
     }
+    for (Sinks sinks : SINKS) decode<KV>({64, 8, 1, 16, 0, 0, sinks}, 8, 1);
     decode<KV>({64, 2, 2, 24, 0}, 2, 0);
     decode<KV>({128, 2, 2, 24, 100, 1.5f}, 2, 0);
     decode<KV>({128, 1, 2, 16, 0}, 8, 0);
     decode<KV>({128, 8, 1, 16, 0}, 4, 0);
     decode<KV>({64, 7, 1, 16, 0}, 2, 0);
+}
+
+// Sinks that are not there change no bit.
+template <typename KV> void absent_sinks() {
+    for (int dim : {64, 128, 256}) {
+        Heads h = {dim, 4, 1, 16, 300, 0};
+        Batch<KV> batch(h);
+        run(batch, h, 4, 0);
+        vector<bf16> without = batch.out;
+        batch.out = poison<bf16>(without.size()), batch.sinks.assign(h.heads(), -INFINITY);
+        run(batch, h, 4, 0);
+        CHECK(!memcmp(batch.out.data(), without.data(), 2 * without.size()),
+              "attention_decode, %s: other bits with sinks of minus infinity", h.text().c_str());
+    }
 }
 
 // Every byte of both kinds is what it means, alone and in pairs, and e4m3 comes back.
@@ -167,5 +190,6 @@ static void bytes() {
 int main() {
     bytes();
     decodes<bf16>(0), decodes<__half>(2), decodes<e4m3>(3), decodes<q8>(1);
+    absent_sinks<bf16>(), absent_sinks<q8>();
     return finish();
 }

@@ -1,5 +1,5 @@
 //! Keys and values on the device, and attention over them (`cuda/attention_decode.cu`,
-//! `cuda/attention_prefill.cu`).
+//! `cuda/attention_prefill.cu`, `cuda/attention_any.cu`).
 
 mod names;
 
@@ -76,8 +76,8 @@ pub struct DeviceKv {
 }
 
 /// Attention of one layer.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionShape {
+#[derive(Clone, Copy)]
+pub struct AttentionShape<'a> {
     /// Which layer of the store.
     pub layer: usize,
     /// Query heads.
@@ -88,6 +88,14 @@ pub struct AttentionShape {
     pub softcap: f32,
     /// Keys each row sees, itself included; 0 is all.
     pub window: usize,
+    /// A score of each query head that takes part in the softmax and brings no value. `[heads]`
+    pub sinks: Option<&'a Vector>,
+}
+
+impl AttentionShape<'_> {
+    fn sinks(&self) -> Arg {
+        self.sinks.map_or(Arg::NULL, Vector::at)
+    }
 }
 
 /// How queries and keys are turned before they meet.
@@ -234,11 +242,14 @@ impl Gpu {
         q: &Rows,
         step: &Step,
         kv: &DeviceKv,
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
     ) -> Result<Rows> {
         bf16(q)?;
         if q.width != shape.heads * kv.dim || !shape.heads.is_multiple_of(kv.kv_heads) {
             return Err(Error::Missing("queries in groups of the store's heads".into()));
+        }
+        if shape.sinks.is_some_and(|sinks| sinks.len() != shape.heads) {
+            return Err(Error::Missing("a sink for each query head".into()));
         }
         let out = self.rows(q.count, q.width, Float::BF16)?;
         self.decode(q, &out, step, kv, shape)?;
@@ -253,7 +264,7 @@ impl Gpu {
         out: &Rows,
         step: &Step,
         kv: &DeviceKv,
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
     ) -> Result<()> {
         let items = step.shape.items;
         if items == 0 {
@@ -281,7 +292,7 @@ impl Gpu {
         step: &Step,
         [first, items]: [usize; 2],
         kv: &DeviceKv,
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
     ) -> Result<()> {
         let [row, table, context] = step.items(first);
         let chunks = step.shape.chunks;
@@ -308,6 +319,7 @@ impl Gpu {
             table,
             context,
             step.tables(),
+            shape.sinks(),
             shape.heads.into(),
             kv.kv_heads.into(),
             kv.block_len.into(),
@@ -329,7 +341,7 @@ impl Gpu {
         out: &Rows,
         step: &Step,
         kv: &DeviceKv,
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
     ) -> Result<()> {
         if step.shape.tiles == 0 {
             return Ok(());
@@ -344,7 +356,7 @@ impl Gpu {
         out: &Rows,
         source: &Source,
         tiles: &Tiles,
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
         causal: bool,
     ) -> Result<()> {
         let mut args = vec![out.at(), q.at()];
@@ -352,6 +364,7 @@ impl Gpu {
         args.extend(tiles.lists);
         args.extend([
             tiles.tables,
+            shape.sinks(),
             shape.heads.into(),
             source.kv_heads.into(),
             source.block_len.into(),
@@ -411,7 +424,7 @@ impl Gpu {
         let (kind, block_len) = (KvKind::BF16, 1);
         let layer = [k.at(), v.at(), Arg::NULL, Arg::NULL];
         let source = Source { layer, kind, block_len, kv_heads: heads, dim };
-        let shape = AttentionShape { layer: 0, heads, scale, softcap: 0.0, window: 0 };
+        let shape = AttentionShape { layer: 0, heads, scale, softcap: 0.0, window: 0, sinks: None };
         self.tiles(q, &out, &source, &tiles, &shape, false)?;
         Ok(out)
     }

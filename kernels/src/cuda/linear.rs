@@ -23,9 +23,9 @@ const FEW_ROWS: usize = 8;
 pub(super) type Each<'a> = (&'a Matrix, Option<&'a Vector>, &'a Rows);
 
 /// An input in bytes with a scale for each 32.
-struct Codes {
-    bytes: Buffer,
-    scales: Buffer,
+pub(super) struct Codes {
+    pub bytes: Buffer,
+    pub scales: Buffer,
 }
 
 /// What follows the input in the arguments of a product of `m` rows from `first` on.
@@ -147,7 +147,7 @@ impl Gpu {
     }
 
     /// `x` in bytes with a scale for each 32.
-    fn codes(&self, x: &Rows) -> Result<Codes> {
+    pub(super) fn codes(&self, x: &Rows) -> Result<Codes> {
         if !x.width.is_multiple_of(32) {
             return Err(Error::Missing("inputs in whole blocks".into()));
         }

@@ -52,6 +52,7 @@ pub(super) struct Names {
     pub one_pair: bool,
     pub dequantize: &'static str,
     pub gather: &'static str,
+    pub experts: &'static str,
 }
 
 macro_rules! formats {
@@ -77,6 +78,7 @@ macro_rules! formats {
                     one_pair: matches!(DType::$dtype, DType::Q4K | DType::Q5K),
                     dequantize: concat!("dequantize_", $text),
                     gather: concat!("gather_", $text),
+                    experts: concat!("experts_", $text),
                 }),)*
                 _ => None,
             }
@@ -110,6 +112,16 @@ impl Matrix {
     pub(super) fn row_bytes(&self) -> usize {
         self.dtype.row_bytes(self.k).expect("checked when it was made; this is a bug")
     }
+
+    /// From one of several that were taken together to the next, in bytes.
+    pub(super) fn stride(&self) -> usize {
+        stride(self.n, self.row_bytes())
+    }
+}
+
+/// Matrices begin at 16 bytes.
+fn stride(n: usize, row_bytes: usize) -> usize {
+    (n * row_bytes).next_multiple_of(16)
 }
 
 /// Page-locked memory on the way to the device: a half is filled while the other is copied.
@@ -168,32 +180,51 @@ impl Gpu {
     pub fn matrix<'a>(
         &self,
         dtype: DType,
-        [n, k]: [usize; 2],
+        shape: [usize; 2],
         row: impl Fn(usize) -> Cow<'a, [u8]>,
         taken: impl Fn(Range<usize>),
     ) -> Result<Matrix> {
+        let one = self.matrices(dtype, shape, 1, |_, i| row(i), |_, rows| taken(rows))?;
+        Ok(one.into_iter().next().expect("one was asked for; this is a bug"))
+    }
+
+    /// Takes several of one shape, which lie one after the other in the memory of the first: it
+    /// outlives them. `row` and `taken` are told which of them first.
+    pub fn matrices<'a>(
+        &self,
+        dtype: DType,
+        [n, k]: [usize; 2],
+        count: usize,
+        row: impl Fn(usize, usize) -> Cow<'a, [u8]>,
+        taken: impl Fn(usize, Range<usize>),
+    ) -> Result<Vec<Matrix>> {
         let row_bytes = dtype.row_bytes(k).filter(|_| Matrix::stored_as(dtype).is_some());
         let Some(row_bytes) = row_bytes else {
             return Err(Error::Missing(format!("no products with {dtype} weights of width {k}")));
         };
+        let stride = stride(n, row_bytes);
         // Kernels read whole 16 bytes at the end.
-        let buffer = Buffer::new(&self.context, n * row_bytes + 16)?;
+        let buffer = Buffer::new(&self.context, count * stride + 16)?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = match &mut *staging {
             Some(staging) if staging.len() >= row_bytes => staging,
             other => other.insert(Staging::new(self, PIECE.max(row_bytes))?),
         };
         let rows = staging.len() / row_bytes.max(1);
-        for first in (0..n).step_by(rows.max(1)) {
+        for (of, first) in
+            (0..count).flat_map(|of| (0..n).step_by(rows.max(1)).map(move |first| (of, first)))
+        {
             let these = first..n.min(first + rows);
             let piece = staging.next(these.len() * row_bytes)?;
             for (i, place) in these.clone().zip(piece.chunks_exact_mut(row_bytes.max(1))) {
-                place.copy_from_slice(&row(i));
+                place.copy_from_slice(&row(of, i));
             }
-            taken(these);
-            staging.send(self, &buffer, first * row_bytes)?;
+            taken(of, these);
+            staging.send(self, &buffer, of * stride + first * row_bytes)?;
         }
-        Ok(Matrix { buffer, dtype, n, k })
+        let parts: Vec<Buffer> = (1..count).map(|of| buffer.part(of * stride)).collect();
+        let buffers = std::iter::once(buffer).chain(parts).take(count);
+        Ok(buffers.map(|buffer| Matrix { buffer, dtype, n, k }).collect())
     }
 
     /// Takes a vector.

@@ -10,6 +10,7 @@
 //! bounds. Deliberately absent: layers, requests, and any choice of device.
 
 mod attention;
+mod experts;
 mod gpu;
 mod linear;
 mod lora;
@@ -24,6 +25,7 @@ mod step;
 mod tensor;
 
 pub use attention::{AttentionShape, DeviceKv, KvKind, RopeTable, Turn};
+pub use experts::{ExpertWeights, MOST_USED};
 pub use gpu::{Error, Gpu, Graph, Result, describe};
 pub use lora::{LoraGroup, LoraInput, LoraPart};
 pub use matrix::{Matrix, Vector};

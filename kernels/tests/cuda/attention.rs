@@ -44,6 +44,9 @@ const OTHERS: &[[usize; 4]] = &[
 /// None, one that bends most scores, one that bends few.
 const SOFTCAPS: [Option<f32>; 3] = [None, Some(1.5), Some(50.0)];
 
+/// None, between the scores, far above all, far below.
+const SINKS: [Option<f32>; 4] = [None, Some(0.0), Some(20.0), Some(-20.0)];
+
 /// All kinds of heads, every `step`-th group.
 fn all(step: usize) -> Vec<Heads> {
     let mut all = Vec::new();
@@ -52,13 +55,13 @@ fn all(step: usize) -> Vec<Heads> {
             for (i, &[heads, kv_heads]) in GROUPS.iter().enumerate().step_by(step) {
                 let rot = [dim, dim / 2, dim, 20][i / step % 4];
                 let norms = (i / step).is_multiple_of(2);
-                let softcap = SOFTCAPS[i / step % 3];
-                all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, kind });
+                let (softcap, sinks) = (SOFTCAPS[i / step % 3], SINKS[(i / step + dim / 64) % 4]);
+                all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, sinks, kind });
             }
         }
         for (i, &[dim, rot, heads, kv_heads]) in OTHERS.iter().enumerate() {
-            let (norms, softcap) = (i % 2 == 0, SOFTCAPS[i % 3]);
-            all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, kind });
+            let (norms, softcap, sinks) = (i % 2 == 0, SOFTCAPS[i % 3], SINKS[i % 4]);
+            all.push(Heads { dim, heads, kv_heads, rot, norms, softcap, sinks, kind });
         }
     }
     all

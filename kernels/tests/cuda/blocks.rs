@@ -38,6 +38,14 @@ impl Weights {
     }
 }
 
+/// Matrices of one shape and format, together.
+pub fn upload_all(gpu: &Gpu, all: &[Weights]) -> Result<Vec<Matrix>> {
+    let Weights { dtype, n, k, .. } = all[0];
+    let row_bytes = dtype.row_bytes(k).expect("whole blocks");
+    let row = |of: usize, i: usize| Cow::Borrowed(&all[of].bytes[i * row_bytes..][..row_bytes]);
+    gpu.matrices(dtype, [n, k], all.len(), row, |_, _| {})
+}
+
 /// Blocks of `len` weights with sane scales.
 fn random_bytes(dtype: DType, len: usize, seed: u64) -> Vec<u8> {
     if dtype == DType::BF16 {

@@ -58,7 +58,8 @@ impl Layer {
         let [q, k, v] = gpu.linear(&normed, inputs)?;
         let turn = Turn { table: &self.rope, norms: None };
         let q = gpu.rope_and_store(q, [&k, &v], step, (kv, 0), &turn)?;
-        let shape = AttentionShape { layer: 0, heads: HEADS, scale: 0.01, softcap: 0.0, window: 0 };
+        let (layer, heads, scale) = (0, HEADS, 0.01);
+        let shape = AttentionShape { layer, heads, scale, softcap: 0.0, window: 0, sinks: None };
         let attended = gpu.attention(&q, step, kv, &shape)?;
         let [o] = gpu.linear(&attended, [(&self.o, None)])?;
         let (x, normed) = gpu.add_rms_norm(x, &o, &self.norm, EPS)?;

@@ -33,7 +33,7 @@ fn shapes(dtype: DType) -> &'static [[usize; 2]] {
 }
 
 /// `x w^T + bias`, in f64.
-fn product(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
+pub fn product(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
     let n = w.len() / k;
     let mut y = Vec::with_capacity(x.len() / k * n);
     for x in x.chunks_exact(k) {
@@ -52,7 +52,7 @@ fn product(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
 }
 
 /// What is left of an input in bytes with a scale for each 32.
-fn in_bytes(x: &[f32]) -> Vec<f32> {
+pub fn in_bytes(x: &[f32]) -> Vec<f32> {
     let block = |x: &[f32]| -> Vec<f32> {
         let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
         let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };

@@ -10,15 +10,15 @@
 
 mod output;
 mod rope;
+mod weights;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_kernels::cuda::{
-    self, AttentionShape, Buffer, Float, Gpu, Graph, KvKind, LoraPart, Matrix, Rows, Span,
-    StepShape, Vector,
+    self, AttentionShape, Buffer, ExpertWeights, Float, Gpu, Graph, KvKind, LoraPart, Matrix, Rows,
+    Span, StepShape, Vector,
 };
-use hearth_kernels::quant::DType;
 
 use self::rope::Ropes;
 use super::{
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::adapter::Delta;
 use crate::batch::{ForwardBatch, LoraRows, LoraSlot, Output, Pass, Wanted};
+use crate::config::ModelConfig;
 use crate::kv_store::{KvDType, KvGeometry, KvStore};
 use crate::layers::rotary::Rotaries;
 use crate::parallel::Seat;
@@ -106,23 +107,28 @@ impl Cuda {
         }
     }
 
+    /// Refuses a model whose experts have no kernels there.
+    ///
+    /// # Errors
+    /// What it is that they have not.
+    pub fn check_experts(config: &ModelConfig) -> Result<()> {
+        weights::check_experts(config)
+    }
+
     /// Memory that a tensor takes there.
     pub fn stored_bytes(info: &TensorInfo) -> u64 {
         let elements = info.elements() as u64;
         let row = info.shape.last().copied().unwrap_or(1);
         let TensorType::Readable(dtype) = info.ty else { return 4 * elements };
-        let kept = Matrix::stored_as(dtype).filter(|_| info.shape.len() == 2);
+        // In GGUF the matrices of all experts are one tensor.
+        let matrix = info.shape.len() >= 2;
+        let kept = Matrix::stored_as(dtype).filter(|_| matrix);
         match kept.and_then(|dtype| dtype.row_bytes(row)) {
             Some(bytes) => elements / row.max(1) as u64 * bytes as u64,
-            None if info.shape.len() == 2 => 2 * elements,
+            None if matrix => 2 * elements,
             None => 4 * elements,
         }
     }
-}
-
-/// Why a model with experts is refused before it is loaded.
-pub(crate) fn no_experts() -> Error {
-    Error::Device("experts are not computed on a GPU yet; choose --device cpu".into())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -281,26 +287,12 @@ impl Backend for Cuda {
     }
 
     fn matrix(&self, source: &MatrixSource<'_>) -> Result<Matrix> {
-        use hearth_kernels::matmul::Rows as _;
-        let (n, k) = (source.n, source.k);
-        match Matrix::stored_as(source.dtype) {
-            Some(dtype) => Ok(self.gpu.matrix(
-                dtype,
-                [n, k],
-                |row| source.row(row),
-                |rows| source.packed(rows),
-            )?),
-            None => {
-                // One of the formats that have no product of their own here, or floats of 32 bits.
-                let row = |row: usize| {
-                    let mut values = vec![0.0; k];
-                    hearth_kernels::quant::dequantize(source.dtype, &source.row(row), &mut values);
-                    let bytes = hearth_kernels::quant::quantize(DType::BF16, &values);
-                    bytes.expect("floats have a quantiser; this is a bug").into()
-                };
-                Ok(self.gpu.matrix(DType::BF16, [n, k], row, |rows| source.packed(rows))?)
-            }
-        }
+        let one = weights::matrices(&self.gpu, std::slice::from_ref(source))?;
+        Ok(one.into_iter().next().expect("one was asked for; this is a bug"))
+    }
+
+    fn matrices(&self, sources: &[MatrixSource<'_>]) -> Result<Vec<Matrix>> {
+        weights::matrices(&self.gpu, sources)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vector> {
@@ -414,6 +406,7 @@ impl Backend for Cuda {
             scale: params.scale,
             softcap: params.softcap.unwrap_or(0.0),
             window: params.window.map_or(0, |w| i32::try_from(w).map_or(0, |w| w as usize)),
+            sinks: heads.sinks,
         };
         Ok(self.gpu.attention(&q, &step.step, &device.kv, &shape)?)
     }
@@ -430,8 +423,14 @@ impl Backend for Cuda {
         Ok(self.gpu.gate_mul(kind, gate, up)?)
     }
 
-    fn experts(&self, _: &Rows, _: Rows, _: &Experts<Matrix, Vector>) -> Result<Rows> {
-        Err(no_experts())
+    fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Matrix, Vector>) -> Result<Rows> {
+        if of.biases.is_some() {
+            return Err(Error::Device("experts with biases are not computed on a GPU yet".into()));
+        }
+        let Experts { gate, up, down, routing, activation, .. } = of;
+        let (routing, activation) = (*routing, *activation);
+        let of = ExpertWeights { gate, up, down, routing, activation };
+        Ok(self.gpu.experts(x, &scores, &of)?)
     }
 
     fn scale(&self, x: Rows, factor: f32) -> Result<Rows> {

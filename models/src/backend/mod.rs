@@ -12,8 +12,6 @@ mod fused;
 mod plain;
 
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::no_experts;
-#[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaKv};
 pub use fused::{Fused, FusedDelta};
 pub use hearth_kernels::activation::{Gate, Gelu};
