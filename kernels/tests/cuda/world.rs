@@ -221,51 +221,11 @@ impl World {
             scale: self.scale(),
             softcap: self.heads.softcap,
             window: (window > 0).then_some(window),
+            sinks: self.sinks.as_ref().map(|(sinks, _)| sinks.as_slice()),
         };
         let mut out = vec![0.0; batch.turned.len()];
         attention(&POOL, Isa::best(), &batch.turned, &self.slab, &of, &params, &mut out);
-        if let Some((sinks, _)) = &self.sinks {
-            let rows = batch.turned.chunks_exact(self.heads.heads * self.heads.dim);
-            let sequences = batch.parts.iter().flat_map(|&[seq, rows, _]| [seq].repeat(rows));
-            for ((i, row), seq) in rows.enumerate().zip(sequences) {
-                let keys = self.keys(seq, batch.positions[i] as usize, window);
-                for (head, sink) in sinks.iter().enumerate() {
-                    let at = (i * self.heads.heads + head) * self.heads.dim;
-                    let q = &row[head * self.heads.dim..][..self.heads.dim];
-                    let kept = self.kept(q, head, &keys, *sink);
-                    out[at..at + q.len()]
-                        .iter_mut()
-                        .for_each(|x| *x = (f64::from(*x) * kept) as f32);
-                }
-            }
-        }
         out
-    }
-
-    /// What the CPU has stored of the keys that a row at some position sees. `[keys, kv_heads, dim]`
-    fn keys(&self, seq: usize, position: usize, window: usize) -> Vec<f32> {
-        let width = self.heads.kv_heads * self.heads.dim;
-        let first = if window > 0 { (position + 1).saturating_sub(window) } else { 0 };
-        let (mut keys, mut value) = (vec![0.0; (position + 1 - first) * width], vec![0.0; width]);
-        for (key, out) in (first..=position).zip(keys.chunks_exact_mut(width)) {
-            self.slab.read(self.slot(seq, key), out, &mut value);
-        }
-        keys
-    }
-
-    /// The part of the softmax of a head that a sink leaves to the keys.
-    fn kept(&self, q: &[f32], head: usize, keys: &[f32], sink: f32) -> f64 {
-        let Heads { dim, heads, kv_heads, softcap, .. } = self.heads;
-        let group = heads / kv_heads;
-        let score = |key: &[f32]| -> f64 {
-            let key = &key[head / group * dim..][..dim];
-            let dot: f64 = q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-            let score = dot * f64::from(self.scale());
-            softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
-        };
-        let beside = |key: &[f32]| (score(key) - f64::from(sink)).exp();
-        let sum: f64 = keys.chunks_exact(kv_heads * dim).map(beside).sum();
-        sum / (sum + 1.0)
     }
 
     /// Stores a batch on the device, in the shape that `pad` makes of its own, and attends through
