@@ -423,6 +423,11 @@ impl Backend for Cuda {
         Ok(self.gpu.gate_mul(kind, gate, up)?)
     }
 
+    fn scores(&self, x: &Rows, router: (&Matrix, Option<&Vector>)) -> Result<Rows> {
+        let [scores] = self.gpu.linear(&x.alias().widened(), [router])?;
+        Ok(scores)
+    }
+
     fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Matrix, Vector>) -> Result<Rows> {
         if of.biases.is_some() {
             return Err(Error::Device("experts with biases are not computed on a GPU yet".into()));

@@ -177,6 +177,16 @@ pub trait Backend: Send + Sized + 'static {
     /// `activation(gate) * up`.
     fn gate_mul(&self, kind: Gate, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
 
+    /// A product that decides, as exact as the backend can make it: scores of experts.
+    fn scores(
+        &self,
+        x: &Self::Rows,
+        router: (&Self::Matrix, Option<&Self::Vector>),
+    ) -> Result<Self::Rows> {
+        let [scores] = self.linear(x, [router])?;
+        Ok(scores)
+    }
+
     /// The weighed sum of what the chosen experts make of each row. `scores [T, experts]`
     fn experts(
         &self,

@@ -6,7 +6,6 @@
 use super::linear::Linear;
 use crate::Result;
 use crate::backend::{Backend, Experts};
-use crate::batch::LoraRows;
 use crate::config::ModelConfig;
 use crate::weights::{Loader, Role};
 
@@ -41,8 +40,8 @@ impl<B: Backend> MixtureOfExperts<B> {
     }
 
     /// `[T, hidden]` to `[T, hidden]`.
-    pub fn forward(&self, ops: &B, x: &B::Rows, lora: &LoraRows) -> Result<B::Rows> {
-        let scores = self.router.forward(ops, x, lora)?;
+    pub fn forward(&self, ops: &B, x: &B::Rows) -> Result<B::Rows> {
+        let scores = ops.scores(x, (&self.router.weight, self.router.bias.as_ref()))?;
         ops.reduce(ops.experts(x, scores, &self.experts)?)
     }
 }

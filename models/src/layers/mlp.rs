@@ -35,7 +35,7 @@ impl<B: Backend> FeedForward<B> {
     pub fn forward(&self, ops: &B, x: &B::Rows, lora: &LoraRows) -> Result<B::Rows> {
         match self {
             Self::Dense(mlp) => mlp.forward(ops, x, lora),
-            Self::Experts(experts) => experts.forward(ops, x, lora),
+            Self::Experts(experts) => experts.forward(ops, x),
         }
     }
 

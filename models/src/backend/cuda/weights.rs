@@ -53,3 +53,22 @@ pub fn check_experts(config: &ModelConfig) -> Result<()> {
         false => Err(Error::Device(format!("experts of {widths:?}: not eights, as a GPU wants"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Routing;
+
+    #[test]
+    fn experts_without_kernels_are_refused() {
+        let refusal = |used: usize, ffn_len: usize| {
+            let experts = Some(Routing { count: 64, used, normalized: true });
+            check_experts(&ModelConfig { experts, ffn_len, ..crate::tiny::config() })
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(refusal(32, 40), Ok(()));
+        assert!(refusal(33, 40).unwrap_err().contains("33 experts for each row"));
+        assert!(refusal(2, 44).unwrap_err().contains("44]: not eights"));
+        assert!(check_experts(&crate::tiny::config()).is_ok(), "none");
+    }
+}
