@@ -12,8 +12,8 @@
 // add_rms_norm: grid (rows), block 256. layer_norm_{f32,bf16}: grid (rows), block 256; bias may be
 //   null. Any block of whole warps will do for these; rows of up to 32 elements a thread stay in
 //   registers.
-// add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, scale, softcap, silu_mul, gelu_tanh_mul,
-// gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
+// add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, scale, softcap, silu_mul, clamped_swiglu_mul,
+// gelu_tanh_mul, gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
 //   grid (ceil(count / 8 / 256)), block 256, `count` elements. out may be an input of its type.
 // select_rows_{f32,bf16}: grid (count), any block. out[i] = x[rows[i]].
 // rope_store_{bf16,f16,e4m3,q8}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for
@@ -267,7 +267,7 @@ __device__ __forceinline__ void gate_mul(const bf16 *gate, const bf16 *up, bf16 
         float more[8];
         load_piece(up + at, left, left == 8, more);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = f(x[i]) * more[i];
+        for (int i = 0; i < 8; i++) x[i] = f(x[i], more[i]);
     });
 }
 
@@ -465,6 +465,13 @@ template <class T> __device__ __forceinline__ void rope_store(const Heads<T> &a,
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
+// What is no number stays none.
+__device__ __forceinline__ float clamped_swiglu(float gate, float up) {
+    gate = gate > 7.0f ? 7.0f : gate;
+    up = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+    return gate / (1.0f + __expf(-1.702f * gate)) * (up + 1.0f);
+}
+
 __device__ __forceinline__ float gelu_by_erf(float x) {
     return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f));
 }
@@ -555,12 +562,17 @@ KERNEL softcap(float *x, float cap, unsigned long long count) {
 // out = silu(gate) * up
 KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
-    gate_mul(gate, up, out, count, [](float x) { return silu(x); });
+    gate_mul(gate, up, out, count, [](float gate, float up) { return silu(gate) * up; });
+}
+// out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7) and u = up between -7 and 7 (gpt-oss)
+KERNEL clamped_swiglu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
+    grid_begin();
+    gate_mul(gate, up, out, count, [](float gate, float up) { return clamped_swiglu(gate, up); });
 }
 // out = gelu_tanh(gate) * up
 KERNEL gelu_tanh_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
-    gate_mul(gate, up, out, count, [](float x) { return gelu_by_tanh(x); });
+    gate_mul(gate, up, out, count, [](float gate, float up) { return gelu_by_tanh(gate) * up; });
 }
 KERNEL gelu_erf(const bf16 *x, bf16 *out, unsigned long long count) {
     grid_begin();

@@ -254,7 +254,7 @@ impl<B: Backend> Decoder<B> {
 pub struct NamedTensor {
     /// What it is for.
     pub role: Role,
-    /// A bias, not the weight.
+    /// A bias, not the weight. Those of all experts are one, under the role of the first.
     pub bias: bool,
     /// The tensor; a variable where the backend is [`Plain::trainable`].
     pub tensor: Tensor,
@@ -312,16 +312,16 @@ impl Decoder<Plain> {
                 FeedForward::Experts(moe) => {
                     linears.push((Role::Router(l), &moe.router));
                     let Experts { gate, up, down, biases, .. } = &moe.experts;
-                    let mut each = |role: fn(usize, usize) -> Role, bias, all: &[Tensor]| {
-                        all.iter().enumerate().for_each(|(e, t)| add(role(l, e), bias, t));
+                    let mut each = |role: fn(usize, usize) -> Role, all: &[Tensor]| {
+                        all.iter().enumerate().for_each(|(e, t)| add(role(l, e), false, t));
                     };
-                    each(Role::ExpertGate, false, gate);
-                    each(Role::ExpertUp, false, up);
-                    each(Role::ExpertDown, false, down);
+                    each(Role::ExpertGate, gate);
+                    each(Role::ExpertUp, up);
+                    each(Role::ExpertDown, down);
                     if let Some([gate, up, down]) = biases {
-                        each(Role::ExpertGate, true, gate);
-                        each(Role::ExpertUp, true, up);
-                        each(Role::ExpertDown, true, down);
+                        add(Role::ExpertGate(l, 0), true, gate);
+                        add(Role::ExpertUp(l, 0), true, up);
+                        add(Role::ExpertDown(l, 0), true, down);
                     }
                 }
             }

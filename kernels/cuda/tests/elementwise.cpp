@@ -212,6 +212,15 @@ static void activations(size_t count) {
     vector<double> numbers = doubles(x);
     auto silu = [](double gate, double up) { return gate / (1 + exp(-gate)) * up; };
     gate("silu_mul", silu_mul, x, y, mapped(numbers, doubles(y), silu), 1e-30);
+    auto clamped = [](double gate, double up) {
+        gate = min(gate, 7.0), up = min(max(up, -7.0), 7.0);
+        return gate / (1 + exp(-1.702 * gate)) * (up + 1);
+    };
+    vector<bf16> large = randoms<bf16>(count, 9);
+    gate("clamped_swiglu_mul", clamped_swiglu_mul, x, y, mapped(numbers, doubles(y), clamped), 1e-30);
+    for (bf16 &number : large) number = from_f32<bf16>(to_f32(number) * 12.0f);
+    gate("clamped_swiglu_mul", clamped_swiglu_mul, large, large,
+         mapped(doubles(large), doubles(large), clamped), 1e-6);
     auto geglu = [](double gate, double up) { return gelu_approximate(gate) * up; };
     gate("gelu_tanh_mul", gelu_tanh_mul, x, y, mapped(numbers, doubles(y), geglu), 1e-6);
     vector<bf16> out = poison<bf16>(count);

@@ -122,13 +122,12 @@ pub fn gather(pool: &Pool, x: &[f32], k: usize, routes: &Routes, out: &mut [f32]
 }
 
 /// Adds to each row what its expert's projection adds: `y` is `[m * used, n]` in the order of
-/// experts, `biases` are `[n]` of every expert.
+/// experts, `biases` is `[experts, n]`.
 ///
 /// # Panics
 /// If a slice has another length than its shape.
-pub fn add_biases(pool: &Pool, y: &mut [f32], n: usize, routes: &Routes, biases: &[Vec<f32>]) {
+pub fn add_biases(pool: &Pool, y: &mut [f32], n: usize, routes: &Routes, biases: &[f32]) {
     assert_eq!(y.len(), routes.rows.len() * n, "rows of {n}");
-    assert!(biases.iter().all(|bias| bias.len() == n), "biases of rows of {n}");
     let each = rows_each(n);
     let tasks = Parts::new(y);
     pool.run(routes.rows.len().div_ceil(each), &|task| {
@@ -137,7 +136,7 @@ pub fn add_biases(pool: &Pool, y: &mut [f32], n: usize, routes: &Routes, biases:
         let y = unsafe { tasks.take(mine.start * n..mine.end * n) };
         for (place, y) in mine.zip(y.chunks_exact_mut(n)) {
             let group = routes.groups.partition_point(|(_, places)| places.end <= place);
-            let bias = &biases[routes.groups[group].0];
+            let bias = &biases[routes.groups[group].0 * n..][..n];
             y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
         }
     });

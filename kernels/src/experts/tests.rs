@@ -116,14 +116,16 @@ fn every_row_gets_the_bias_of_its_expert() {
         let routing = Routing { count, used, normalized: true };
         for m in [0, 1, 5, 700] {
             let routes = route(&randoms(m * count, 7), &routing);
-            let biases: Vec<Vec<f32>> = (0..count as u64).map(|e| randoms(n, e)).collect();
+            let biases = randoms(count * n, 9);
             let y = randoms(m * used * n, 8);
             let mut got = y.clone();
             add_biases(&Pool::new(3), &mut got, n, &routes, &biases);
             let mut want = y;
             for (expert, places) in &routes.groups {
                 for row in want[places.start * n..places.end * n].chunks_exact_mut(n) {
-                    row.iter_mut().zip(&biases[*expert]).for_each(|(y, bias)| *y += bias);
+                    row.iter_mut()
+                        .zip(&biases[*expert * n..][..n])
+                        .for_each(|(y, bias)| *y += bias);
                 }
             }
             assert_same_bits(&want, &got, "biases");

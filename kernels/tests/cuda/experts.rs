@@ -18,6 +18,8 @@ const EXPERTS: Tolerance = Tolerance { norm: 1e-2, each: 6e-2 };
 /// Gate, up and down of every expert, on both sides.
 struct Case {
     weights: [Vec<Weights>; 3],
+    /// `[experts, n]` of each, where there are some.
+    biases: Option<[Vec<f32>; 3]>,
     routing: Routing,
     activation: Gate,
 }
@@ -29,7 +31,11 @@ impl Case {
             let one = |e| Weights::new(dtypes[which], shapes[which], (17 * e + which + 1) as u64);
             (0..routing.count).map(one).collect()
         };
-        Self { weights: [of(0), of(1), of(2)], routing, activation: gate }
+        let biases = (gate == Gate::ClampedSwiglu).then(|| {
+            let bias = |which: usize| randoms(routing.count * shapes[which][0], 90 + which as u64);
+            [bias(0), bias(1), bias(2)]
+        });
+        Self { weights: [of(0), of(1), of(2)], biases, routing, activation: gate }
     }
 
     fn upload(&self, gpu: &Gpu) -> Result<[Vec<Matrix>; 3]> {
@@ -49,7 +55,10 @@ impl Case {
         let scores = gpu.rows_from(&scores.values, m, scores.float)?;
         let [gate, up, down] = on;
         let (routing, activation) = (self.routing, self.activation);
-        let of = ExpertWeights { gate, up, down, routing, activation };
+        let biases = self.biases.iter().flatten().map(|bias| gpu.vector(bias));
+        let biases = biases.collect::<Result<Vec<_>>>()?;
+        let biases = if let [a, b, c] = &biases[..] { Some([a, b, c]) } else { None };
+        let of = ExpertWeights { gate, up, down, biases, routing, activation };
         gpu.read(gpu.experts(&x, &scores, &of)?)
     }
 
@@ -64,7 +73,8 @@ impl Case {
                 let w = &self.weights[which][*expert];
                 let x = &x[rows.start * k..rows.end * k];
                 let x = if w.dtype == DType::BF16 { x.to_vec() } else { in_bytes(x) };
-                rounded(product(&x, &w.values, k, None))
+                let bias = self.biases.as_ref().map(|all| &all[which][expert * w.n..][..w.n]);
+                rounded(product(&x, &w.values, k, bias))
             };
             routes.groups.iter().flat_map(of).collect()
         };
@@ -114,7 +124,7 @@ fn every_format() {
     on_gpu("experts", |gpu, report| {
         for (i, dtype) in formats().into_iter().enumerate() {
             let routing = Routing { count: 6, used: 2, normalized: i % 2 == 0 };
-            let gate = [Gate::Silu, Gate::GeluTanh][i % 2];
+            let gate = [Gate::Silu, Gate::GeluTanh, Gate::ClampedSwiglu][i % 3];
             let case = Case::new([dtype; 3], [512, 256], routing, gate);
             check(gpu, report, dtype.name(), &case, &[1, 2, 9, 40]);
         }

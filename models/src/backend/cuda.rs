@@ -429,12 +429,10 @@ impl Backend for Cuda {
     }
 
     fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Matrix, Vector>) -> Result<Rows> {
-        if of.biases.is_some() {
-            return Err(Error::Device("experts with biases are not computed on a GPU yet".into()));
-        }
-        let Experts { gate, up, down, routing, activation, .. } = of;
+        let Experts { gate, up, down, biases, routing, activation } = of;
+        let biases = biases.as_ref().map(|[gate, up, down]| [gate, up, down]);
         let (routing, activation) = (*routing, *activation);
-        let of = ExpertWeights { gate, up, down, routing, activation };
+        let of = ExpertWeights { gate, up, down, biases, routing, activation };
         Ok(self.gpu.experts(x, &scores, &of)?)
     }
 

@@ -256,8 +256,8 @@ pub struct Experts<M, V> {
     pub up: Vec<M>,
     /// `[hidden, ffn]` of each.
     pub down: Vec<M>,
-    /// Of gate, up and down, where these have some.
-    pub biases: Option<[Vec<V>; 3]>,
+    /// Of gate, up and down of all experts, one behind the other, where these have some.
+    pub biases: Option<[V; 3]>,
     /// Which are chosen, and how they are weighed.
     pub routing: Routing,
     /// What opens the gate.

@@ -49,25 +49,25 @@ impl<B: Backend> MixtureOfExperts<B> {
 /// What an expert's part is for: its layer, and its number.
 type ExpertRole = fn(usize, usize) -> Role;
 
-/// Biases of gate, up and down of every expert of a layer.
+/// Biases of gate, up and down of a layer, each of all experts.
 fn biases<B: Backend>(
     c: &ModelConfig,
     layer: usize,
     loader: &mut Loader<'_>,
     ops: &B,
-) -> Result<Option<[Vec<B::Vector>; 3]>> {
-    const PARTS: [ExpertRole; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+) -> Result<Option<[B::Vector; 3]>> {
     if !c.knobs.mlp_bias {
         return Ok(None);
     }
-    let mut all = [Vec::new(), Vec::new(), Vec::new()];
-    for (role, all) in PARTS.into_iter().zip(&mut all) {
+    let mut all = |role: ExpertRole| {
+        let mut values = Vec::new();
         for expert in 0..c.experts.map_or(0, |routing| routing.count) {
             let role = role(layer, expert);
             // Ranks after the first add nothing to a sum.
             let bias = loader.bias(role)?.unwrap_or_else(|| vec![0.0; role.shape(c)[0]]);
-            all.push(ops.vector(bias)?);
+            values.extend(bias);
         }
-    }
-    Ok(Some(all))
+        ops.vector(values)
+    };
+    Ok(Some([all(Role::ExpertGate)?, all(Role::ExpertUp)?, all(Role::ExpertDown)?]))
 }

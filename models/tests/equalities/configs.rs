@@ -90,6 +90,11 @@ fn experts() -> Vec<(&'static str, ModelConfig)> {
             config.knobs.mlp_bias = true;
             config
         }),
+        ("all of 4 experts with biases and a bounded gate", {
+            let mut config = with(routing(4, 4, true), 64);
+            (config.knobs.mlp_bias, config.knobs.gate) = (true, Gate::ClampedSwiglu);
+            config
+        }),
         ("sinks", {
             let mut config = tiny::config();
             config.knobs.sinks = true;

@@ -7,7 +7,6 @@
 
 use hearth_kernels::lora::Float;
 use hearth_kernels::sampling::{SamplingParams, Scratch, argmax, sample};
-use hearth_models::backend::Gate;
 use hearth_models::config::RopeConfig;
 use hearth_models::{LoraSlot, Pass, Pick, RowOutput, TokenEdit, Wanted};
 
@@ -53,13 +52,7 @@ fn assert_near(got: &[f32], want: &[f32], limit: f64, what: &str) {
 fn every_knob() {
     let Some(gpu) = gpu() else { return };
     // Where experts are chosen a row on the border between two may go to the other: see `experts`.
-    // What gpt-oss has beside its sinks has no kernels: see `Cuda::check_experts`.
-    let certain = |config: &ModelConfig| {
-        let knobs = &config.knobs;
-        let beside = config.experts.is_some() && knobs.mlp_bias;
-        let beside = beside || knobs.gate == Gate::ClampedSwiglu;
-        !beside && config.experts.is_none_or(|of| of.used == of.count)
-    };
+    let certain = |config: &ModelConfig| config.experts.is_none_or(|of| of.used == of.count);
     for (name, config) in configs().into_iter().filter(|(_, config)| certain(config)) {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)
@@ -477,10 +470,7 @@ fn two_gpus() -> Option<Compute> {
 #[test]
 fn divided_every_knob() {
     let Some(gpus) = two_gpus() else { return };
-    let divides = |c: &ModelConfig| {
-        let known = c.experts.is_none() && c.knobs.gate != Gate::ClampedSwiglu;
-        known && c.kv_head_count.is_multiple_of(2)
-    };
+    let divides = |c: &ModelConfig| c.experts.is_none() && c.kv_head_count.is_multiple_of(2);
     for (name, config) in configs().into_iter().filter(|(_, c)| divides(c)) {
         let sequence = Sequence::new(tokens(45, 0), 3);
         let want = Bench::new(model(&config, DType::F32, &plain()), KvDType::F32)

@@ -37,11 +37,17 @@ impl Plain {
         for (expert, places) in routes.groups {
             let rows = Tensor::new(&routes.rows[places], &self.device)?;
             let own = x.index_select(&rows, 0)?;
-            let bias = |part: usize| experts.biases.as_ref().map(|all| &all[part][expert]);
+            let bias = |part: usize, n: usize| -> Result<Option<Tensor>> {
+                let all = experts.biases.as_ref().map(|all| &all[part]);
+                Ok(all.map(|all| all.narrow(0, expert * n, n)).transpose()?)
+            };
             let (gate, up) = (&experts.gate[expert], &experts.up[expert]);
-            let [gate, up] = self.linear(&own, [(gate, bias(0)), (up, bias(1))])?;
+            let ffn = gate.dims2()?.0;
+            let (bias0, bias1) = (bias(0, ffn)?, bias(1, ffn)?);
+            let [gate, up] = self.linear(&own, [(gate, bias0.as_ref()), (up, bias1.as_ref())])?;
             let opened = self.gate_mul(experts.activation, gate, &up)?;
-            let [brought] = self.linear(&opened, [(&experts.down[expert], bias(2))])?;
+            let bias2 = bias(2, x.dims2()?.1)?;
+            let [brought] = self.linear(&opened, [(&experts.down[expert], bias2.as_ref())])?;
             let weight = weights.narrow(1, expert, 1)?.contiguous()?.index_select(&rows, 0)?;
             let weighed = brought.broadcast_mul(&weight.to_dtype(self.dtype)?)?;
             out = out.index_add(&rows, &weighed, 0)?;
