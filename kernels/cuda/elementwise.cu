@@ -13,7 +13,7 @@
 //   null. Any block of whole warps will do for these; rows of up to 32 elements a thread stay in
 //   registers.
 // add_{f32,bf16,f32_f32}, add_bias_{f32,bf16}, scale, softcap, silu_mul, gelu_tanh_mul,
-// gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
+// clamped_swiglu_mul, gelu_{erf,tanh}, bf16_to_f32, f32_to_bf16:
 //   grid (ceil(count / 8 / 256)), block 256, `count` elements. out may be an input of its type.
 // select_rows_{f32,bf16}: grid (count), any block. out[i] = x[rows[i]].
 // rope_store_{bf16,f16,e4m3,q8}: grid (ceil(rows * (heads + kv_heads) / 8)), block 256: a warp for
@@ -267,7 +267,7 @@ __device__ __forceinline__ void gate_mul(const bf16 *gate, const bf16 *up, bf16 
         float more[8];
         load_piece(up + at, left, left == 8, more);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = f(x[i]) * more[i];
+        for (int i = 0; i < 8; i++) x[i] = f(x[i], more[i]);
     });
 }
 
@@ -555,12 +555,22 @@ KERNEL softcap(float *x, float cap, unsigned long long count) {
 // out = silu(gate) * up
 KERNEL silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
-    gate_mul(gate, up, out, count, [](float x) { return silu(x); });
+    gate_mul(gate, up, out, count, [](float x, float up) { return silu(x) * up; });
 }
 // out = gelu_tanh(gate) * up
 KERNEL gelu_tanh_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
     grid_begin();
-    gate_mul(gate, up, out, count, [](float x) { return gelu_by_tanh(x); });
+    gate_mul(gate, up, out, count, [](float x, float up) { return gelu_by_tanh(x) * up; });
+}
+// out = g * sigmoid(1.702 g) * (u + 1), g = gate up to 7, u = up from -7 to 7 (gpt-oss)
+KERNEL clamped_swiglu_mul(const bf16 *gate, const bf16 *up, bf16 *out, unsigned long long count) {
+    grid_begin();
+    gate_mul(gate, up, out, count, [](float x, float up) {
+        // What is no number stays so.
+        x = x > 7.0f ? 7.0f : x;
+        up = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+        return x / (1.0f + __expf(-1.702f * x)) * (up + 1.0f);
+    });
 }
 KERNEL gelu_erf(const bf16 *x, bf16 *out, unsigned long long count) {
     grid_begin();

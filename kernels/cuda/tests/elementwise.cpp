@@ -214,6 +214,13 @@ static void activations(size_t count) {
     gate("silu_mul", silu_mul, x, y, mapped(numbers, doubles(y), silu), 1e-30);
     auto geglu = [](double gate, double up) { return gelu_approximate(gate) * up; };
     gate("gelu_tanh_mul", gelu_tanh_mul, x, y, mapped(numbers, doubles(y), geglu), 1e-6);
+    vector<bf16> wide = randoms<bf16>(count, 6);
+    auto clamped = [](double gate, double up) {
+        double g = std::min(gate, 7.0), u = std::max(-7.0, std::min(up, 7.0));
+        return g / (1 + exp(-1.702 * g)) * (u + 1);
+    };
+    gate("clamped_swiglu_mul", clamped_swiglu_mul, x, wide,
+         mapped(numbers, doubles(wide), clamped), 1e-30);
     vector<bf16> out = poison<bf16>(count);
     EMULATE(gelu_erf, grid_of(count), dim3(256), 0, x.data(), out.data(), count);
     compare("gelu_erf", out, mapped(numbers, gelu), 3e-7, 4e-6);

@@ -9,7 +9,7 @@ use super::linear::{Each, of_matrices};
 use super::matrix::names;
 use super::memory::Buffer;
 use super::rows::{bf16, same_shape};
-use super::{Error, Float, Gpu, Matrix, Result, Rows};
+use super::{Error, Float, Gpu, Matrix, Result, Rows, Vector};
 use crate::activation::Gate;
 use crate::experts::Routing;
 
@@ -26,6 +26,8 @@ pub struct ExpertWeights<'a> {
     pub up: &'a [Matrix],
     /// `[hidden, ffn]` of each.
     pub down: &'a [Matrix],
+    /// Of gate, up and down, as [`Gpu::vectors`] takes them.
+    pub biases: Option<[&'a [Vector]; 3]>,
     /// Which are chosen, and how they are weighed.
     pub routing: Routing,
     /// What opens the gate.
@@ -62,10 +64,12 @@ impl Gpu {
     pub fn experts(&self, x: &Rows, scores: &Rows, of: &ExpertWeights<'_>) -> Result<Rows> {
         let used = of.routing.used;
         let routes = self.route(x, scores, &of.routing)?;
-        let [gate, up] = self.by_expert(x, used, &routes, [of.gate, of.up])?;
+        let bias = |part: usize| of.biases.map(|all| all[part]);
+        let first = [(of.gate, bias(0)), (of.up, bias(1))];
+        let [gate, up] = self.by_expert(x, used, &routes, first)?;
         same_shape(&gate, &up)?;
         let opened = self.gate_mul(of.activation, gate, &up)?;
-        let [brought] = self.by_expert(&opened, 1, &routes, [of.down])?;
+        let [brought] = self.by_expert(&opened, 1, &routes, [(of.down, bias(2))])?;
         if !brought.width.is_multiple_of(8) {
             return Err(Error::Missing("experts whose outputs are eights".into()));
         }
@@ -128,22 +132,28 @@ impl Gpu {
         x: &Rows,
         each: usize,
         routes: &Routes,
-        weights: [&[Matrix]; N],
+        weights: [(&[Matrix], Option<&[Vector]>); N],
     ) -> Result<[Rows; N]> {
         bf16(x)?;
         if x.product() != Float::BF16 {
             return Err(Error::Missing("experts of rows that are not widened".into()));
         }
         let mut outs = Vec::with_capacity(N);
-        for all in weights {
+        for (all, biases) in weights {
             let w = stacked(all, routes.experts)?;
+            if !biases.is_none_or(|biases| stacked_biases(biases, w.n, routes.experts)) {
+                return Err(Error::Missing("a bias of each expert, taken together".into()));
+            }
             if w.k != x.width || !w.k.is_multiple_of(8) || x.count * each != routes.pairs {
                 return Err(Error::Missing("experts as wide as their input, in eights".into()));
             }
             outs.push(self.rows(routes.pairs, w.n, Float::BF16)?);
         }
-        let all: Vec<Each<'_>> =
-            weights.iter().zip(&outs).map(|(all, out)| (&all[0], None, out)).collect();
+        let all: Vec<Each<'_>> = weights
+            .iter()
+            .zip(&outs)
+            .map(|(&(all, biases), out)| (&all[0], biases.map(|biases| &biases[0]), out))
+            .collect();
         match all.iter().all(|(w, _, _)| w.dtype == all[0].0.dtype) {
             true => self.expert_products(x, each, routes, &all)?,
             false => {
@@ -187,6 +197,14 @@ impl Gpu {
         // (`stacked`), a row of the outputs for each pair.
         unsafe { self.launch(name, grid, &args) }
     }
+}
+
+/// Whether biases of `n` lie one after the other.
+fn stacked_biases(all: &[Vector], n: usize, experts: usize) -> bool {
+    let follows = |(i, bias): (usize, &Vector)| {
+        bias.len == n && bias.buffer.at(0) == all[0].buffer.at(4 * n * i)
+    };
+    all.len() == experts && all.iter().enumerate().all(follows)
 }
 
 /// The first of matrices that lie one after the other.

@@ -21,7 +21,7 @@ pub struct Matrix {
 
 /// Weights that scale or shift, in f32. `[n]`
 pub struct Vector {
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
     pub(super) len: usize,
 }
 
@@ -230,6 +230,17 @@ impl Gpu {
     /// Takes a vector.
     pub fn vector(&self, values: &[f32]) -> Result<Vector> {
         Ok(Vector { buffer: self.upload(values)?, len: values.len() })
+    }
+
+    /// Takes several of one length, which lie one after the other in the memory of the first: it
+    /// outlives them.
+    pub fn vectors(&self, all: &[Vec<f32>]) -> Result<Vec<Vector>> {
+        let len = all.first().map_or(0, Vec::len);
+        assert!(all.iter().all(|values| values.len() == len), "vectors of one length");
+        let buffer = self.upload(&all.concat())?;
+        let parts: Vec<Buffer> = (1..all.len()).map(|i| buffer.part(4 * len * i)).collect();
+        let buffers = std::iter::once(buffer).chain(parts).take(all.len());
+        Ok(buffers.map(|buffer| Vector { buffer, len }).collect())
     }
 
     /// Rows of `table`, one for each id, in f32.

@@ -221,7 +221,7 @@ impl Gpu {
         let name = match kind {
             Gate::Silu => "silu_mul",
             Gate::GeluTanh => "gelu_tanh_mul",
-            Gate::ClampedSwiglu => return Err(Error::Missing("the bounded gate".into())),
+            Gate::ClampedSwiglu => "clamped_swiglu_mul",
         };
         // Every element is read before it is written, by the same thread.
         let args = [gate.at(), up.at(), gate.at(), Arg::long(gate.len() as u64)];

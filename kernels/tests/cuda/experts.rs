@@ -3,7 +3,7 @@
 use half::bf16;
 use hearth_kernels::activation::{Gate, gate_mul};
 use hearth_kernels::cases::randoms;
-use hearth_kernels::cuda::{ExpertWeights, Float, Gpu, Matrix, Result};
+use hearth_kernels::cuda::{ExpertWeights, Float, Gpu, Matrix, Result, Vector};
 use hearth_kernels::experts::{Routing, combine, gather, route};
 use hearth_kernels::quant::DType;
 
@@ -15,9 +15,13 @@ use crate::report::{POOL, Report, Tolerance, narrow, on_gpu, rounded};
 /// border between two goes the other way.
 const EXPERTS: Tolerance = Tolerance { norm: 1e-2, each: 6e-2 };
 
+/// Matrices of gate, up and down, and their biases.
+type Uploaded = ([Vec<Matrix>; 3], Option<[Vec<Vector>; 3]>);
+
 /// Gate, up and down of every expert, on both sides.
 struct Case {
     weights: [Vec<Weights>; 3],
+    biases: Option<[Vec<Vec<f32>>; 3]>,
     routing: Routing,
     activation: Gate,
 }
@@ -29,18 +33,28 @@ impl Case {
             let one = |e| Weights::new(dtypes[which], shapes[which], (17 * e + which + 1) as u64);
             (0..routing.count).map(one).collect()
         };
-        Self { weights: [of(0), of(1), of(2)], routing, activation: gate }
+        // As gpt-oss has them.
+        let biases = (gate == Gate::ClampedSwiglu).then(|| {
+            let of =
+                |[n, _]: [usize; 2]| (0..routing.count).map(|e| randoms(n, e as u64)).collect();
+            shapes.map(of)
+        });
+        Self { weights: [of(0), of(1), of(2)], biases, routing, activation: gate }
     }
 
-    fn upload(&self, gpu: &Gpu) -> Result<[Vec<Matrix>; 3]> {
+    fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
         let [gate, up, down] = &self.weights;
-        Ok([upload_all(gpu, gate)?, upload_all(gpu, up)?, upload_all(gpu, down)?])
+        let matrices = [upload_all(gpu, gate)?, upload_all(gpu, up)?, upload_all(gpu, down)?];
+        let biases = self.biases.as_ref().map(|[gate, up, down]| -> Result<[Vec<Vector>; 3]> {
+            Ok([gpu.vectors(gate)?, gpu.vectors(up)?, gpu.vectors(down)?])
+        });
+        Ok((matrices, biases.transpose()?))
     }
 
     fn run(
         &self,
         gpu: &Gpu,
-        on: &[Vec<Matrix>; 3],
+        (on, biases): &Uploaded,
         x: &[f32],
         scores: &Scores,
     ) -> Result<Vec<f32>> {
@@ -49,7 +63,8 @@ impl Case {
         let scores = gpu.rows_from(&scores.values, m, scores.float)?;
         let [gate, up, down] = on;
         let (routing, activation) = (self.routing, self.activation);
-        let of = ExpertWeights { gate, up, down, routing, activation };
+        let biases = biases.as_ref().map(|all| all.each_ref().map(Vec::as_slice));
+        let of = ExpertWeights { gate, up, down, biases, routing, activation };
         gpu.read(gpu.experts(&x, &scores, &of)?)
     }
 
@@ -64,7 +79,8 @@ impl Case {
                 let w = &self.weights[which][*expert];
                 let x = &x[rows.start * k..rows.end * k];
                 let x = if w.dtype == DType::BF16 { x.to_vec() } else { in_bytes(x) };
-                rounded(product(&x, &w.values, k, None))
+                let bias = self.biases.as_ref().map(|all| &all[which][*expert][..]);
+                rounded(product(&x, &w.values, k, bias))
             };
             routes.groups.iter().flat_map(of).collect()
         };
@@ -114,7 +130,7 @@ fn every_format() {
     on_gpu("experts", |gpu, report| {
         for (i, dtype) in formats().into_iter().enumerate() {
             let routing = Routing { count: 6, used: 2, normalized: i % 2 == 0 };
-            let gate = [Gate::Silu, Gate::GeluTanh][i % 2];
+            let gate = [Gate::Silu, Gate::GeluTanh, Gate::ClampedSwiglu][i % 3];
             let case = Case::new([dtype; 3], [512, 256], routing, gate);
             check(gpu, report, dtype.name(), &case, &[1, 2, 9, 40]);
         }
@@ -132,9 +148,11 @@ fn many_experts_of_several_formats() {
             ([BF16, BF16, BF16], 128, 8),
             ([BF16, Q8_0, BF16], 3, 3),
             ([Q8_0, Q8_0, BF16], 1, 1),
+            ([MXFP4, MXFP4, MXFP4], 32, 4),
         ] {
             let routing = Routing { count, used, normalized: true };
-            let case = Case::new(dtypes, [256, 256], routing, Gate::Silu);
+            let gate = if dtypes[0] == MXFP4 { Gate::ClampedSwiglu } else { Gate::Silu };
+            let case = Case::new(dtypes, [256, 256], routing, gate);
             let name = format!("{dtypes:?}, {used} of {count}");
             check(gpu, report, &name, &case, &[1, 5, 16, 130]);
         }

@@ -152,7 +152,7 @@ fn activations() {
             };
             let (gate, up) = (wide(seed), narrow(len, seed + 1));
             let mut want = vec![0.0; len];
-            for kind in [Gate::Silu, Gate::GeluTanh] {
+            for kind in [Gate::Silu, Gate::GeluTanh, Gate::ClampedSwiglu] {
                 activation::gate_mul(&POOL, kind, &gate, &up, &mut want);
                 report.near(&format!("{kind:?} {rows} x {width}"), ROUNDED, &want, || {
                     let gate = gpu.rows_from(&gate, rows, Float::BF16)?;

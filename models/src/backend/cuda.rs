@@ -119,7 +119,8 @@ impl Cuda {
     pub fn stored_bytes(info: &TensorInfo) -> u64 {
         let elements = info.elements() as u64;
         let row = info.shape.last().copied().unwrap_or(1);
-        let TensorType::Readable(dtype) = info.ty else { return 4 * elements };
+        // Codes and scales of MXFP4, in folders of gpt-oss.
+        let TensorType::Readable(dtype) = info.ty else { return info.len_bytes() as u64 };
         // In GGUF the matrices of all experts are one tensor.
         let matrix = info.shape.len() >= 2;
         let kept = Matrix::stored_as(dtype).filter(|_| matrix);
@@ -299,6 +300,10 @@ impl Backend for Cuda {
         Ok(self.gpu.vector(&values)?)
     }
 
+    fn vectors(&self, all: Vec<Vec<f32>>) -> Result<Vec<Vector>> {
+        Ok(self.gpu.vectors(&all)?)
+    }
+
     fn kv_store(&self, shape: KvGeometry) -> Result<KvStore> {
         let kind = Self::check_kv(shape.dtype)?;
         let sizes = [shape.block_count, shape.block_len, shape.kv_head_count, shape.head_dim];
@@ -429,12 +434,10 @@ impl Backend for Cuda {
     }
 
     fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Matrix, Vector>) -> Result<Rows> {
-        if of.biases.is_some() {
-            return Err(Error::Device("experts with biases are not computed on a GPU yet".into()));
-        }
-        let Experts { gate, up, down, routing, activation, .. } = of;
+        let Experts { gate, up, down, biases, routing, activation } = of;
         let (routing, activation) = (*routing, *activation);
-        let of = ExpertWeights { gate, up, down, routing, activation };
+        let biases = biases.as_ref().map(|all| all.each_ref().map(Vec::as_slice));
+        let of = ExpertWeights { gate, up, down, biases, routing, activation };
         Ok(self.gpu.experts(x, &scores, &of)?)
     }
 

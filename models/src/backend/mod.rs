@@ -85,6 +85,11 @@ pub trait Backend: Send + Sized + 'static {
     /// Takes a vector out of a file.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
 
+    /// Takes several vectors of one length.
+    fn vectors(&self, all: Vec<Vec<f32>>) -> Result<Vec<Self::Vector>> {
+        all.into_iter().map(|values| self.vector(values)).collect()
+    }
+
     /// Storage for the keys and values of `layers` layers.
     fn kv_store(&self, shape: KvGeometry) -> Result<KvStore>;
 

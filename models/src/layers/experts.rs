@@ -66,8 +66,9 @@ fn biases<B: Backend>(
             let role = role(layer, expert);
             // Ranks after the first add nothing to a sum.
             let bias = loader.bias(role)?.unwrap_or_else(|| vec![0.0; role.shape(c)[0]]);
-            all.push(ops.vector(bias)?);
+            all.push(bias);
         }
     }
-    Ok(Some(all))
+    let [gate, up, down] = all;
+    Ok(Some([ops.vectors(gate)?, ops.vectors(up)?, ops.vectors(down)?]))
 }

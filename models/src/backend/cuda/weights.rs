@@ -7,7 +7,6 @@ use hearth_kernels::cuda::{Gpu, MOST_USED, Matrix};
 use hearth_kernels::matmul::Rows as _;
 use hearth_kernels::quant::{self, DType};
 
-use crate::backend::Gate;
 use crate::config::ModelConfig;
 use crate::weights::MatrixSource;
 use crate::{Error, Result};
@@ -33,16 +32,9 @@ pub fn matrices(gpu: &Gpu, sources: &[MatrixSource<'_>]) -> Result<Vec<Matrix>> 
 /// Refuses a model whose experts have no kernels.
 ///
 /// # Errors
-/// More experts for a row than a warp has lanes, widths that are not of eights, and what gpt-oss
-/// has beside.
+/// More experts for a row than a warp has lanes, or widths that are not of eights.
 pub fn check_experts(config: &ModelConfig) -> Result<()> {
-    if config.knobs.gate == Gate::ClampedSwiglu {
-        return Err(Error::Device("a GPU has no kernel for the bounded gate; --device cpu".into()));
-    }
     let Some(routing) = config.experts else { return Ok(()) };
-    if config.knobs.mlp_bias {
-        return Err(Error::Device("a GPU has no biases of experts; choose --device cpu".into()));
-    }
     if routing.used > MOST_USED {
         let what = format!("{} experts for each row: a GPU has {MOST_USED} at most", routing.used);
         return Err(Error::Device(what));
