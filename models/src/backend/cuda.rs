@@ -119,7 +119,8 @@ impl Cuda {
     pub fn stored_bytes(info: &TensorInfo) -> u64 {
         let elements = info.elements() as u64;
         let row = info.shape.last().copied().unwrap_or(1);
-        let TensorType::Readable(dtype) = info.ty else { return 4 * elements };
+        // Codes and scales of MXFP4, in folders of gpt-oss.
+        let TensorType::Readable(dtype) = info.ty else { return info.len_bytes() as u64 };
         // In GGUF the matrices of all experts are one tensor.
         let matrix = info.shape.len() >= 2;
         let kept = Matrix::stored_as(dtype).filter(|_| matrix);
