@@ -60,7 +60,8 @@ impl Routes {
 }
 
 impl Gpu {
-    /// The weighed sum of what the experts of each row make of it, in bf16. `scores [rows, experts]`
+    /// The weighed sum of what the experts of each row make of it, in bf16.
+    /// `scores [rows, experts]`
     pub fn experts(&self, x: &Rows, scores: &Rows, of: &ExpertWeights<'_>) -> Result<Rows> {
         let used = of.routing.used;
         let routes = self.route(x, scores, &of.routing)?;
