@@ -2,8 +2,8 @@
 //!
 //! Between the engine's events and the client's stand the incremental decoder (no half character),
 //! the stop matcher (no beginning of a stop string) and the parser that tells words from thought
-//! and calls. A token that is a mark to the parser passes beside the text. A stop string that appears ends the choice
-//! here; the engine learns of it by the stopped generation.
+//! and calls. A token that is a mark to the parser passes beside the text. A stop string that
+//! appears ends the choice here; the engine learns of it by the stopped generation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

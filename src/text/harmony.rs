@@ -9,8 +9,8 @@
 //!
 //! The recipient of a call may stand before the channel, and `commentary` without one is words
 //! before a call. The marks are special tokens and are known by their ids alone: the same letters
-//! in ordinary tokens are text. Here are the marks, the ends of an answer, and the rules of one that
-//! is held to a form; `output::harmony` reads answers.
+//! in ordinary tokens are text. Here are the marks, the ends of an answer, and the rules of one
+//! that is held to a form; `output::harmony` reads answers.
 
 use serde_json::{Map, Value};
 

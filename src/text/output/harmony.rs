@@ -3,8 +3,8 @@
 //! The recipient of a message decides before its channel. To a tool of the client it is a call. To
 //! anybody else (`python` and `browser`, which the models were trained with, or a tool that is not
 //! offered) it is thought: nobody answers it here, and in the model's own world it is a part of
-//! thinking. Without a recipient `analysis` is thought, and everything else is words: those before a
-//! call, those of the answer, and those under a channel that nobody knows or without one. What
+//! thinking. Without a recipient `analysis` is thought, and everything else is words: those before
+//! a call, those of the answer, and those under a channel that nobody knows or without one. What
 //! stands in a head is never said, but for text that a model put there because it forgot the mark
 //! before it.
 
