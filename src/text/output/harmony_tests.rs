@@ -103,7 +103,7 @@ const CASES: &[(&str, &str)] = &[
         "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b\
          <|end|><|start|>assistant<|channel|>commentary<|message|>c<|end|><|start|>assistant\
          <|channel|>final<|message|>d<|return|>",
-        "(a)(\n\nb)c\n\nd",
+        "(a\n\nb)c\n\nd",
     ),
     // Nobody here answers these.
     ("<|channel|>analysis to=python code<|message|>print(1)<|call|>", "(print(1))"),
