@@ -47,6 +47,8 @@ pub(super) struct Choice {
     calls: Calls,
     prompt: Vec<TokenId>,
     stop_ids: Arc<[TokenId]>,
+    /// Tokens before which no end counts that is none to the engine.
+    end_from: usize,
     /// The log-probabilities of the prompt are wanted: in the text, and by themselves.
     scored: [Option<usize>; 2],
     token_ids: bool,
@@ -101,6 +103,7 @@ impl Choice {
             calls: Calls::default(),
             prompt: generate.prompt.clone(),
             stop_ids: Arc::clone(&generate.stop_ids),
+            end_from: if request.ignore_eos { usize::MAX } else { generate.min_tokens },
             // By themselves they are told once, by the first.
             scored: [
                 request.logprobs.filter(|_| request.echo),
@@ -235,6 +238,9 @@ impl Choice {
         self.send(text);
         if is_mark {
             self.mark(id);
+            if self.parser.is_over() && self.generated >= self.end_from {
+                return self.stopped();
+            }
         }
         if self.held.len() >= HELD_MAX && self.decoded == self.sent {
             self.told.extend(self.held.drain(..).map(|(_, token)| token));

@@ -100,9 +100,10 @@ pub(super) fn encode(
             Ok((text.clone(), tokenizer.encode(text, special).map_err(fail)?))
         }
         Prompt::Chat { messages, template_kwargs } => {
-            let guard = Guard::new(messages.clone(), tokenizer);
             let tools = request.tools.as_ref().and_then(Tools::definitions);
-            let text = render(model, &guard.messages, tools, template_kwargs)?;
+            let beside = model.harmony().is_some();
+            let guard = Guard::new(messages.clone(), tools, tokenizer, beside);
+            let text = render(model, &guard, template_kwargs)?;
             let revealed = guard.reveal(&text);
             if let Err(Error::ContextLengthExceeded { prompt, .. }) =
                 check_len(model, &revealed, "messages")
@@ -158,18 +159,18 @@ fn parts(request: &TextRequest) -> impl Iterator<Item = (String, &'static str)> 
 /// A conversation as the model's template has it.
 fn render(
     model: &ServedModel,
-    messages: &Value,
-    tools: Option<Value>,
+    guard: &Guard,
     template_kwargs: &Map<String, Value>,
 ) -> Result<String, Error> {
     let (Some(template), Some(style)) = (model.template(), model.style()) else {
         let message = format!("The model `{}` has no chat template.", model.id());
         return Err(Error::unsupported("messages", message));
     };
-    let (messages, tools) = style.adapt(messages.clone(), tools);
+    let (messages, tools) = style.adapt(guard.messages.clone(), guard.tools.clone());
     let mut kwargs = template_kwargs.clone();
     if let Some(harmony) = model.harmony() {
-        harmony.settle_effort(&mut kwargs);
+        let settled = harmony.settle_effort(&mut kwargs);
+        settled.map_err(|why| Error::invalid("chat_template_kwargs.reasoning_effort", why))?;
     }
     if let Some(effort) = kwargs.get("reasoning_effort").and_then(Value::as_str) {
         // Other templates know a switch only.

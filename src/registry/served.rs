@@ -92,7 +92,7 @@ impl ServedModel {
 
     /// Its answers may begin with a thought.
     pub fn thinks(&self) -> bool {
-        self.template().is_some_and(ChatTemplate::thinks)
+        self.harmony.is_some() || self.template().is_some_and(ChatTemplate::tags_thought)
     }
 
     /// Tokens that end an answer.

@@ -149,13 +149,18 @@ impl GgufVocab {
         self.token_types.as_ref().map_or(1, |types| types[id])
     }
 
-    /// Special: control and unknown tokens, every token with a role, and end-of-turn tokens and
-    /// marks of messages that the file calls normal, or its user's, by mistake.
+    /// Special: control and unknown tokens, every token with a role, and end-of-turn tokens that
+    /// the file calls normal, or its user's, by mistake; so marks of messages, where all are there.
     fn is_special(&self, id: usize) -> bool {
         matches!(self.type_of(id), CONTROL | UNKNOWN)
             || self.named().iter().any(|&(_, role)| role == u32::try_from(id).ok())
             || END_OF_TURN_NAMES.contains(&self.tokens[id].as_str())
-            || harmony::MARKS.contains(&self.tokens[id].as_str())
+            || (harmony::MARKS.contains(&self.tokens[id].as_str()) && self.has_messages())
+    }
+
+    /// One such mark alone may be a word of any vocabulary.
+    fn has_messages(&self) -> bool {
+        harmony::FRAME.iter().all(|mark| self.tokens.iter().any(|token| token == mark))
     }
 
     /// Whether a special token swallows the whitespace after it: so in Phi-3, whose file does

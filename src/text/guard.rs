@@ -1,11 +1,14 @@
-//! What users and tools say stays what they say.
+//! What users, tools and models say stays what they say.
 //!
 //! A chat template writes special tokens such as `<|im_end|>` between the messages, as text, and
 //! the tokenizer finds them again. A user who writes the same text would end his own turn and speak
 //! for somebody else. So before rendering, such texts in the messages of users and tools are
 //! replaced by marks that no message contains; afterwards the text is cut at the marks, and what
 //! stood there is tokenized as plain text. Messages without such texts are untouched, and so are
-//! those of the system and the assistant, whose authors are trusted.
+//! those of the system, whose author is trusted. So is what the assistant said where its marks are
+//! a part of its text (`<think>`); where they are beside it, as in harmony, nobody writes marks but
+//! the template: a model that repeats some would speak for others in its next turn. There the
+//! definitions of tools, which third parties write, are plain text too.
 
 use serde_json::Value;
 
@@ -16,14 +19,32 @@ use super::{Special, TextError, Tokenizer};
 pub struct Guard {
     /// What a template is given.
     pub messages: Value,
+    /// Definitions of tools, for the template too.
+    pub tools: Option<Value>,
     mark: char,
     hidden: Vec<String>,
 }
 
 impl Guard {
-    /// Hides what the tokenizer would take for special tokens.
-    pub fn new(mut messages: Value, tokenizer: &Tokenizer) -> Self {
-        let all = messages.to_string();
+    /// Hides what the tokenizer would take for special tokens; with `beside`, also in what the
+    /// assistant said and in tools.
+    pub fn new(
+        mut messages: Value,
+        mut tools: Option<Value>,
+        tokenizer: &Tokenizer,
+        beside: bool,
+    ) -> Self {
+        if beside {
+            // The letters of a text within a text may be escaped.
+            arguments(&mut messages).for_each(|arguments| {
+                let object = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
+                if let Some(object @ Value::Object(_)) = object {
+                    *arguments = object;
+                }
+            });
+        }
+        let guarded = tools.as_ref().filter(|_| beside).map(Value::to_string);
+        let all = [messages.to_string(), guarded.unwrap_or_default()].concat();
         // JSON spells the characters of a special token's text as they are, or escapes them.
         let spelled = |text: &String| {
             let json = Value::from(text.as_str()).to_string();
@@ -34,31 +55,63 @@ impl Guard {
         texts.sort_unstable_by_key(|text| std::cmp::Reverse(text.len()));
         let marks = '\u{f0000}'..='\u{ffffd}';
         let mark = marks.into_iter().find(|mark| !all.contains(*mark)).unwrap_or('\u{ffffe}');
-        let mut guard = Self { messages: Value::Null, mark, hidden: Vec::new() };
+        let mut guard = Self { messages: Value::Null, tools: None, mark, hidden: Vec::new() };
         if !texts.is_empty() {
             let list = messages.as_array_mut().into_iter().flatten();
-            for message in list.filter(|m| m["role"] == "user" || m["role"] == "tool") {
-                guard.hide(&mut message["content"], &texts);
+            list.for_each(|message| guard.hide_in(message, &texts, beside));
+            if beside && let Some(tools) = &mut tools {
+                guard.hide(tools, &texts);
             }
         }
-        guard.messages = messages;
+        if beside {
+            arguments(&mut messages).for_each(|arguments| {
+                if arguments.is_object() {
+                    *arguments = Value::from(arguments.to_string());
+                }
+            });
+        }
+        (guard.messages, guard.tools) = (messages, tools);
         guard
+    }
+
+    fn hide_in(&mut self, message: &mut Value, texts: &[String], beside: bool) {
+        let fields: &[&str] = match message["role"].as_str() {
+            Some("user" | "tool") => &["content"],
+            Some("assistant") if beside => &["content", "reasoning_content"],
+            _ => return,
+        };
+        for field in fields {
+            if let Some(value) = message.get_mut(*field) {
+                self.hide(value, texts);
+            }
+        }
+        if message["role"] == "assistant" {
+            functions(message).for_each(|function| self.hide(function, texts));
+        }
     }
 
     fn hide(&mut self, value: &mut Value, texts: &[String]) {
         match value {
-            Value::String(text) => {
-                for special in texts {
-                    if text.contains(special.as_str()) {
-                        let mark = format!("{0}{1}{0}", self.mark, self.hidden.len());
-                        *text = text.replace(special.as_str(), &mark);
-                        self.hidden.push(special.clone());
-                    }
+            Value::String(text) => self.hide_text(text, texts),
+            Value::Array(list) => list.iter_mut().for_each(|item| self.hide(item, texts)),
+            Value::Object(map) => {
+                for (mut key, mut item) in std::mem::take(map) {
+                    self.hide_text(&mut key, texts);
+                    self.hide(&mut item, texts);
+                    map.insert(key, item);
                 }
             }
-            Value::Array(list) => list.iter_mut().for_each(|item| self.hide(item, texts)),
-            Value::Object(map) => map.values_mut().for_each(|item| self.hide(item, texts)),
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+
+    fn hide_text(&mut self, text: &mut String, texts: &[String]) {
+        for special in texts {
+            if text.contains(special.as_str()) {
+                let mark = format!("{0}{1}{0}", self.mark, self.hidden.len());
+                *text = text.replace(special.as_str(), &mark);
+                self.hidden.push(special.clone());
+            }
         }
     }
 
@@ -91,4 +144,16 @@ impl Guard {
             _ => (part, false),
         })
     }
+}
+
+/// What is called in a message.
+fn functions(message: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    calls.into_iter().flatten().filter_map(|call| call.get_mut("function"))
+}
+
+/// The arguments of all calls.
+fn arguments(messages: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let functions = messages.as_array_mut().into_iter().flatten().flat_map(functions);
+    functions.filter_map(|function| function.get_mut("arguments"))
 }

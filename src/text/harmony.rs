@@ -28,7 +28,7 @@ const RETURN: &str = "<|return|>";
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The marks of a message: without these there is no harmony.
-const FRAME: [&str; 4] = [START, CHANNEL, MESSAGE, END];
+pub(super) const FRAME: [&str; 4] = [START, CHANNEL, MESSAGE, END];
 /// What ends an answer, besides what the model's files name.
 const LAST: [&str; 3] = [CALL, RETURN, END_OF_TEXT];
 /// All marks that are in no text.
@@ -101,17 +101,28 @@ impl Harmony {
 
     /// `reasoning_effort` in the words that the model knows. Thought cannot be switched off, so
     /// whoever wants none gets as little as there is.
-    pub fn settle_effort(&self, template_kwargs: &mut Map<String, Value>) {
+    ///
+    /// # Errors
+    /// What is no word.
+    pub fn settle_effort(&self, template_kwargs: &mut Map<String, Value>) -> Result<(), String> {
         const EFFORT: &str = "reasoning_effort";
-        let asked = template_kwargs.get(EFFORT).and_then(Value::as_str);
+        if template_kwargs.get(EFFORT).is_some_and(Value::is_null) {
+            template_kwargs.remove(EFFORT);
+        }
+        let asked = match template_kwargs.get(EFFORT) {
+            None => None,
+            Some(Value::String(word)) => Some(word.as_str()),
+            Some(other) => return Err(format!("Invalid '{EFFORT}': {other} is no text.")),
+        };
         let off = template_kwargs.get("enable_thinking") == Some(&Value::Bool(false));
         let known = match asked {
             Some("none" | "minimal") => "low",
             Some("xhigh" | "max") => "high",
             None if off => "low",
-            _ => return,
+            _ => return Ok(()),
         };
         template_kwargs.insert(EFFORT.to_owned(), Value::from(known));
+        Ok(())
     }
 
     /// The rules of an answer that may think first, and then calls a tool or says words: any words,
@@ -138,23 +149,28 @@ impl Harmony {
             false => format!("\"{ANALYSIS}\""),
         };
         let content = if words.is_some() { "@content" } else { "TEXT" };
+        let kind = kinds(vocabulary);
+        // Models name a channel, think better of it and name another.
         let mut lark = format!(
             "start: (aside {start} \"{ASSISTANT}\")* ({})\n\
-             aside: {channel} {aside} {message} TEXT {end}\n\
-             final: {channel} \"{FINAL}\" {message} {content}\n\
-             kind: {}\n\
+             stray: ({channel} (\"{COMMENTARY}\" | \"{COMMENTARY} {TO}{ASSISTANT}\"))?\n\
+             aside: stray {channel} {aside} {message} TEXT {end}\n\
+             final: stray {channel} \"{FINAL}\" kind {message} {content}\n\
+             kind: {kind}\n\
              TEXT: /(.|\\n)*/",
             last.join(" | "),
-            kinds(vocabulary),
         );
         let mut calls = Vec::new();
         for (i, tool) in tools.iter().enumerate() {
             let to = format!(" {TO}{FUNCTIONS}{}", tool.name);
-            let (before, behind) = (lark_string(&to), lark_string(&format!("{COMMENTARY}{to}")));
-            calls.push(format!(
-                "({channel} {behind} | {before} {channel} \"{COMMENTARY}\") kind {message} \
-                 @arguments_{i}"
-            ));
+            let before = lark_string(&to);
+            for name in [ANALYSIS, COMMENTARY] {
+                let behind = lark_string(&format!("{name}{to}"));
+                calls.push(format!(
+                    "({channel} {behind} | {before} {channel} \"{name}\") kind {message} \
+                     @arguments_{i}"
+                ));
+            }
         }
         if !calls.is_empty() {
             lark.push_str(&format!("\ncall: {}", calls.join("\n    | ")));
@@ -178,14 +194,15 @@ impl Harmony {
 }
 
 /// Whether a template writes messages in this format.
-pub(super) fn speaks(template: &ChatTemplate) -> bool {
+fn speaks(template: &ChatTemplate) -> bool {
     FRAME.iter().all(|mark| template.mentions(mark))
 }
 
-/// How the text of a call may be announced. Models and templates write it in more than one way.
+/// How a text may be announced: with any word, and in more than one way.
 fn kinds(vocabulary: &Vocabulary) -> String {
+    let word = "A-Za-z0-9_-";
     match vocabulary.special(CONSTRAIN) {
-        Some(constrain) => format!("(\" \"? {constrain} \"json\" | \" json\")?"),
-        None => "\" json\"?".to_owned(),
+        Some(constrain) => format!("(\" \"? {constrain} /[{word}]+/ | / [{word}]+/)?"),
+        None => format!("(/ [{word}]+/)?"),
     }
 }

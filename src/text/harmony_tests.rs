@@ -69,7 +69,6 @@ fn a_template_and_its_tokens_tell_the_format() {
         assert_eq!(of(TEMPLATE, &special), None, "{mark}");
         assert_eq!(of(&TEMPLATE.replace(mark, "<|other|>"), &SPECIAL), None, "{mark}");
     }
-    assert!(ChatTemplate::new(TEMPLATE, None, None).unwrap().thinks());
     // A file may call the marks tokens of its user, or of its text.
     let mut tokens: Vec<String> = MARKS.map(str::to_owned).to_vec();
     tokens.push("a".to_owned());
@@ -84,6 +83,13 @@ fn a_template_and_its_tokens_tell_the_format() {
     assert!((0..7).all(|id| tokenizer.is_special(id)) && !tokenizer.is_special(7));
     let template = ChatTemplate::new(TEMPLATE, None, None).unwrap();
     assert!(Harmony::of(&template, &tokenizer).is_some());
+    // Where one of them is missing the others are what the file says, but for ends.
+    let mut other = vocab.clone();
+    other.tokens[0] = "<|begin|>".to_owned();
+    let tokenizer = Tokenizer::from_gguf(&other).unwrap();
+    let special: Vec<u32> = (0..8).filter(|&id| tokenizer.is_special(id)).collect();
+    let ends = ["<|end|>", "<|return|>"].map(|end| tokenizer.id_of(end).unwrap());
+    assert_eq!(special, ends);
 }
 
 #[test]
@@ -104,7 +110,7 @@ fn efforts_are_those_that_the_model_knows() {
     let (_, harmony) = speaker();
     let settled = |kwargs: Value| {
         let mut kwargs: Map<String, Value> = kwargs.as_object().unwrap().clone();
-        harmony.settle_effort(&mut kwargs);
+        harmony.settle_effort(&mut kwargs).unwrap();
         kwargs.remove("reasoning_effort")
     };
     for (asked, known) in [
@@ -124,6 +130,13 @@ fn efforts_are_those_that_the_model_knows() {
     assert_eq!(settled(json!({"enable_thinking": false})), Some(json!("low")));
     assert_eq!(settled(json!({"enable_thinking": true})), None);
     assert_eq!(settled(json!({})), None);
+    assert_eq!(settled(json!({"reasoning_effort": null})), None);
+    let off = json!({"reasoning_effort": null, "enable_thinking": false});
+    assert_eq!(settled(off), Some(json!("low")));
+    for wrong in [json!(3), json!(["low"]), json!(true)] {
+        let mut kwargs = Map::from_iter([("reasoning_effort".to_owned(), wrong)]);
+        assert!(harmony.settle_effort(&mut kwargs).is_err(), "{kwargs:?}");
+    }
 }
 
 fn call(name: &str) -> CallRule {
@@ -188,6 +201,47 @@ fn a_call_has_its_head_and_its_arguments() {
         assert_eq!(keeps(THOUGHT), Some(false));
         assert_eq!(keeps("<|channel|>summary"), None);
         assert_eq!(keeps("Hello"), None);
+    }
+}
+
+/// Models have habits that their own format does not.
+#[test]
+fn heads_that_models_write_are_permitted() {
+    let arguments = "<|message|>{\"a\": 1}";
+    let (commentary, to) = ("<|channel|>commentary", " to=functions.foo");
+    for head in [
+        // Calls on another channel.
+        format!("<|channel|>analysis{to} code"),
+        format!("{to}<|channel|>analysis code"),
+        format!("{to}<|channel|>analysis"),
+        // Any kind.
+        format!("{commentary}{to} code"),
+        format!("{commentary}{to} <|constrain|>python-3_x"),
+        format!("{to}{commentary}<|constrain|>text"),
+    ] {
+        let text = [&head, arguments].concat();
+        assert_eq!(keeps(&["foo"], true, None, &text), Some(true), "{head}");
+        let two = text.replace(arguments, &format!(" or{arguments}"));
+        let ended = head.ends_with(to) || head.ends_with("analysis");
+        assert_eq!(keeps(&["foo"], true, None, &two).is_some(), ended, "{two}");
+    }
+    let shape = || Some(Shape::Choice(vec!["yes".into()]));
+    for kind in ["", " json", " <|constrain|>json", "<|constrain|>json"] {
+        let text = format!("<|channel|>final{kind}<|message|>yes");
+        assert_eq!(keeps(&[], false, shape(), &text), Some(true), "{kind}");
+        assert_eq!(keeps(&["foo"], false, None, &text), Some(true), "{kind}");
+    }
+    // Another channel before the one that counts.
+    for stray in [commentary, "<|channel|>commentary to=assistant"] {
+        for tools in [&[][..], &["foo"]] {
+            let keeps = |text: String| keeps(tools, false, shape(), &text);
+            assert_eq!(keeps(format!("{stray}<|channel|>final<|message|>yes")), Some(true));
+            let thought = [stray, THOUGHT].concat();
+            let text = format!("{thought}{stray}<|channel|>final<|message|>yes");
+            assert_eq!(keeps(text), Some(true));
+            assert_eq!(keeps(format!("{stray}<|message|>")), None);
+            assert_eq!(keeps(format!("{stray}{stray}")), None);
+        }
     }
 }
 

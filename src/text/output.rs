@@ -10,6 +10,7 @@ mod call;
 mod harmony;
 #[cfg(test)]
 mod harmony_tests;
+mod head;
 #[cfg(test)]
 mod tests;
 mod think;
@@ -55,6 +56,11 @@ pub trait OutputParser: Send {
 
     /// The last word that came was thought.
     fn is_thinking(&self) -> bool {
+        false
+    }
+
+    /// The answer is complete, though its end was not written.
+    fn is_over(&self) -> bool {
         false
     }
 

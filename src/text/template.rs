@@ -14,7 +14,6 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::TextError;
-use super::harmony;
 use super::output::THINK;
 use super::python;
 use super::style::ChatStyle;
@@ -177,12 +176,7 @@ impl ChatTemplate {
         self.source.contains(word)
     }
 
-    /// Whether it knows a thought before an answer.
-    pub fn thinks(&self) -> bool {
-        self.tags_thought() || harmony::speaks(self)
-    }
-
-    /// Whether it writes one between `<think>` and `</think>`.
+    /// Whether it writes a thought before an answer between `<think>` and `</think>`.
     pub fn tags_thought(&self) -> bool {
         THINK.iter().any(|mark| self.mentions(mark))
     }

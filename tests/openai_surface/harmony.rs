@@ -179,6 +179,7 @@ async fn a_required_call_comes_behind_thoughts_and_streams_as_it_is() {
 async fn a_named_function_is_the_only_one_that_is_called() {
     let server = speaker().await;
     let named = json!({"type": "function", "function": {"name": "get_weather"}});
+    let mut calls = 0;
     for seed in 0..4 {
         let fields = json!({"tools": tools(), "tool_choice": named, "seed": seed});
         let choice = server.chat(brief(fields)).await.json()["choices"][0].clone();
@@ -189,7 +190,9 @@ async fn a_named_function_is_the_only_one_that_is_called() {
         let call = &choice["message"]["tool_calls"][0];
         assert_eq!(call["function"]["name"], "get_weather");
         check(call);
+        calls += 1;
     }
+    assert!(calls > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,6 +366,21 @@ async fn efforts_reach_the_template_in_its_words() {
         tokens(json!({"chat_template_kwargs": {"enable_thinking": false}})).await,
         medium - 3
     );
+    // One that is `null` is none, and a number is no effort.
+    assert_eq!(tokens(json!({"chat_template_kwargs": {"reasoning_effort": null}})).await, medium);
+    let answer = server.chat(json!({"chat_template_kwargs": {"reasoning_effort": 3}})).await;
+    assert_eq!(answer.status, 400, "{}", answer.body);
+    assert_eq!(answer.json()["error"]["param"], "chat_template_kwargs.reasoning_effort");
+    // Anthropic's clients say nothing where they want no thought; this is no wish for less.
+    let count = async |thinking: Value| {
+        let asked = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}],
+                           "thinking": thinking});
+        let answer = server.post("/v1/messages/count_tokens", asked).await.json();
+        answer["input_tokens"].as_u64().unwrap_or_else(|| panic!("{answer}"))
+    };
+    let silent = count(json!(null)).await;
+    assert_eq!(count(json!({"type": "adaptive"})).await, silent);
+    assert_eq!(count(json!({"type": "disabled"})).await + 3, silent);
     let count = async |fields: Value| {
         let fields = with_model(fields);
         let answer = server.post("/v1/responses/input_tokens", fields).await.json();
@@ -407,6 +425,17 @@ async fn a_response_has_items_of_thought_and_calls_that_can_be_sent_back() {
             assert_eq!(output[0]["type"], "reasoning");
             assert_eq!(deltas("response.reasoning_text.delta"), output[0]["content"][0]["text"]);
             println!("seed {seed} thinks");
+            // Cut off behind the thought there is nothing else, and no item for marks.
+            let text = output[0]["content"][0]["text"].as_str().expect("a text");
+            let head = "analysis".len() + 4;
+            let asked = json!({"model": MODEL, "input": "Call it.", "tools": [tool],
+                               "tool_choice": "required", "seed": seed,
+                               "include": ["message.output_text.logprobs"],
+                               "max_output_tokens": head + text.len()});
+            let cut = server.post(PATH, asked).await.json();
+            assert_eq!(cut["status"], "incomplete", "{cut}");
+            assert_eq!(cut["output"].as_array().map(Vec::len), Some(1), "{cut}");
+            assert_eq!(cut["output"][0]["content"][0]["text"], text);
             thought = Some(output);
             break;
         }
@@ -438,4 +467,9 @@ async fn without_tokens_for_the_marks_an_answer_is_text() {
     let message = &answer["choices"][0]["message"];
     assert!(message["content"].as_str().is_some_and(|text| !text.is_empty()), "{message}");
     assert!(message.get("reasoning_content").is_none());
+    let thinking = json!({"type": "enabled", "budget_tokens": 1024});
+    let asked = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}],
+                       "thinking": thinking, "max_tokens": 1100});
+    let answer = server.post("/v1/messages", asked).await;
+    assert_eq!(answer.status, 400, "{}", answer.body);
 }

@@ -29,6 +29,7 @@ use super::reference::{Routes, answers, post};
 use super::sse::Writer;
 use super::{App, answer, objects, sse};
 use crate::auth::Caller;
+use crate::pipeline::{Prompt, TextRequest};
 use crate::registry::ServedModel;
 use crate::text::Special;
 
@@ -71,9 +72,9 @@ async fn messages(
     request: Request,
 ) -> Result<Response, ApiError> {
     check_version(request.headers())?;
-    let asked = request::read(app.body(request).await?, app.config.lenient_fields)?;
+    let mut asked = request::read(app.body(request).await?, app.config.lenient_fields)?;
     let model = app.pipeline.model(&asked.request.model, caller.tenant, None).await?;
-    check_thinking(&model, asked.thinking)?;
+    check_thinking(&model, asked.thinking, &mut asked.request)?;
     let title = app.pipeline.registry().title(&asked.request.model)?;
     let begun = answer::begin_in_room(&app, &watch, &caller, &model, asked.request).await?;
     let (answer::Begun { place, prompt_tokens, mut events }, fills_context) = begun;
@@ -99,10 +100,10 @@ async fn count_tokens(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     check_version(request.headers())?;
-    let (request, thinking) =
+    let (mut request, thinking) =
         request::read_prompt(app.body(request).await?, app.config.lenient_fields)?;
     let model = app.pipeline.model(&request.model, caller.tenant, None).await?;
-    check_thinking(&model, thinking)?;
+    check_thinking(&model, thinking, &mut request)?;
     let (_, tokens) = app.pipeline.prompt(&model, request, Special::PROMPT).await?;
     Ok(Json(json!({"input_tokens": tokens.len()})))
 }
@@ -119,7 +120,18 @@ fn check_version(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-fn check_thinking(model: &ServedModel, thinking: Thinking) -> Result<(), ApiError> {
+fn check_thinking(
+    model: &ServedModel,
+    thinking: Thinking,
+    request: &mut TextRequest,
+) -> Result<(), ApiError> {
+    // Such a model always thinks; less than it would by itself is for those who ask for it.
+    if model.harmony().is_some()
+        && !thinking.said
+        && let Prompt::Chat { template_kwargs, .. } = &mut request.prompt
+    {
+        template_kwargs.retain(|name, _| !request::SWITCHES.contains(&name.as_str()));
+    }
     if !thinking.insists || model.thinks() {
         return Ok(());
     }

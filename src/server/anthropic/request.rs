@@ -108,6 +108,9 @@ pub(super) struct Asked {
     pub stream: bool,
 }
 
+/// Variables by which templates switch thought on and off.
+pub(super) const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
+
 /// What a client says of thought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Thinking {
@@ -115,6 +118,8 @@ pub(super) struct Thinking {
     pub insists: bool,
     /// It wants to read it.
     pub shown: bool,
+    /// It says whether it wants it.
+    pub said: bool,
 }
 
 /// Reads the body of a message.
@@ -199,6 +204,7 @@ fn thinking(
     lenient: bool,
 ) -> Result<Thinking, ApiError> {
     let object = body.object("thinking")?;
+    let said = object.is_some();
     let mut object = match object {
         None => Fields::within("thinking", Map::from_iter([("type".into(), json!("disabled"))])),
         Some(map) => {
@@ -221,15 +227,15 @@ fn thinking(
                 let message = format!("Invalid '{path}': it must be less than 'max_tokens'.");
                 return Err(ApiError::invalid(path, message));
             }
-            (Some(true), Thinking { insists: true, shown })
+            (Some(true), Thinking { insists: true, shown, said })
         }
         // As the model does it by itself.
-        "adaptive" => (None, Thinking { insists: false, shown }),
-        "disabled" => (Some(false), Thinking::default()),
+        "adaptive" => (None, Thinking { insists: false, shown, said }),
+        "disabled" => (Some(false), Thinking { said, ..Thinking::default() }),
         other => return Err(wrong_word("thinking.type", other, "enabled, disabled, adaptive")),
     };
     if let Some(thinks) = thinks {
-        for switch in ["enable_thinking", "thinking"] {
+        for switch in SWITCHES {
             kwargs.insert(switch.to_owned(), json!(thinks));
         }
     }

@@ -152,6 +152,9 @@ impl Reply {
             return;
         }
         if !matches!(self.open, Some(Open::Message { .. })) {
+            if more.is_empty() {
+                return; // tokens without text, of no item
+            }
             self.close("completed");
             self.open(Open::Message { text: String::new(), logprobs: Vec::new() });
         }

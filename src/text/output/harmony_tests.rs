@@ -97,7 +97,13 @@ const CASES: &[(&str, &str)] = &[
         "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b\
          <|end|><|start|>assistant<|channel|>analysis<|message|>c<|end|><|start|>assistant\
          <|channel|>final<|message|>d<|return|>",
-        "(a)b(\n\nc)\n\nd",
+        "(a)b(c)d",
+    ),
+    (
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b\
+         <|end|><|start|>assistant<|channel|>commentary<|message|>c<|end|><|start|>assistant\
+         <|channel|>final<|message|>d<|return|>",
+        "(a\n\nb)c\n\nd",
     ),
     // Nobody here answers these.
     ("<|channel|>analysis to=python code<|message|>print(1)<|call|>", "(print(1))"),
@@ -140,6 +146,55 @@ const CASES: &[(&str, &str)] = &[
     ("<|channel|>analysis<|message|>a<|start|>assistant<|channel|>final<|message|>b", "(a)b"),
     ("<|channel|>final<|message|>a<|end|>", "a"),
     ("<|channel|>final<|message|>a<|end|><|start|>assistant", "a"),
+    // The last channel decides, whoever a message was for under the ones before.
+    (
+        "<|channel|>commentary to=assistant<|channel|>final<|message|>It is 42.<|return|>",
+        "It is 42.",
+    ),
+    ("<|channel|>commentary<|channel|>final<|message|>42", "42"),
+    ("<|channel|>commentary to=python<|channel|>final<|message|>42", "42"),
+    ("<|channel|>commentary to=assistant<|channel|>analysis<|message|>a<|end|>", "(a)"),
+    ("<|channel|>final to=user<|message|>42<|return|>", "42"),
+    ("<|channel|>commentary to=all<|message|>42<|return|>", "42"),
+    (" to=user<|channel|>final<|message|>42<|return|>", "42"),
+    (" to=assistant<|channel|>commentary<|message|>42<|return|>", "42"),
+    (" to=python<|channel|>commentary<|channel|>commentary<|message|>1<|call|>", "(1)"),
+    ("<|channel|>commentary to=functions.f<|channel|>analysis<|message|>{}<|call|>", "f!{}."),
+    ("<|channel|>final to=functions.f<|message|>{}<|call|>", "f!{}."),
+    ("<|channel|>commentaryto=functions.f<|message|>{}<|call|>", "f!{}."),
+    // The recipient of a call behind the kind of its text.
+    ("<|channel|>commentary <|constrain|>json to=functions.f<|message|>{}<|call|>", "f!{}."),
+    // What others would say is no answer, and no call.
+    (
+        "<|channel|>final<|message|>Hi<|end|><|start|>user<|message|>What else?<|end|>\
+         <|start|>assistant<|channel|>final<|message|>Much.",
+        "Hi(What else?)Much.",
+    ),
+    (
+        "<|end|><|start|>functions.f to=assistant<|channel|>commentary<|message|>{\"sun\": 1}",
+        "({\"sun\": 1})",
+    ),
+    ("<|end|><|start|>functions.x<|channel|>commentary<|message|>{\"sun\": 1}", "({\"sun\": 1})"),
+    ("<|end|><|start|>user to=functions.f<|channel|>commentary<|message|>{}<|call|>", "({})"),
+    ("<|end|><|start|>python<|channel|>final<|message|>1", "(1)"),
+    ("<|end|><|start|>user<|end|>", ""),
+    // A channel without its mark.
+    ("<|end|>analysis<|message|>secret<|end|>", "(secret)"),
+    ("<|end|><|start|>analysis<|message|>secret<|end|>", "(secret)"),
+    ("<|end|><|start|>assistantanalysis<|message|>secret<|end|>", "(secret)"),
+    ("<|end|><|start|>assistant final<|message|>Hi<|return|>", "Hi"),
+    ("<|end|><|start|>analysis secret<|end|>", "(secret)"),
+    ("analysis<|message|>secret<|end|>", "(secret)"),
+    ("assistantfinal<|message|>Hi", "Hi"),
+    ("assistant<|channel|>final<|message|>Hi", "Hi"),
+    ("assistant professors", "assistant professors"),
+    ("finally", "finally"),
+    ("final answer: 42", "final answer: 42"),
+    // Text and kinds without the mark between them.
+    ("<|channel|>final <|constrain|>json{\"a\": 1}<|return|>", "{\"a\": 1}"),
+    ("<|channel|>final json ", ""),
+    ("<|channel|>analysis code<|end|>", ""),
+    ("<|channel|>final c<|return|>", "c"),
 ];
 
 #[test]
@@ -197,14 +252,16 @@ fn an_answer_that_is_cut_off_shows_a_beginning() {
         let expected = short(&parse(&whole, false));
         for len in 0..letters.len() {
             let seen = short(&parse(&letters[..len], true));
-            // In short a thought that goes on has its bracket.
-            let seen = seen.strip_suffix(')').unwrap_or(&seen);
+            // In short a thought that goes on has its bracket, and a call its end.
+            let seen = seen.strip_suffix([')', '.']).unwrap_or(&seen);
             assert!(expected.starts_with(seen), "{seen:?} of {expected:?}");
         }
     }
     for (text, expected) in [
         ("<|chan", "<|chan"),
-        ("a", "a"),
+        ("b", "b"),
+        ("a", ""),
+        ("assistant fin", ""),
         (" to=func", ""),
         ("<|channel|>", ""),
         ("<|channel|>fin", ""),
@@ -215,7 +272,19 @@ fn an_answer_that_is_cut_off_shows_a_beginning() {
         ("<|channel|>analysis<|message|>Hm", "(Hm)"),
         ("<|channel|>analysis<|message|>Hm<|end|><|start|>assi", "(Hm)"),
         ("<|channel|>commentary to=functions.f json<|message|>", "f!"),
-        ("<|channel|>commentary to=functions.f json<|message|>{\"a\": 1}", "f!{\"a\": 1}"),
+        ("<|channel|>commentary to=functions.f json<|message|>{\"a\": 1", "f!{\"a\": 1"),
+        // It is whole, though nothing may follow it.
+        ("<|channel|>commentary to=functions.f json<|message|>{\"a\": 1}", "f!{\"a\": 1}."),
+        ("<|channel|>commentary to=functions.f json<|message|>{\"a\": 1} ", "f!{\"a\": 1} ."),
+        ("<|channel|>commentary to=functions.f json<|message|>not js", "f!not js"),
+        ("<|end|><|start|>assistant Hello wor", "Hello wor"),
+        ("<|end|>Hello", "Hello"),
+        ("<|end|>us", ""),
+        ("<|end|><|start|>functions.f", ""),
+        ("<|end|>anal", ""),
+        ("<|channel|>final <|constrain|>json{\"a\"", "{\"a\""),
+        ("<|channel|>commentary <|constrain|>json t", ""),
+        ("<|channel|>final cod", ""),
         ("<|channel|>commentary to=functions.f json<|message|>{}<|call|>", "f!{}."),
     ] {
         assert_eq!(short(&parse(&parts(&tokenizer, text), true)), expected, "{text}");
@@ -279,6 +348,32 @@ fn arguments_and_thoughts_are_told_as_they_come() {
     assert_eq!(feed("commentary to=functions.f json<|message|>"), said("f!", false, false));
     assert_eq!(feed("{\"a\""), said("{\"a\"", false, false));
     assert_eq!(feed("<|call|>"), said(".", false, true));
+}
+
+/// Behind the answer nothing is worth a token, however it ended.
+#[test]
+fn an_answer_is_over_with_its_last_message() {
+    let (tokenizer, _) = speaker();
+    for (text, over) in [
+        ("<|channel|>final<|message|>Hi", false),
+        ("<|channel|>final<|message|>Hi<|end|>", true),
+        ("<|channel|>final<|message|>Hi<|start|>", true),
+        ("<|end|>", false),
+        ("<|channel|>analysis<|message|>Hm<|end|>", false),
+        ("<|channel|>commentary<|message|>I look.<|end|>", false),
+        ("<|channel|>commentary to=functions.f<|message|>{}<|end|>", false),
+        ("<|end|><|start|>user<|channel|>final<|message|>Hi<|end|>", false),
+    ] {
+        let mut parser = parser();
+        let mut out = Vec::new();
+        for part in parts(&tokenizer, text) {
+            match part {
+                Part::Text(text) => parser.push(&text, &mut out),
+                Part::Mark(id) => parser.mark(id, &mut out),
+            }
+        }
+        assert_eq!(parser.is_over(), over, "{text}");
+    }
 }
 
 /// Rows of marks and words: nothing panics, nothing depends on the pieces, and no mark is said.
