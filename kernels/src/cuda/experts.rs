@@ -142,8 +142,8 @@ impl Gpu {
         let mut outs = Vec::with_capacity(N);
         for (all, bias) in weights {
             let w = stacked(all, routes.experts)?;
-            if bias.is_some_and(|bias| bias.len() != routes.experts * w.n || w.n % 4 != 0) {
-                return Err(Error::Missing("a bias of each expert, in fours".into()));
+            if bias.is_some_and(|bias| bias.len() != routes.experts * w.n) {
+                return Err(Error::Missing("a bias of each expert".into()));
             }
             if w.k != x.width || !w.k.is_multiple_of(8) || x.count * each != routes.pairs {
                 return Err(Error::Missing("experts as wide as their input, in eights".into()));
