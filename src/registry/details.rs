@@ -6,7 +6,7 @@ use hearth_models::weights::{Format, Mix, Weights};
 use hearth_models::{EncoderConfig, EncoderFile, ModelConfig, ModelFile};
 use ring::digest::{Context, SHA256};
 
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, Harmony, Tokenizer};
 
 /// What is known of the files of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,7 +77,9 @@ impl Details {
         let skills = Skills {
             completes: true,
             tools: template.is_some(),
-            thinks: template.is_some_and(ChatTemplate::thinks),
+            thinks: template.is_some_and(|template| {
+                template.tags_thought() || Harmony::of(template, tokenizer).is_some()
+            }),
             inserts: matches!(tokenizer.fill_in(&[], ""), Ok(Some(_))),
             embeds: false,
         };
