@@ -245,7 +245,8 @@ fn check_with(config: &ModelConfig, large: f64) {
     let mut loader = Loader::new(&weights, config, &mut progress);
     let model = Decoder::load(config.clone(), &mut loader, ops).unwrap();
     let vars = tape.vars.lock().unwrap().clone();
-    let each = |name: &str, shape: &[usize]| if name.contains("_exps.") { shape[0] } else { 1 };
+    let each =
+        |name: &str, shape: &[usize]| if name.contains("_exps.weight") { shape[0] } else { 1 };
     let all: usize = weights.infos().map(|(name, info)| each(name, &info.shape)).sum();
     assert_eq!(vars.len(), all, "every tensor of the file is a parameter");
 

@@ -198,11 +198,13 @@ fn speaks(template: &ChatTemplate) -> bool {
     FRAME.iter().all(|mark| template.mentions(mark))
 }
 
-/// How a text may be announced: with any word, and in more than one way.
+/// How a text may be announced: behind the mark for it with any short word, without it with one of
+/// two, since more would be an answer in a head.
 fn kinds(vocabulary: &Vocabulary) -> String {
-    let word = "A-Za-z0-9_-";
     match vocabulary.special(CONSTRAIN) {
-        Some(constrain) => format!("(\" \"? {constrain} /[{word}]+/ | / [{word}]+/)?"),
-        None => format!("(/ [{word}]+/)?"),
+        Some(constrain) => {
+            format!("(\" \"? {constrain} /[A-Za-z0-9_-]{{1,16}}/ | / (json|code)/)?")
+        }
+        None => "(/ (json|code)/)?".to_owned(),
     }
 }

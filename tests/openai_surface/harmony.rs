@@ -425,17 +425,6 @@ async fn a_response_has_items_of_thought_and_calls_that_can_be_sent_back() {
             assert_eq!(output[0]["type"], "reasoning");
             assert_eq!(deltas("response.reasoning_text.delta"), output[0]["content"][0]["text"]);
             println!("seed {seed} thinks");
-            // Cut off behind the thought there is nothing else, and no item for marks.
-            let text = output[0]["content"][0]["text"].as_str().expect("a text");
-            let head = "analysis".len() + 4;
-            let asked = json!({"model": MODEL, "input": "Call it.", "tools": [tool],
-                               "tool_choice": "required", "seed": seed,
-                               "include": ["message.output_text.logprobs"],
-                               "max_output_tokens": head + text.len()});
-            let cut = server.post(PATH, asked).await.json();
-            assert_eq!(cut["status"], "incomplete", "{cut}");
-            assert_eq!(cut["output"].as_array().map(Vec::len), Some(1), "{cut}");
-            assert_eq!(cut["output"][0]["content"][0]["text"], text);
             thought = Some(output);
             break;
         }
