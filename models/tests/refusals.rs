@@ -312,7 +312,7 @@ fn vectors_in_blocks_are_read_and_biases_are_not() {
         false => Edit::Keep,
     };
     let (_folder, path) = gguf("gpt-oss.gguf", bias, &[]);
-    assert_refused(&path, &["blk.1.attn_q.bias", "quantized"]);
+    assert_refused(&path, &["blk.1.attn_q.bias", "quantised"]);
 }
 
 #[test]
