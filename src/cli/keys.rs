@@ -52,7 +52,7 @@ pub(super) struct CreateArgs {
     /// Tokens in a minute, of prompts and answers together (default: no limit).
     #[arg(long)]
     tokens_per_min: Option<u32>,
-    /// Seconds that a request may wait for its turn (default: as the server has it).
+    /// Seconds that a request for an answer may wait to be begun (default: as the server has it).
     #[arg(long)]
     queue_timeout_s: Option<u32>,
     /// Time until it opens nothing any more: `12h`, `30d`, `1y` (default: never).
