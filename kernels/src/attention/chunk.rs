@@ -151,6 +151,7 @@ impl<E: Number> Form for E {
             while line < lines {
                 let groups = groups.clone();
                 line += match lines - line {
+                    9.. if S::WIDE => scores::<S, E, 16, 1>(simd, chunk, q, line, groups, out),
                     5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, q, line, groups, out),
                     6 | 11.. => scores::<S, E, 6, 1>(simd, chunk, q, line, groups, out),
                     5 | 9.. => scores::<S, E, 5, 1>(simd, chunk, q, line, groups, out),
@@ -173,6 +174,7 @@ impl<E: Number> Form for E {
             while line < lines {
                 let vectors = vectors.clone();
                 line += match lines - line {
+                    9.. if S::WIDE => values::<S, E, 16, 1>(simd, chunk, w, line, vectors, out),
                     5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, w, line, vectors, out),
                     6 | 11.. => values::<S, E, 6, 1>(simd, chunk, w, line, vectors, out),
                     5 | 9.. => values::<S, E, 5, 1>(simd, chunk, w, line, vectors, out),
@@ -371,15 +373,14 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
     vector: usize,
     out: &mut [f32],
 ) {
-    assert!(line <= LINES - L, "a line outside the tile; this is a bug");
+    let weights: &[[f32; CHUNK]; L] =
+        weights[line..line + L].try_into().expect("L lines; this is a bug");
     let vectors = chunk.head_dim.div_ceil(LANES);
     let mut acc = [[simd.splat(0.0); D]; L];
     let (groups, first) = (chunk.groups(), line == 0 && vector == 0);
     for group in groups.clone() {
         let half = groups.len() + group - groups.start;
         let mut ahead = if first { chunk.ahead(half, AHEAD) } else { std::ptr::null() };
-        let weights: [&[f32; LANES]; L] =
-            std::array::from_fn(|l| &weights[line + l].as_chunks::<LANES>().0[group]);
         let rows = &chunk.v(group)[vector..];
         // Places beyond the last key may hold anything, even NaN of another sequence.
         for key in 0..LANES.min(chunk.keys.end - group * LANES) {
@@ -395,7 +396,7 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
                 v[d] = E::load(simd, &row[d]);
             }
             for l in 0..L {
-                let weight = simd.splat(weights[l][key]);
+                let weight = simd.splat(weights[l][group * LANES + key]);
                 for d in 0..D {
                     acc[l][d] = simd.mul_add(weight, v[d], acc[l][d]);
                 }
