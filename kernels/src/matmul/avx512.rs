@@ -107,6 +107,8 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
         let mut acc = sums::<1, R>(count);
+        // What the offset takes from the sums of a block, which begin with it.
+        let mut begin = [0; R];
         let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
         debug_assert_eq!((steps, 64 * (LO + HI)), (record.steps, record.step_bytes));
         let record_bytes = HEAD + steps * 64 * (LO + HI);
@@ -124,12 +126,18 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
                 let d = scale::<D>(head, step);
                 let m = if OFFSET == 0 { halves(head.add(32)) } else { _mm512_setzero_ps() };
                 let w = unpack::<LO, HI, OFFSET>(record.add(HEAD + step * 64 * (LO + HI)));
+                if OFFSET != 0 {
+                    let sums = job.acts.sums.as_ptr().add(at);
+                    for (r, begin) in begin[..count].iter_mut().enumerate() {
+                        *begin = -OFFSET * *sums.add(r);
+                    }
+                }
                 for r in (0..together).step_by(ROWS_AT_ONCE) {
-                    let acc = &mut acc[r..r + ROWS_AT_ONCE];
-                    self.add_block::<ROWS_AT_ONCE>(&w, d, m, at + r, acc);
+                    let (begin, acc) = (&begin[r..], &mut acc[r..r + ROWS_AT_ONCE]);
+                    self.add_block::<ROWS_AT_ONCE>(&w, d, m, begin, at + r, acc);
                 }
                 for r in together..count {
-                    self.add_block::<1>(&w, d, m, at + r, &mut acc[r..r + 1]);
+                    self.add_block::<1>(&w, d, m, &begin[r..], at + r, &mut acc[r..r + 1]);
                 }
             }
         }
@@ -145,7 +153,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>
     ///
     /// # Safety
     /// `at` is the index of the block in the activations for the first row, and `R - 1` more
-    /// follow; `acc` has `R` initialised elements.
+    /// follow; `begin` has what their sums begin with, `acc` has `R` initialised elements.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn add_block<const R: usize>(
@@ -153,22 +161,28 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8>
         w: &[__m512i; 8],
         d: __m512,
         m: __m512,
+        begin: &[i32],
         at: usize,
         acc: &mut [MaybeUninit<[__m512; 1]>],
     ) {
         let acts = self.0.acts;
+        let mut dots = [_mm512_setzero_si512(); R];
+        for (dot, &begin) in dots.iter_mut().zip(&begin[..R]) {
+            *dot = _mm512_set1_epi32(begin);
+        }
         // SAFETY: the caller's promise.
-        let dots = unsafe { dots::<R>(w, acts.codes.as_ptr().add(at * STEP), STEP, 0..8) };
+        unsafe { add_dots(w, acts.codes.as_ptr().add(at * STEP), STEP, 0..8, &mut dots) };
         for (r, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
             // SAFETY: the caller's promise.
-            let (acc, s, sum) = unsafe {
-                let (s, sum) = (acts.scales.as_ptr().add(at + r), acts.sums.as_ptr().add(at + r));
-                (&mut acc.assume_init_mut()[0], _mm512_set1_ps(*s), _mm512_set1_epi32(*sum))
+            let (acc, s) = unsafe {
+                let s = acts.scales.as_ptr().add(at + r);
+                (&mut acc.assume_init_mut()[0], _mm512_set1_ps(*s))
             };
-            let shift = _mm512_mullo_epi32(sum, _mm512_set1_epi32(OFFSET));
-            let dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot, shift));
+            let dot = _mm512_cvtepi32_ps(dot);
             *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), dot, *acc);
             if OFFSET == 0 {
+                // SAFETY: the caller's promise.
+                let sum = _mm512_set1_epi32(unsafe { *acts.sums.as_ptr().add(at + r) });
                 *acc = _mm512_fmadd_ps(_mm512_mul_ps(m, s), _mm512_cvtepi32_ps(sum), *acc);
             }
         }
@@ -193,13 +207,13 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
         let tile_start = job.w.tile(tile).as_ptr();
         let mut acc = sums::<1, R>(count);
         let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
+        for isum in &mut isum[..count] {
+            isum.write(_mm512_setzero_si512());
+        }
         let scale_bytes = scale_bytes(SUB, OFFSET == 0);
         let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
         for block in 0..job.acts.k / 256 {
             let at = block * job.acts.m + rows.start;
-            for isum in &mut isum[..count] {
-                isum.write(_mm512_setzero_si512());
-            }
             // SAFETY: block and rows lie within the tile and the activations; `isum` and `acc` are
             // initialised up to `count`.
             unsafe {
@@ -221,7 +235,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
                         Self::add_step::<1>(&w, scale, q.add(256 * r), &mut isum[r..r + 1]);
                     }
                 }
-                self.add_block(scales, at, &isum[..count], &mut acc[..count]);
+                self.add_block(scales, at, &mut isum[..count], &mut acc[..count]);
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
@@ -246,8 +260,9 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
     ) {
         for (half, &scale) in scale[..32 / SUB].iter().enumerate() {
             let groups = half * SUB / 4..(half + 1) * SUB / 4;
+            let mut dots = [_mm512_setzero_si512(); R];
             // SAFETY: the caller's promise.
-            let dots = unsafe { dots::<R>(w, q, 256, groups) };
+            unsafe { add_dots(w, q, 256, groups, &mut dots) };
             for (isum, dot) in isum.iter_mut().zip(dots) {
                 // SAFETY: the caller's promise.
                 let isum = unsafe { isum.assume_init_mut() };
@@ -285,7 +300,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
         }
     }
 
-    /// What the sums of x are multiplied by: 16 pairs of minima, or of scales under an offset.
+    /// What the sums of x are multiplied by: 16 pairs of minima, or of what an offset takes away.
     ///
     /// # Safety
     /// `scales` points to the scale bytes of a record, and there is such a pair.
@@ -295,7 +310,8 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
         // SAFETY: the caller's promise.
         unsafe {
             if OFFSET != 0 {
-                return Self::scale_pairs(scales.add(32 * pair));
+                let pairs = Self::scale_pairs(scales.add(32 * pair));
+                return _mm512_mullo_epi16(pairs, _mm512_set1_epi16(-OFFSET as i16));
             }
             let at = if SUB == 32 { 128 } else { 0 };
             let bytes = _mm256_loadu_si256(scales.add(at + 32 * pair).cast());
@@ -307,7 +323,8 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
         }
     }
 
-    /// Ends a block: subtracts offsets or minima and adds the block to the float sums.
+    /// Ends a block: subtracts offsets or minima and adds the block to the float sums. The integer
+    /// sums are zero again.
     ///
     /// # Safety
     /// `scales` are the scale bytes of the record, `at` is the index of the block in the
@@ -318,7 +335,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
         &self,
         scales: *const u8,
         at: usize,
-        isum: &[MaybeUninit<__m512i>],
+        isum: &mut [MaybeUninit<__m512i>],
         acc: &mut [MaybeUninit<[__m512; 1]>],
     ) {
         let acts = self.0.acts;
@@ -331,18 +348,18 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
             }
             let (d, dmin) = (halves(scales.sub(HEAD)), halves(scales.sub(HEAD - 32)));
             let first_sum = if SUB == 32 { 16 } else { 0 };
-            for (r, (isum, acc)) in isum.iter().zip(acc).enumerate() {
-                let (isum, acc) = (isum.assume_init_read(), &mut acc.assume_init_mut()[0]);
+            for (r, (place, acc)) in isum.iter_mut().zip(acc).enumerate() {
+                let (isum, acc) = (place.assume_init_read(), &mut acc.assume_init_mut()[0]);
+                place.write(_mm512_setzero_si512());
                 let s = _mm512_set1_ps(*acts.scales.as_ptr().add(at + r));
                 let sums =
                     acts.sub_sums.as_ptr().add((at + r) * SUB_SUMS + first_sum).cast::<i32>();
-                let mut msum = _mm512_setzero_si512();
+                let mut msum = if OFFSET == 0 { _mm512_setzero_si512() } else { isum };
                 for (pair, mins) in mins[..pairs].iter().enumerate() {
                     let two = _mm512_set1_epi32(sums.add(pair).read_unaligned());
                     msum = _mm512_dpwssd_epi32(msum, *mins, two);
                 }
-                let shift = _mm512_mullo_epi32(msum, _mm512_set1_epi32(OFFSET));
-                let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(isum, shift));
+                let sum = _mm512_cvtepi32_ps(if OFFSET == 0 { isum } else { msum });
                 *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), sum, *acc);
                 if OFFSET == 0 {
                     let msum = _mm512_cvtepi32_ps(msum);
@@ -353,20 +370,20 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
     }
 }
 
-/// Sums of `R` rows over some groups of a step: codes of W times the codes at `q`, the rows
-/// `stride` apart.
+/// Adds to the sums of `R` rows, over some groups of a step: codes of W times the codes at `q`, the
+/// rows `stride` apart.
 ///
 /// # Safety
 /// `q` points to 32 codes of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn dots<const R: usize>(
+unsafe fn add_dots<const R: usize>(
     w: &[__m512i; 8],
     q: *const i8,
     stride: usize,
     groups: Range<usize>,
-) -> [__m512i; R] {
-    let mut dots = [_mm512_setzero_si512(); R];
+    dots: &mut [__m512i; R],
+) {
     for g in groups {
         for (r, dot) in dots.iter_mut().enumerate() {
             // SAFETY: four codes within the 32 of a row.
@@ -374,7 +391,6 @@ unsafe fn dots<const R: usize>(
             *dot = _mm512_dpbusd_epi32(*dot, w[g], _mm512_set1_epi32(four));
         }
     }
-    dots
 }
 
 /// The groups of a step as bytes: codes, or levels where the offset is that of a book.
