@@ -4,7 +4,7 @@
 
 use super::run_pieces;
 use crate::pool::Parts;
-use crate::simd::{self, Kernel, Simd, run, softcaps};
+use crate::simd::{self, Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
 
 /// `x = cap * tanh(x / cap)`, element by element; `cap` is positive.
@@ -37,8 +37,10 @@ impl Kernel for Piece<'_> {
         let (vectors, tail) = self.x.as_chunks_mut::<LANES>();
         simd::softcap(simd, vectors, self.cap);
         if !tail.is_empty() {
-            let [y] = softcaps(simd, [simd.load_part(tail, 0.0)], self.cap);
-            simd.store_part(y, tail);
+            let mut last = [0.0; LANES];
+            last[..tail.len()].copy_from_slice(tail);
+            simd::softcap(simd, std::slice::from_mut(&mut last), self.cap);
+            tail.copy_from_slice(&last[..tail.len()]);
         }
     }
 }

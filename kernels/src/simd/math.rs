@@ -68,21 +68,26 @@ pub(crate) const EXPS: usize = 4;
 pub(crate) fn softcap<S: Simd>(simd: S, x: &mut [[f32; LANES]], cap: f32) {
     let (many, rest) = x.as_chunks_mut::<EXPS>();
     for vectors in many {
-        let capped = softcaps(simd, vectors.each_ref().map(|x| simd.load(x)), cap);
-        capped.into_iter().zip(vectors).for_each(|(y, x)| simd.store(y, x));
+        softcaps(simd, vectors, cap);
     }
-    for x in rest {
-        let [y] = softcaps(simd, [simd.load(x)], cap);
-        simd.store(y, x);
+    for vectors in rest.as_chunks_mut::<1>().0 {
+        softcaps(simd, vectors, cap);
     }
 }
 
 /// [`softcap`] of N vectors side by side.
 #[inline(always)]
-pub(crate) fn softcaps<S: Simd, const N: usize>(simd: S, x: [S::V; N], cap: f32) -> [S::V; N] {
-    let (one, slope) = (simd.splat(1.0), simd.splat(-2.0 / cap));
-    let e = exps(simd, x.map(|x| simd.mul(x, slope)));
-    e.map(|e| simd.mul(simd.splat(cap), simd.div(simd.sub(one, e), simd.add(one, e))))
+fn softcaps<S: Simd, const N: usize>(simd: S, x: &mut [[f32; LANES]; N], cap: f32) {
+    let (one, slope, cap) = (simd.splat(1.0), simd.splat(-2.0 / cap), simd.splat(cap));
+    let mut e = [one; N];
+    for i in 0..N {
+        e[i] = simd.mul(simd.load(&x[i]), slope);
+    }
+    let e = exps(simd, e);
+    for i in 0..N {
+        let tanh = simd.div(simd.sub(one, e[i]), simd.add(one, e[i]));
+        simd.store(simd.mul(cap, tanh), &mut x[i]);
+    }
 }
 
 /// The nearest integers, ties to even, of numbers that fit an i16: adding 1.5 * 2^23 leaves them in
