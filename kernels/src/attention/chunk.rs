@@ -151,7 +151,7 @@ impl<E: Number> Form for E {
             while line < lines {
                 let groups = groups.clone();
                 line += match lines - line {
-                    9.. if S::WIDE => scores::<S, E, 16, 1>(simd, chunk, q, line, groups, out),
+                    13.. if S::WIDE => scores::<S, E, 16, 1>(simd, chunk, q, line, groups, out),
                     5.. if S::WIDE => scores::<S, E, 8, 2>(simd, chunk, q, line, groups, out),
                     6 | 11.. => scores::<S, E, 6, 1>(simd, chunk, q, line, groups, out),
                     5 | 9.. => scores::<S, E, 5, 1>(simd, chunk, q, line, groups, out),
@@ -174,7 +174,7 @@ impl<E: Number> Form for E {
             while line < lines {
                 let vectors = vectors.clone();
                 line += match lines - line {
-                    9.. if S::WIDE => values::<S, E, 16, 1>(simd, chunk, w, line, vectors, out),
+                    13.. if S::WIDE => values::<S, E, 16, 1>(simd, chunk, w, line, vectors, out),
                     5.. if S::WIDE => values::<S, E, 8, 2>(simd, chunk, w, line, vectors, out),
                     6 | 11.. => values::<S, E, 6, 1>(simd, chunk, w, line, vectors, out),
                     5 | 9.. => values::<S, E, 5, 1>(simd, chunk, w, line, vectors, out),
