@@ -50,7 +50,8 @@ other() { # name, round, seed: what was asked before would be cached
 }
 if [ "${WARM:-0}" -gt 0 ]; then
     "$hearth" bench serve --url "$url/v1" --api-key sk-greedy --clients 30 --duration "$WARM" \
-        --prompt-tokens 600 -n 2 --ignore-eos --seed 77 >/dev/null 2>&1
+        --prompt-tokens 600 -n 2 --ignore-eos --seed 77 >"$folder/said" 2>&1 \
+        || { cat "$folder/said" >&2; exit 1; }
 fi
 for round in $(seq "$rounds"); do
     other alone "$round" "$round"

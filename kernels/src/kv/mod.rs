@@ -436,7 +436,9 @@ impl Number for u8 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[u8; LANES]) -> S::V {
         let mut wide = [0.0; LANES];
-        wide.iter_mut().zip(x).for_each(|(wide, byte)| *wide = fp8::to_f32(*byte));
+        for (wide, byte) in wide.iter_mut().zip(x) {
+            *wide = fp8::to_f32(*byte);
+        }
         simd.load(&wide)
     }
 }
