@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         target_itl: Duration::from_millis(100),
         queue_timeout: None,
         kv_dtype: named.unwrap_or_default(),
+        kv_prefault: false,
     };
     let model = registry::open(hearth_models::open(Path::new(model))?)?;
     let model = model.load_alone(&compute, &options)?;

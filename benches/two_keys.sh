@@ -6,15 +6,13 @@
 #
 # A round asks with the second key alone, then again while the first key always has two hundred
 # requests under way. The second key is one client that thinks between its questions. A ratio is the
-# median of those of the rounds.
+# median of those of the rounds. Where a host has to find memory that is used for the first time,
+# --kv-prefault keeps that out of the figures (see RESULTS.md).
 #
 #   ROUNDS=5          rounds
 #   SECONDS_EACH=30   seconds of each measurement
 #   THINK=0.5         seconds that the second key thinks on average
 #   GREEDY=200        requests of the first key under way
-#   WARM=0            seconds of prompts before, until memory of keys and values was all used once:
-#                     what is used for the first time is zeroed, and costs more than it computes
-#                     where a host has to find it (see RESULTS.md; with --memory-budget it is soon)
 #   PROMPT=200 N=40   tokens of a prompt and of an answer of the second key
 #   GREEDY_PROMPT=300 GREEDY_N=200   the same of the first key
 set -euo pipefail
@@ -48,11 +46,6 @@ other() { # name, round, seed: what was asked before would be cached
         --seed "$3" --json "$folder/$1-$2.json" >"$folder/said" 2>&1 \
         || { cat "$folder/said" >&2; exit 1; }
 }
-if [ "${WARM:-0}" -gt 0 ]; then
-    "$hearth" bench serve --url "$url/v1" --api-key sk-greedy --clients 30 --duration "$WARM" \
-        --prompt-tokens 600 -n 2 --ignore-eos --seed 77 >"$folder/said" 2>&1 \
-        || { cat "$folder/said" >&2; exit 1; }
-fi
 for round in $(seq "$rounds"); do
     other alone "$round" "$round"
     "$hearth" bench serve --url "$url/v1" --api-key sk-greedy --clients "$greedy" \

@@ -105,6 +105,8 @@ pub struct PlanOptions {
     pub queue_timeout: Option<Duration>,
     /// Element type of KV.
     pub kv_dtype: KvDType,
+    /// Its memory is taken at the start.
+    pub kv_prefault: bool,
 }
 
 /// Which models are in memory, and when; `registry` sees to it.
@@ -207,7 +209,10 @@ impl RawConfig {
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
-            plan: plan(&engine, &capacity, kv_dtype)?,
+            plan: PlanOptions {
+                kv_prefault: server.kv_prefault.unwrap_or(false),
+                ..plan(&engine, &capacity, kv_dtype)?
+            },
             memory: memory_options(memory)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
             send_timeout: seconds("--send-timeout-s", server.send_timeout_s, 60)?,
@@ -239,6 +244,7 @@ fn plan(
         target_itl: Duration::from_millis(target_itl_ms as u64),
         queue_timeout: queue_timeout_s.map(|s| Duration::from_secs(s as u64)),
         kv_dtype,
+        kv_prefault: false,
     })
 }
 

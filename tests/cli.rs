@@ -169,7 +169,7 @@ fn commands_have_the_flags_that_mean_something_to_them() {
     ];
     let servers = "--alias --host --port --data-dir --api-key --body-limit-mb --lenient-fields \
         --log-format --tls-cert --tls-key --model-alias --lora-dir --lora-memory --insecure \
-        --cors-origin --files-quota-gb --kv-store --kv-store-size --send-timeout-s \
+        --cors-origin --files-quota-gb --kv-store --kv-store-size --kv-prefault --send-timeout-s \
         --store-days";
     let servers = servers.split_whitespace().map(|flag| (flag, "serve"));
     let flags: Vec<(&str, &str)> = shared.into_iter().chain(servers).collect();

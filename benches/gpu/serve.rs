@@ -50,6 +50,7 @@ pub fn run(subject: Subject<'_>) -> Result<(), Failure> {
         block_len: BLOCK_LEN,
         target_itl: TARGET_ITL,
         queue_timeout: None,
+        kv_prefault: false,
     };
     let (engine, running) = hearth::engine::spawn(
         Box::new(model),

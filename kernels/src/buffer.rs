@@ -19,8 +19,9 @@ use bytemuck::Pod;
 const ALIGN: usize = 64;
 /// Size of a huge page.
 const HUGE: usize = 2 << 20;
-/// Steps in which buffers are staggered: units of keys and values do not straddle more pages so.
-const PAGE: usize = 4 << 10;
+/// Steps in which buffers are staggered: units of keys and values do not straddle more pages so. No
+/// page of a system is smaller.
+pub(crate) const PAGE: usize = 4 << 10;
 /// Smaller buffers come from the allocator, which may keep what is given back; others are mappings
 /// of their own, so a model that leaves gives all its memory back.
 const MAPPED: usize = 256 << 10;

@@ -194,6 +194,17 @@ pub struct ServerArgs {
     /// Size of that folder; what was not used longest goes first (default: 10G).
     #[arg(long, env = "HEARTH_KV_STORE_SIZE")]
     pub kv_store_size: Option<String>,
+    /// Take the memory of keys and values at the start, all that the budget gives, and not as it is
+    /// first used: steps are even from the first one on (default: no).
+    #[arg(
+        long,
+        env = "HEARTH_KV_PREFAULT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub kv_prefault: Option<bool>,
     /// Key that clients must send, besides those of `hearth keys`; repeat for several. Without any
     /// key at all, anyone who reaches the port may ask.
     #[arg(long, env = "HEARTH_API_KEY", hide_env_values = true)]
@@ -299,6 +310,7 @@ impl RawConfig {
                 data_dir: server.data_dir.or(file.server.data_dir),
                 kv_store: server.kv_store.or(file.server.kv_store),
                 kv_store_size: server.kv_store_size.or(file.server.kv_store_size),
+                kv_prefault: server.kv_prefault.or(file.server.kv_prefault),
                 api_key: list(server.api_key, file.server.api_key),
                 insecure: server.insecure.or(file.server.insecure),
                 cors_origin: list(server.cors_origin, file.server.cors_origin),
@@ -413,7 +425,7 @@ mod tests {
             data-dir = \"d\"\napi-key = \"k\"\ninsecure = true\n\
             cors-origin = \"*\"\nbody-limit-mb = 7\nfiles-quota-gb = 8\n\
             store-days = 9\nsend-timeout-s = 9\nlenient-fields = true\nlog-format = \"json\"\n\
-            kv-store = \"k\"\nkv-store-size = \"1G\"\n\
+            kv-store = \"k\"\nkv-store-size = \"1G\"\nkv-prefault = true\n\
             memory-budget = \"2G\"\nmodels-dir = \"d\"\nkeep-alive = -1\npin = \"a\"";
         assert_eq!(all.lines().count(), flags().len());
         let all = RawConfig::from_toml(all).unwrap();

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use hearth_models::{ForwardBatch, KvStore, Model};
 
 use super::handle::DraftModel;
+use super::runner::store;
 use crate::kv::BlockPool;
 use crate::scheduler::Proposal;
 use crate::types::{BlockId, SeqId, TokenId};
@@ -60,9 +61,8 @@ const CATCH_UP: usize = 128;
 impl Draft {
     pub fn new(draft: DraftModel, kv_dtype: hearth_models::KvDType) -> hearth_models::Result<Self> {
         let DraftModel { model, limits } = draft;
-        let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
         Ok(Self {
-            kv: model.kv_store(geometry)?,
+            kv: store(&*model, &limits, kv_dtype)?,
             model,
             pool: BlockPool::new(limits.kv_blocks),
             block_len: limits.block_len,

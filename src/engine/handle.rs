@@ -169,6 +169,8 @@ pub struct Limits {
     pub target_itl: Duration,
     /// A request that waited this long and was not begun is given up.
     pub queue_timeout: Option<Duration>,
+    /// Memory of keys and values is provided at the start, and not as it is first used.
+    pub kv_prefault: bool,
 }
 
 /// What guesses how answers go on. A right guess saves a step, and none changes a token. Answers

@@ -86,14 +86,27 @@ impl Logits {
     }
 }
 
+/// Where a model's keys and values go.
+pub(super) fn store(
+    model: &dyn Model,
+    limits: &Limits,
+    kv_dtype: KvDType,
+) -> Result<KvStore, hearth_models::Error> {
+    let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
+    let mut kv = model.kv_store(geometry)?;
+    if limits.kv_prefault {
+        kv.prefault()?;
+    }
+    Ok(kv)
+}
+
 impl Runner {
     pub fn new(
         model: Box<dyn Model>,
         limits: &Limits,
         kv_dtype: KvDType,
     ) -> Result<Self, hearth_models::Error> {
-        let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
-        let kv = model.kv_store(geometry)?;
+        let kv = store(&*model, limits, kv_dtype)?;
         Ok(Self {
             model,
             kv,

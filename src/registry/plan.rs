@@ -159,6 +159,7 @@ fn limits(
         block_len: BLOCK_LEN,
         target_itl: options.target_itl,
         queue_timeout: options.queue_timeout,
+        kv_prefault: options.kv_prefault,
     })
 }
 
@@ -288,6 +289,7 @@ mod tests {
             target_itl: Duration::from_millis(100),
             queue_timeout: None,
             kv_dtype: KvDType::F16,
+            kv_prefault: false,
         }
     }
 

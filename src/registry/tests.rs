@@ -31,6 +31,7 @@ fn limits() -> Limits {
         block_len: 16,
         target_itl: Duration::from_millis(100),
         queue_timeout: None,
+        kv_prefault: false,
     }
 }
 

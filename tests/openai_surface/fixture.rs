@@ -253,6 +253,7 @@ pub(crate) fn model(options: &Options) -> ServedModel {
         target_itl: Duration::from_millis(100),
         queue_timeout: options.queue_timeout,
         kv_dtype: KvDType::F32,
+        kv_prefault: false,
     };
     let file = hearth_models::open(folder.path()).expect("the fixture opens");
     let model = registry::open(file).expect("the fixture is understood");

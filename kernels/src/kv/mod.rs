@@ -16,7 +16,7 @@
 pub mod fp8;
 pub(crate) mod q8;
 
-use crate::buffer::{HugeBuf, lead};
+use crate::buffer::{HugeBuf, PAGE, lead};
 use crate::pool::Parts;
 use crate::simd::{Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
@@ -191,6 +191,11 @@ impl KvSlab {
         assert!(from.max(to) < self.shape.n_blocks, "a block outside the slab");
         let len = self.bytes() / self.shape.n_blocks;
         self.memory.copy_within(from * len..(from + 1) * len, to * len);
+    }
+
+    /// Has the system provide all pages now. Only for a slab that nothing was written to.
+    pub fn prefault(&mut self) {
+        self.memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
     }
 
     /// All tokens of a block, as they are stored.
