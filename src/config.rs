@@ -209,10 +209,7 @@ impl RawConfig {
             api_keys: server.api_key.iter().map(|key| key.trim().to_owned()).collect(),
             insecure: server.insecure.unwrap_or(false),
             cors_origins: server.cors_origin,
-            plan: PlanOptions {
-                kv_prefault: server.kv_prefault.unwrap_or(false),
-                ..plan(&engine, &capacity, kv_dtype)?
-            },
+            plan: plan(&engine, &capacity, kv_dtype, server.kv_prefault.unwrap_or(false))?,
             memory: memory_options(memory)?,
             body_limit_bytes: in_range("--body-limit-mb", server.body_limit_mb, 4, 4096)? << 20,
             send_timeout: seconds("--send-timeout-s", server.send_timeout_s, 60)?,
@@ -230,6 +227,7 @@ fn plan(
     engine: &EngineArgs,
     capacity: &CapacityArgs,
     kv_dtype: KvDType,
+    kv_prefault: bool,
 ) -> Result<PlanOptions, ConfigError> {
     let given = |option, value: Option<usize>, max| {
         value.map(|n| in_range(option, Some(n), n, max)).transpose()
@@ -244,7 +242,7 @@ fn plan(
         target_itl: Duration::from_millis(target_itl_ms as u64),
         queue_timeout: queue_timeout_s.map(|s| Duration::from_secs(s as u64)),
         kv_dtype,
-        kv_prefault: false,
+        kv_prefault,
     })
 }
 
@@ -433,6 +431,7 @@ impl Config {
             ("ctx-size", ctx),
             ("quantize", self.quantize.map_or("no", |mix| mix.name()).to_owned()),
             ("kv-dtype", plan.kv_dtype.name().to_owned()),
+            ("kv-prefault", plan.kv_prefault.to_string()),
             (
                 "speculate",
                 match &self.speculate {
