@@ -105,7 +105,7 @@ pub struct PlanOptions {
     pub queue_timeout: Option<Duration>,
     /// Element type of KV.
     pub kv_dtype: KvDType,
-    /// Its memory is taken at the start.
+    /// Its memory is taken as a model loads, not as it is first used.
     pub kv_prefault: bool,
 }
 

@@ -96,6 +96,10 @@ fn wrong_flags_are_named() {
     assert_fails(&["serve", "--port", "66000"], &["--port", "66000"]);
     assert_fails(&["serve", "--threads", "0"], &["--threads", "0"]);
     assert_fails(&["serve", "--kv-dtype", "f8"], &["--kv-dtype", "f8", "bf16"]);
+    assert_fails(
+        &["serve", "--device", "plain", "--kv-prefault"],
+        &["--kv-prefault", "--device cpu"],
+    );
     assert_fails(&["serve", "--host", "nowhere"], &["--host", "nowhere"]);
     assert_fails(&["doctor", "--device", "abacus"], &["abacus"]);
     assert_fails(&["serve", "--tensor-parallel", "0"], &["--tensor-parallel"]);

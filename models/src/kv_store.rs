@@ -2,8 +2,6 @@
 //!
 //! Who owns a block, who shares it and when it is free is the runtime's business.
 
-use std::thread;
-
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use hearth_kernels::Isa;
@@ -85,23 +83,17 @@ impl KvStore {
         }
     }
 
-    /// Has the system provide all memory of a new store now, and not as it is first written: for
-    /// steps that are even from the start. Devices have it already.
-    pub fn prefault(&mut self) -> Result<()> {
+    /// Has the system provide all memory of a new store now, and not as it is first written. On
+    /// the calling thread: others may be answering. A GPU has provided it; tensors are left to
+    /// candle ([`crate::Compute::check_kv_prefault`]).
+    pub fn prefault(&mut self) {
         match self {
-            // A layer without a thread of its own has its memory later.
-            Self::Slabs(slabs) => thread::scope(|all| {
-                for slab in slabs {
-                    let _ = thread::Builder::new().spawn_scoped(all, || slab.prefault());
-                }
-            }),
-            Self::Tensors(store) => store.clear()?,
-            Self::Ranks(stores) => stores.iter_mut().try_for_each(KvStore::prefault)?,
-            Self::Nothing => {}
+            Self::Slabs(slabs) => slabs.iter_mut().for_each(KvSlab::prefault),
+            Self::Ranks(stores) => stores.iter_mut().for_each(KvStore::prefault),
+            Self::Nothing | Self::Tensors(_) => {}
             #[cfg(feature = "cuda")]
             Self::Device(_) => {}
         }
-        Ok(())
     }
 
     /// What the bytes of a block mean, for whoever keeps them: another text, other numbers. It
@@ -240,11 +232,6 @@ impl TensorKv {
         let layers = (0..shape.layer_count).map(layer).collect::<Result<_>>()?;
         let KvGeometry { dtype, head_dim, block_len, .. } = shape;
         Ok(Self { layers, dtype, head_dim, block_len })
-    }
-
-    fn clear(&self) -> Result<()> {
-        let mut stored = self.layers.iter().flat_map(|(k, v)| [k, v]);
-        Ok(stored.try_for_each(Tensor::zero_set)?)
     }
 
     fn block_bytes(&self) -> usize {
@@ -434,7 +421,7 @@ mod tests {
                 let pattern: Vec<u8> = (0..from.block_bytes()).map(|i| (i % 59) as u8).collect();
                 from.import_block(1, &pattern).unwrap();
                 from.copy_block(1, 2).unwrap();
-                to.prefault().unwrap();
+                to.prefault();
                 let (mut left, mut came, mut blank) = (Vec::new(), Vec::new(), Vec::new());
                 from.export_block(2, &mut left).unwrap();
                 assert_eq!(left, pattern, "{dtype:?}");

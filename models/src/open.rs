@@ -193,6 +193,19 @@ impl Compute {
         }
     }
 
+    /// Refuses to take the memory of keys and values ahead of its use where that is candle's.
+    pub fn check_kv_prefault(&self) -> Result<()> {
+        match self {
+            Self::Plain(..) => {
+                let what = "the plain path does not take memory ahead of its use; leave it out, or \
+                            choose --device cpu";
+                Err(Error::Device(what.into()))
+            }
+            Self::Ranks(ranks) => ranks.iter().try_for_each(Self::check_kv_prefault),
+            _ => Ok(()),
+        }
+    }
+
     /// Memory that is free there, where that is not the machine's; on each of several.
     pub fn free_bytes(&self) -> Option<u64> {
         match self {

@@ -152,8 +152,9 @@ struct Session {
 impl Session {
     fn open(common: Common<TalkArgs>) -> Result<Self, Failure> {
         let mut config = common.validate_one()?;
-        // Nobody else asks.
+        // Nobody else asks, and memory is taken for what is asked.
         (config.plan.running_len, config.plan.queue_len) = (1, 1);
+        config.plan.kv_prefault = false; // the file may be a server's
         let registry = Arc::new(open::models(&config)?);
         let model = registry.cards().next().map(|card| card.id.clone()).unwrap_or_default();
         let adapters =

@@ -241,6 +241,9 @@ pub(super) fn compute(config: &Config) -> Result<Compute, Failure> {
     let compute = compute.divided(config.tensor_parallel);
     let compute = compute.map_err(|e| format!("--tensor-parallel: {e}"))?;
     compute.check_kv(config.plan.kv_dtype).map_err(|e| format!("--kv-dtype: {e}"))?;
+    if config.plan.kv_prefault {
+        compute.check_kv_prefault().map_err(|e| format!("--kv-prefault: {e}"))?;
+    }
     Ok(compute)
 }
 

@@ -169,7 +169,7 @@ pub struct Limits {
     pub target_itl: Duration,
     /// A request that waited this long and was not begun is given up.
     pub queue_timeout: Option<Duration>,
-    /// Memory of keys and values is provided at the start, and not as it is first used.
+    /// Memory of keys and values is taken at the start, and not as it is first used.
     pub kv_prefault: bool,
 }
 

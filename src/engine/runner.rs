@@ -95,7 +95,7 @@ pub(super) fn store(
     let geometry = model.config().kv_geometry(limits.kv_blocks, limits.block_len, kv_dtype);
     let mut kv = model.kv_store(geometry)?;
     if limits.kv_prefault {
-        kv.prefault()?;
+        kv.prefault();
     }
     Ok(kv)
 }
