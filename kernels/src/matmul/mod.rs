@@ -161,8 +161,9 @@ fn run_jobs(isa: Isa, pool: &Pool, jobs: &[(Job<'_>, Cut)]) {
 
 fn run_task(isa: Isa, job: &Job, cut: &Cut, task: usize) {
     let (tiles, rows) = cut.task(task);
-    for first in tiles.clone().step_by(Cut::TILES) {
-        let tiles = first..tiles.end.min(first + Cut::TILES);
+    let together = (Cut::TILE_BYTES / job.w.tile(0).len()).max(1);
+    for first in tiles.clone().step_by(together) {
+        let tiles = first..tiles.end.min(first + together);
         for first in rows.clone().step_by(ROWS_MAX) {
             let rows = first..rows.end.min(first + ROWS_MAX);
             run(isa, job, tiles.clone(), rows);
@@ -220,8 +221,12 @@ struct Cut {
 }
 
 impl Cut {
-    /// Tiles that a kernel is given at once.
+    /// Tiles of a task come in whole multiples of this.
     const TILES: usize = 4;
+    /// Bytes of the tiles that a kernel is given at once, with some rows after the others: they
+    /// stay in the second cache, and so do those rows, while the more they are, the less often all
+    /// rows are read.
+    const TILE_BYTES: usize = 256 << 10;
     /// Tasks per thread, so that a thread that is interrupted does not hold up the others.
     const TASKS_PER_THREAD: usize = 8;
 
