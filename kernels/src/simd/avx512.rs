@@ -141,7 +141,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, line: *const u8) {
-        // Into the second cache, which waits for more lines at once than the first (some 24).
+        // Into the second cache, which waits for more lines at once than the first.
         // SAFETY: SSE is here; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
