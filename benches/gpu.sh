@@ -130,13 +130,17 @@ equality() { # suite:test, tool
 
 # All of them; those that should be there and are not are failures too.
 equalities() {
-    local sound=0 suite test all
+    local sound=0 suite test all begin
     all=$(tests)
     for suite in kernels_cuda models_cuda; do
         grep -q "^$suite:" <<<"$all" && continue
         sound=1
         echo "== $suite says nothing of its tests:" && tail -n 3 "$said/list"
         echo "| $suite | equality |  |  |  | FAILED, does not start |  |" >>"$rows"
+    done
+    for begin in $first; do
+        grep -q "^$begin" <<<"$all" && continue
+        echo "== no test begins with $begin, which is to be among the first"
     done
     for test in $all; do side_by_side "$test"; done
     wait

@@ -147,6 +147,19 @@ fn environment_is_read_and_flags_win() {
     assert_mentions(&doctor(&["doctor", "--threads", "1"]), &["threads     1"]);
 }
 
+#[test]
+fn keys_and_values_are_planned_as_the_device_keeps_them() {
+    let room = |device: &str, dtype: &str| {
+        let text = stdout_of(&["doctor", "--device", device, "--kv-dtype", dtype]);
+        let line = text.lines().find(|line| line.starts_with("keys+values"));
+        line.unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    assert_ne!(room("cpu", "q8_0"), room("cpu", "f32"));
+    for bytes in ["q8_0", "fp8"] {
+        assert_eq!(room("plain", bytes), room("plain", "f32"), "candle has no room for bytes");
+    }
+}
+
 /// A flag that a command would ignore is one that it does not have.
 #[test]
 fn commands_have_the_flags_that_mean_something_to_them() {

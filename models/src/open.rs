@@ -175,6 +175,15 @@ impl Compute {
         }
     }
 
+    /// The type whose room keys and values of a type take there: candle's have none for bytes, which
+    /// the plain path keeps as f32.
+    pub fn kv_room(&self, dtype: KvDType) -> KvDType {
+        match self.first() {
+            Self::Plain(..) if matches!(dtype, KvDType::Q8_0 | KvDType::Fp8) => KvDType::F32,
+            _ => dtype,
+        }
+    }
+
     /// Refuses to keep blocks of keys and values in files where they do not leave the device.
     pub fn check_kv_leaves(&self) -> Result<()> {
         match self {

@@ -84,7 +84,8 @@ fn model(
     }
     if let (Opened::Text(model), ModelBounds::Text(limits)) = (&offered.opened, &offered.bounds) {
         let numbers = model.file().config();
-        let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, config.plan.kv_dtype);
+        let room = compute.kv_room(config.plan.kv_dtype);
+        let kv = limits.kv_blocks as u64 * plan::block_bytes(numbers, room);
         let kv = kv * together as u64 / ranks as u64;
         writeln!(out, "\nmodel       {}", model.file().path().display())?;
         writeln!(out, "family      {}, {} layers", numbers.family, numbers.layer_count)?;

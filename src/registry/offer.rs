@@ -278,9 +278,11 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
         Some(Demand { draft, ..opened.demand(compute)? })
     });
     let demands: Vec<_> = demands.collect();
-    let limits = plan::plan(&demands, &terms.plan, terms.budget_bytes, others);
+    let kv_dtype = compute.kv_room(terms.plan.kv_dtype);
+    let options = PlanOptions { kv_dtype, ..terms.plan.clone() };
+    let limits = plan::plan(&demands, &options, terms.budget_bytes, others);
     let bytes = |(demand, limits): (&Demand<'_>, Result<Limits, _>)| {
-        limits.map(|limits| (plan::bytes(demand, &terms.plan, &limits), limits))
+        limits.map(|limits| (plan::bytes(demand, &options, &limits), limits))
     };
     let mut planned = demands.iter().zip(limits).map(bytes).collect::<Vec<_>>().into_iter();
     let finish = |one: Result<(String, Place, Opened, Option<OpenModel>), _>| {
