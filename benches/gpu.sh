@@ -41,7 +41,7 @@ rows=$scratch/rows said=${OUT:-$scratch}
 
 # Suites and beginnings of names of tests, in the order in which they run; then all others.
 first="
-kernels_cuda:experts:: kernels_cuda:attention:: models_cuda:cuda::experts
+kernels_cuda:experts:: kernels_cuda:attention::
 kernels_cuda:overlap:: kernels_cuda:graph:: kernels_cuda:sampling::
 kernels_cuda:rows:: models_cuda:cuda::tables_of_rotations_grow
 models_cuda:cuda::passes_ahead models_cuda:cuda::chosen_tokens models_cuda:cuda::kept_rows

@@ -175,8 +175,8 @@ impl Compute {
         }
     }
 
-    /// The type whose room keys and values of a type take there: candle's have none for bytes, which
-    /// the plain path keeps as f32.
+    /// The type whose room keys and values of a type take there: candle's have none for bytes,
+    /// which the plain path keeps as f32.
     pub fn kv_room(&self, dtype: KvDType) -> KvDType {
         match self.first() {
             Self::Plain(..) if matches!(dtype, KvDType::Q8_0 | KvDType::Fp8) => KvDType::F32,

@@ -279,7 +279,7 @@ pub fn offer(wanted: Vec<Wanted>, terms: &Terms) -> Vec<Result<Offered, Refused>
     });
     let demands: Vec<_> = demands.collect();
     let kv_dtype = compute.kv_room(terms.plan.kv_dtype);
-    let options = PlanOptions { kv_dtype, ..terms.plan.clone() };
+    let options = PlanOptions { kv_dtype, ..terms.plan };
     let limits = plan::plan(&demands, &options, terms.budget_bytes, others);
     let bytes = |(demand, limits): (&Demand<'_>, Result<Limits, _>)| {
         limits.map(|limits| (plan::bytes(demand, &options, &limits), limits))
