@@ -161,7 +161,7 @@ fn run_jobs(isa: Isa, pool: &Pool, jobs: &[(Job<'_>, Cut)]) {
 
 fn run_task(isa: Isa, job: &Job, cut: &Cut, task: usize) {
     let (tiles, rows) = cut.task(task);
-    let together = (Cut::TILE_BYTES / job.w.tile(0).len()).max(1);
+    let together = (Cut::TILE_BYTES / job.w.tile(0).len().max(1)).max(1);
     for first in tiles.clone().step_by(together) {
         let tiles = first..tiles.end.min(first + together);
         for first in rows.clone().step_by(ROWS_MAX) {
