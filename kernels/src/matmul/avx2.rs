@@ -25,7 +25,7 @@ use prepare::prepare;
 const SIGNED: i32 = 128;
 
 /// Distances of prefetches, in bytes. A single row, bound by memory, asks for lines in the second
-/// cache, which waits for more of them at once than the first (the time of six bits is 13 to 18 %
+/// cache, which waits for more of them at once than the first (the time of six bits is 10 to 18 %
 /// less); many rows, which are slower than memory here, want them in the first (4 to 8 %).
 const FAR: usize = 6144;
 const NEAR: usize = 4096;

@@ -161,7 +161,8 @@ fn run_jobs(isa: Isa, pool: &Pool, jobs: &[(Job<'_>, Cut)]) {
 
 fn run_task(isa: Isa, job: &Job, cut: &Cut, task: usize) {
     let (tiles, rows) = cut.task(task);
-    let together = (Cut::TILE_BYTES / job.w.tile(0).len().max(1)).max(1);
+    let four = (Cut::TILES * job.w.tile(0).len()).max(1);
+    let together = Cut::TILES * (Cut::TILE_BYTES / four).max(1);
     for first in tiles.clone().step_by(together) {
         let tiles = first..tiles.end.min(first + together);
         for first in rows.clone().step_by(ROWS_MAX) {
@@ -221,9 +222,10 @@ struct Cut {
 }
 
 impl Cut {
-    /// Tiles of a task come in whole multiples of this.
+    /// Tiles of a task, and those that a kernel is given at once, come in whole multiples of this:
+    /// kernels of floats take several side by side.
     const TILES: usize = 4;
-    /// Bytes of the tiles that a kernel is given at once, with some rows after the others: they
+    /// Bytes of the tiles that a kernel is given at once, where [`Cut::TILES`] are no more: they
     /// stay in the second cache, and so do those rows, while the more they are, the less often all
     /// rows are read.
     const TILE_BYTES: usize = 256 << 10;
