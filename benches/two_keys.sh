@@ -6,8 +6,7 @@
 #
 # A round asks with the second key alone, then again while the first key always has two hundred
 # requests under way. The second key is one client that thinks between its questions. A ratio is the
-# median of those of the rounds. Where a host has to find memory that is used for the first time,
-# --kv-prefault keeps that out of the figures (see RESULTS.md).
+# median of those of the rounds.
 #
 #   ROUNDS=5          rounds
 #   SECONDS_EACH=30   seconds of each measurement

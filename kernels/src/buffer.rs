@@ -9,6 +9,7 @@
 //! Deliberately absent: growth, and any guarantee that the system grants huge pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -21,7 +22,7 @@ const ALIGN: usize = 64;
 const HUGE: usize = 2 << 20;
 /// Steps in which buffers are staggered: units of keys and values do not straddle more pages so. No
 /// page of a system is smaller.
-pub(crate) const PAGE: usize = 4 << 10;
+const PAGE: usize = 4 << 10;
 /// Smaller buffers come from the allocator, which may keep what is given back; others are mappings
 /// of their own, so a model that leaves gives all its memory back.
 const MAPPED: usize = 256 << 10;
@@ -72,6 +73,18 @@ impl<T: Pod> HugeBuf<T> {
             NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)).cast()
         };
         HugeBuf { start, len, lead, owned: PhantomData }
+    }
+}
+
+impl HugeBuf<u8> {
+    /// Has the system provide memory from byte `from` on, to `until` and a little beyond at most,
+    /// of one huge page; where that ends. What is stored stays.
+    pub fn provide(&mut self, from: usize, until: usize) -> usize {
+        let page_end = (self.lead + from + 1).next_multiple_of(HUGE) - self.lead;
+        let end = until.min(page_end).next_multiple_of(PAGE).min(self.len);
+        // Written, for what is only read may be one page of zeroes that many share.
+        self[from..end].iter_mut().step_by(PAGE).for_each(|byte| *byte = black_box(*byte));
+        end
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Who owns a block, who shares it and when it is free is the runtime's business.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use hearth_kernels::Isa;
 use hearth_kernels::kv::{KvShape, KvSlab, fp8};
+use hearth_kernels::{Isa, Pool};
 
 use crate::{Error, Result};
 
@@ -56,8 +58,8 @@ impl KvGeometry {
 pub enum KvStore {
     /// Nothing is stored: every sequence must be whole in its batch (training, scoring).
     Nothing,
-    /// The fused CPU path: one slab a layer.
-    Slabs(Vec<KvSlab>),
+    /// The fused CPU path: one slab a layer, and who computes with them.
+    Slabs(Vec<KvSlab>, Arc<Pool>),
     /// The plain path.
     Tensors(TensorKv),
     /// Of every rank of a divided model, in their order.
@@ -72,7 +74,7 @@ impl KvStore {
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
         match self {
             Self::Nothing => Ok(()),
-            Self::Slabs(slabs) => {
+            Self::Slabs(slabs, _) => {
                 slabs.iter_mut().for_each(|slab| slab.copy_block(from, to));
                 Ok(())
             }
@@ -83,12 +85,35 @@ impl KvStore {
         }
     }
 
-    /// Has the system provide all memory of a new store now, and not as it is first written. On
-    /// the calling thread: others may be answering. A GPU has provided it; tensors are left to
-    /// candle ([`crate::Compute::check_kv_prefault`]).
+    /// Has the system provide memory of the first `blocks` blocks now, and not as they are first
+    /// written: one huge page for each thread. False when they have all. A GPU has provided it;
+    /// tensors are left to candle ([`crate::Compute::check_kv_prefault`]).
+    pub fn provide(&mut self, blocks: usize) -> bool {
+        match self {
+            Self::Slabs(slabs, pool) => {
+                let lacking = slabs.iter_mut().filter(|slab| slab.lacks(blocks)).map(Mutex::new);
+                let lacking: Vec<_> = lacking.take(pool.threads()).collect();
+                let provide = |i: usize| {
+                    lacking[i].lock().unwrap_or_else(PoisonError::into_inner).provide(blocks);
+                };
+                pool.run(lacking.len(), &provide);
+                !lacking.is_empty()
+            }
+            Self::Ranks(stores) => stores.iter_mut().any(|store| store.provide(blocks)),
+            Self::Nothing | Self::Tensors(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => false,
+        }
+    }
+
+    /// The same for all blocks, by the calling thread alone: others may be answering.
     pub fn prefault(&mut self) {
         match self {
-            Self::Slabs(slabs) => slabs.iter_mut().for_each(KvSlab::prefault),
+            Self::Slabs(slabs, _) => slabs.iter_mut().for_each(|slab| {
+                while slab.lacks(usize::MAX) {
+                    slab.provide(usize::MAX);
+                }
+            }),
             Self::Ranks(stores) => stores.iter_mut().for_each(KvStore::prefault),
             Self::Nothing | Self::Tensors(_) => {}
             #[cfg(feature = "cuda")]
@@ -102,7 +127,7 @@ impl KvStore {
     pub fn layout(&self) -> Option<String> {
         match self {
             Self::Nothing | Self::Ranks(_) => None,
-            Self::Slabs(slabs) => {
+            Self::Slabs(slabs, _) => {
                 let (shape, isa) = (slabs.first()?.shape(), Isa::best().name());
                 let KvShape { n_blocks: _, block_len, n_kv_heads, head_dim } = shape;
                 let kv_type = slabs[0].kv_type().name();
@@ -129,7 +154,7 @@ impl KvStore {
     pub fn block_bytes(&self) -> usize {
         match self {
             Self::Nothing | Self::Ranks(_) => 0,
-            Self::Slabs(slabs) => slabs.iter().map(|slab| slab.block(0).len()).sum(),
+            Self::Slabs(slabs, _) => slabs.iter().map(|slab| slab.block(0).len()).sum(),
             Self::Tensors(store) => store.block_bytes(),
             #[cfg(feature = "cuda")]
             Self::Device(_) => 0,
@@ -142,7 +167,7 @@ impl KvStore {
     /// Blocks do not leave this store.
     pub fn export_block(&self, block: u32, out: &mut Vec<u8>) -> Result<()> {
         match self {
-            Self::Slabs(slabs) => {
+            Self::Slabs(slabs, _) => {
                 slabs.iter().for_each(|slab| out.extend_from_slice(slab.block(block)));
                 Ok(())
             }
@@ -161,7 +186,7 @@ impl KvStore {
             return Err(Error::Batch(format!("{} bytes are no block of KV", bytes.len())));
         }
         match self {
-            Self::Slabs(slabs) => {
+            Self::Slabs(slabs, _) => {
                 let mut rest = bytes;
                 for slab in slabs {
                     let place = slab.block_mut(block);
@@ -196,7 +221,7 @@ impl KvStore {
     /// The slab of one layer, for the fused path.
     pub(crate) fn slab(&mut self, layer: usize) -> Result<&mut KvSlab> {
         match self {
-            Self::Slabs(slabs) => Ok(&mut slabs[layer]),
+            Self::Slabs(slabs, _) => Ok(&mut slabs[layer]),
             _ => Err(Error::Batch("this KV store was made for another backend".into())),
         }
     }
@@ -355,123 +380,4 @@ fn as_fp8(rows: &Tensor) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-mod tests {
-    use hearth_kernels::Pool;
-
-    use super::*;
-
-    #[test]
-    fn a_copied_block_holds_the_same_tokens() {
-        let shape = KvShape { n_blocks: 3, block_len: 32, n_kv_heads: 2, head_dim: 5 };
-        let row = |token: u32| [token as f32; 10];
-        for kv_type in KvDType::ALL {
-            let mut store = KvStore::Slabs(vec![KvSlab::new(shape, kv_type)]);
-            let KvStore::Slabs(slabs) = &mut store else { unreachable!() };
-            let pool = Pool::new(1);
-            (0..64).for_each(|slot| slabs[0].write(&pool, &row(slot), &row(slot + 100), &[slot]));
-            store.copy_block(1, 2).unwrap();
-            let KvStore::Slabs(slabs) = &store else { unreachable!() };
-            for slot in 32..64 {
-                let (mut k, mut v) = (row(0), row(0));
-                slabs[0].read(slot + 32, &mut k, &mut v);
-                let off = if kv_type == KvDType::Fp8 { 1.0 / 16.0 } else { 1e-6 };
-                let near = |got: [f32; 10], want: u32| {
-                    got.iter().all(|x| (x - want as f32).abs() <= off * want as f32)
-                };
-                assert!(near(k, slot) && near(v, slot + 100), "{kv_type:?}: {k:?} {v:?}");
-            }
-        }
-        let geometry = KvGeometry {
-            layer_count: 1,
-            block_count: 3,
-            block_len: 4,
-            kv_head_count: 1,
-            head_dim: 2,
-            dtype: KvDType::F32,
-        };
-        let mut tensors = TensorKv::new(geometry, &Device::Cpu).unwrap();
-        let rows = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((4, 2)).unwrap();
-        tensors.layers[0].0.slice_set(&rows, 0, 4).unwrap();
-        tensors.copy_block(1, 2).unwrap();
-        let copied = tensors.layers[0].0.narrow(0, 8, 4).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(copied, rows.to_vec2::<f32>().unwrap());
-    }
-
-    /// A block that leaves one store enters another of the same layout bit by bit, and no other.
-    #[test]
-    fn a_block_comes_back_as_it_left() {
-        let geometry = |dtype, layer_count| KvGeometry {
-            layer_count,
-            block_count: 3,
-            block_len: 16,
-            kv_head_count: 2,
-            head_dim: 5,
-            dtype,
-        };
-        let tensors = |g| KvStore::Tensors(TensorKv::new(g, &Device::Cpu).unwrap());
-        let slabs = |g: KvGeometry| {
-            let slab = |_| KvSlab::new(g.slab_shape(), g.dtype);
-            KvStore::Slabs((0..g.layer_count).map(slab).collect())
-        };
-        let mut layouts = Vec::new();
-        for dtype in KvDType::ALL {
-            let stores: [&dyn Fn(KvGeometry) -> KvStore; 2] = [&tensors, &slabs];
-            for make in stores {
-                let [mut from, mut to] = [(); 2].map(|()| make(geometry(dtype, 2)));
-                let pattern: Vec<u8> = (0..from.block_bytes()).map(|i| (i % 59) as u8).collect();
-                from.import_block(1, &pattern).unwrap();
-                from.copy_block(1, 2).unwrap();
-                to.prefault();
-                let (mut left, mut came, mut blank) = (Vec::new(), Vec::new(), Vec::new());
-                from.export_block(2, &mut left).unwrap();
-                assert_eq!(left, pattern, "{dtype:?}");
-                to.import_block(0, &left).unwrap();
-                to.export_block(0, &mut came).unwrap();
-                assert_eq!(came, pattern, "{dtype:?}");
-                to.export_block(1, &mut blank).unwrap();
-                assert!(blank.iter().all(|b| *b == 0), "a neighbour has changed");
-                assert!(to.import_block(0, &left[1..]).is_err());
-                layouts
-                    .extend([from.layout().unwrap(), make(geometry(dtype, 3)).layout().unwrap()]);
-            }
-        }
-        let count = layouts.len();
-        layouts.sort();
-        layouts.dedup();
-        assert_eq!(layouts.len(), count, "{layouts:?}");
-        assert!(KvStore::Nothing.export_block(0, &mut Vec::new()).is_err());
-    }
-
-    /// What the fused path's slab does with numbers that its type cannot hold.
-    #[test]
-    fn tensors_narrow_as_slabs_do() {
-        let row = [1e9f32, -1e9, f32::MAX, f32::NAN, f32::INFINITY, 0.1, -0.0, 65_504.0];
-        let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 2, head_dim: 4 };
-        let calm = [0.3f32, -0.7, 1e-31, 0.004, 0.35, -0.0, 0.7, 0.69];
-        for (ours, row) in KvDType::ALL.into_iter().flat_map(|t| [(t, row), (t, calm)]) {
-            let (mut k, mut v) = ([0.0; 8], [0.0; 8]);
-            let mut slab = KvSlab::new(shape, ours);
-            slab.write(&hearth_kernels::Pool::new(1), &row, &row, &[3]);
-            slab.read(3, &mut k, &mut v);
-            let candles = stored_as(ours, true).unwrap();
-            let stored = Tensor::zeros((16, row.len()), candles, &Device::Cpu).unwrap();
-            let head_dim = shape.head_dim;
-            let store = LayerKv { k: &stored, v: &stored, dtype: ours, head_dim, block_len: 16 };
-            let rows = Tensor::new(&[row], &Device::Cpu).unwrap();
-            let got = store.narrow(&rows).unwrap().to_dtype(DType::F32).unwrap();
-            let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let same = got.iter().zip(&k).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
-            assert!(same, "{ours:?}: {got:?}, the slab has {k:?}");
-        }
-    }
-
-    #[test]
-    fn bytes_are_refused_where_they_would_not_be_bytes() {
-        for dtype in KvDType::ALL {
-            let refused = stored_as(dtype, false).err().map(|e| e.to_string());
-            let bytes = matches!(dtype, KvDType::Q8_0 | KvDType::Fp8);
-            assert_eq!(refused.is_some(), bytes, "{dtype:?}");
-            assert!(refused.is_none_or(|e| e.contains(dtype.name()) && e.contains("f16")));
-        }
-    }
-}
+mod tests;

@@ -71,6 +71,12 @@ impl Draft {
         })
     }
 
+    /// Has the system provide pages of memory for so many blocks beyond those that were ever in
+    /// use; false when they have all.
+    pub fn provide(&mut self, ahead: usize) -> bool {
+        self.kv.provide(self.pool.reached() + ahead)
+    }
+
     /// Guesses for answers. `choose` picks the token so many places ahead out of its logits, as the
     /// answer itself will. A guess has to be right more often than `price`.
     pub fn propose(

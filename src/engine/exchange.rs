@@ -127,12 +127,13 @@ impl Engine {
         taken
     }
 
-    /// The next command, or whether no more will come. Meanwhile what is worth a file goes there.
+    /// The next command, or whether no more will come. Meanwhile what is worth a file goes there,
+    /// and memory is asked for.
     pub(super) fn idle(&mut self) -> Result<Command, bool> {
         loop {
             // Before it is asked what failed: what fails after that is still on its way here.
             let sent = self.sent_count();
-            let kept = catch_unwind(AssertUnwindSafe(|| self.keep_one()));
+            let kept = catch_unwind(AssertUnwindSafe(|| self.keep_one() || self.provide()));
             let kept = kept.unwrap_or_else(|panic| {
                 self.start_over(&panic_message(&*panic));
                 false

@@ -13,6 +13,9 @@ use super::runner::{Asked, Logits};
 use super::{Command, Engine};
 use crate::scheduler::Batch;
 
+/// Blocks that were never in use and have their memory: more than a pass apart takes.
+const AHEAD_BLOCKS: usize = 16;
+
 impl Engine {
     /// Computes what is left of a pass. `apart` is told how long it stood still for others.
     pub(super) fn arrive(
@@ -23,6 +26,9 @@ impl Engine {
     ) -> Result<Logits, String> {
         let mut may_stop = !batch.is_apart();
         while caught(|| self.runner.go_on(&mut asked))? {
+            if !batch.is_apart() {
+                self.provide();
+            }
             let (started, landed) = (Instant::now(), self.landed);
             if may_stop && self.hear() {
                 may_stop = !self.interject(batch, Instant::now());
@@ -31,6 +37,17 @@ impl Engine {
             }
         }
         caught(|| asked.wait())
+    }
+
+    /// Has the system provide pages of the memory that will be needed soon; false when all is
+    /// there. A host may take milliseconds to find one, and who is computed apart finds it there:
+    /// it is asked for between the layers of the others, and while nobody runs. A model that was
+    /// only loaded takes none.
+    pub(super) fn provide(&mut self) -> bool {
+        let reached = self.scheduler.pool().reached();
+        reached > 0
+            && (self.runner.provide(reached + AHEAD_BLOCKS)
+                || self.draft.as_mut().is_some_and(|draft| draft.provide(AHEAD_BLOCKS)))
     }
 
     /// Computes those first who have come since the last pass.

@@ -2,7 +2,7 @@
 //! bit, and nobody else's trouble.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{Sender, channel};
 
 use hearth_models::{
@@ -30,6 +30,8 @@ struct Gated {
     /// Where the pass is that waited.
     waited: Mutex<Option<usize>>,
     fails: AtomicBool,
+    /// Passes that began before all their blocks had memory.
+    lacking: Arc<AtomicUsize>,
 }
 
 impl Model for Gated {
@@ -54,6 +56,9 @@ impl Model for Gated {
         let begins = |token| batch.positions.iter().zip(&batch.tokens).any(|b| b == (&0, &token));
         assert!(!begins(PANIC), "asked to");
         self.fails.fetch_or(begins(PANIC_LATER), Ordering::Relaxed);
+        let last = batch.slot_mapping.iter().max().unwrap();
+        let lacks = kv.provide(*last as usize / limits().block_len + 1);
+        self.lacking.fetch_add(usize::from(lacks), Ordering::Relaxed);
         self.model.walk(batch, kv)
     }
 
@@ -90,23 +95,25 @@ impl Model for Gated {
 struct Room {
     handle: EngineHandle,
     gates: Arc<Mutex<Vec<Gate>>>,
+    lacking: Arc<AtomicUsize>,
 }
 
 /// An engine that knows what a row takes, and that two keys ask.
 fn room(limits: Limits) -> Room {
-    let gates = Arc::<Mutex<Vec<Gate>>>::default();
+    let (gates, lacking) = (Arc::<Mutex<Vec<Gate>>>::default(), Arc::<AtomicUsize>::default());
     let gated = Box::new(Gated {
         model: model(),
         gates: Arc::clone(&gates),
         waited: Mutex::default(),
         fails: AtomicBool::default(),
+        lacking: Arc::clone(&lacking),
     });
     let (handle, _thread) =
         spawn(gated, STORED.get(), limits, Speculation::default(), None).unwrap();
     for id in [1, 2] {
         ask(&handle, of(id, greedy(&[id as TokenId; 70], 2)));
     }
-    Room { handle, gates }
+    Room { handle, gates, lacking }
 }
 
 fn of(id: u64, request: GenerateRequest) -> GenerateRequest {
@@ -238,4 +245,14 @@ fn who_has_an_answer_running_waits_for_the_end_of_the_pass() {
     assert_eq!(room.interjected(), before);
     drop((others, first));
     wait_until_idle(&room.handle);
+}
+
+#[test]
+fn blocks_have_their_memory_before_the_pass_that_writes_them() {
+    let room = room(limits());
+    let answers: Vec<_> = (0..8).map(|i| room.submit(1, greedy(&[9 + i; 4], 200))).collect();
+    answers.into_iter().for_each(|answer| assert_eq!(collect(answer).tokens.len(), 200));
+    // Of the very first pass nothing was known, and it is provided for layer by layer.
+    let lacking = room.lacking.load(Ordering::Relaxed);
+    assert!(lacking <= 2, "{lacking} passes, with 8 new blocks every 16 tokens");
 }

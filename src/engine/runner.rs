@@ -152,6 +152,12 @@ impl Runner {
         self.kv.import_block(block.0, bytes)
     }
 
+    /// Has the system provide pages of memory that the first `blocks` blocks lack; false when they
+    /// have all.
+    pub fn provide(&mut self, blocks: usize) -> bool {
+        self.kv.provide(blocks)
+    }
+
     /// The sequence runs with these adapters until it is released; also where the model fails to
     /// take them, which may leave it a part.
     pub fn hold(&mut self, id: SeqId, adapters: &AdapterSet) -> Result<(), hearth_models::Error> {

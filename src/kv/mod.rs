@@ -33,6 +33,7 @@ pub struct BlockPool {
     /// The key in `idle`, by id; of no meaning for others.
     idle_since: Vec<u64>,
     tick: u64,
+    reached: usize,
     index: PrefixIndex,
     line: Line,
     /// Blocks that ever had to forget their text.
@@ -51,6 +52,7 @@ impl BlockPool {
             refs: vec![0; count],
             idle_since: vec![0; count],
             tick: 0,
+            reached: 0,
             index: PrefixIndex::new(count),
             line: Line::new(count, None),
             evictions: 0,
@@ -70,6 +72,7 @@ impl BlockPool {
             None => self.evict()?,
         };
         self.refs[block.0 as usize] = 1;
+        self.reached = self.reached.max(block.0 as usize + 1);
         Some(block)
     }
 
@@ -217,6 +220,11 @@ impl BlockPool {
     /// Those of them whose text is known.
     pub fn idle_count(&self) -> usize {
         self.idle.len()
+    }
+
+    /// How many of the first blocks were ever handed out: those behind them never were.
+    pub fn reached(&self) -> usize {
+        self.reached
     }
 
     /// All blocks.

@@ -16,7 +16,7 @@
 pub mod fp8;
 pub(crate) mod q8;
 
-use crate::buffer::{HugeBuf, PAGE, lead};
+use crate::buffer::{HugeBuf, lead};
 use crate::pool::Parts;
 use crate::simd::{Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
@@ -121,6 +121,8 @@ pub struct KvSlab {
     shape: KvShape,
     kv_type: KvType,
     memory: HugeBuf<u8>,
+    /// Bytes for which [`KvSlab::provide`] was asked.
+    provided: usize,
 }
 
 impl KvSlab {
@@ -139,7 +141,8 @@ impl KvSlab {
             "block_len: multiple of 16"
         );
         assert!(shape.head_dim > 0, "head_dim: at least 1");
-        KvSlab { shape, kv_type, memory: HugeBuf::staggered(shape.bytes(kv_type), index, of) }
+        let memory = HugeBuf::staggered(shape.bytes(kv_type), index, of);
+        KvSlab { shape, kv_type, memory, provided: 0 }
     }
 
     /// Sizes.
@@ -193,9 +196,24 @@ impl KvSlab {
         self.memory.copy_within(from * len..(from + 1) * len, to * len);
     }
 
-    /// Has the system provide all pages now. Only for a slab that nothing was written to.
-    pub fn prefault(&mut self) {
-        self.memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
+    /// Whether [`KvSlab::provide`] was not asked yet for all memory of the first `blocks` blocks.
+    pub fn lacks(&self, blocks: usize) -> bool {
+        self.provided < self.until(blocks)
+    }
+
+    /// Has the system provide memory that the first `blocks` blocks lack, of one huge page:
+    /// zeroing one may take as long as a layer. What is stored stays.
+    pub fn provide(&mut self, blocks: usize) {
+        let until = self.until(blocks);
+        if self.provided < until {
+            self.provided = self.memory.provide(self.provided, until);
+        }
+    }
+
+    /// Bytes of so many blocks, or of all that there are.
+    fn until(&self, blocks: usize) -> usize {
+        let count = self.shape.n_blocks;
+        self.bytes() / count.max(1) * blocks.min(count)
     }
 
     /// All tokens of a block, as they are stored.

@@ -98,3 +98,50 @@ fn bytes_are_counted() {
     let none = KvShape { n_blocks: 0, ..shape };
     assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);
 }
+
+#[test]
+fn memory_is_provided_a_huge_page_at_a_time_and_what_is_stored_stays() {
+    // 16 KiB a block: 100 are less than a huge page, 300 more than two.
+    for n_blocks in [3, 100, 300] {
+        let shape = KvShape { n_blocks, block_len: 16, n_kv_heads: 2, head_dim: 128 };
+        let mut slab = KvSlab::layer(shape, KvType::F16, 1, 3);
+        let numbers = cases::randoms(256, 1);
+        let last = n_blocks as u32 * 16 - 1;
+        slab.write(&Pool::new(1), &numbers, &numbers, &[last]);
+        let half = n_blocks / 2;
+        assert!(!slab.lacks(0), "nothing is asked for");
+        assert!(n_blocks == 3 || !cfg!(target_os = "linux") || !are_present(&slab.memory[..4096]));
+        let mut pages = 0;
+        for blocks in [half, half, n_blocks, n_blocks + 1] {
+            while slab.lacks(blocks) {
+                slab.provide(blocks);
+                pages += 1;
+            }
+            let until = (blocks * slab.bytes() / n_blocks).min(slab.bytes());
+            assert!(are_present(&slab.memory[..until]), "{blocks} of {n_blocks}");
+        }
+        assert!((1..=2 + slab.bytes() / (2 << 20) + 1).contains(&pages), "{pages} pages");
+        let mut other = KvSlab::layer(shape, KvType::F16, 1, 3);
+        other.write(&Pool::new(1), &numbers, &numbers, &[last]);
+        assert!(*slab.memory == *other.memory, "{n_blocks}");
+    }
+    let none = KvShape { n_blocks: 0, block_len: 16, n_kv_heads: 2, head_dim: 128 };
+    assert!(!KvSlab::new(none, KvType::F16).lacks(1));
+}
+
+/// The system has given all pages of it (`Documentation/admin-guide/mm/pagemap.rst`, bit 63).
+#[cfg(target_os = "linux")]
+fn are_present(bytes: &[u8]) -> bool {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut map = std::fs::File::open("/proc/self/pagemap").unwrap();
+    let (first, behind) = (bytes.as_ptr().addr() / 4096, (bytes.as_ptr().addr() + bytes.len()));
+    map.seek(SeekFrom::Start(first as u64 * 8)).unwrap();
+    let mut entries = vec![0; (behind.div_ceil(4096) - first) * 8];
+    map.read_exact(&mut entries).unwrap();
+    entries.chunks_exact(8).all(|entry| entry[7] & 0x80 != 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn are_present(_bytes: &[u8]) -> bool {
+    true
+}

@@ -266,7 +266,7 @@ impl Backend for Fused {
     fn kv_store(&self, geometry: KvGeometry) -> Result<KvStore> {
         let (shape, of) = (geometry.slab_shape(), geometry.layer_count);
         let slab = |layer| KvSlab::layer(shape, geometry.dtype, layer, of);
-        Ok(KvStore::Slabs((0..of).map(slab).collect()))
+        Ok(KvStore::Slabs((0..of).map(slab).collect(), Arc::clone(&self.pool)))
     }
 
     fn embed(&self, table: &Packed, ids: &[u32]) -> Result<Rows> {
