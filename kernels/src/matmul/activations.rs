@@ -1,5 +1,7 @@
 //! The left side of a product: rows of x, quantised to 8 bits where the weights are quantised.
 
+use std::ops::Range;
+
 use super::Shared;
 use crate::Pool;
 
@@ -135,17 +137,20 @@ impl<'a> Activations<'a> {
             sums: Shared(self.sums.as_mut_ptr()),
             sub_sums: Shared(self.sub_sums.as_mut_ptr()),
         };
-        // At least 16 Ki elements per task: less is not worth waking a thread.
-        let per_task = (16384 / k.max(1)).max(1);
+        // At least 16 Ki elements per task: less is not worth waking a thread. Where there are many
+        // rows, so many that no two tasks write to one line.
+        let few = (16384 / k.max(1)).max(1);
+        let per_task = if m < 8 * LINE { few } else { few.next_multiple_of(LINE) };
         pool.run(m.div_ceil(per_task), &|task| {
-            for row in task * per_task..((task + 1) * per_task).min(m) {
-                let x = &x[row * k..(row + 1) * k];
-                // SAFETY: the targets have m rows of k elements, a row belongs to one task.
-                unsafe { fill_row(kind, x, m, row, &out) };
-            }
+            let rows = task * per_task..((task + 1) * per_task).min(m);
+            // SAFETY: the targets have m rows of k elements, a row belongs to one task.
+            unsafe { fill_rows(kind, x, m, rows, &out) };
         });
     }
 }
+
+/// Rows whose scales are a line of the cache.
+const LINE: usize = 16;
 
 /// Makes room. What was longer stays so: cut off, it would be cleared anew by the next that is.
 fn grow<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
@@ -163,33 +168,110 @@ struct Targets {
 }
 
 /// # Safety
-/// `out` points to arrays of the shapes of [`Activations`] for `m` rows of `x.len()` elements, and
-/// nobody else uses what belongs to row `row`.
-unsafe fn fill_row(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        /// The same code with wider vectors: the results are those of the portable version, since
-        /// every operation is exact or rounds one element.
-        #[target_feature(enable = "avx2")]
-        unsafe fn wide(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
-            // SAFETY: passed on from the caller.
-            unsafe { fill_row_portable(kind, x, m, row, out) }
-        }
-        if crate::Isa::best() >= crate::Isa::Avx2 {
-            // SAFETY: the processor has AVX2; the rest is passed on from the caller.
-            return unsafe { wide(kind, x, m, row, out) };
-        }
+/// `out` points to arrays of the shapes of [`Activations`] for the `m` rows of `x`, and nobody else
+/// uses what belongs to `rows`.
+unsafe fn fill_rows(kind: ActivationKind, x: &[f32], m: usize, rows: Range<usize>, out: &Targets) {
+    match crate::Isa::best() {
+        // SAFETY: the processor has the instructions; the rest is passed on from the caller.
+        #[cfg(target_arch = "x86_64")]
+        crate::Isa::Avx512 => unsafe { x86::fill_rows_512(kind, x, m, rows, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        crate::Isa::Avx2 | crate::Isa::AvxVnni => unsafe {
+            x86::fill_rows_256(kind, x, m, rows, out);
+        },
+        // SAFETY: passed on from the caller.
+        _ => unsafe { fill_rows_with::<false>(kind, x, m, rows, out) },
     }
-    // SAFETY: passed on from the caller.
-    unsafe { fill_row_portable(kind, x, m, row, out) }
 }
 
+/// The same code with wider vectors: the results are those of the portable version, since every
+/// operation is exact or rounds one element.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::ops::Range;
+
+    use super::{ActivationKind, SUB_SUMS, Targets, fill_rows_with};
+
+    /// # Safety
+    /// As [`super::fill_rows`], on a processor with these instructions.
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn fill_rows_512(
+        kind: ActivationKind,
+        x: &[f32],
+        m: usize,
+        rows: Range<usize>,
+        out: &Targets,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { fill_rows_with::<true>(kind, x, m, rows, out) }
+    }
+
+    /// # Safety
+    /// As [`super::fill_rows`], on a processor with AVX2.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn fill_rows_256(
+        kind: ActivationKind,
+        x: &[f32],
+        m: usize,
+        rows: Range<usize>,
+        out: &Targets,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { fill_rows_with::<true>(kind, x, m, rows, out) }
+    }
+
+    /// [`super::sub_sums`]: sums of neighbours, of these, and so on. What a vector read here was
+    /// written by one store: else it would wait for the cache.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn sub_sums(codes: &[i8; 256], sums: &mut [i16; SUB_SUMS]) {
+        let mut by_16 = [_mm_setzero_si128(); 2];
+        for (by_16, codes) in by_16.iter_mut().zip(codes.as_chunks::<128>().0) {
+            let mut by_4 = [_mm_setzero_si128(); 4];
+            for (by_4, codes) in by_4.iter_mut().zip(codes.as_chunks::<32>().0) {
+                let (first, second) = codes.split_at(16);
+                *by_4 = _mm_hadd_epi16(pairs(first), pairs(second));
+            }
+            let [a, b, c, d] = by_4;
+            *by_16 = _mm_hadd_epi16(_mm_hadd_epi16(a, b), _mm_hadd_epi16(c, d));
+        }
+        let [first, second] = by_16;
+        let parts = [first, second, _mm_hadd_epi16(first, second)];
+        for (sums, part) in sums.as_chunks_mut::<8>().0.iter_mut().zip(parts) {
+            // SAFETY: a part has eight numbers.
+            unsafe { _mm_storeu_si128(sums.as_mut_ptr().cast(), part) };
+        }
+    }
+
+    /// Sums of neighbours of 16 codes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pairs(codes: &[i8]) -> __m128i {
+        debug_assert_eq!(codes.len(), 16);
+        // SAFETY: there are 16 codes.
+        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+        _mm_maddubs_epi16(_mm_set1_epi8(1), codes)
+    }
+}
+
+/// `AVX2` says that the processor has it.
+///
 /// # Safety
-/// As `fill_row`.
+/// As [`fill_rows`].
 #[inline(always)]
-unsafe fn fill_row_portable(kind: ActivationKind, x: &[f32], m: usize, row: usize, out: &Targets) {
-    let block = kind.block();
-    for (i, x) in x.chunks_exact(block).enumerate() {
+unsafe fn fill_rows_with<const AVX2: bool>(
+    kind: ActivationKind,
+    x: &[f32],
+    m: usize,
+    rows: Range<usize>,
+    out: &Targets,
+) {
+    let (block, k) = (kind.block(), x.len() / m);
+    // The rows of a block lie together.
+    for (i, row) in (0..k / block).flat_map(|i| rows.clone().map(move |row| (i, row))) {
+        let x = &x[row * k + i * block..][..block];
         let at = i * m + row;
         // SAFETY: block `i` of row `row` lies within the arrays, by the caller's promise.
         let codes = unsafe { std::slice::from_raw_parts_mut(out.codes.at(at * block), block) };
@@ -199,18 +281,30 @@ unsafe fn fill_row_portable(kind: ActivationKind, x: &[f32], m: usize, row: usiz
         if kind == ActivationKind::Block32 {
             // SAFETY: as above.
             unsafe { *out.sums.at(at) = codes.iter().map(|&q| i32::from(q)).sum() };
-        } else {
-            // SAFETY: as above.
-            let sums =
-                unsafe { std::slice::from_raw_parts_mut(out.sub_sums.at(at * SUB_SUMS), SUB_SUMS) };
-            let (by_16, by_32) = sums.split_at_mut(16);
-            let pairs = by_16.as_chunks_mut::<2>().0.iter_mut().zip(by_32);
-            for ((pair, both), codes) in pairs.zip(codes.as_chunks::<32>().0) {
-                let sum = |codes: &[i8]| codes.iter().map(|&q| i16::from(q)).sum::<i16>();
-                let (first, second) = (sum(&codes[..16]), sum(&codes[16..]));
-                (*pair, *both) = ([first, second], first + second);
-            }
+            continue;
         }
+        // SAFETY: as above.
+        let sums = unsafe { &mut *out.sub_sums.at(at * SUB_SUMS).cast::<[i16; SUB_SUMS]>() };
+        let codes = codes.first_chunk().expect("a block of 256; this is a bug");
+        #[cfg(target_arch = "x86_64")]
+        if AVX2 {
+            // SAFETY: the processor has it, as the caller says.
+            unsafe { x86::sub_sums(codes, sums) };
+            continue;
+        }
+        sub_sums(codes, sums);
+    }
+}
+
+/// Sums over sixteen 16s, then over eight 32s.
+#[inline(always)]
+fn sub_sums(codes: &[i8; 256], sums: &mut [i16; SUB_SUMS]) {
+    let (by_16, by_32) = sums.split_at_mut(16);
+    let pairs = by_16.as_chunks_mut::<2>().0.iter_mut().zip(by_32);
+    for ((pair, both), codes) in pairs.zip(codes.as_chunks::<32>().0) {
+        let sum = |codes: &[i8]| codes.iter().map(|&q| i16::from(q)).sum::<i16>();
+        let (first, second) = (sum(&codes[..16]), sum(&codes[16..]));
+        (*pair, *both) = ([first, second], first + second);
     }
 }
 
