@@ -75,7 +75,27 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 trait Kernel {
     /// # Safety
     /// As [`run`].
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>);
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>);
+}
+
+/// Sums of the rows of a tile, between tiles zero for as many as there are: whoever takes one out
+/// leaves a zero, so nobody clears them for every tile.
+struct Sums<const R: usize> {
+    acc: [MaybeUninit<[__m512; 1]>; R],
+    /// Of a block.
+    isum: [MaybeUninit<__m512i>; R],
+}
+
+impl<const R: usize> Sums<R> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn zero(count: usize) -> Self {
+        let mut isum = [const { MaybeUninit::uninit() }; R];
+        for isum in &mut isum[..count] {
+            isum.write(_mm512_setzero_si512());
+        }
+        Self { acc: sums::<1, R>(count), isum }
+    }
 }
 
 /// # Safety
@@ -83,12 +103,16 @@ trait Kernel {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn each_tile(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel) {
-    for tile in tiles {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            match rows.len() {
-                1 => kernel.call::<1>(tile, rows.clone()),
-                _ => kernel.call::<ROWS_MAX>(tile, rows.clone()),
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if rows.len() == 1 {
+            for tile in tiles {
+                kernel.call::<1>(tile, rows.clone(), &mut Sums::zero(1));
+            }
+        } else {
+            let mut sums = Sums::<ROWS_MAX>::zero(rows.len());
+            for tile in tiles {
+                kernel.call::<ROWS_MAX>(tile, rows.clone(), &mut sums);
             }
         }
     }
@@ -104,12 +128,12 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
     for Blocks<'_, LO, HI, OFFSET, D>
 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>) {
         let Blocks(job, record) = self;
         let count = if R == 1 { 1 } else { rows.len() };
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
-        let mut acc = sums::<1, R>(count);
+        let acc = &mut sums.acc;
         // What the offset takes from the sums of a block, which begin with it.
         let mut begin = [0; R];
         let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
@@ -145,7 +169,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
-        unsafe { store(job, tile, rows, &acc) };
+        unsafe { store(job, tile, rows, acc) };
     }
 }
 
@@ -202,17 +226,13 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
     for Supers<'_, LO, HI, OFFSET, SUB>
 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>) {
         let Supers(job, record) = self;
         debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
         let count = if R == 1 { 1 } else { rows.len() };
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
-        let mut acc = sums::<1, R>(count);
-        let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
-        for isum in &mut isum[..count] {
-            isum.write(_mm512_setzero_si512());
-        }
+        let Sums { acc, isum } = sums;
         let scale_bytes = scale_bytes(SUB, OFFSET == 0);
         let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
         for block in 0..job.acts.k / 256 {
@@ -242,7 +262,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
-        unsafe { store(job, tile, rows, &acc) };
+        unsafe { store(job, tile, rows, acc) };
     }
 }
 
@@ -429,7 +449,7 @@ fn sums<const C: usize, const R: usize>(count: usize) -> [MaybeUninit<[__m512; C
     sums
 }
 
-/// Writes the sums to y, without the columns beyond `n`.
+/// Writes the sums to y, without the columns beyond `n`. They are zero again.
 ///
 /// # Safety
 /// `acc` is initialised for `rows`; else as [`run`].
@@ -439,11 +459,12 @@ unsafe fn store<const C: usize>(
     job: &Job,
     tile: usize,
     rows: Range<usize>,
-    acc: &[MaybeUninit<[__m512; C]>],
+    acc: &mut [MaybeUninit<[__m512; C]>],
 ) {
-    for (row, acc) in rows.zip(acc) {
+    for (row, place) in rows.zip(acc) {
         // SAFETY: the caller's promise.
-        let acc = unsafe { acc.assume_init_ref() };
+        let acc = unsafe { place.assume_init_read() };
+        place.write([_mm512_setzero_ps(); C]);
         for (c, acc) in acc.iter().enumerate() {
             let first = (tile + c) * COLUMNS;
             let columns = COLUMNS.min(job.w.n() - first);

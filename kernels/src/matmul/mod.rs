@@ -234,7 +234,7 @@ impl Cut {
 
     /// A product of `tiles` of the `all_tiles` that one run computes.
     fn new(m: usize, tiles: usize, all_tiles: usize, threads: usize) -> Cut {
-        let wanted = if threads == 1 { 1 } else { threads * Cut::TASKS_PER_THREAD };
+        let wanted = if threads == 1 { 1 } else if m == 1 { threads * 4 } else { threads * Cut::TASKS_PER_THREAD };
         let tiles_each = all_tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
         let columns = all_tiles.div_ceil(tiles_each.max(1)).max(1);
         let rows_each = m.div_ceil(wanted.div_ceil(columns)).next_multiple_of(ROWS_MAX);
