@@ -15,7 +15,7 @@ pub use gelu::{Gelu, gelu, gelu_with};
 pub use softcap::{softcap, softcap_with};
 
 use crate::pool::{Parts, run_rows};
-use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_map};
+use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_into};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -32,21 +32,20 @@ pub enum Gate {
     ClampedSwiglu,
 }
 
-/// `out = activation(gate) * up`, element by element.
-pub fn gate_mul(pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    gate_mul_with(Isa::best(), pool, kind, gate, up, out);
+/// `gate = activation(gate) * up`, element by element.
+pub fn gate_mul(pool: &Pool, kind: Gate, gate: &mut [f32], up: &[f32]) {
+    gate_mul_with(Isa::best(), pool, kind, gate, up);
 }
 
 /// [`gate_mul`] with a chosen instruction set.
-pub fn gate_mul_with(isa: Isa, pool: &Pool, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    assert_eq!(gate.len(), out.len(), "gate and out have one shape");
-    assert_eq!(up.len(), out.len(), "up and out have one shape");
-    let len = out.len();
-    let out = Parts::new(out);
+pub fn gate_mul_with(isa: Isa, pool: &Pool, kind: Gate, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate and up have one shape");
+    let len = gate.len();
+    let gate = Parts::new(gate);
     run_pieces(pool, len, &|piece| {
         // SAFETY: pieces do not overlap.
-        let out = unsafe { out.take(piece.clone()) };
-        run(isa, GateMul { kind, gate: &gate[piece.clone()], up: &up[piece], out });
+        let gate = unsafe { gate.take(piece.clone()) };
+        run(isa, GateMul { kind, gate, up: &up[piece] });
     });
 }
 
@@ -104,9 +103,8 @@ fn run_pieces(pool: &Pool, len: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
 
 struct GateMul<'a> {
     kind: Gate,
-    gate: &'a [f32],
+    gate: &'a mut [f32],
     up: &'a [f32],
-    out: &'a mut [f32],
 }
 
 impl Kernel for GateMul<'_> {
@@ -115,9 +113,9 @@ impl Kernel for GateMul<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         match self.kind {
-            Gate::Silu => zip_map(simd, self.gate, self.up, self.out, Silu),
-            Gate::GeluTanh => zip_map(simd, self.gate, self.up, self.out, GeluTanh),
-            Gate::ClampedSwiglu => zip_map(simd, self.gate, self.up, self.out, ClampedSwiglu),
+            Gate::Silu => zip_into(simd, self.gate, self.up, Silu),
+            Gate::GeluTanh => zip_into(simd, self.gate, self.up, GeluTanh),
+            Gate::ClampedSwiglu => zip_into(simd, self.gate, self.up, ClampedSwiglu),
         }
     }
 }
@@ -191,16 +189,16 @@ mod tests {
             let gate: Vec<f32> = cases::randoms(len, 10).iter().map(|x| x * 12.0).collect();
             let up: Vec<f32> = cases::randoms(len, 11).iter().map(|x| x * 9.0).collect();
             for kind in GATES {
-                let mut scalar = vec![0.0; len];
-                gate_mul_with(Isa::Scalar, &Pool::new(1), kind, &gate, &up, &mut scalar);
+                let mut scalar = gate.clone();
+                gate_mul_with(Isa::Scalar, &Pool::new(1), kind, &mut scalar, &up);
                 for i in 0..len {
                     let truth = truth(kind, gate[i], up[i]);
                     let error = (truth - f64::from(scalar[i])).abs();
                     assert!(error < 1e-6 * (1.0 + truth.abs()), "{kind:?}({}) {error:e}", gate[i]);
                 }
                 for isa in Isa::available() {
-                    let mut out = vec![9.0; len];
-                    gate_mul_with(*isa, &pool, kind, &gate, &up, &mut out);
+                    let mut out = gate.clone();
+                    gate_mul_with(*isa, &pool, kind, &mut out, &up);
                     cases::assert_same_bits(&scalar, &out, isa.name());
                 }
             }
@@ -211,10 +209,10 @@ mod tests {
     fn extreme_gates_stay_finite() {
         let pool = Pool::new(1);
         let gate = [-1e30, -100.0, -0.0, 0.0, 100.0, 1e18];
-        let (up, mut out) = ([1.0; 6], [0.0; 6]);
         for isa in Isa::available() {
             for kind in GATES {
-                gate_mul_with(*isa, &pool, kind, &gate, &up, &mut out);
+                let mut out = gate;
+                gate_mul_with(*isa, &pool, kind, &mut out, &[1.0; 6]);
                 assert!(out.iter().all(|x| x.is_finite()), "{kind:?} {out:?}");
                 let open = if kind == Gate::ClampedSwiglu { 14.0 } else { 100.0 };
                 assert!((out[4] - open).abs() < 1e-3, "{kind:?} {out:?}");

@@ -75,27 +75,7 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
 trait Kernel {
     /// # Safety
     /// As [`run`].
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>);
-}
-
-/// Sums of the rows of a tile, between tiles zero for as many as there are: whoever takes one out
-/// leaves a zero, so nobody clears them for every tile.
-struct Sums<const R: usize> {
-    acc: [MaybeUninit<[__m512; 1]>; R],
-    /// Of a block.
-    isum: [MaybeUninit<__m512i>; R],
-}
-
-impl<const R: usize> Sums<R> {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn zero(count: usize) -> Self {
-        let mut isum = [const { MaybeUninit::uninit() }; R];
-        for isum in &mut isum[..count] {
-            isum.write(_mm512_setzero_si512());
-        }
-        Self { acc: sums::<1, R>(count), isum }
-    }
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>);
 }
 
 /// # Safety
@@ -103,16 +83,12 @@ impl<const R: usize> Sums<R> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn each_tile(tiles: Range<usize>, rows: Range<usize>, kernel: impl Kernel) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        if rows.len() == 1 {
-            for tile in tiles {
-                kernel.call::<1>(tile, rows.clone(), &mut Sums::zero(1));
-            }
-        } else {
-            let mut sums = Sums::<ROWS_MAX>::zero(rows.len());
-            for tile in tiles {
-                kernel.call::<ROWS_MAX>(tile, rows.clone(), &mut sums);
+    for tile in tiles {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match rows.len() {
+                1 => kernel.call::<1>(tile, rows.clone()),
+                _ => kernel.call::<ROWS_MAX>(tile, rows.clone()),
             }
         }
     }
@@ -128,12 +104,12 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
     for Blocks<'_, LO, HI, OFFSET, D>
 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
         let Blocks(job, record) = self;
         let count = if R == 1 { 1 } else { rows.len() };
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
-        let acc = &mut sums.acc;
+        let mut acc = sums::<1, R>(count);
         // What the offset takes from the sums of a block, which begin with it.
         let mut begin = [0; R];
         let steps = if OFFSET == 0 || D == WIDE { 1 } else { 2 };
@@ -169,7 +145,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const D: u8> Kernel
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
-        unsafe { store(job, tile, rows, acc) };
+        unsafe { store(job, tile, rows, &acc) };
     }
 }
 
@@ -226,13 +202,17 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
     for Supers<'_, LO, HI, OFFSET, SUB>
 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>, sums: &mut Sums<R>) {
+    unsafe fn call<const R: usize>(&self, tile: usize, rows: Range<usize>) {
         let Supers(job, record) = self;
         debug_assert_eq!((64 * (LO + HI), SUB), (record.step_bytes, record.codes.sub));
         let count = if R == 1 { 1 } else { rows.len() };
         let together = if R == 1 { 0 } else { count / ROWS_AT_ONCE * ROWS_AT_ONCE };
         let tile_start = job.w.tile(tile).as_ptr();
-        let Sums { acc, isum } = sums;
+        let mut acc = sums::<1, R>(count);
+        let mut isum = [const { MaybeUninit::<__m512i>::uninit() }; R];
+        for isum in &mut isum[..count] {
+            isum.write(_mm512_setzero_si512());
+        }
         let scale_bytes = scale_bytes(SUB, OFFSET == 0);
         let record_bytes = HEAD + scale_bytes + 8 * 64 * (LO + HI);
         for block in 0..job.acts.k / 256 {
@@ -262,7 +242,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize> Kern
             }
         }
         // SAFETY: `acc` is initialised up to `count`; the rest is passed on from the caller.
-        unsafe { store(job, tile, rows, acc) };
+        unsafe { store(job, tile, rows, &acc) };
     }
 }
 
@@ -449,7 +429,7 @@ fn sums<const C: usize, const R: usize>(count: usize) -> [MaybeUninit<[__m512; C
     sums
 }
 
-/// Writes the sums to y, without the columns beyond `n`. They are zero again.
+/// Writes the sums to y, without the columns beyond `n`.
 ///
 /// # Safety
 /// `acc` is initialised for `rows`; else as [`run`].
@@ -459,12 +439,11 @@ unsafe fn store<const C: usize>(
     job: &Job,
     tile: usize,
     rows: Range<usize>,
-    acc: &mut [MaybeUninit<[__m512; C]>],
+    acc: &[MaybeUninit<[__m512; C]>],
 ) {
-    for (row, place) in rows.zip(acc) {
+    for (row, acc) in rows.zip(acc) {
         // SAFETY: the caller's promise.
-        let acc = unsafe { place.assume_init_read() };
-        place.write([_mm512_setzero_ps(); C]);
+        let acc = unsafe { acc.assume_init_ref() };
         for (c, acc) in acc.iter().enumerate() {
             let first = (tile + c) * COLUMNS;
             let columns = COLUMNS.min(job.w.n() - first);

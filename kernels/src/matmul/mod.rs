@@ -231,10 +231,13 @@ impl Cut {
     const TILE_BYTES: usize = 256 << 10;
     /// Tasks per thread, so that a thread that is interrupted does not hold up the others.
     const TASKS_PER_THREAD: usize = 8;
+    /// Fewer of a single row, where each is a stream from memory that has to get going.
+    const TASKS_OF_ONE_ROW: usize = 4;
 
     /// A product of `tiles` of the `all_tiles` that one run computes.
     fn new(m: usize, tiles: usize, all_tiles: usize, threads: usize) -> Cut {
-        let wanted = if threads == 1 { 1 } else if m == 1 { threads * 4 } else { threads * Cut::TASKS_PER_THREAD };
+        let each = if m == 1 { Cut::TASKS_OF_ONE_ROW } else { Cut::TASKS_PER_THREAD };
+        let wanted = if threads == 1 { 1 } else { threads * each };
         let tiles_each = all_tiles.div_ceil(wanted).next_multiple_of(Cut::TILES);
         let columns = all_tiles.div_ceil(tiles_each.max(1)).max(1);
         let rows_each = m.div_ceil(wanted.div_ceil(columns)).next_multiple_of(ROWS_MAX);

@@ -148,5 +148,19 @@ pub(crate) fn zip_map<S: Simd>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], f
     }
 }
 
+/// `a[i] = f(a[i], b[i])`, as [`zip_map`].
+#[inline(always)]
+pub(crate) fn zip_into<S: Simd>(simd: S, a: &mut [f32], b: &[f32], f: impl Map) {
+    let (a, a_tail) = a.as_chunks_mut::<LANES>();
+    let (b, b_tail) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter_mut().zip(b) {
+        simd.store(f.map(simd, simd.load(a), simd.load(b)), a);
+    }
+    if !a_tail.is_empty() {
+        let (x, y) = (simd.load_part(a_tail, 0.0), simd.load_part(b_tail, 0.0));
+        simd.store_part(f.map(simd, x, y), a_tail);
+    }
+}
+
 #[cfg(test)]
 mod tests;

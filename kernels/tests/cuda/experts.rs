@@ -78,9 +78,8 @@ impl Case {
             };
             routes.groups.iter().flat_map(of).collect()
         };
-        let (gate, up) = (products(0, &picked, hidden), products(1, &picked, hidden));
-        let mut opened = vec![0.0; gate.len()];
-        gate_mul(&POOL, self.activation, &gate, &up, &mut opened);
+        let (mut opened, up) = (products(0, &picked, hidden), products(1, &picked, hidden));
+        gate_mul(&POOL, self.activation, &mut opened, &up);
         let brought = products(2, &rounded(opened), ffn);
         let mut out = vec![0.0; x.len()];
         combine(&POOL, &brought, hidden, &routes, &mut out);

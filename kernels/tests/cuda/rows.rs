@@ -151,9 +151,9 @@ fn activations() {
                 rounded(randoms(len, seed).iter().map(|x| x * 8.0).collect())
             };
             let (gate, up) = (wide(seed), narrow(len, seed + 1));
-            let mut want = vec![0.0; len];
             for kind in [Gate::Silu, Gate::GeluTanh, Gate::ClampedSwiglu] {
-                activation::gate_mul(&POOL, kind, &gate, &up, &mut want);
+                let mut want = gate.clone();
+                activation::gate_mul(&POOL, kind, &mut want, &up);
                 report.near(&format!("{kind:?} {rows} x {width}"), ROUNDED, &want, || {
                     let gate = gpu.rows_from(&gate, rows, Float::BF16)?;
                     let up = gpu.rows_from(&up, rows, Float::BF16)?;
@@ -162,6 +162,7 @@ fn activations() {
             }
             for (kind, erf) in [(Gelu::Erf, true), (Gelu::Tanh, false)] {
                 let x = wide(seed + 2);
+                let mut want = vec![0.0; len];
                 activation::gelu(&POOL, kind, &x, &mut want);
                 report.near(&format!("{kind:?} {rows} x {width}"), ROUNDED, &want, || {
                     gpu.read(gpu.gelu(gpu.rows_from(&x, rows, Float::BF16)?, erf)?)

@@ -391,10 +391,9 @@ impl Backend for Fused {
         Ok(out)
     }
 
-    fn gate_mul(&self, kind: Gate, gate: Rows, up: &Rows) -> Result<Rows> {
-        let mut out = self.rows(gate.count, gate.width);
-        activation::gate_mul(&self.pool, kind, &gate, up, &mut out);
-        Ok(out)
+    fn gate_mul(&self, kind: Gate, mut gate: Rows, up: &Rows) -> Result<Rows> {
+        activation::gate_mul(&self.pool, kind, &mut gate, up);
+        Ok(gate)
     }
 
     fn experts(&self, x: &Rows, scores: Rows, of: &Experts<Packed, Vec<f32>>) -> Result<Rows> {

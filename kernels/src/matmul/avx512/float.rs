@@ -69,7 +69,7 @@ unsafe fn float_tiles<const W: u8, const C: usize>(job: &Job, tile: usize, rows:
         }
     }
     // SAFETY: `acc` is initialised for `rows`; the rest is passed on from the caller.
-    unsafe { store(job, tile, rows, &mut acc) };
+    unsafe { store(job, tile, rows, &acc) };
 }
 
 /// Adds the partial sums over `chunk` of `R` rows, `k` apart from `x` on.
