@@ -194,8 +194,8 @@ pub struct ServerArgs {
     /// Size of that folder; what was not used longest goes first (default: 10G).
     #[arg(long, env = "HEARTH_KV_STORE_SIZE")]
     pub kv_store_size: Option<String>,
-    /// Take the memory of keys and values as a model loads, and not as it is first used: no step
-    /// waits for the system to find it. On a GPU it is so anyway (default: no).
+    /// Take the memory of keys and values as a model loads, and not a little ahead of its use: no
+    /// step waits for the system to find it. On a GPU it is so anyway (default: no).
     #[arg(
         long,
         env = "HEARTH_KV_PREFAULT",
