@@ -12,7 +12,9 @@ use hearth_kernels::attention::{AttentionBatch, AttentionParams, attention};
 use hearth_kernels::buffer::HugeBuf;
 use hearth_kernels::cases::randoms;
 use hearth_kernels::kv::{KvShape, KvSlab, KvType};
-use hearth_kernels::matmul::{ActivationBuffers, Activations, Packed, matmul_prepared};
+use hearth_kernels::matmul::{
+    ActivationBuffers, ActivationKind, Activations, Packed, matmul_prepared,
+};
 use hearth_kernels::quant::{DType, quantize};
 use hearth_kernels::{Isa, Pool, norm, pool};
 
@@ -429,10 +431,15 @@ fn small(pool: &Pool, table: &Table) {
                 activation::gate_mul(pool, Gate::Silu, &mut wide, &ones);
             });
         }
-        if table.wants("quantise") {
-            let kind = hearth_kernels::matmul::ActivationKind::Block256;
+        for (kind, name) in [
+            (ActivationKind::Block32, "quantise by 32"),
+            (ActivationKind::Block256, "quantise by 256"),
+        ] {
+            if !table.wants(name) {
+                continue;
+            }
             let mut memory = Some(ActivationBuffers::default());
-            table.row("quantise", &format!("{rows} x {ffn}"), 4 * gate.len(), 0.0, floats, |_| {
+            table.row(name, &format!("{rows} x {ffn}"), 4 * gate.len(), 0.0, floats, |_| {
                 let used = memory.take().unwrap_or_default();
                 let acts = Activations::new_in(used, pool, &gate, rows, ffn, kind);
                 memory = Some(std::hint::black_box(acts).into_buffers());

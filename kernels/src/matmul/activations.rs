@@ -144,7 +144,12 @@ impl<'a> Activations<'a> {
         pool.run(m.div_ceil(per_task), &|task| {
             let rows = task * per_task..((task + 1) * per_task).min(m);
             // SAFETY: the targets have m rows of k elements, a row belongs to one task.
-            unsafe { fill_rows(kind, x, m, rows, &out) };
+            unsafe {
+                match kind {
+                    ActivationKind::Block32 => fill_rows::<32>(x, m, rows, &out),
+                    _ => fill_rows::<256>(x, m, rows, &out),
+                }
+            }
         });
     }
 }
@@ -167,21 +172,24 @@ struct Targets {
     sub_sums: Shared<i16>,
 }
 
+/// Blocks of 32 or of 256: a length that the compiler knows, so that no part is left over. Of 32
+/// vectors of 256 bits make more than wider ones.
+///
 /// # Safety
 /// `out` points to arrays of the shapes of [`Activations`] for the `m` rows of `x`, and nobody else
 /// uses what belongs to `rows`.
-unsafe fn fill_rows(kind: ActivationKind, x: &[f32], m: usize, rows: Range<usize>, out: &Targets) {
+unsafe fn fill_rows<const BLOCK: usize>(x: &[f32], m: usize, rows: Range<usize>, out: &Targets) {
     match crate::Isa::best() {
         // SAFETY: the processor has the instructions; the rest is passed on from the caller.
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx512 => unsafe { x86::fill_rows_512(kind, x, m, rows, out) },
+        crate::Isa::Avx512 if BLOCK > 32 => unsafe { x86::fill_rows_512::<BLOCK>(x, m, rows, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::AvxVnni => unsafe {
-            x86::fill_rows_256(kind, x, m, rows, out);
+        crate::Isa::Avx2 | crate::Isa::AvxVnni | crate::Isa::Avx512 => unsafe {
+            x86::fill_rows_256::<BLOCK>(x, m, rows, out);
         },
         // SAFETY: passed on from the caller.
-        _ => unsafe { fill_rows_with::<false>(kind, x, m, rows, out) },
+        _ => unsafe { fill_rows_with::<BLOCK, false>(x, m, rows, out) },
     }
 }
 
@@ -192,34 +200,32 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{ActivationKind, SUB_SUMS, Targets, fill_rows_with};
+    use super::{SUB_SUMS, Targets, fill_rows_with};
 
     /// # Safety
     /// As [`super::fill_rows`], on a processor with these instructions.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn fill_rows_512(
-        kind: ActivationKind,
+    pub unsafe fn fill_rows_512<const BLOCK: usize>(
         x: &[f32],
         m: usize,
         rows: Range<usize>,
         out: &Targets,
     ) {
         // SAFETY: passed on from the caller.
-        unsafe { fill_rows_with::<true>(kind, x, m, rows, out) }
+        unsafe { fill_rows_with::<BLOCK, true>(x, m, rows, out) }
     }
 
     /// # Safety
     /// As [`super::fill_rows`], on a processor with AVX2.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn fill_rows_256(
-        kind: ActivationKind,
+    pub unsafe fn fill_rows_256<const BLOCK: usize>(
         x: &[f32],
         m: usize,
         rows: Range<usize>,
         out: &Targets,
     ) {
         // SAFETY: passed on from the caller.
-        unsafe { fill_rows_with::<true>(kind, x, m, rows, out) }
+        unsafe { fill_rows_with::<BLOCK, true>(x, m, rows, out) }
     }
 
     /// [`super::sub_sums`]: sums of neighbours, of these, and so on. What a vector read here was
@@ -261,39 +267,50 @@ mod x86 {
 /// # Safety
 /// As [`fill_rows`].
 #[inline(always)]
-unsafe fn fill_rows_with<const AVX2: bool>(
-    kind: ActivationKind,
+unsafe fn fill_rows_with<const BLOCK: usize, const AVX2: bool>(
     x: &[f32],
     m: usize,
     rows: Range<usize>,
     out: &Targets,
 ) {
-    let (block, k) = (kind.block(), x.len() / m);
-    // The rows of a block lie together.
-    for (i, row) in (0..k / block).flat_map(|i| rows.clone().map(move |row| (i, row))) {
-        let x = &x[row * k + i * block..][..block];
-        let at = i * m + row;
-        // SAFETY: block `i` of row `row` lies within the arrays, by the caller's promise.
-        let codes = unsafe { std::slice::from_raw_parts_mut(out.codes.at(at * block), block) };
-        let scale = quantize_block(x, codes);
-        // SAFETY: as above.
-        unsafe { *out.scales.at(at) = scale };
-        if kind == ActivationKind::Block32 {
-            // SAFETY: as above.
-            unsafe { *out.sums.at(at) = codes.iter().map(|&q| i32::from(q)).sum() };
-            continue;
+    let (x, blocks) = (x.as_chunks::<BLOCK>().0, x.len() / m / BLOCK);
+    // A part of a row that is worth going to; what is written of several rows lies together.
+    let strip = 256 / BLOCK;
+    for first in (0..blocks).step_by(strip) {
+        for row in rows.clone() {
+            for i in first..blocks.min(first + strip) {
+                // SAFETY: block `i` of row `row` lies within the arrays, by the caller's promise.
+                unsafe { fill_block::<BLOCK, AVX2>(&x[row * blocks + i], i * m + row, out) };
+            }
         }
-        // SAFETY: as above.
-        let sums = unsafe { &mut *out.sub_sums.at(at * SUB_SUMS).cast::<[i16; SUB_SUMS]>() };
-        let codes = codes.first_chunk().expect("a block of 256; this is a bug");
-        #[cfg(target_arch = "x86_64")]
-        if AVX2 {
-            // SAFETY: the processor has it, as the caller says.
-            unsafe { x86::sub_sums(codes, sums) };
-            continue;
-        }
-        sub_sums(codes, sums);
     }
+}
+
+/// # Safety
+/// As [`fill_rows_with`], of the block with number `at` in the arrays.
+#[inline(always)]
+unsafe fn fill_block<const BLOCK: usize, const AVX2: bool>(
+    x: &[f32; BLOCK],
+    at: usize,
+    out: &Targets,
+) {
+    // SAFETY: the block is ours, by the caller's promise.
+    let codes = unsafe { &mut *out.codes.at(at * BLOCK).cast::<[i8; BLOCK]>() };
+    let (scale, sum) = quantize_block(x, codes);
+    // SAFETY: as above.
+    unsafe { *out.scales.at(at) = scale };
+    let Some(codes) = codes.first_chunk::<256>() else {
+        // SAFETY: as above.
+        return unsafe { *out.sums.at(at) = sum };
+    };
+    // SAFETY: as above.
+    let sums = unsafe { &mut *out.sub_sums.at(at * SUB_SUMS).cast::<[i16; SUB_SUMS]>() };
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 {
+        // SAFETY: the processor has it, as the caller says.
+        return unsafe { x86::sub_sums(codes, sums) };
+    }
+    sub_sums(codes, sums);
 }
 
 /// Sums over sixteen 16s, then over eight 32s.
@@ -308,25 +325,27 @@ fn sub_sums(codes: &[i8; 256], sums: &mut [i16; SUB_SUMS]) {
     }
 }
 
-/// Codes of one block, and its scale.
+/// Codes of one block; its scale, and their sum.
 #[inline(always)]
-fn quantize_block(x: &[f32], codes: &mut [i8]) -> f32 {
+fn quantize_block<const N: usize>(x: &[f32; N], codes: &mut [i8; N]) -> (f32, i32) {
     // As integers, magnitudes order like the numbers, with infinity and NaN on top.
     let peak = x.iter().fold(0, |peak, x| (x.to_bits() & 0x7fff_ffff).max(peak));
     let peak = f32::from_bits(peak);
     if !peak.is_finite() {
         codes.fill(0);
-        return f32::NAN;
+        return (f32::NAN, 0);
     }
     if peak < 1e-30 {
         codes.fill(0);
-        return 0.0;
+        return (0.0, 0);
     }
-    let inverse = 127.0 / peak;
+    let (inverse, mut sum) = (127.0 / peak, 0);
     for (code, x) in codes.iter_mut().zip(x) {
         // |x * inverse| <= 127 and a bit: the largest f32 below 127.5 is far, so it rounds to 127.
         // SAFETY: the product is finite and within the range of i32.
-        *code = unsafe { (x * inverse).round_ties_even().to_int_unchecked::<i32>() } as i8;
+        let q = unsafe { (x * inverse).round_ties_even().to_int_unchecked::<i32>() };
+        *code = q as i8;
+        sum += q;
     }
-    peak / 127.0
+    (peak / 127.0, sum)
 }
