@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Shared;
-use crate::Pool;
+use crate::{Isa, Pool};
 
 /// What a weight format wants x to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,20 @@ impl<'a> Activations<'a> {
         k: usize,
         kind: ActivationKind,
     ) -> Self {
+        Self::with_isa(Isa::best(), buffers, pool, x, m, k, kind)
+    }
+
+    /// [`Activations::new_in`] with a given instruction set, for tests.
+    pub(super) fn with_isa(
+        isa: Isa,
+        buffers: ActivationBuffers,
+        pool: &Pool,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+        kind: ActivationKind,
+    ) -> Self {
+        assert!(Isa::available().contains(&isa), "{} on this processor", isa.name());
         assert_eq!(Some(x.len()), m.checked_mul(k), "elements of x, [{m}, {k}]");
         let block = kind.block();
         assert_eq!(k % block, 0, "rows of {k} elements in blocks of {block}");
@@ -103,7 +117,7 @@ impl<'a> Activations<'a> {
         let mut made = Activations { kind, m, k, x: &[], codes, scales, sums, sub_sums };
         match kind {
             ActivationKind::Float => made.x = x,
-            _ => made.fill(pool, x),
+            _ => made.fill(isa, pool, x),
         }
         made
     }
@@ -129,7 +143,7 @@ impl<'a> Activations<'a> {
         self.kind
     }
 
-    fn fill(&mut self, pool: &Pool, x: &[f32]) {
+    fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32]) {
         let (m, k, kind) = (self.m, self.k, self.kind);
         let out = Targets {
             codes: Shared(self.codes.as_mut_ptr()),
@@ -143,11 +157,12 @@ impl<'a> Activations<'a> {
         let per_task = if m < 8 * LINE { few } else { few.next_multiple_of(LINE) };
         pool.run(m.div_ceil(per_task), &|task| {
             let rows = task * per_task..((task + 1) * per_task).min(m);
-            // SAFETY: the targets have m rows of k elements, a row belongs to one task.
+            // SAFETY: the processor has the instructions (`with_isa` asserts it), the targets have m
+            // rows of k elements, a row belongs to one task.
             unsafe {
                 match kind {
-                    ActivationKind::Block32 => fill_rows::<32>(x, m, rows, &out),
-                    _ => fill_rows::<256>(x, m, rows, &out),
+                    ActivationKind::Block32 => fill_rows::<32>(isa, x, m, rows, &out),
+                    _ => fill_rows::<256>(isa, x, m, rows, &out),
                 }
             }
         });
@@ -176,16 +191,22 @@ struct Targets {
 /// vectors of 256 bits make more than wider ones.
 ///
 /// # Safety
-/// `out` points to arrays of the shapes of [`Activations`] for the `m` rows of `x`, and nobody else
-/// uses what belongs to `rows`.
-unsafe fn fill_rows<const BLOCK: usize>(x: &[f32], m: usize, rows: Range<usize>, out: &Targets) {
-    match crate::Isa::best() {
-        // SAFETY: the processor has the instructions; the rest is passed on from the caller.
+/// The processor has the instructions, `out` points to arrays of the shapes of [`Activations`] for
+/// the `m` rows of `x`, and nobody else uses what belongs to `rows`.
+unsafe fn fill_rows<const BLOCK: usize>(
+    isa: Isa,
+    x: &[f32],
+    m: usize,
+    rows: Range<usize>,
+    out: &Targets,
+) {
+    match isa {
+        // SAFETY: passed on from the caller.
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx512 if BLOCK > 32 => unsafe { x86::fill_rows_512::<BLOCK>(x, m, rows, out) },
+        Isa::Avx512 if BLOCK > 32 => unsafe { x86::fill_rows_512::<BLOCK>(x, m, rows, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::AvxVnni | crate::Isa::Avx512 => unsafe {
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => unsafe {
             x86::fill_rows_256::<BLOCK>(x, m, rows, out);
         },
         // SAFETY: passed on from the caller.

@@ -240,10 +240,12 @@ fn grouped_products_are_products_alone() {
 
 #[test]
 fn activations_are_quantised_as_documented() {
-    [67, 150].into_iter().for_each(check_quantised);
+    for isa in Isa::available() {
+        [67, 150].into_iter().for_each(|m| check_quantised(*isa, m));
+    }
 }
 
-fn check_quantised(m: usize) {
+fn check_quantised(isa: Isa, m: usize) {
     let (pool, k) = (Pool::new(2), 512);
     let mut x = randoms(m * k, 11);
     x[..32].fill(0.0);
@@ -254,7 +256,8 @@ fn check_quantised(m: usize) {
     }
     x[3 * k + 7] = f32::NAN;
     for (kind, block) in [(ActivationKind::Block32, 32), (ActivationKind::Block256, 256)] {
-        let acts = Activations::new(&pool, &x, m, k, kind);
+        let memory = ActivationBuffers::default();
+        let acts = Activations::with_isa(isa, memory, &pool, &x, m, k, kind);
         for (i, x) in x.chunks_exact(block).enumerate() {
             let (row, at) = (i / (k / block), i % (k / block));
             let place = at * m + row;
