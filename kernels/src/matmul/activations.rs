@@ -157,8 +157,8 @@ impl<'a> Activations<'a> {
         let per_task = if m < 8 * LINE { few } else { few.next_multiple_of(LINE) };
         pool.run(m.div_ceil(per_task), &|task| {
             let rows = task * per_task..((task + 1) * per_task).min(m);
-            // SAFETY: the processor has the instructions (`with_isa` asserts it), the targets have m
-            // rows of k elements, a row belongs to one task.
+            // SAFETY: the processor has the instructions (`with_isa` asserts it), the targets have
+            // m rows of k elements, a row belongs to one task.
             unsafe {
                 match kind {
                     ActivationKind::Block32 => fill_rows::<32>(isa, x, m, rows, &out),
