@@ -139,6 +139,11 @@ impl<'a, T> Parts<'a, T> {
         Parts { start: slice.as_mut_ptr(), len: slice.len(), lent: PhantomData }
     }
 
+    /// Where the slice begins.
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.start
+    }
+
     /// The part `range`.
     ///
     /// # Safety

@@ -132,8 +132,9 @@ impl KvStore {
                 let KvShape { n_blocks: _, block_len, n_kv_heads, head_dim } = shape;
                 let kv_type = slabs[0].kv_type().name();
                 let layers = slabs.len();
+                // By fours: of an earlier order of bytes there are files too.
                 Some(format!(
-                    "slabs {kv_type} {layers} x {block_len} x {n_kv_heads} x {head_dim} {isa}"
+                    "slabs by fours {kv_type} {layers} x {block_len} x {n_kv_heads} x {head_dim} {isa}"
                 ))
             }
             Self::Tensors(store) => {

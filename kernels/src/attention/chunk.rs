@@ -36,7 +36,7 @@ pub(super) struct Work {
     pub(super) queries: Vec<[[f32; LANES]; LINES]>,
     /// Scores, then weights.
     pub(super) weights: Weights,
-    /// Both on a grid, where slabs are of bytes.
+    /// Both as bytes, where slabs are of bytes.
     pub(super) ints: Ints,
 }
 
@@ -71,6 +71,10 @@ pub(super) trait Form: Element {
     fn prepare<S: Simd>(simd: S, work: &mut Work);
     /// Scores of all lines with all keys of a chunk.
     fn scores<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work);
+    /// Turns the scores of each line into weights relative to its largest score, 0 for keys that it
+    /// does not see. Writes the largest score (minus infinity for no keys) and the sum of the
+    /// weights, the first two of `[lines, 2 + padded head_dim]`.
+    fn weigh<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work, out: &mut [f32]);
     /// Weighted sums of V, `[lines, 2 + padded head_dim]` without the first two.
     fn values<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work, out: &mut [f32]);
 }
@@ -78,6 +82,39 @@ pub(super) trait Form: Element {
 impl<E: Form> Chunk<'_, E> {
     pub(super) fn groups(&self) -> Range<usize> {
         self.keys.start / LANES..self.keys.end.div_ceil(LANES)
+    }
+
+    /// Numbers of the partial of a line.
+    pub(super) fn numbers(&self) -> usize {
+        2 + self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Finds the largest score of a line, minus infinity for no keys. Those of keys that it does
+    /// not see become minus infinity.
+    #[inline(always)]
+    pub(super) fn largest<S: Simd>(
+        &self,
+        simd: S,
+        visible: &Range<usize>,
+        scores: &mut [f32; CHUNK],
+    ) -> f32 {
+        const LANE_NUMBERS: [f32; LANES] =
+            [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+        let nothing = simd.splat(f32::NEG_INFINITY);
+        let mut largest = nothing;
+        let vectors = scores.as_chunks_mut::<LANES>().0;
+        for (group, vector) in self.groups().zip(&mut vectors[self.groups()]) {
+            let key = group * LANES;
+            let mut x = simd.load(vector);
+            if key < visible.start || key + LANES > visible.end {
+                let keys = simd.add(simd.splat(key as f32), simd.load(&LANE_NUMBERS));
+                x = simd.if_less(keys, simd.splat(visible.end as f32), x, nothing);
+                x = simd.if_less(keys, simd.splat(visible.start as f32), nothing, x);
+                simd.store(x, vector);
+            }
+            largest = simd.max(largest, x);
+        }
+        crate::simd::largest(simd, largest)
     }
 
     /// Where the half unit begins that is read `distance` halves after the half `half`. Halves
@@ -119,7 +156,6 @@ pub(super) fn partials<S: Simd, E: Form>(
     work: &mut Work,
     out: &mut [f32],
 ) {
-    let numbers = 2 + chunk.head_dim.next_multiple_of(LANES);
     E::scores(simd, chunk, work);
     if let Some(cap) = chunk.softcap {
         for line in &mut work.weights.0[..chunk.visible.len()] {
@@ -127,10 +163,7 @@ pub(super) fn partials<S: Simd, E: Form>(
             softcap(simd, vectors, cap);
         }
     }
-    let rows = work.weights.0.iter_mut().zip(chunk.visible).zip(out.chunks_exact_mut(numbers));
-    for ((weights, visible), out) in rows {
-        (out[0], out[1]) = softmax(simd, chunk, visible, weights);
-    }
+    E::weigh(simd, chunk, work, out);
     E::values(simd, chunk, work, out);
 }
 
@@ -162,6 +195,14 @@ impl<E: Number> Form for E {
                     _ => scores::<S, E, 1, 4>(simd, chunk, q, line, groups, out),
                 };
             }
+        }
+    }
+
+    #[inline(always)]
+    fn weigh<S: Simd>(simd: S, chunk: &Chunk<'_, E>, work: &mut Work, out: &mut [f32]) {
+        let rows = out.chunks_exact_mut(chunk.numbers());
+        for ((line, visible), out) in work.weights.0.iter_mut().zip(chunk.visible).zip(rows) {
+            (out[0], out[1]) = softmax(simd, chunk, visible, line);
         }
     }
 
@@ -272,8 +313,7 @@ fn score_tile<S: Simd, E: Number, const L: usize, const B: usize>(
     }
 }
 
-/// Turns the scores of a line into weights relative to its largest score, 0 for keys that it does
-/// not see. Returns the largest score (minus infinity for no keys) and the sum of the weights.
+/// [`Form::weigh`] of a line; returns what that writes.
 #[inline(always)]
 fn softmax<S: Simd, E: Form>(
     simd: S,
@@ -281,33 +321,13 @@ fn softmax<S: Simd, E: Form>(
     visible: &Range<usize>,
     weights: &mut [f32; CHUNK],
 ) -> (f32, f32) {
-    const LANE_NUMBERS: [f32; LANES] =
-        [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-    let groups = chunk.groups();
-    let first_key = groups.start * LANES;
-    let vectors = &mut weights.as_chunks_mut::<LANES>().0[groups];
     if visible.is_empty() {
-        vectors.as_flattened_mut().fill(0.0);
+        weights.as_chunks_mut::<LANES>().0[chunk.groups()].as_flattened_mut().fill(0.0);
         return (f32::NEG_INFINITY, 0.0);
     }
-    let nothing = simd.splat(f32::NEG_INFINITY);
-    let mut largest = nothing;
-    for (i, vector) in vectors.iter_mut().enumerate() {
-        let key = first_key + i * LANES;
-        let mut x = simd.load(vector);
-        if key < visible.start || key + LANES > visible.end {
-            let keys = simd.add(simd.splat(key as f32), simd.load(&LANE_NUMBERS));
-            x = simd.if_less(keys, simd.splat(visible.end as f32), x, nothing);
-            x = simd.if_less(keys, simd.splat(visible.start as f32), nothing, x);
-        }
-        largest = simd.max(largest, x);
-        simd.store(x, vector);
-    }
-    let mut lanes = [0.0; LANES];
-    simd.store(largest, &mut lanes);
-    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
-    let shift = simd.splat(largest);
-    let mut total = simd.splat(0.0);
+    let largest = chunk.largest(simd, visible, weights);
+    let (shift, mut total) = (simd.splat(largest), simd.splat(0.0));
+    let vectors = &mut weights.as_chunks_mut::<LANES>().0[chunk.groups()];
     let (many, rest) = vectors.as_chunks_mut::<EXPS>();
     for vectors in many {
         total = weigh(simd, vectors, shift, total);
@@ -403,7 +423,7 @@ fn value_tile<S: Simd, E: Number, const L: usize, const D: usize>(
             }
         }
     }
-    let numbers = 2 + vectors * LANES;
+    let numbers = chunk.numbers();
     for l in 0..L {
         // Lines beyond the tile have no place: their accumulators are dropped.
         if line + l < chunk.visible.len() {

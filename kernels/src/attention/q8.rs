@@ -1,26 +1,33 @@
 //! The arithmetic of slabs of bytes: both products of a chunk are exact sums of integers.
 //!
-//! Queries and weights become i16 on a grid of their own: a query on that of its largest number,
-//! the weights of a line, times the scales of V, on that of the largest of them in the chunk. That
-//! is 2^-16 of the largest, a hundredth of what the bytes of K and V leave out. i16 times i8 in
-//! pairs is what processors multiply and add, two products to a lane where floats have one.
+//! Queries and weights become bytes on a grid of their own. That of a query ends at its largest
+//! number, 127. That of the weights of a line, times the scales of V, ends at the largest of them in
+//! the chunk, 255: a key that matters little because its V is small takes no room. Processors
+//! multiply and add bytes in fours, four products to a lane where floats have one.
+//!
+//! Rounding to the nearest would make nothing of all weights below a 510th of the largest, which
+//! may be many: so each is rounded up or down at a threshold that goes with the place of its key
+//! among sixteen, and of many that are alike about the right part is rounded up (ordered dither,
+//! Bayer 1973).
 
 use super::CHUNK;
-use super::chunk::{AHEAD, Chunk, Form, GROUPS, LINE, Weights, Work, stripes, vectors_of_a_stripe};
+use super::chunk::{AHEAD, Chunk, Form, GROUPS, Weights, Work, stripes, vectors_of_a_stripe};
 use super::plan::LINES;
 use crate::LANES;
 use crate::kv::q8;
-use crate::simd::{Simd, round, sum};
+use crate::simd::{self, EXPS, Simd, coarse_exps, nearest, sum};
 use std::ops::Range;
 
 /// Memory that a thread uses again.
 pub(super) struct Ints {
-    /// `[vectors of the head][LINES]`, in pairs.
-    queries: Vec<[[[i16; 2]; LANES / 2]; LINES]>,
+    /// `[vectors of the head][LINES]`, see [`queries`].
+    queries: Vec<u64>,
     /// `[LINES]`
     query_scales: [f32; LINES],
-    /// `[LINES][CHUNK / 2]`
-    weights: Box<[[[i16; 2]; CHUNK / 2]; LINES]>,
+    /// What the bias of K adds to the products of a line. `[LINES]`
+    query_biases: [i32; LINES],
+    /// `[LINES]`, see [`weights`].
+    weights: Vec<u64>,
     /// `[LINES]`
     weight_scales: [f32; LINES],
 }
@@ -30,11 +37,22 @@ impl Default for Ints {
         Ints {
             queries: Vec::new(),
             query_scales: [0.0; LINES],
-            weights: Box::new([[[0; 2]; CHUNK / 2]; LINES]),
+            query_biases: [0; LINES],
+            weights: vec![0; LINES * CHUNK / QUAD],
             weight_scales: [0.0; LINES],
         }
     }
 }
+
+/// Bytes that are multiplied and added at once. What stands for them is a u64 at most.
+const QUAD: usize = 4;
+/// Of a vector.
+const QUADS: usize = LANES / QUAD;
+
+/// Numbers of all lines, of one vector of the head.
+type Queries<S> = [[<S as Simd>::Quad; QUADS]; LINES];
+/// Weights of a line.
+type QuadWeights<S> = [[<S as Simd>::Quad; QUADS]; CHUNK / LANES];
 
 impl Form for i8 {
     fn v_start(head_dim: usize) -> usize {
@@ -44,24 +62,26 @@ impl Form for i8 {
     #[inline(always)]
     fn prepare<S: Simd>(simd: S, work: &mut Work) {
         let (ints, zero) = (&mut work.ints, simd.splat(0.0));
-        // A sum over the head must fit an i32.
-        let limit = (i32::MAX / 128) as f32 / (work.queries.len() * LANES) as f32;
-        let limit = limit.min(LARGEST);
-        ints.queries.resize(work.queries.len(), [[[0; 2]; LANES / 2]; LINES]);
-        for (line, scale) in ints.query_scales.iter_mut().enumerate() {
+        ints.queries.resize(work.queries.len() * LINES * QUADS, 0);
+        let places: &mut [Queries<S>] = bytemuck::cast_slice_mut(&mut ints.queries);
+        for line in 0..LINES {
             let (mut largest, mut poison) = (zero, zero);
             for q in &work.queries {
                 let q = simd.load(&q[line]);
                 largest = simd.max(simd.max(q, simd.sub(zero, q)), largest);
-                poison = simd.add(poison, simd.sub(q, q));
+                poison = simd.mul_add(q, zero, poison);
             }
-            let largest = greatest(simd, largest);
-            let inverse = simd.splat(if largest > SMALLEST { limit / largest } else { 0.0 });
-            *scale = largest / limit + sum(simd, poison);
-            for (q, out) in work.queries.iter().zip(&mut ints.queries) {
-                let rounded = round(simd, simd.mul(simd.load(&q[line]), inverse));
-                out[line].as_flattened_mut().copy_from_slice(&rounded);
+            let largest = simd::largest(simd, largest);
+            let inverse = if largest > SMALLEST { LARGEST / largest } else { 0.0 };
+            ints.query_scales[line] = largest / LARGEST + sum(simd, poison);
+            let (inverse, mut total) = (simd.splat(inverse), zero);
+            for (q, places) in work.queries.iter().zip(places.iter_mut()) {
+                let x = nearest(simd, simd.mul(simd.load(&q[line]), inverse));
+                simd.store_quads(x, &mut places[line]);
+                total = simd.add(total, x);
             }
+            // Exact: the sum of a few hundred bytes.
+            ints.query_biases[line] = i32::from(q8::BIAS) * sum(simd, total) as i32;
         }
     }
 
@@ -85,13 +105,38 @@ impl Form for i8 {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, chunk: &Chunk<'_, i8>, work: &mut Work, out: &mut [f32]) {
-        let lines = chunk.visible.len();
-        let ints = &mut work.ints;
-        for line in 0..lines {
-            let (weights, places) = (&work.weights.0[line], &mut ints.weights[line]);
-            ints.weight_scales[line] = round_weights(simd, chunk, weights, places);
+    fn weigh<S: Simd>(simd: S, chunk: &Chunk<'_, i8>, work: &mut Work, out: &mut [f32]) {
+        // Step by step for all lines: each step of one waits for the end of the one before.
+        let scales = &mut work.ints.weight_scales;
+        let numbers = chunk.numbers();
+        let rows = work.weights.0.iter_mut().zip(chunk.visible);
+        for ((scores, visible), out) in rows.zip(out.chunks_exact_mut(numbers)) {
+            out[0] = chunk.largest(simd, visible, scores);
         }
+        let rows = work.weights.0.iter_mut().zip(chunk.visible);
+        let outs = out.chunks_exact_mut(numbers).zip(scales.iter_mut());
+        for ((scores, visible), (out, largest)) in rows.zip(outs) {
+            (out[1], *largest) = match visible.is_empty() {
+                true => (0.0, 0.0),
+                false => weigh_line(simd, chunk, out[0], scores),
+            };
+        }
+        let places: &mut [QuadWeights<S>] = bytemuck::cast_slice_mut(&mut work.ints.weights);
+        let rows = work.weights.0[..chunk.visible.len()].iter().zip(places);
+        for ((weights, places), largest) in rows.zip(scales) {
+            let inverse = if *largest < SMALLEST { 0.0 } else { LARGEST_WEIGHT / *largest };
+            let (inverse, dither) = (simd.splat(inverse), simd.load(&DITHER));
+            let vectors = &weights.as_chunks::<LANES>().0[chunk.groups()];
+            for (x, place) in vectors.iter().zip(&mut places[chunk.groups()]) {
+                simd.store_quads(simd.mul_add(simd.load(x), inverse, dither), place);
+            }
+            *largest /= LARGEST_WEIGHT;
+        }
+    }
+
+    #[inline(always)]
+    fn values<S: Simd>(simd: S, chunk: &Chunk<'_, i8>, work: &mut Work, out: &mut [f32]) {
+        let (lines, ints) = (chunk.visible.len(), &work.ints);
         let vectors = 0..chunk.head_dim.div_ceil(LANES);
         for vectors in stripes(vectors, vectors_of_a_stripe(lines)) {
             let mut line = 0;
@@ -111,11 +156,28 @@ impl Form for i8 {
     }
 }
 
-/// The largest i16 of a grid.
-const LARGEST: f32 = 32767.0;
+/// The largest byte of a query.
+const LARGEST: f32 = 127.0;
+
+/// The largest byte of a weight.
+const LARGEST_WEIGHT: f32 = 255.0;
 
 /// Numbers that are all below this are zeroes: their scale would be no normal number.
 const SMALLEST: f32 = 1e-30;
+
+/// What is added to each of sixteen weights before it is rounded to the nearest: between -1/2 and
+/// 1/2, neighbours far from each other.
+const DITHER: [f32; LANES] = {
+    let mut dither = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        // The four bits of i from the last to the first (van der Corput).
+        let reversed = (i as u8).reverse_bits() >> 4;
+        dither[i] = (reversed as f32 + 0.5) / LANES as f32 - 0.5;
+        i += 1;
+    }
+    dither
+};
 
 impl<'a> Chunk<'a, i8> {
     /// Scales of a group: of K, of V.
@@ -125,27 +187,20 @@ impl<'a> Chunk<'a, i8> {
         scales.as_chunks::<LANES>().0
     }
 
-    /// K of a group, `[pairs of the head][16 keys]`.
+    /// K of a group, `[fours of the head][16 keys]`.
     #[inline(always)]
-    fn k_pairs(&self, group: usize) -> &'a [[[i8; 2]; LANES]] {
+    fn k_quads(&self, group: usize) -> &'a [[[u8; QUAD]; LANES]] {
         let k = &self.units[group][q8::SCALES..q8::v_start(self.head_dim)];
-        k.as_chunks::<2>().0.as_chunks::<LANES>().0
+        let k: &[u8] = bytemuck::cast_slice(k);
+        k.as_chunks::<QUAD>().0.as_chunks::<LANES>().0
     }
 
-    /// V of a group, `[8 pairs of keys][vectors of the head]`.
+    /// V of a group, `[4 fours of keys][vectors of the head]`.
     #[inline(always)]
-    fn v_pairs(&self, group: usize) -> &'a [[[i8; 2]; LANES]] {
+    fn v_quads(&self, group: usize) -> &'a [[[i8; QUAD]; LANES]] {
         let v = &self.units[group][q8::v_start(self.head_dim)..];
-        v.as_chunks::<2>().0.as_chunks::<LANES>().0
+        v.as_chunks::<QUAD>().0.as_chunks::<LANES>().0
     }
-}
-
-/// The largest lane, or 0.
-#[inline(always)]
-fn greatest<S: Simd>(simd: S, v: S::V) -> f32 {
-    let mut lanes = [0.0; LANES];
-    simd.store(v, &mut lanes);
-    lanes.into_iter().fold(0.0, |a, b| if a > b { a } else { b })
 }
 
 /// Scores of L lines with some groups of keys, B at a time. Returns L.
@@ -179,27 +234,33 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     out: &mut Weights,
 ) {
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
-    let pairs = chunk.head_dim.div_ceil(2);
-    let k: [&[[[i8; 2]; LANES]]; B] = std::array::from_fn(|b| chunk.k_pairs(group + b));
-    let mut acc = [[simd.zero_ints(); B]; L];
-    let half = group - chunk.groups().start;
-    let ahead: [*const i8; B] = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
-    for (vector, q) in ints.queries.iter().enumerate() {
-        let q: &[[[i16; 2]; LANES / 2]; L] =
+    let quads = chunk.head_dim.div_ceil(QUAD);
+    let k: [&[[[u8; QUAD]; LANES]]; B] = std::array::from_fn(|b| chunk.k_quads(group + b));
+    let mut acc = [[simd.splat_ints(0); B]; L];
+    for l in 0..L {
+        acc[l] = [simd.splat_ints(-ints.query_biases[line + l]); B];
+    }
+    let (half, first) = (group - chunk.groups().start, line == 0);
+    let mut ahead = [std::ptr::null(); B];
+    if first {
+        ahead = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
+    }
+    let queries: &[Queries<S>] = bytemuck::cast_slice(&ints.queries);
+    for (start, q) in (0..quads).step_by(QUADS).zip(queries) {
+        let q: &[[S::Quad; QUADS]; L] =
             q[line..line + L].try_into().expect("L lines; this is a bug");
-        let start = vector * LANES / 2;
-        let k: [&[[[i8; 2]; LANES]]; B] =
-            std::array::from_fn(|b| &k[b][start..pairs.min(start + LANES / 2)]);
-        for pair in 0..(LANES / 2).min(pairs - start) {
-            if line == 0 && pair.is_multiple_of(LINE / (2 * LANES)) {
+        let k: [&[[[u8; QUAD]; LANES]]; B] =
+            std::array::from_fn(|b| &k[b][start..quads.min(start + QUADS)]);
+        for quad in 0..QUADS.min(quads - start) {
+            if first {
                 for ahead in ahead {
-                    simd.prefetch(ahead.wrapping_add(2 * LANES * (start + pair)).cast());
+                    simd.prefetch(ahead.wrapping_add(QUAD * LANES * (start + quad)).cast());
                 }
             }
             for b in 0..B {
-                let k = simd.load_pairs(&k[b][pair]);
+                let k = simd.load_unsigned(&k[b][quad]);
                 for l in 0..L {
-                    acc[l][b] = simd.dot_pairs(k, q[l][pair], acc[l][b]);
+                    acc[l][b] = simd.dot_unsigned(k, &q[l][quad], acc[l][b]);
                 }
             }
         }
@@ -214,38 +275,67 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     }
 }
 
-/// The weights of a line times the scales of V, on a grid; returns its scale. A key of weight 0 is
-/// one that the line does not see, and its scale may be anything.
+/// Turns the scores of a line into weights, and these times the scales of V into bytes. Returns
+/// the sum of the weights, and the scale of the bytes.
 #[inline(always)]
-fn round_weights<S: Simd>(
+fn weigh_line<S: Simd>(
     simd: S,
     chunk: &Chunk<'_, i8>,
-    weights: &[f32; CHUNK],
-    out: &mut [[i16; 2]; CHUNK / 2],
-) -> f32 {
-    let zero = simd.splat(0.0);
-    let vectors = weights.as_chunks::<LANES>().0;
-    let (mut largest, mut poison) = (zero, zero);
-    for group in chunk.groups() {
-        let x = scaled(simd, chunk, group, &vectors[group]);
-        largest = simd.max(x, largest);
-        poison = simd.add(poison, simd.sub(x, x));
+    largest: f32,
+    scores: &mut [f32; CHUNK],
+) -> (f32, f32) {
+    let (groups, zero) = (chunk.groups(), simd.splat(0.0));
+    let mut line = Line { shift: simd.splat(largest), total: zero, largest: zero, poison: zero };
+    let vectors = &mut scores.as_chunks_mut::<LANES>().0[groups.clone()];
+    let (many, rest) = vectors.as_chunks_mut::<EXPS>();
+    let mut group = groups.start;
+    for vectors in many {
+        weigh(simd, chunk, group, vectors, &mut line);
+        group += EXPS;
     }
-    let largest = greatest(simd, largest);
-    let inverse = simd.splat(if largest < SMALLEST { 0.0 } else { LARGEST / largest });
-    let pairs = out.as_chunks_mut::<{ LANES / 2 }>().0;
-    for group in chunk.groups() {
-        let x = scaled(simd, chunk, group, &vectors[group]);
-        pairs[group].as_flattened_mut().copy_from_slice(&round(simd, simd.mul(x, inverse)));
+    for vectors in rest.as_chunks_mut::<1>().0 {
+        weigh(simd, chunk, group, vectors, &mut line);
+        group += 1;
     }
-    largest / LARGEST + sum(simd, poison)
+    (sum(simd, simd.add(line.total, line.poison)), simd::largest(simd, line.largest))
 }
 
+/// What is known of the weights of a line so far.
+struct Line<S: Simd> {
+    /// The largest score.
+    shift: S::V,
+    /// Their sum.
+    total: S::V,
+    /// The largest, times its scale of V.
+    largest: S::V,
+    /// 0, or NaN where one of these is, which the sum of the weights becomes too.
+    poison: S::V,
+}
+
+/// Turns the scores of N groups into weights times the scales of V. A key of weight 0 may be one
+/// that the line does not see, whose scale may be anything.
 #[inline(always)]
-fn scaled<S: Simd>(simd: S, chunk: &Chunk<'_, i8>, group: usize, weights: &[f32; LANES]) -> S::V {
-    let (zero, weights) = (simd.splat(0.0), simd.load(weights));
-    let x = simd.mul(weights, simd.load(&chunk.scales(group)[1]));
-    simd.if_less(zero, weights, x, zero)
+fn weigh<S: Simd, const N: usize>(
+    simd: S,
+    chunk: &Chunk<'_, i8>,
+    group: usize,
+    vectors: &mut [[f32; LANES]; N],
+    line: &mut Line<S>,
+) {
+    let zero = simd.splat(0.0);
+    let mut x = [zero; N];
+    for i in 0..N {
+        x[i] = simd.sub(simd.load(&vectors[i]), line.shift);
+    }
+    let weights = coarse_exps(simd, x);
+    for i in 0..N {
+        line.total = simd.add(line.total, weights[i]);
+        let scaled = simd.mul(weights[i], simd.load(&chunk.scales(group + i)[1]));
+        let scaled = simd.if_less(zero, weights[i], scaled, zero);
+        line.largest = simd.max(scaled, line.largest);
+        line.poison = simd.mul_add(scaled, zero, line.poison);
+        simd.store(scaled, &mut vectors[i]);
+    }
 }
 
 /// Weighted sums of V for L lines and some vectors of the head, D at a time. Returns L.
@@ -285,29 +375,32 @@ fn value_tile<S: Simd, const L: usize, const D: usize>(
 ) {
     assert!(line <= LINES - L, "a line outside the tile; this is a bug");
     let vectors = chunk.head_dim.div_ceil(LANES);
-    let weights: &[[[i16; 2]; CHUNK / 2]; L] =
-        ints.weights[line..line + L].try_into().expect("L lines; this is a bug");
-    let mut acc = [[simd.zero_ints(); D]; L];
-    let groups = chunk.groups();
+    let weights: &[QuadWeights<S>] = bytemuck::cast_slice(&ints.weights);
+    let weights: &[QuadWeights<S>; L] =
+        weights[line..line + L].try_into().expect("L lines; this is a bug");
+    let mut acc = [[simd.splat_ints(0); D]; L];
+    let (groups, first) = (chunk.groups(), line == 0 && vector == 0);
     for group in groups.clone() {
-        let first = group * LANES / 2;
-        let mut ahead = chunk.ahead(groups.len() + group - groups.start, AHEAD);
-        for (pair, row) in (first..CHUNK / 2).zip(chunk.v_pairs(group).chunks_exact(vectors)) {
-            if line == 0 && vector == 0 {
-                for at in (0..2 * vectors * LANES).step_by(LINE) {
-                    simd.prefetch(ahead.wrapping_add(at).cast());
+        let half = groups.len() + group - groups.start;
+        let mut ahead = if first { chunk.ahead(half, AHEAD) } else { std::ptr::null() };
+        let rows = &chunk.v_quads(group)[vector..];
+        for quad in 0..QUADS {
+            if first {
+                for at in 0..vectors {
+                    simd.prefetch(ahead.wrapping_add(QUAD * LANES * at).cast());
                 }
-                ahead = ahead.wrapping_add(2 * vectors * LANES);
+                ahead = ahead.wrapping_add(QUAD * LANES * vectors);
             }
-            for (d, bytes) in row[vector..vector + D].iter().enumerate() {
-                let v = simd.load_pairs(bytes);
+            let row = &rows[quad * vectors..][..D];
+            for d in 0..D {
+                let v = simd.load_signed(&row[d]);
                 for l in 0..L {
-                    acc[l][d] = simd.dot_pairs(v, weights[l][pair], acc[l][d]);
+                    acc[l][d] = simd.dot_signed(v, &weights[l][group][quad], acc[l][d]);
                 }
             }
         }
     }
-    let numbers = 2 + vectors * LANES;
+    let numbers = chunk.numbers();
     for l in 0..L {
         // Lines beyond the tile have no place: their accumulators are dropped.
         if line + l < chunk.visible.len() {

@@ -138,7 +138,7 @@ fn variants(base: AttentionParams<'static>) -> [AttentionParams<'static>; 7] {
 fn near_the_truth_for_every_isa_type_and_head_size() {
     let (one, three) = (Pool::new(1), Pool::new(3));
     for ty in KvType::ALL {
-        let tolerance = if ty == KvType::Q8_0 { 1e-4 } else { 2e-5 };
+        let tolerance = if ty == KvType::Q8_0 { 2e-2 } else { 2e-5 };
         for (&dim, (n_heads, n_kv_heads)) in
             cases::HEAD_DIMS.iter().zip([(1, 1), (4, 4), (14, 2), (6, 2), (3, 1), (20, 1), (8, 4)])
         {
@@ -238,11 +238,43 @@ fn long_decode_is_near_the_truth_and_threads_change_no_bit() {
         let parts = [(0, 2999..3000), (1, 2898..2900)];
         let truth = world.truth(&params, &parts);
         let one = world.fast(&Pool::new(1), Isa::best(), &params, &parts);
-        assert!(cases::max_abs_diff(&truth, &one) < 2e-5, "{ty:?}");
+        // Of many keys the errors cancel each other.
+        let tolerance = if ty == KvType::Q8_0 { 2e-3 } else { 2e-5 };
+        assert!(cases::max_abs_diff(&truth, &one) < tolerance, "{ty:?}");
         for threads in [2, 4] {
             let got = world.fast(&Pool::new(threads), Isa::best(), &params, &parts);
             cases::assert_same_bits(&one, &got, &format!("{ty:?}, {threads} threads"));
         }
+    }
+}
+
+/// One key that matters, and many of which each is less than half of the least step of a byte, and
+/// all of them a third of the whole: what they say must not be lost.
+#[test]
+fn bytes_hear_a_multitude_of_quiet_keys() {
+    const DIM: usize = 16;
+    const KEYS: usize = 256;
+    let shape = KvShape { n_blocks: KEYS / 16, block_len: 16, n_kv_heads: 1, head_dim: DIM };
+    let blocks: Vec<u32> = (0..KEYS as u32 / 16).collect();
+    let batch =
+        AttentionBatch { cu_q: &[0, 1], context_len: &[KEYS as u32], block_tables: &[&blocks] };
+    let params =
+        AttentionParams { n_heads: 1, scale: 1.0, softcap: None, window: None, sinks: None };
+    for (loud, weight) in [(0, 700.0_f32), (77, 700.0), (255, 600.0), (9, 1500.0)] {
+        let (mut k, mut v) = (vec![0.0; KEYS * DIM], vec![0.0; KEYS * DIM]);
+        for (key, v) in v.chunks_exact_mut(DIM).enumerate() {
+            v[usize::from(key != loud)] = 1.0;
+        }
+        k[loud * DIM] = 1.0;
+        let mut kv = KvSlab::new(shape, KvType::Q8_0);
+        kv.write(&Pool::new(1), &k, &v, &(0..KEYS as u32).collect::<Vec<_>>());
+        let (mut q, mut out) = ([0.0; DIM], [0.0; DIM]);
+        q[0] = weight.ln();
+        attention(&Pool::new(1), Isa::best(), &q, &kv, &batch, &params, &mut out);
+        let quiet = (KEYS - 1) as f32 / weight;
+        let truth = [1.0 / (1.0 + quiet), quiet / (1.0 + quiet)];
+        assert!((out[0] - truth[0]).abs() < 1e-3, "{loud}: {out:?}, not {truth:?}");
+        assert!((out[1] / truth[1] - 1.0).abs() < 0.15, "{loud}: {out:?}, not {truth:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a tile computes: the partials of its lines, chunk by chunk, and what these come to.
 
 use super::CHUNK;
-use super::chunk::{self, AHEAD, Chunk, Form, Scratch, Work};
+use super::chunk::{self, AHEAD, Chunk, Form, LINE, Scratch, Work};
 use super::plan::{LINES, Ragged, Row, Tile};
 use crate::LANES;
 use crate::kv::KvShape;
@@ -41,6 +41,7 @@ impl<E: Form> Kernel for WholeTile<'_, E> {
         let Scratch { work, sums, partials } = scratch;
         let numbers = partial_numbers(call.of.shape);
         let len = tile.lines.len() * numbers;
+        ask_for(simd, call, tile);
         load_queries(simd, call, tile, &mut work.queries);
         E::prepare(simd, work);
         sums.resize(len, 0.0);
@@ -103,6 +104,22 @@ impl<E: Form> Kernel for FinishTile<'_, E> {
             }
         }
         write_out(simd, self.call, self.tile, &sums);
+    }
+}
+
+/// Asks for the lines of the cache that hold the queries, and those that the result is written to:
+/// heads of several rows lie far apart, and each would be waited for.
+#[inline(always)]
+fn ask_for<S: Simd, E>(simd: S, call: &Call<'_, E>, tile: &Tile) {
+    const NUMBERS: usize = LINE / size_of::<f32>();
+    let dim = call.of.shape.head_dim;
+    let out = call.out.as_ptr();
+    for line in tile.lines.clone() {
+        let start = query_start(call, tile, line);
+        for at in (start..start + dim).step_by(NUMBERS) {
+            simd.prefetch(call.q.as_ptr().wrapping_add(at).cast());
+            simd.prefetch(out.wrapping_add(at).cast());
+        }
     }
 }
 

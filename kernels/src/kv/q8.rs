@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! unit = scales [16 tokens] of K, then of V        f32
-//!        K [pairs of the head][16 tokens][2]       transposed, as floats are
-//!        V [8 pairs of tokens][head_dim][2]        padded with zeroes, as floats are
+//!        K [fours of the head][16 tokens][4]       transposed, as floats are
+//!        V [4 fours of tokens][head_dim][4]        padded with zeroes, as floats are
 //! ```
-//! Numbers stand in pairs because processors multiply and add i16 in pairs. One scale a head and
-//! token lets a score be one exact sum of integers, and the weighted sum of V of a chunk another.
+//! Numbers stand in fours because processors multiply and add bytes in fours, unsigned ones with
+//! signed ones: those of K have 128 added to them, and a product takes that back. One scale a head
+//! and token lets a score be one exact sum of integers, and the weighted sum of V of a chunk
+//! another.
 //!
 //! A token is rounded by itself: its bytes depend on nothing beside it. A head that holds a NaN or
 //! an infinity is NaN as a whole.
@@ -21,6 +23,9 @@ pub(crate) const SCALES: usize = 2 * LANES * size_of::<f32>();
 /// The largest byte.
 const LARGEST: f32 = 127.0;
 
+/// What is added to the bytes of K.
+pub(crate) const BIAS: u8 = 128;
+
 /// A head whose largest number is below this is stored as zeroes: its scale would be no normal
 /// number.
 const SMALLEST: f32 = 1e-30;
@@ -32,7 +37,7 @@ pub(super) fn unit_len(shape: &KvShape) -> usize {
 
 /// Where V begins in a unit.
 pub(crate) fn v_start(head_dim: usize) -> usize {
-    SCALES + LANES * head_dim.next_multiple_of(2)
+    SCALES + LANES * head_dim.next_multiple_of(4)
 }
 
 impl Kernel for WriteHead<'_, i8> {
@@ -57,21 +62,21 @@ impl Kernel for WriteHead<'_, i8> {
             let grid = Grid::of(simd, x);
             scales[lane] = grid.scale;
             for (x, places) in x.chunks(LANES).zip(unit_k.chunks_mut(LANES * LANES)) {
-                let bytes = grid.bytes(simd, x);
-                let pairs = bytes.as_chunks::<2>().0;
-                for (place, pair) in places.as_chunks_mut::<{ 2 * LANES }>().0.iter_mut().zip(pairs)
+                let bytes = grid.bytes(simd, x).map(|byte| (byte as u8).wrapping_add(BIAS) as i8);
+                let quads = bytes.as_chunks::<4>().0;
+                for (place, quad) in places.as_chunks_mut::<{ 4 * LANES }>().0.iter_mut().zip(quads)
                 {
-                    place[2 * lane..][..2].copy_from_slice(pair);
+                    place[4 * lane..][..4].copy_from_slice(quad);
                 }
             }
 
             let x = &v[at..at + dim];
             let grid = Grid::of(simd, x);
             scales[LANES + lane] = grid.scale;
-            let places = &mut unit_v[lane / 2 * 2 * padded..][..2 * padded];
-            for (x, places) in x.chunks(LANES).zip(places.chunks_mut(2 * LANES)) {
-                for (place, byte) in places.chunks_exact_mut(2).zip(grid.bytes(simd, x)) {
-                    place[lane % 2] = byte;
+            let places = &mut unit_v[lane / 4 * 4 * padded..][..4 * padded];
+            for (x, places) in x.chunks(LANES).zip(places.chunks_mut(4 * LANES)) {
+                for (place, byte) in places.chunks_exact_mut(4).zip(grid.bytes(simd, x)) {
+                    place[lane % 4] = byte;
                 }
             }
         }
@@ -85,10 +90,11 @@ pub(super) fn read(unit: &[i8], lane: usize, k: &mut [f32], v: &mut [f32]) {
     let scales: &[f32] = bytemuck::cast_slice(scales);
     let (unit_k, unit_v) = unit.split_at(v_start(k.len()) - SCALES);
     for (d, x) in k.iter_mut().enumerate() {
-        *x = scales[lane] * f32::from(unit_k[(d / 2 * LANES + lane) * 2 + d % 2]);
+        let byte = unit_k[(d / 4 * LANES + lane) * 4 + d % 4] as u8;
+        *x = scales[lane] * f32::from(byte.wrapping_sub(BIAS) as i8);
     }
     for (d, x) in v.iter_mut().enumerate() {
-        *x = scales[LANES + lane] * f32::from(unit_v[(lane / 2 * padded + d) * 2 + lane % 2]);
+        *x = scales[LANES + lane] * f32::from(unit_v[(lane / 4 * padded + d) * 4 + lane % 4]);
     }
 }
 

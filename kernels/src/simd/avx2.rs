@@ -20,6 +20,13 @@ pub(super) struct Pair(__m256, __m256);
 #[derive(Clone, Copy)]
 pub(super) struct IntPair(__m256i, __m256i);
 
+/// The first and the third byte of sixteen quads as i16, and the second and the fourth.
+#[derive(Clone, Copy)]
+pub(super) struct QuadPair {
+    even: IntPair,
+    odd: IntPair,
+}
+
 /// Both halves, with intrinsics that this processor has.
 macro_rules! both {
     ($f:ident, $($v:ident),+) => {
@@ -31,7 +38,9 @@ macro_rules! both {
 impl Simd for Avx2 {
     type V = Pair;
     type Ints = IntPair;
-    type Pairs = IntPair;
+    type Quads = QuadPair;
+    /// The first and the third, then the second and the fourth.
+    type Quad = [[i16; 2]; 2];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -146,29 +155,66 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn zero_ints(self) -> IntPair {
+    fn splat_ints(self, x: i32) -> IntPair {
         // SAFETY: `Avx2` exists only where AVX2 does.
-        unsafe { IntPair(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        unsafe { IntPair(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
     }
 
     #[inline(always)]
-    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> IntPair {
-        let x = x.as_ptr().cast::<__m128i>();
-        // SAFETY: AVX2 is here; the array holds two registers of sixteen bytes.
+    fn load_unsigned(self, x: &[[u8; 4]; LANES]) -> QuadPair {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: AVX2 is here; the array holds two registers.
         unsafe {
-            let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(x));
-            IntPair(low, _mm256_cvtepi8_epi16(_mm_loadu_si128(x.add(1))))
+            let (low, high) = (_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1)));
+            let first = _mm256_set1_epi16(255);
+            let even = IntPair(_mm256_and_si256(low, first), _mm256_and_si256(high, first));
+            let odd = IntPair(_mm256_srli_epi16::<8>(low), _mm256_srli_epi16::<8>(high));
+            QuadPair { even, odd }
         }
     }
 
     #[inline(always)]
-    fn dot_pairs(self, a: IntPair, b: [i16; 2], sums: IntPair) -> IntPair {
+    fn load_signed(self, x: &[[i8; 4]; LANES]) -> QuadPair {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1)));
+            let even = IntPair(_mm256_slli_epi16::<8>(low), _mm256_slli_epi16::<8>(high));
+            let even = IntPair(_mm256_srai_epi16::<8>(even.0), _mm256_srai_epi16::<8>(even.1));
+            let odd = IntPair(_mm256_srai_epi16::<8>(low), _mm256_srai_epi16::<8>(high));
+            QuadPair { even, odd }
+        }
+    }
+
+    #[inline(always)]
+    fn store_quads(self, v: Pair, out: &mut [[[i16; 2]; 2]; LANES / 4]) {
+        // SAFETY: AVX2 is here; the array is one register.
+        unsafe {
+            let (low, high) = (_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let half = _mm256_shufflelo_epi16::<0b11_01_10_00>(ordered);
+            let both = _mm256_shufflehi_epi16::<0b11_01_10_00>(half);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), both);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, a: QuadPair, b: &[[i16; 2]; 2], sums: IntPair) -> IntPair {
+        self.dot_signed(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, a: QuadPair, b: &[[i16; 2]; 2], sums: IntPair) -> IntPair {
+        let mut sums = sums;
         // SAFETY: `Avx2` exists only where AVX2 does.
         unsafe {
-            let b = _mm256_set1_epi32(bytemuck::cast(b));
-            let low = _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b));
-            IntPair(low, _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b)))
+            for (a, b) in [(a.even, &b[0]), (a.odd, &b[1])] {
+                let b = _mm256_set1_epi32(bytemuck::cast(*b));
+                sums.0 = _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b));
+                sums.1 = _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b));
+            }
         }
+        sums
     }
 
     #[inline(always)]

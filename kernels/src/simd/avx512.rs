@@ -25,7 +25,8 @@ macro_rules! pure {
 impl Simd for Avx512 {
     type V = __m512;
     type Ints = __m512i;
-    type Pairs = __m512i;
+    type Quads = __m512i;
+    type Quad = [u8; 4];
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -119,19 +120,39 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn zero_ints(self) -> __m512i {
-        pure!(_mm512_setzero_si512())
+    fn splat_ints(self, x: i32) -> __m512i {
+        pure!(_mm512_set1_epi32(x))
     }
 
     #[inline(always)]
-    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> __m512i {
-        // SAFETY: AVX-512 is here; the array is half a register.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    fn load_unsigned(self, x: &[[u8; 4]; LANES]) -> __m512i {
+        // SAFETY: AVX-512 is here; the array is one register.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn dot_pairs(self, a: __m512i, b: [i16; 2], sums: __m512i) -> __m512i {
-        pure!(_mm512_dpwssd_epi32(sums, a, _mm512_set1_epi32(bytemuck::cast(b))))
+    fn load_signed(self, x: &[[i8; 4]; LANES]) -> __m512i {
+        // SAFETY: AVX-512 is here; the array is one register.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_quads(self, v: __m512, out: &mut [[u8; 4]; LANES / 4]) {
+        // SAFETY: AVX-512 is here; the array is a register of sixteen bytes.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, a: __m512i, b: &[u8; 4], sums: __m512i) -> __m512i {
+        pure!(_mm512_dpbusd_epi32(sums, a, _mm512_set1_epi32(bytemuck::cast(*b))))
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, a: __m512i, b: &[u8; 4], sums: __m512i) -> __m512i {
+        pure!(_mm512_dpbusd_epi32(sums, _mm512_set1_epi32(bytemuck::cast(*b)), a))
     }
 
     #[inline(always)]

@@ -2,9 +2,13 @@
 
 use super::Simd;
 use crate::LANES;
+use std::f32::consts::LOG2_E;
 
 /// 1.5 * 2^23: a sum with it is rounded to an integer.
 const ROUND: f32 = 12_582_912.0;
+
+/// Below this, e^x is 0.
+const LOWEST: f32 = -87.3;
 
 /// e^x, relative error below 2e-7 where the result is a normal number. Below -87.3 it is exactly
 /// 0, above 88.37 it stays at 2.4e38; NaN stays NaN.
@@ -21,7 +25,6 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
 /// [`exp`] of N vectors side by side: one alone is a long chain of steps that wait for each other.
 #[inline(always)]
 pub(crate) fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] {
-    const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.37;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -35,7 +38,7 @@ pub(crate) fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] 
     let (mut shifted, mut r, mut y) = (x, x, [c!(1.0 / 5040.0); N]);
     for i in 0..N {
         let clamped = simd.min(c!(HIGHEST), simd.max(c!(LOWEST), x[i]));
-        shifted[i] = simd.mul_add(clamped, c!(std::f32::consts::LOG2_E), c!(ROUND));
+        shifted[i] = simd.mul_add(clamped, c!(LOG2_E), c!(ROUND));
         let n = simd.sub(shifted[i], c!(ROUND));
         r[i] = simd.mul_add(n, c!(-LN2_HIGH), clamped);
         r[i] = simd.mul_add(n, c!(-LN2_LOW), r[i]);
@@ -48,6 +51,33 @@ pub(crate) fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] 
     for i in 0..N {
         let scaled = simd.mul(y[i], simd.exponent(shifted[i]));
         y[i] = simd.if_less(x[i], c!(LOWEST), c!(0.0), scaled);
+    }
+    y
+}
+
+/// [`exps`] of numbers that are 0 or less, for weights that become bytes: relative error below
+/// 1e-4.
+///
+/// x / ln 2 = n + f with n an integer and |f| <= 1/2; 2^f is the cubic polynomial whose largest
+/// relative error is the least, 7.5e-5 (found by Remez exchange).
+#[inline(always)]
+pub(crate) fn coarse_exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] {
+    const FACTORS: [f32; 3] = [0.242_611_12, 0.693_260_97, 0.999_928_06];
+    let (mut shifted, mut f, mut y) = (x, x, [simd.splat(0.055_171_67); N]);
+    for i in 0..N {
+        let clamped = simd.max(simd.splat(LOWEST), x[i]);
+        shifted[i] = simd.mul_add(clamped, simd.splat(LOG2_E), simd.splat(ROUND));
+        let minus_n = simd.sub(simd.splat(ROUND), shifted[i]);
+        f[i] = simd.mul_add(clamped, simd.splat(LOG2_E), minus_n);
+    }
+    for factor in FACTORS {
+        for i in 0..N {
+            y[i] = simd.mul_add(y[i], f[i], simd.splat(factor));
+        }
+    }
+    for i in 0..N {
+        let scaled = simd.mul(y[i], simd.exponent(shifted[i]));
+        y[i] = simd.if_less(x[i], simd.splat(LOWEST), simd.splat(0.0), scaled);
     }
     y
 }
@@ -90,6 +120,12 @@ fn softcaps<S: Simd, const N: usize>(simd: S, x: &mut [[f32; LANES]; N], cap: f3
     }
 }
 
+/// The nearest integers, ties to even, of numbers below 2^22.
+#[inline(always)]
+pub(crate) fn nearest<S: Simd>(simd: S, x: S::V) -> S::V {
+    simd.sub(simd.add(x, simd.splat(ROUND)), simd.splat(ROUND))
+}
+
 /// The nearest integers, ties to even, of numbers that fit an i16: adding 1.5 * 2^23 leaves them in
 /// the low bits. NaN gives some number.
 #[inline(always)]
@@ -97,6 +133,22 @@ pub(crate) fn round<S: Simd>(simd: S, x: S::V) -> [i16; LANES] {
     let mut lanes = [0.0; LANES];
     simd.store(simd.add(x, simd.splat(ROUND)), &mut lanes);
     lanes.map(|x: f32| x.to_bits() as i16)
+}
+
+/// The largest lane; which one it is among NaN is not said.
+#[inline(always)]
+pub(crate) fn largest<S: Simd>(simd: S, v: S::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            let (a, b) = (lanes[i], lanes[i + width]);
+            lanes[i] = if a > b { a } else { b };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// The sum of the lanes, as a fixed tree: halves are added to each other.

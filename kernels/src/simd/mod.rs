@@ -29,11 +29,14 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-pub(crate) use math::{EXPS, exp, exps, round, sigmoid, softcap, sum};
+pub(crate) use math::{
+    EXPS, coarse_exps, exp, exps, largest, nearest, round, sigmoid, softcap, sum,
+};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::widen;
 
 use crate::{Isa, LANES};
+use bytemuck::Pod;
 use half::{bf16, f16};
 
 /// A computation that can be compiled for any instruction set.
@@ -74,8 +77,10 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Sixteen lanes of i32.
     type Ints: Copy;
-    /// Sixteen lanes of two i16 each.
-    type Pairs: Copy;
+    /// Sixteen lanes of four bytes each.
+    type Quads: Copy;
+    /// Four bytes that meet those of every lane, in the form that they are multiplied in.
+    type Quad: Pod;
     /// True where there are registers for 16 accumulators of sixteen lanes; false: for 6.
     const WIDE: bool;
 
@@ -100,10 +105,16 @@ pub(crate) trait Simd: Copy {
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The bits of a lane shifted left by 23, plus those of 1.0, as f32: see [`exp`].
     fn exponent(self, v: Self::V) -> Self::V;
-    fn zero_ints(self) -> Self::Ints;
-    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> Self::Pairs;
-    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, exact: the caller sees to it that it fits.
-    fn dot_pairs(self, a: Self::Pairs, b: [i16; 2], sums: Self::Ints) -> Self::Ints;
+    fn splat_ints(self, x: i32) -> Self::Ints;
+    fn load_unsigned(self, x: &[[u8; 4]; LANES]) -> Self::Quads;
+    fn load_signed(self, x: &[[i8; 4]; LANES]) -> Self::Quads;
+    /// The nearest integers, ties to even, of numbers that fit a byte, signed or not. NaN gives
+    /// some number.
+    fn store_quads(self, v: Self::V, out: &mut [Self::Quad; LANES / 4]);
+    /// `sums + a[0] * b[0] + .. + a[3] * b[3]` in every lane, exact: a is unsigned, b signed.
+    fn dot_unsigned(self, a: Self::Quads, b: &Self::Quad, sums: Self::Ints) -> Self::Ints;
+    /// The same where a is signed, b unsigned.
+    fn dot_signed(self, a: Self::Quads, b: &Self::Quad, sums: Self::Ints) -> Self::Ints;
     /// To the nearest f32, ties to even.
     fn to_floats(self, v: Self::Ints) -> Self::V;
     /// Asks for the cache line at `line`, which need not exist: nothing is read.

@@ -21,13 +21,10 @@ pub(super) struct Four(float32x4_t, float32x4_t, float32x4_t, float32x4_t);
 #[derive(Clone, Copy)]
 pub(super) struct IntFour(int32x4_t, int32x4_t, int32x4_t, int32x4_t);
 
-/// The first and the second number of sixteen pairs, eight lanes to a register: so a sum over
-/// pairs is two multiplications into the lanes where it belongs.
+/// The first, second, third and fourth byte of sixteen quads as i16, eight lanes to a register: so
+/// a sum over quads is four multiplications into the lanes where it belongs.
 #[derive(Clone, Copy)]
-pub(super) struct PairFour {
-    first: [int16x8_t; 2],
-    second: [int16x8_t; 2],
-}
+pub(super) struct QuadFour([[int16x8_t; 2]; 4]);
 
 /// One expression for each of four registers, put together by a constructor.
 macro_rules! four {
@@ -47,7 +44,8 @@ macro_rules! four {
 impl Simd for Neon {
     type V = Four;
     type Ints = IntFour;
-    type Pairs = PairFour;
+    type Quads = QuadFour;
+    type Quad = [i16; 4];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -162,30 +160,60 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn zero_ints(self) -> IntFour {
+    fn splat_ints(self, x: i32) -> IntFour {
         // SAFETY: `Neon` exists only where NEON does.
-        let zero = unsafe { vdupq_n_s32(0) };
-        IntFour(zero, zero, zero, zero)
+        let x = unsafe { vdupq_n_s32(x) };
+        IntFour(x, x, x, x)
     }
 
     #[inline(always)]
-    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> PairFour {
-        // SAFETY: NEON is here; the array holds two registers of sixteen bytes.
+    fn load_unsigned(self, x: &[[u8; 4]; LANES]) -> QuadFour {
+        // SAFETY: NEON is here; the array holds four registers.
         unsafe {
-            let int8x16x2_t(first, second) = vld2q_s8(x.as_ptr().cast());
-            PairFour {
-                first: [vmovl_s8(vget_low_s8(first)), vmovl_high_s8(first)],
-                second: [vmovl_s8(vget_low_s8(second)), vmovl_high_s8(second)],
+            let uint8x16x4_t(first, second, third, fourth) = vld4q_u8(x.as_ptr().cast());
+            let mut quads = [[vdupq_n_s16(0); 2]; 4];
+            for (wide, x) in quads.iter_mut().zip([first, second, third, fourth]) {
+                wide[0] = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(x)));
+                wide[1] = vreinterpretq_s16_u16(vmovl_high_u8(x));
+            }
+            QuadFour(quads)
+        }
+    }
+
+    #[inline(always)]
+    fn load_signed(self, x: &[[i8; 4]; LANES]) -> QuadFour {
+        // SAFETY: NEON is here; the array holds four registers.
+        unsafe {
+            let int8x16x4_t(first, second, third, fourth) = vld4q_s8(x.as_ptr().cast());
+            let mut quads = [[vdupq_n_s16(0); 2]; 4];
+            for (wide, x) in quads.iter_mut().zip([first, second, third, fourth]) {
+                *wide = [vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x)];
+            }
+            QuadFour(quads)
+        }
+    }
+
+    #[inline(always)]
+    fn store_quads(self, v: Four, out: &mut [[i16; 4]; LANES / 4]) {
+        // SAFETY: NEON is here; every quad is half a register.
+        unsafe {
+            for (out, v) in out.iter_mut().zip([v.0, v.1, v.2, v.3]) {
+                vst1_s16(out.as_mut_ptr(), vmovn_s32(vcvtnq_s32_f32(v)));
             }
         }
     }
 
     #[inline(always)]
-    fn dot_pairs(self, a: PairFour, b: [i16; 2], sums: IntFour) -> IntFour {
+    fn dot_unsigned(self, a: QuadFour, b: &[i16; 4], sums: IntFour) -> IntFour {
+        self.dot_signed(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, a: QuadFour, b: &[i16; 4], sums: IntFour) -> IntFour {
         let mut sums = sums;
         // SAFETY: `Neon` exists only where NEON does.
         unsafe {
-            for (a, b) in [(a.first, b[0]), (a.second, b[1])] {
+            for (a, b) in a.0.into_iter().zip(*b) {
                 sums.0 = vmlal_n_s16(sums.0, vget_low_s16(a[0]), b);
                 sums.1 = vmlal_high_n_s16(sums.1, a[0], b);
                 sums.2 = vmlal_n_s16(sums.2, vget_low_s16(a[1]), b);

@@ -11,7 +11,8 @@ pub(super) struct Scalar;
 impl Simd for Scalar {
     type V = [f32; LANES];
     type Ints = [i32; LANES];
-    type Pairs = [[i8; 2]; LANES];
+    type Quads = [[i32; 4]; LANES];
+    type Quad = [i16; 4];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -90,19 +91,36 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn zero_ints(self) -> Self::Ints {
-        [0; LANES]
+    fn splat_ints(self, x: i32) -> Self::Ints {
+        [x; LANES]
     }
 
     #[inline(always)]
-    fn load_pairs(self, x: &[[i8; 2]; LANES]) -> Self::Pairs {
-        *x
+    fn load_unsigned(self, x: &[[u8; 4]; LANES]) -> Self::Quads {
+        x.map(|quad| quad.map(i32::from))
     }
 
     #[inline(always)]
-    fn dot_pairs(self, a: Self::Pairs, b: [i16; 2], sums: Self::Ints) -> Self::Ints {
-        let product = |x: i8, y: i16| i32::from(x) * i32::from(y);
-        from_fn(|i| sums[i] + product(a[i][0], b[0]) + product(a[i][1], b[1]))
+    fn load_signed(self, x: &[[i8; 4]; LANES]) -> Self::Quads {
+        x.map(|quad| quad.map(i32::from))
+    }
+
+    #[inline(always)]
+    fn store_quads(self, v: Self::V, out: &mut [[i16; 4]; LANES / 4]) {
+        for (out, x) in out.as_flattened_mut().iter_mut().zip(v) {
+            *out = x.round_ties_even() as i16;
+        }
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, a: Self::Quads, b: &[i16; 4], sums: Self::Ints) -> Self::Ints {
+        self.dot_signed(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, a: Self::Quads, b: &[i16; 4], sums: Self::Ints) -> Self::Ints {
+        let dot = |a: [i32; 4]| a.iter().zip(b).map(|(a, b)| a * i32::from(*b)).sum::<i32>();
+        from_fn(|i| sums[i] + dot(a[i]))
     }
 
     #[inline(always)]

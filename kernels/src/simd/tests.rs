@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cases;
+use bytemuck::Zeroable;
 
 #[derive(Clone, Copy)]
 enum Op {
@@ -132,43 +133,105 @@ fn what_has_no_order_gives_the_second() {
     }
 }
 
+/// Numbers that meet all of some bytes: signed with the unsigned, unsigned with the signed.
 struct Dots<'a> {
-    pairs: &'a [[[i8; 2]; LANES]],
-    with: &'a [[i16; 2]],
+    unsigned: &'a [[[u8; 4]; LANES]],
+    signed: &'a [[[i8; 4]; LANES]],
+    with: [&'a [[f32; LANES]]; 2],
 }
 
 impl Kernel for Dots<'_> {
-    type Out = [f32; LANES];
+    type Out = [[f32; LANES]; 2];
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
-        let mut sums = simd.zero_ints();
-        for (pairs, with) in self.pairs.iter().zip(self.with) {
-            sums = simd.dot_pairs(simd.load_pairs(pairs), *with, sums);
+    fn run<S: Simd>(self, simd: S) -> [[f32; LANES]; 2] {
+        let mut sums = [simd.splat_ints(-7); 2];
+        let mut quads = [[S::Quad::zeroed(); LANES / 4]; 2];
+        for (i, (a, b)) in self.unsigned.iter().zip(self.signed).enumerate() {
+            for j in 0..2 {
+                simd.store_quads(simd.load(&self.with[j][i / 4]), &mut quads[j]);
+            }
+            sums[0] = simd.dot_unsigned(simd.load_unsigned(a), &quads[0][i % 4], sums[0]);
+            sums[1] = simd.dot_signed(simd.load_signed(b), &quads[1][i % 4], sums[1]);
         }
-        let mut out = [0.0; LANES];
-        simd.store(simd.to_floats(sums), &mut out);
+        let mut out = [[0.0; LANES]; 2];
+        simd.store(simd.to_floats(sums[0]), &mut out[0]);
+        simd.store(simd.to_floats(sums[1]), &mut out[1]);
         out
     }
 }
 
 #[test]
-fn sums_of_pairs_are_exact() {
-    let numbers = cases::randoms(40 * 2 * LANES, 3);
-    let mut bytes: Vec<i8> = numbers.iter().map(|x| (x * 128.0) as i8).collect();
-    bytes[..4 * LANES].fill(i8::MIN);
-    let mut with: Vec<i16> = cases::randoms(80, 4).iter().map(|x| (x * 32768.0) as i16).collect();
-    with[..4].copy_from_slice(&[i16::MIN, i16::MIN, i16::MAX, i16::MIN]);
-    let (pairs, with) = (bytes.as_chunks::<2>().0.as_chunks::<LANES>().0, with.as_chunks::<2>().0);
-    let product = |a: i8, b: i16| i64::from(a) * i64::from(b);
-    let truth: [f32; LANES] = std::array::from_fn(|i| {
-        let terms = pairs.iter().zip(with);
-        let sum: i64 = terms.map(|(a, b)| product(a[i][0], b[0]) + product(a[i][1], b[1])).sum();
-        sum as f32
+fn sums_of_quads_are_exact() {
+    let bytes = |seed, range: std::ops::RangeInclusive<i64>| {
+        let (low, high) = range.into_inner();
+        let numbers = cases::randoms(40 * 4 * LANES, seed).into_iter();
+        let mut x: Vec<i64> =
+            numbers.map(|x| ((x + 1.0) / 2.0 * (high - low) as f32) as i64 + low).collect();
+        // All that could overflow at once, of either sign.
+        x[..8 * LANES].fill(high);
+        x[8 * LANES..12 * LANES].fill(low);
+        x
+    };
+    let (unsigned, signed) = (bytes(3, 0..=255), bytes(4, -128..=127));
+    let with = [bytes(5, -127..=127), bytes(6, 0..=255)];
+    let truth = [(&unsigned, &with[0]), (&signed, &with[1])].map(|(a, b)| {
+        let quads = a.as_chunks::<4>().0.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<4>().0);
+        let dot = |a: &[i64; 4], b: &[i64; 4]| a.iter().zip(b).map(|(a, b)| a * b).sum::<i64>();
+        let lane = |i: usize| quads.clone().map(|(a, b)| dot(&a[i], b)).sum::<i64>() - 7;
+        std::array::from_fn::<f32, LANES, _>(|i| lane(i) as f32)
     });
+    let unsigned: Vec<u8> = unsigned.iter().map(|x| *x as u8).collect();
+    let signed: Vec<i8> = signed.iter().map(|x| *x as i8).collect();
+    // What is stored is rounded, ties to even.
+    let with = with.map(|all| all.iter().map(|x| *x as f32).collect::<Vec<f32>>());
     for isa in Isa::available() {
-        let got = run(*isa, Dots { pairs, with });
-        cases::assert_same_bits(&truth, &got, isa.name());
+        let got = run(
+            *isa,
+            Dots {
+                unsigned: unsigned.as_chunks::<4>().0.as_chunks::<LANES>().0,
+                signed: signed.as_chunks::<4>().0.as_chunks::<LANES>().0,
+                with: [with[0].as_chunks::<LANES>().0, with[1].as_chunks::<LANES>().0],
+            },
+        );
+        cases::assert_same_bits(truth.as_flattened(), got.as_flattened(), isa.name());
+    }
+}
+
+/// Sixteen rounded numbers, as a product with one shows them.
+struct Quads<'a>(&'a [f32; LANES]);
+
+impl Kernel for Quads<'_> {
+    type Out = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+        let mut quads = [S::Quad::zeroed(); LANES / 4];
+        simd.store_quads(simd.load(self.0), &mut quads);
+        let mut numbers = [0.0; LANES];
+        for (quad, numbers) in quads.iter().zip(numbers.as_chunks_mut::<4>().0) {
+            for (i, number) in numbers.iter_mut().enumerate() {
+                let mut one = [[0; 4]; LANES];
+                one[0][i] = 1;
+                let sums = simd.dot_unsigned(simd.load_unsigned(&one), quad, simd.splat_ints(0));
+                let mut lanes = [0.0; LANES];
+                simd.store(simd.to_floats(sums), &mut lanes);
+                *number = lanes[0];
+            }
+        }
+        numbers
+    }
+}
+
+#[test]
+fn quads_are_the_nearest_bytes_ties_to_even() {
+    let x = [
+        0.0, -0.0, 0.5, 1.5, -0.5, -1.5, 2.5, 127.0, -127.0, 0.49999997, 126.6, -3.2, 126.5,
+        -126.5, 1e-30, -7.0,
+    ];
+    for isa in Isa::available() {
+        let truth = x.map(|x: f32| x.round_ties_even() + 0.0);
+        assert_eq!(run(*isa, Quads(&x)), truth, "{}", isa.name());
     }
 }
 
