@@ -11,6 +11,7 @@
 #   THREADS=2       threads of every cell that does not say 1
 #   CELLS="..."     cells: pN prefill of N tokens, dN decode behind N keys, bN N sequences decode,
 #                   p512@1 and d0@1 with one thread
+#   KV=f16          type of keys and values on both sides, q8_0 for one (theirs with flash attention)
 #   HEARTH=...      the program, default target/release/hearth
 #   RUN=...         a command that every measured process is started with
 set -euo pipefail
@@ -27,6 +28,7 @@ rounds=${ROUNDS:-5}
 threads=${THREADS:-2}
 cells=${CELLS:-p512 p512@1 p2048 d0 d0@1 d2048 d8192 b8}
 run=${RUN:-}
+kv=${KV:-f16}
 tokens=32 # decoded by each sequence in a cell
 for program in "$hearth" "$peer/llama-bench" "$peer/llama-batched-bench"; do
     [ -x "$program" ] || { echo "no program at $program" >&2; exit 1; }
@@ -44,15 +46,16 @@ ours() { # model, cell, threads
         d*) flags="-p 1 -b 1 -d $number -n $tokens" kind=decode ;;
         b*) flags="-p 1 -b $number -n $tokens" kind=decode ;;
     esac
-    $run "$hearth" bench --json -m "$1" -t "$3" -r 1 $flags | grep "\"$kind\"" | field tokens_per_s
+    $run "$hearth" bench --json -m "$1" -t "$3" -r 1 --kv-dtype "$kv" $flags | grep "\"$kind\"" | field tokens_per_s
 }
 
 theirs() {
-    local number=${2:1} bench=$peer/llama-bench batched=$peer/llama-batched-bench
+    local number=${2:1} bench=$peer/llama-bench batched=$peer/llama-batched-bench types=
+    [ "$kv" = f16 ] || types="-ctk $kv -ctv $kv -fa on"
     case $2 in
-        p*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl -p "$number" -n 0 ;;
-        d*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl -p 0 -n $tokens -d "$number" ;;
-        b*) $run "$batched" -m "$1" -t "$3" -npp 16 -ntg $tokens -npl "$number" -c 4096 \
+        p*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p "$number" -n 0 ;;
+        d*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p 0 -n $tokens -d "$number" ;;
+        b*) $run "$batched" -m "$1" -t "$3" $types -npp 16 -ntg $tokens -npl "$number" -c 4096 \
             --output-format jsonl ;;
     esac 2>/dev/null | case $2 in b*) field speed_tg ;; *) field avg_ts ;; esac
 }

@@ -14,8 +14,9 @@
 //! | `sampling`   | one row of logits to one token, with log-probabilities                      |
 //!
 //! Beside the ops: `quant` (the weight formats), `buffer` (memory in huge pages), `pool` (the one
-//! thread pool), `cpu` (what this processor can do), `simd` (sixteen lanes for every instruction
-//! set), `cases` (awkward shapes shared by tests and benches).
+//! thread pool), `parts` (a slice that its tasks write to), `cpu` (what this processor can do),
+//! `simd` (sixteen lanes for every instruction set), `cases` (awkward shapes shared by tests and
+//! benches).
 //!
 //! # Adding an op
 //! 1. One folder, `src/<op>/`, with `mod.rs`: contract, argument checks, dispatch, threads. An op
@@ -44,6 +45,7 @@ pub mod kv;
 pub mod lora;
 pub mod matmul;
 pub mod norm;
+mod parts;
 pub mod pool;
 pub mod quant;
 pub mod rope;

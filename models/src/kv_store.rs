@@ -133,9 +133,8 @@ impl KvStore {
                 let kv_type = slabs[0].kv_type().name();
                 let layers = slabs.len();
                 // By fours: of an earlier order of bytes there are files too.
-                Some(format!(
-                    "slabs by fours {kv_type} {layers} x {block_len} x {n_kv_heads} x {head_dim} {isa}"
-                ))
+                let sizes = format!("{layers} x {block_len} x {n_kv_heads} x {head_dim}");
+                Some(format!("slabs by fours {kv_type} {sizes} {isa}"))
             }
             Self::Tensors(store) => {
                 let (dtype, block_len) = (store.dtype.name(), store.block_len);

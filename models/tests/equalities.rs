@@ -181,11 +181,13 @@ fn plain_equals_fused_with_every_weight_and_kv_type() {
 }
 
 /// Both paths round keys and values alike, so they are near each other with every type; what is
-/// left is the order of sums and the few roundings that this turns over.
+/// left is the order of sums and the few roundings that this turns over. Over bytes the fused path
+/// rounds queries and weights as well.
 #[test]
 fn plain_equals_fused_with_the_same_kv_type() {
     let (config, sequence) = (tiny::config(), Sequence::new(tokens(45, 9), 1));
     for (kv, limit) in KV.into_iter().zip(ORDER_OF_SUMS) {
+        let limit = if kv == KvDType::Q8_0 { 2e-2 } else { limit };
         let [want, got] = [plain(), fused(2)].map(|compute| {
             Bench::new(model(&config, DType::F32, &compute), kv).prefill_and_decode(&sequence, 37)
         });

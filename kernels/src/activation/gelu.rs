@@ -9,7 +9,7 @@
 use std::f32::consts::FRAC_1_SQRT_2;
 
 use super::{gelu_tanh, run_pieces};
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{Kernel, Map, Simd, exp, run, zip_map};
 use crate::{Isa, Pool};
 

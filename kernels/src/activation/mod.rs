@@ -14,7 +14,8 @@ mod softcap;
 pub use gelu::{Gelu, gelu, gelu_with};
 pub use softcap::{softcap, softcap_with};
 
-use crate::pool::{Parts, run_rows};
+use crate::parts::Parts;
+use crate::pool::run_rows;
 use crate::simd::{Kernel, Map, Simd, run, sigmoid, zip_into};
 use crate::{Isa, Pool};
 use std::ops::Range;

@@ -3,7 +3,7 @@
 //! Against f64 within `2e-7 * cap`; all instruction sets agree bit by bit.
 
 use super::run_pieces;
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{self, Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
 

@@ -16,7 +16,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{Kernel, Simd, exp, run, sum};
 use crate::{Isa, LANES, Pool};
 

@@ -36,7 +36,7 @@ mod tile;
 pub use bidirectional::{Heads, bidirectional};
 
 use crate::kv::{KvSlab, KvType};
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::run;
 use crate::{Isa, Pool};
 use chunk::Form;

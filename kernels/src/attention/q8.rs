@@ -1,8 +1,8 @@
 //! The arithmetic of slabs of bytes: both products of a chunk are exact sums of integers.
 //!
 //! Queries and weights become bytes on a grid of their own. That of a query ends at its largest
-//! number, 127. That of the weights of a line, times the scales of V, ends at the largest of them in
-//! the chunk, 255: a key that matters little because its V is small takes no room. Processors
+//! number, 127. That of the weights of a line, times the scales of V, ends at the largest of them
+//! in the chunk, 255: a key that matters little because its V is small takes no room. Processors
 //! multiply and add bytes in fours, four products to a lane where floats have one.
 //!
 //! Rounding to the nearest would make nothing of all weights below a 510th of the largest, which
@@ -20,13 +20,13 @@ use std::ops::Range;
 
 /// Memory that a thread uses again.
 pub(super) struct Ints {
-    /// `[vectors of the head][LINES]`, see [`queries`].
+    /// `[vectors of the head]`, see [`Queries`].
     queries: Vec<u64>,
     /// `[LINES]`
     query_scales: [f32; LINES],
     /// What the bias of K adds to the products of a line. `[LINES]`
     query_biases: [i32; LINES],
-    /// `[LINES]`, see [`weights`].
+    /// `[LINES]`, see [`QuadWeights`].
     weights: Vec<u64>,
     /// `[LINES]`
     weight_scales: [f32; LINES],
@@ -49,7 +49,7 @@ const QUAD: usize = 4;
 /// Of a vector.
 const QUADS: usize = LANES / QUAD;
 
-/// Numbers of all lines, of one vector of the head.
+/// One vector of the head of the queries of all lines.
 type Queries<S> = [[<S as Simd>::Quad; QUADS]; LINES];
 /// Weights of a line.
 type QuadWeights<S> = [[<S as Simd>::Quad; QUADS]; CHUNK / LANES];
@@ -237,8 +237,8 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     let quads = chunk.head_dim.div_ceil(QUAD);
     let k: [&[[[u8; QUAD]; LANES]]; B] = std::array::from_fn(|b| chunk.k_quads(group + b));
     let mut acc = [[simd.splat_ints(0); B]; L];
-    for l in 0..L {
-        acc[l] = [simd.splat_ints(-ints.query_biases[line + l]); B];
+    for (acc, bias) in acc.iter_mut().zip(&ints.query_biases[line..]) {
+        *acc = [simd.splat_ints(-bias); B];
     }
     let (half, first) = (group - chunk.groups().start, line == 0);
     let mut ahead = [std::ptr::null(); B];

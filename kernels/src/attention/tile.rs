@@ -5,7 +5,7 @@ use super::chunk::{self, AHEAD, Chunk, Form, LINE, Scratch, Work};
 use super::plan::{LINES, Ragged, Row, Tile};
 use crate::LANES;
 use crate::kv::KvShape;
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{Kernel, Simd, exp};
 use std::cell::RefCell;
 use std::ops::Range;

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use crate::Pool;
-use crate::pool::Parts;
+use crate::parts::Parts;
 
 /// How rows are given to experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ pub mod fp8;
 pub(crate) mod q8;
 
 use crate::buffer::{HugeBuf, lead};
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
 use bytemuck::Pod;

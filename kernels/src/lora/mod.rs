@@ -27,7 +27,7 @@ pub use factors::{Factors, Float};
 
 use self::factors::{COLUMNS, Elements};
 use self::steps::{Expand, Shrink};
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::run;
 use crate::{Isa, Pool};
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::factors::{COLUMNS, Element};
 use super::{Factors, Part};
 use crate::LANES;
-use crate::pool::Parts;
+use crate::parts::Parts;
 use crate::simd::{Kernel, Simd, sum};
 
 /// Rows and sums of a row in a register tile.

@@ -4,7 +4,8 @@
 //! first, then the squares of the differences. Both sums have sixteen partial sums, as in RMS norm;
 //! against sums in f64 the result is within 4e-6 for inputs of size 1.
 
-use crate::pool::{Parts, run_rows};
+use crate::parts::Parts;
+use crate::pool::run_rows;
 use crate::simd::{Kernel, Simd, run, sum};
 use crate::{Isa, LANES, Pool};
 

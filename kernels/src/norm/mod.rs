@@ -11,7 +11,8 @@ mod layer;
 
 pub use layer::{LayerNorm, layer_norm, layer_norm_with};
 
-use crate::pool::{Parts, run_rows};
+use crate::parts::Parts;
+use crate::pool::run_rows;
 use crate::simd::{Kernel, Map, Simd, run, sum, zip_map};
 use crate::{Isa, LANES, Pool};
 

@@ -5,7 +5,8 @@
 //!
 //! Deliberately absent: the tables. Scaling of frequencies and positions is the model's business.
 
-use crate::pool::{Parts, run_rows};
+use crate::parts::Parts;
+use crate::pool::run_rows;
 use crate::simd::{Kernel, Simd, run};
 use crate::{Isa, LANES, Pool};
 

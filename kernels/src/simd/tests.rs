@@ -148,8 +148,8 @@ impl Kernel for Dots<'_> {
         let mut sums = [simd.splat_ints(-7); 2];
         let mut quads = [[S::Quad::zeroed(); LANES / 4]; 2];
         for (i, (a, b)) in self.unsigned.iter().zip(self.signed).enumerate() {
-            for j in 0..2 {
-                simd.store_quads(simd.load(&self.with[j][i / 4]), &mut quads[j]);
+            for (quads, with) in quads.iter_mut().zip(self.with) {
+                simd.store_quads(simd.load(&with[i / 4]), quads);
             }
             sums[0] = simd.dot_unsigned(simd.load_unsigned(a), &quads[0][i % 4], sums[0]);
             sums[1] = simd.dot_signed(simd.load_signed(b), &quads[1][i % 4], sums[1]);
@@ -183,7 +183,6 @@ fn sums_of_quads_are_exact() {
     });
     let unsigned: Vec<u8> = unsigned.iter().map(|x| *x as u8).collect();
     let signed: Vec<i8> = signed.iter().map(|x| *x as i8).collect();
-    // What is stored is rounded, ties to even.
     let with = with.map(|all| all.iter().map(|x| *x as f32).collect::<Vec<f32>>());
     for isa in Isa::available() {
         let got = run(
