@@ -132,9 +132,10 @@ impl KvStore {
                 let KvShape { n_blocks: _, block_len, n_kv_heads, head_dim } = shape;
                 let kv_type = slabs[0].kv_type().name();
                 let layers = slabs.len();
-                // By fours: of an earlier order of bytes there are files too.
+                // Of an earlier order of bytes there are files too.
+                let order = if slabs[0].kv_type() == KvDType::Q8_0 { " by fours" } else { "" };
                 let sizes = format!("{layers} x {block_len} x {n_kv_heads} x {head_dim}");
-                Some(format!("slabs by fours {kv_type} {sizes} {isa}"))
+                Some(format!("slabs {kv_type}{order} {sizes} {isa}"))
             }
             Self::Tensors(store) => {
                 let (dtype, block_len) = (store.dtype.name(), store.block_len);

@@ -34,7 +34,7 @@ pub(super) struct Scratch {
 pub(super) struct Work {
     /// Scaled queries, `[vectors of the head][LINES]`, 0 beyond the head.
     pub(super) queries: Vec<[[f32; LANES]; LINES]>,
-    /// Scores, then weights.
+    /// Scores, then weights; over bytes these times the scales of V.
     pub(super) weights: Weights,
     /// Both as bytes, where slabs are of bytes.
     pub(super) ints: Ints,
@@ -73,7 +73,7 @@ pub(super) trait Form: Element {
     fn scores<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work);
     /// Turns the scores of each line into weights relative to its largest score, 0 for keys that it
     /// does not see. Writes the largest score (minus infinity for no keys) and the sum of the
-    /// weights, the first two of `[lines, 2 + padded head_dim]`.
+    /// weights (0 for no keys), the first two of `[lines, 2 + padded head_dim]`.
     fn weigh<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work, out: &mut [f32]);
     /// Weighted sums of V, `[lines, 2 + padded head_dim]` without the first two.
     fn values<S: Simd>(simd: S, chunk: &Chunk<'_, Self>, work: &mut Work, out: &mut [f32]);

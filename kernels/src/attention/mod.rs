@@ -21,7 +21,7 @@
 //! blocks: as far as these go, rows of several sequences are lines of one tile (see `plan.rs`).
 //!
 //! Tolerance against [`scalar`], which sums in f64 over what is stored: 2e-5 for inputs in [-1, 1];
-//! 2e-2 over bytes, where scores up to 10 are off by a 250th of their largest terms.
+//! 2e-2 over bytes, where a score is off by a 250th of its largest terms, and weights by a 255th.
 //!
 //! Encoders, which have no cache, attend in `bidirectional.rs`.
 //! Deliberately absent: masks other than causal and window, dropout, ALiBi.

@@ -8,7 +8,7 @@
 //! Rounding to the nearest would make nothing of all weights below a 510th of the largest, which
 //! may be many: so each is rounded up or down at a threshold that goes with the place of its key
 //! among sixteen, and of many that are alike about the right part is rounded up (ordered dither,
-//! Bayer 1973).
+//! Bayer 1973). What is below an 8,160th of the largest is lost, a thirtieth of a chunk at most.
 
 use super::CHUNK;
 use super::chunk::{AHEAD, Chunk, Form, GROUPS, Weights, Work, stripes, vectors_of_a_stripe};
@@ -44,7 +44,7 @@ impl Default for Ints {
     }
 }
 
-/// Bytes that are multiplied and added at once. What stands for them is a u64 at most.
+/// Bytes that are multiplied and added at once. What stands for them has the room of a u64.
 const QUAD: usize = 4;
 /// Of a vector.
 const QUADS: usize = LANES / QUAD;
@@ -61,6 +61,8 @@ impl Form for i8 {
 
     #[inline(always)]
     fn prepare<S: Simd>(simd: S, work: &mut Work) {
+        const { assert!(size_of::<S::Quad>() <= size_of::<u64>()) };
+        assert!(work.queries.len() <= HEAD_VECTORS, "sums of a head this wide are not exact");
         let (ints, zero) = (&mut work.ints, simd.splat(0.0));
         ints.queries.resize(work.queries.len() * LINES * QUADS, 0);
         let places: &mut [Queries<S>] = bytemuck::cast_slice_mut(&mut ints.queries);
@@ -80,7 +82,6 @@ impl Form for i8 {
                 simd.store_quads(x, &mut places[line]);
                 total = simd.add(total, x);
             }
-            // Exact: the sum of a few hundred bytes.
             ints.query_biases[line] = i32::from(q8::BIAS) * sum(simd, total) as i32;
         }
     }
@@ -116,10 +117,7 @@ impl Form for i8 {
         let rows = work.weights.0.iter_mut().zip(chunk.visible);
         let outs = out.chunks_exact_mut(numbers).zip(scales.iter_mut());
         for ((scores, visible), (out, largest)) in rows.zip(outs) {
-            (out[1], *largest) = match visible.is_empty() {
-                true => (0.0, 0.0),
-                false => weigh_line(simd, chunk, out[0], scores),
-            };
+            (out[1], *largest) = weigh_line(simd, chunk, visible, out[0], scores);
         }
         let places: &mut [QuadWeights<S>] = bytemuck::cast_slice_mut(&mut work.ints.weights);
         let rows = work.weights.0[..chunk.visible.len()].iter().zip(places);
@@ -155,6 +153,10 @@ impl Form for i8 {
         }
     }
 }
+
+/// Vectors of the widest head: its sums, with the bias of K, are below 2^31, and those of f32 that
+/// count the bias below 2^24.
+const HEAD_VECTORS: usize = 1 << 10;
 
 /// The largest byte of a query.
 const LARGEST: f32 = 127.0;
@@ -275,18 +277,23 @@ fn score_tile<S: Simd, const L: usize, const B: usize>(
     }
 }
 
-/// Turns the scores of a line into weights, and these times the scales of V into bytes. Returns
-/// the sum of the weights, and the scale of the bytes.
+/// Turns the scores of a line into weights times the scales of V. Returns the sum of the weights
+/// alone, and the largest of the products.
 #[inline(always)]
 fn weigh_line<S: Simd>(
     simd: S,
     chunk: &Chunk<'_, i8>,
+    visible: &Range<usize>,
     largest: f32,
     scores: &mut [f32; CHUNK],
 ) -> (f32, f32) {
     let (groups, zero) = (chunk.groups(), simd.splat(0.0));
     let mut line = Line { shift: simd.splat(largest), total: zero, largest: zero, poison: zero };
     let vectors = &mut scores.as_chunks_mut::<LANES>().0[groups.clone()];
+    if visible.is_empty() {
+        vectors.as_flattened_mut().fill(0.0);
+        return (0.0, 0.0);
+    }
     let (many, rest) = vectors.as_chunks_mut::<EXPS>();
     let mut group = groups.start;
     for vectors in many {
@@ -304,11 +311,11 @@ fn weigh_line<S: Simd>(
 struct Line<S: Simd> {
     /// The largest score.
     shift: S::V,
-    /// Their sum.
+    /// The sum of the weights.
     total: S::V,
-    /// The largest, times its scale of V.
+    /// The largest weight times its scale of V.
     largest: S::V,
-    /// 0, or NaN where one of these is, which the sum of the weights becomes too.
+    /// 0, or NaN where one of these products is, which the sum of the weights becomes too.
     poison: S::V,
 }
 

@@ -153,7 +153,8 @@ fn merge<S: Simd>(simd: S, sums: &mut [f32], next: &[f32], numbers: usize) {
         simd.store(exp(simd, exponents), &mut factors);
         let lines = sums.chunks_exact_mut(numbers).zip(next.chunks_exact(numbers));
         for ((sum, next), [old, new]) in lines.zip(factors.as_chunks::<2>().0) {
-            if next[0] != f32::NEG_INFINITY {
+            // Of some keys the sum is 1 or more, or no number.
+            if next[1] != 0.0 {
                 merge_line(simd, sum, next, *old, *new);
             }
         }

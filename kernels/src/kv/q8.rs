@@ -62,7 +62,10 @@ impl Kernel for WriteHead<'_, i8> {
             let grid = Grid::of(simd, x);
             scales[lane] = grid.scale;
             for (x, places) in x.chunks(LANES).zip(unit_k.chunks_mut(LANES * LANES)) {
-                let bytes = grid.bytes(simd, x).map(|byte| (byte as u8).wrapping_add(BIAS) as i8);
+                let mut bytes = grid.bytes(simd, x);
+                for byte in &mut bytes {
+                    *byte = (*byte as u8).wrapping_add(BIAS) as i8;
+                }
                 let quads = bytes.as_chunks::<4>().0;
                 for (place, quad) in places.as_chunks_mut::<{ 4 * LANES }>().0.iter_mut().zip(quads)
                 {

@@ -56,7 +56,7 @@ pub(crate) fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] 
 }
 
 /// [`exps`] of numbers that are 0 or less, for weights that become bytes: relative error below
-/// 1e-4.
+/// 1e-4. Of a larger number it is no exponential.
 ///
 /// x / ln 2 = n + f with n an integer and |f| <= 1/2; 2^f is the cubic polynomial whose largest
 /// relative error is the least, 7.5e-5 (found by Remez exchange).

@@ -7,6 +7,8 @@ use bytemuck::Zeroable;
 #[derive(Clone, Copy)]
 enum Op {
     Exp,
+    /// Of what is 0 or less.
+    CoarseExp,
     Sigmoid,
     Halves,
     Select,
@@ -19,6 +21,10 @@ impl Map for Op {
         let zero = simd.splat(0.0);
         match self {
             Op::Exp => exp(simd, a),
+            Op::CoarseExp => {
+                let [y] = coarse_exps(simd, [simd.if_less(zero, a, simd.sub(zero, a), a)]);
+                y
+            }
             Op::Sigmoid => sigmoid(simd, a),
             Op::Select => {
                 let b = simd.sub(zero, a);
@@ -64,7 +70,7 @@ fn inputs() -> Vec<f32> {
 #[test]
 fn every_isa_gives_the_bits_of_scalar() {
     let x = inputs();
-    for op in [Op::Exp, Op::Sigmoid, Op::Halves, Op::Select, Op::Sum] {
+    for op in [Op::Exp, Op::CoarseExp, Op::Sigmoid, Op::Halves, Op::Select, Op::Sum] {
         let truth = run(Isa::Scalar, Unary { op, x: &x });
         for isa in Isa::available() {
             let got = run(*isa, Unary { op, x: &x });
@@ -77,6 +83,7 @@ fn every_isa_gives_the_bits_of_scalar() {
 fn functions_are_as_exact_as_documented() {
     let x = inputs();
     let e = run(Isa::Scalar, Unary { op: Op::Exp, x: &x });
+    let coarse = run(Isa::Scalar, Unary { op: Op::CoarseExp, x: &x });
     let s = run(Isa::Scalar, Unary { op: Op::Sigmoid, x: &x });
     for i in 0..x.len() {
         let wide = f64::from(x[i]);
@@ -87,6 +94,12 @@ fn functions_are_as_exact_as_documented() {
         if x[i] < -87.3 {
             assert_eq!(e[i], 0.0);
         }
+        if x[i].abs() <= 87.3 {
+            let relative = (f64::from(coarse[i]) / (-wide.abs()).exp() - 1.0).abs();
+            assert!(relative < 1e-4, "exp({}) is off by {relative:e}", -x[i].abs());
+        } else {
+            assert_eq!(coarse[i], 0.0);
+        }
         assert!((f64::from(s[i]) - 1.0 / (1.0 + (-wide).exp())).abs() < 2e-7, "sigmoid({})", x[i]);
     }
 }
@@ -95,7 +108,7 @@ fn functions_are_as_exact_as_documented() {
 fn nan_stays_nan() {
     let x = [f32::NAN; LANES];
     for isa in Isa::available() {
-        for op in [Op::Exp, Op::Sigmoid] {
+        for op in [Op::Exp, Op::CoarseExp, Op::Sigmoid] {
             assert!(run(*isa, Unary { op, x: &x }).iter().all(|y| y.is_nan()), "{}", isa.name());
         }
     }
@@ -168,13 +181,16 @@ fn sums_of_quads_are_exact() {
         let numbers = cases::randoms(40 * 4 * LANES, seed).into_iter();
         let mut x: Vec<i64> =
             numbers.map(|x| ((x + 1.0) / 2.0 * (high - low) as f32) as i64 + low).collect();
-        // All that could overflow at once, of either sign.
+        // All that could overflow at once, of either sign where there are two.
         x[..8 * LANES].fill(high);
         x[8 * LANES..12 * LANES].fill(low);
+        x[12 * LANES..16 * LANES].fill(high);
         x
     };
     let (unsigned, signed) = (bytes(3, 0..=255), bytes(4, -128..=127));
-    let with = [bytes(5, -127..=127), bytes(6, 0..=255)];
+    let mut with = [bytes(5, -127..=127), bytes(6, 0..=255)];
+    with[0][12..16].fill(-127);
+    with[1][12..16].fill(255);
     let truth = [(&unsigned, &with[0]), (&signed, &with[1])].map(|(a, b)| {
         let quads = a.as_chunks::<4>().0.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<4>().0);
         let dot = |a: &[i64; 4], b: &[i64; 4]| a.iter().zip(b).map(|(a, b)| a * b).sum::<i64>();
@@ -197,8 +213,8 @@ fn sums_of_quads_are_exact() {
     }
 }
 
-/// Sixteen rounded numbers, as a product with one shows them.
-struct Quads<'a>(&'a [f32; LANES]);
+/// Sixteen rounded numbers, as a product with one shows them; whether they have no sign.
+struct Quads<'a>(&'a [f32; LANES], bool);
 
 impl Kernel for Quads<'_> {
     type Out = [f32; LANES];
@@ -212,7 +228,15 @@ impl Kernel for Quads<'_> {
             for (i, number) in numbers.iter_mut().enumerate() {
                 let mut one = [[0; 4]; LANES];
                 one[0][i] = 1;
-                let sums = simd.dot_unsigned(simd.load_unsigned(&one), quad, simd.splat_ints(0));
+                let zero = simd.splat_ints(0);
+                let sums = match self.1 {
+                    true => simd.dot_signed(
+                        simd.load_signed(&one.map(|q| q.map(|x| x as i8))),
+                        quad,
+                        zero,
+                    ),
+                    false => simd.dot_unsigned(simd.load_unsigned(&one), quad, zero),
+                };
                 let mut lanes = [0.0; LANES];
                 simd.store(simd.to_floats(sums), &mut lanes);
                 *number = lanes[0];
@@ -228,9 +252,13 @@ fn quads_are_the_nearest_bytes_ties_to_even() {
         0.0, -0.0, 0.5, 1.5, -0.5, -1.5, 2.5, 127.0, -127.0, 0.49999997, 126.6, -3.2, 126.5,
         -126.5, 1e-30, -7.0,
     ];
+    // Those of weights have no sign, and are looked at by what has one.
+    let weights = x.map(|x: f32| x.abs() * 2.0 + 0.46875);
     for isa in Isa::available() {
         let truth = x.map(|x: f32| x.round_ties_even() + 0.0);
-        assert_eq!(run(*isa, Quads(&x)), truth, "{}", isa.name());
+        assert_eq!(run(*isa, Quads(&x, false)), truth, "{}", isa.name());
+        let truth = weights.map(f32::round_ties_even);
+        assert_eq!(run(*isa, Quads(&weights, true)), truth, "{}", isa.name());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sequences whose keys and values are stored on both sides.
 
 use hearth_kernels::Isa;
-use hearth_kernels::attention::{AttentionBatch, AttentionParams, attention};
+use hearth_kernels::attention::{AttentionBatch, AttentionParams, attention, scalar};
 use hearth_kernels::cases::randoms;
 use hearth_kernels::cuda::{
     AttentionShape, DeviceKv, Float, Gpu, HostStep, KvKind, Result, RopeTable, Span, StepShape,
@@ -205,7 +205,8 @@ impl World {
         2.0 / (self.heads.dim as f32).sqrt()
     }
 
-    /// What the CPU makes of a batch that it has stored.
+    /// What the CPU makes of a batch that it has stored: without more rounding, which over bytes
+    /// only the slow path does.
     pub fn truth(&self, batch: &Batch, window: usize) -> Vec<f32> {
         let mut cu_q = vec![0];
         cu_q.extend(batch.parts.iter().scan(0, |end, part| {
@@ -224,7 +225,10 @@ impl World {
             sinks: self.sinks.as_ref().map(|(sinks, _)| sinks.as_slice()),
         };
         let mut out = vec![0.0; batch.turned.len()];
-        attention(&POOL, Isa::best(), &batch.turned, &self.slab, &of, &params, &mut out);
+        match self.slab.kv_type() {
+            KvType::Q8_0 => scalar::attention(&batch.turned, &self.slab, &of, &params, &mut out),
+            _ => attention(&POOL, Isa::best(), &batch.turned, &self.slab, &of, &params, &mut out),
+        }
         out
     }
 
