@@ -370,7 +370,7 @@ fn classes(pool: &Pool, table: &Table) {
     const HEAD_DIM: usize = 128;
     let lens = [(1600, 0), (1600, 1536), (8448, 8192)];
     for (kv_type, (len, shared)) in
-        [KvType::F16, KvType::Q8_0].iter().flat_map(|t| lens.map(|lens| (*t, lens)))
+        [KvType::F16, KvType::Q16_0, KvType::Q8_0].iter().flat_map(|t| lens.map(|lens| (*t, lens)))
     {
         let op = format!("attention {}", kv_type.name());
         let what = format!("{SEQS} sequences of {len} keys, {shared} shared");

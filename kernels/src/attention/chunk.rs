@@ -6,7 +6,7 @@
 
 use super::CHUNK;
 use super::plan::LINES;
-use super::q8::Ints;
+use super::ints::Ints;
 use crate::LANES;
 use crate::kv::{Element, Number};
 use crate::simd::{EXPS, Simd, exps, softcap, sum};
@@ -34,9 +34,9 @@ pub(super) struct Scratch {
 pub(super) struct Work {
     /// Scaled queries, `[vectors of the head][LINES]`, 0 beyond the head.
     pub(super) queries: Vec<[[f32; LANES]; LINES]>,
-    /// Scores, then weights; over bytes these times the scales of V.
+    /// Scores, then weights; over integers these times the scales of V.
     pub(super) weights: Weights,
-    /// Both as bytes, where slabs are of bytes.
+    /// Both as integers, where slabs are of integers.
     pub(super) ints: Ints,
 }
 

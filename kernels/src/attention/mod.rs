@@ -11,7 +11,7 @@
 //! partial sums, the weighted sum is one chain over the keys. None of this depends on the batch, on
 //! how a prompt was cut into steps, on blocks, or on threads, so the result of a row is the same,
 //! bit by bit, whatever is computed beside it, and for every instruction set. Where K and V are
-//! bytes, queries and weights become bytes too, and both chains are exact sums: see `q8.rs`.
+//! bytes, queries and weights become bytes too, and both chains are exact sums: see `ints.rs`.
 //!
 //! # Division of work
 //! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
@@ -28,8 +28,8 @@
 
 mod bidirectional;
 mod chunk;
+mod ints;
 mod plan;
-mod q8;
 pub mod scalar;
 mod tile;
 
@@ -96,6 +96,7 @@ pub fn attention(
         KvType::F32 => attention_as::<f32>(pool, isa, q, kv, batch, params, out),
         KvType::F16 => attention_as::<f16>(pool, isa, q, kv, batch, params, out),
         KvType::BF16 => attention_as::<bf16>(pool, isa, q, kv, batch, params, out),
+        KvType::Q16_0 => attention_as::<i16>(pool, isa, q, kv, batch, params, out),
         KvType::Q8_0 => attention_as::<i8>(pool, isa, q, kv, batch, params, out),
         KvType::Fp8 => attention_as::<u8>(pool, isa, q, kv, batch, params, out),
     }

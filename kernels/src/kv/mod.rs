@@ -9,12 +9,12 @@
 //! ```
 //! A slot, `block * block_len + offset`, names the place of one token. Finite numbers beyond the
 //! range of f16, bf16 or fp8 are stored as its largest, so one huge activation does not become
-//! infinite. What differs where numbers are bytes with scales says `q8.rs`.
+//! infinite. What differs where numbers are integers with scales says `ints.rs`.
 //!
 //! Deliberately absent: which block belongs to whom, reference counts, and layers.
 
 pub mod fp8;
-pub(crate) mod q8;
+pub(crate) mod ints;
 
 use crate::buffer::{HugeBuf, lead};
 use crate::parts::Parts;
@@ -34,6 +34,9 @@ pub enum KvType {
     F16,
     /// Two bytes, the upper half of an f32: its range, 8 bits.
     BF16,
+    /// Two bytes, an integer, and one f32 scale for each head of a token: as exact as f16, and
+    /// multiplied twice as fast as floats.
+    Q16_0,
     /// One byte, and one f32 scale for each head of a token: half the memory of f16.
     Q8_0,
     /// One byte, E4M3: half the memory of f16, 4 bits.
@@ -42,8 +45,8 @@ pub enum KvType {
 
 impl KvType {
     /// Every one.
-    pub const ALL: [KvType; 5] =
-        [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Fp8];
+    pub const ALL: [KvType; 6] =
+        [KvType::F32, KvType::F16, KvType::BF16, KvType::Q16_0, KvType::Q8_0, KvType::Fp8];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -51,6 +54,7 @@ impl KvType {
             KvType::F32 => "f32",
             KvType::F16 => "f16",
             KvType::BF16 => "bf16",
+            KvType::Q16_0 => "q16_0",
             KvType::Q8_0 => "q8_0",
             KvType::Fp8 => "fp8",
         }
@@ -60,7 +64,7 @@ impl KvType {
     fn size(self) -> usize {
         match self {
             KvType::F32 => 4,
-            KvType::F16 | KvType::BF16 => 2,
+            KvType::F16 | KvType::BF16 | KvType::Q16_0 => 2,
             KvType::Q8_0 | KvType::Fp8 => 1,
         }
     }
@@ -101,7 +105,8 @@ impl KvShape {
     /// Elements of a unit: K and V of one head for sixteen tokens.
     pub(crate) fn unit_len(&self, kv_type: KvType) -> usize {
         match kv_type {
-            KvType::Q8_0 => q8::unit_len(self),
+            KvType::Q16_0 => ints::unit_len::<i16>(self),
+            KvType::Q8_0 => ints::unit_len::<i8>(self),
             _ => LANES * (self.head_dim + self.padded_head_dim()),
         }
     }
@@ -180,6 +185,7 @@ impl KvSlab {
             KvType::F32 => self.write_as::<f32>(isa, pool, k, v, slots),
             KvType::F16 => self.write_as::<f16>(isa, pool, k, v, slots),
             KvType::BF16 => self.write_as::<bf16>(isa, pool, k, v, slots),
+            KvType::Q16_0 => self.write_as::<i16>(isa, pool, k, v, slots),
             KvType::Q8_0 => self.write_as::<i8>(isa, pool, k, v, slots),
             KvType::Fp8 => self.write_as::<u8>(isa, pool, k, v, slots),
         }
@@ -257,7 +263,8 @@ impl KvSlab {
                 KvType::F32 => read_floats(self.unit::<f32>(unit), lane, k, v),
                 KvType::F16 => read_floats(self.unit::<f16>(unit), lane, k, v),
                 KvType::BF16 => read_floats(self.unit::<bf16>(unit), lane, k, v),
-                KvType::Q8_0 => q8::read(self.unit(unit), lane, k, v),
+                KvType::Q16_0 => ints::read::<i16>(self.unit(unit), lane, k, v),
+                KvType::Q8_0 => ints::read::<i8>(self.unit(unit), lane, k, v),
                 KvType::Fp8 => read_floats(self.unit::<u8>(unit), lane, k, v),
             }
         }
@@ -366,7 +373,7 @@ macro_rules! elements {
     };
 }
 
-elements!(f32: F32, f16: F16, bf16: BF16, i8: Q8_0, u8: Fp8);
+elements!(f32: F32, f16: F16, bf16: BF16, i16: Q16_0, i8: Q8_0, u8: Fp8);
 
 /// A float that K and V are stored in.
 pub(crate) trait Number: Element {

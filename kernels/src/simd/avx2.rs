@@ -41,6 +41,7 @@ impl Simd for Avx2 {
     type Quads = QuadPair;
     /// The first and the third, then the second and the fourth.
     type Quad = [[i16; 2]; 2];
+    type Pairs = IntPair;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -190,8 +191,7 @@ impl Simd for Avx2 {
     fn store_quads(self, v: Pair, out: &mut [[[i16; 2]; 2]; LANES / 4]) {
         // SAFETY: AVX2 is here; the array is one register.
         unsafe {
-            let (low, high) = (_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
-            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let ordered = halves(v);
             let half = _mm256_shufflelo_epi16::<0b11_01_10_00>(ordered);
             let both = _mm256_shufflehi_epi16::<0b11_01_10_00>(half);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), both);
@@ -218,6 +218,29 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_pairs(self, x: &[[i16; 2]; LANES]) -> IntPair {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe { IntPair(_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1))) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, v: Pair, out: &mut [[i16; 2]; LANES / 2]) {
+        // SAFETY: AVX2 is here; the array is one register.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), halves(v)) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: IntPair, b: &[i16; 2], sums: IntPair) -> IntPair {
+        // SAFETY: `Avx2` exists only where AVX2 does.
+        unsafe {
+            let b = _mm256_set1_epi32(bytemuck::cast(*b));
+            let low = _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b));
+            IntPair(low, _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b)))
+        }
+    }
+
+    #[inline(always)]
     fn to_floats(self, v: IntPair) -> Pair {
         // SAFETY: `Avx2` exists only where AVX2 does.
         unsafe { Pair(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
@@ -229,4 +252,12 @@ impl Simd for Avx2 {
         // SAFETY: SSE is here; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
+}
+
+/// The nearest integers, in order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(v: Pair) -> __m256i {
+    let (low, high) = (_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high))
 }

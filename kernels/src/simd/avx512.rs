@@ -27,6 +27,7 @@ impl Simd for Avx512 {
     type Ints = __m512i;
     type Quads = __m512i;
     type Quad = [u8; 4];
+    type Pairs = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -153,6 +154,26 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot_signed(self, a: __m512i, b: &[u8; 4], sums: __m512i) -> __m512i {
         pure!(_mm512_dpbusd_epi32(sums, _mm512_set1_epi32(bytemuck::cast(*b)), a))
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i16; 2]; LANES]) -> __m512i {
+        // SAFETY: AVX-512 is here; the array is one register.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, v: __m512, out: &mut [[i16; 2]; LANES / 2]) {
+        // SAFETY: AVX-512 is here; the array is a register of sixteen halves.
+        unsafe {
+            let halves = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: &[i16; 2], sums: __m512i) -> __m512i {
+        pure!(_mm512_dpwssd_epi32(sums, a, _mm512_set1_epi32(bytemuck::cast(*b))))
     }
 
     #[inline(always)]

@@ -81,6 +81,8 @@ pub(crate) trait Simd: Copy {
     type Quads: Copy;
     /// Four bytes that meet those of every lane, in the form that they are multiplied in.
     type Quad: Pod;
+    /// Sixteen lanes of two i16 each.
+    type Pairs: Copy;
     /// True where there are registers for 16 accumulators of sixteen lanes; false: for 6.
     const WIDE: bool;
 
@@ -115,6 +117,11 @@ pub(crate) trait Simd: Copy {
     fn dot_unsigned(self, a: Self::Quads, b: &Self::Quad, sums: Self::Ints) -> Self::Ints;
     /// The same where a is signed, b unsigned.
     fn dot_signed(self, a: Self::Quads, b: &Self::Quad, sums: Self::Ints) -> Self::Ints;
+    fn load_pairs(self, x: &[[i16; 2]; LANES]) -> Self::Pairs;
+    /// The nearest integers, ties to even, of numbers that fit an i16. NaN gives some number.
+    fn store_pairs(self, v: Self::V, out: &mut [[i16; 2]; LANES / 2]);
+    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, exact where each of both sums fits an i32.
+    fn dot_pairs(self, a: Self::Pairs, b: &[i16; 2], sums: Self::Ints) -> Self::Ints;
     /// To the nearest f32, ties to even.
     fn to_floats(self, v: Self::Ints) -> Self::V;
     /// Asks for the cache line at `line`, which need not exist: nothing is read.

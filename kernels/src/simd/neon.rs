@@ -46,6 +46,7 @@ impl Simd for Neon {
     type Ints = IntFour;
     type Quads = QuadFour;
     type Quad = [i16; 4];
+    type Pairs = [int16x8x2_t; 2];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -218,6 +219,38 @@ impl Simd for Neon {
                 sums.1 = vmlal_high_n_s16(sums.1, a[0], b);
                 sums.2 = vmlal_n_s16(sums.2, vget_low_s16(a[1]), b);
                 sums.3 = vmlal_high_n_s16(sums.3, a[1], b);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i16; 2]; LANES]) -> [int16x8x2_t; 2] {
+        let x = x.as_ptr().cast::<i16>();
+        // SAFETY: NEON is here; the array holds four registers.
+        unsafe { [vld2q_s16(x), vld2q_s16(x.add(LANES))] }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, v: Four, out: &mut [[i16; 2]; LANES / 2]) {
+        // SAFETY: NEON is here; two pairs are half a register.
+        unsafe {
+            for (out, v) in out.as_chunks_mut::<2>().0.iter_mut().zip([v.0, v.1, v.2, v.3]) {
+                vst1_s16(out.as_mut_ptr().cast(), vmovn_s32(vcvtnq_s32_f32(v)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: [int16x8x2_t; 2], b: &[i16; 2], sums: IntFour) -> IntFour {
+        let ([low, high], mut sums) = (a, sums);
+        // SAFETY: `Neon` exists only where NEON does.
+        unsafe {
+            for (low, high, b) in [(low.0, high.0, b[0]), (low.1, high.1, b[1])] {
+                sums.0 = vmlal_n_s16(sums.0, vget_low_s16(low), b);
+                sums.1 = vmlal_high_n_s16(sums.1, low, b);
+                sums.2 = vmlal_n_s16(sums.2, vget_low_s16(high), b);
+                sums.3 = vmlal_high_n_s16(sums.3, high, b);
             }
         }
         sums

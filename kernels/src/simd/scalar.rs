@@ -13,6 +13,7 @@ impl Simd for Scalar {
     type Ints = [i32; LANES];
     type Quads = [[i32; 4]; LANES];
     type Quad = [i16; 4];
+    type Pairs = [[i16; 2]; LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -120,6 +121,25 @@ impl Simd for Scalar {
     #[inline(always)]
     fn dot_signed(self, a: Self::Quads, b: &[i16; 4], sums: Self::Ints) -> Self::Ints {
         let dot = |a: [i32; 4]| a.iter().zip(b).map(|(a, b)| a * i32::from(*b)).sum::<i32>();
+        from_fn(|i| sums[i] + dot(a[i]))
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[[i16; 2]; LANES]) -> Self::Pairs {
+        *x
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, v: Self::V, out: &mut [[i16; 2]; LANES / 2]) {
+        for (out, x) in out.as_flattened_mut().iter_mut().zip(v) {
+            *out = x.round_ties_even() as i16;
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: &[i16; 2], sums: Self::Ints) -> Self::Ints {
+        let [first, second] = b.map(i32::from);
+        let dot = |[a, b]: [i16; 2]| i32::from(a) * first + i32::from(b) * second;
         from_fn(|i| sums[i] + dot(a[i]))
     }
 
