@@ -15,7 +15,7 @@ use super::chunk::{AHEAD, Chunk, Form, GROUPS, Weights, Work, stripes, vectors_o
 use super::plan::LINES;
 use crate::LANES;
 use crate::kv::ints::{MOST_VECTORS, Seen, Whole, v_start};
-use crate::simd::{self, EXPS, Simd, coarse_exps, exps, nearest, sum};
+use crate::simd::{self, CUBIC, EXPS, QUARTIC, Simd, coarse_exps, nearest, sum};
 use bytemuck::Pod;
 use std::ops::Range;
 
@@ -107,7 +107,7 @@ impl Words for i8 {
 
     #[inline(always)]
     fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] {
-        coarse_exps(simd, x)
+        coarse_exps(simd, x, CUBIC)
     }
 
     #[inline(always)]
@@ -150,7 +150,7 @@ impl Words for i16 {
 
     #[inline(always)]
     fn exps<S: Simd, const N: usize>(simd: S, x: [S::V; N]) -> [S::V; N] {
-        exps(simd, x)
+        coarse_exps(simd, x, QUARTIC)
     }
 
     /// A sum of 261,800 and the rounding of a chunk, times the largest number of V, is below 2^31.

@@ -3,7 +3,7 @@
 use super::{Kernel, Simd};
 use crate::LANES;
 use half::{bf16, f16};
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Out {
@@ -173,7 +173,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot_pairs(self, a: __m512i, b: &[i16; 2], sums: __m512i) -> __m512i {
-        pure!(_mm512_dpwssd_epi32(sums, a, _mm512_set1_epi32(bytemuck::cast(*b))))
+        pure!(dot_pairs(a, _mm512_set1_epi32(bytemuck::cast(*b)), sums))
     }
 
     #[inline(always)]
@@ -187,4 +187,22 @@ impl Simd for Avx512 {
         // SAFETY: SSE is here; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
+}
+
+/// `vpdpwssd`, written out: the compiler knows that it is a product and a sum, and makes two
+/// instructions of it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot_pairs(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
+    // SAFETY: the processor has the instruction; only the sums change.
+    unsafe {
+        asm!(
+            "vpdpwssd {sums}, {a}, {b}",
+            sums = inout(zmm_reg) sums,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
 }

@@ -30,7 +30,7 @@ mod avx512;
 mod neon;
 
 pub(crate) use math::{
-    EXPS, coarse_exps, exp, exps, largest, nearest, round, sigmoid, softcap, sum,
+    CUBIC, EXPS, QUARTIC, coarse_exps, exp, exps, largest, nearest, round, sigmoid, softcap, sum,
 };
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::widen;
