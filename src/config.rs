@@ -353,7 +353,7 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
 fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
     match KvDType::ALL.into_iter().find(|dtype| dtype.name() == word) {
         Some(dtype) => Ok(dtype),
-        None => wrong("--kv-dtype", format!("`{word}` is not f16, bf16, f32, q8_0 or fp8")),
+        None => wrong("--kv-dtype", format!("`{word}` is not f16, bf16, f32, q16_0, q8_0 or fp8")),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use hearth_kernels::kv::{KvShape, KvSlab, fp8};
+use hearth_kernels::kv::{KvShape, KvSlab};
 use hearth_kernels::{Isa, Pool};
 
 use crate::{Error, Result};
@@ -33,7 +33,7 @@ pub struct KvGeometry {
 
 impl KvGeometry {
     /// Bytes of all blocks of all layers, K and V, as the fused path stores them. (The plain path
-    /// keeps `q8_0` and `fp8` in f32.)
+    /// keeps what candle has no tensors of in f32.)
     pub fn bytes(&self) -> usize {
         self.layer_count * self.slab_shape().bytes(self.dtype)
     }
@@ -302,15 +302,20 @@ impl TensorKv {
     }
 }
 
-/// The tensors that stand for a type: where there is none for bytes, what they say is kept in f32,
-/// as the reference of the fused path.
+/// Whether only slabs store a type: candle has no tensors of it.
+pub(crate) fn in_slabs_alone(dtype: KvDType) -> bool {
+    matches!(dtype, KvDType::Q16_0 | KvDType::Q8_0 | KvDType::Fp8)
+}
+
+/// The tensors that stand for a type: where there are none, what it says is kept in f32, as the
+/// reference of the fused path.
 pub(crate) fn stored_as(dtype: KvDType, on_cpu: bool) -> Result<DType> {
     match dtype {
         KvDType::F32 => Ok(DType::F32),
         KvDType::F16 => Ok(DType::F16),
         KvDType::BF16 => Ok(DType::BF16),
-        KvDType::Q8_0 | KvDType::Fp8 if on_cpu => Ok(DType::F32),
-        KvDType::Q8_0 | KvDType::Fp8 => {
+        _ if on_cpu => Ok(DType::F32),
+        _ => {
             let what = format!("keys and values of {} are not stored on this device", dtype.name());
             Err(Error::Device(format!("{what}; choose f16, bf16 or f32")))
         }
@@ -327,19 +332,40 @@ pub(crate) struct LayerKv<'a> {
 }
 
 impl LayerKv<'_> {
-    /// Rows in the dtype of the store, as the fused path narrows them: finite numbers stay finite.
-    pub(crate) fn narrow(&self, rows: &Tensor) -> Result<Tensor> {
-        let rows = rows.detach().to_dtype(DType::F32)?;
+    /// K and V of some rows in the dtype of the store, as the fused path narrows them: finite
+    /// numbers stay finite.
+    pub(crate) fn narrow(&self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (k, v) = (k.detach().to_dtype(DType::F32)?, v.detach().to_dtype(DType::F32)?);
         let largest = match self.dtype {
-            KvDType::F32 => return Ok(rows),
-            KvDType::Q8_0 => return on_grid(&rows, self.head_dim),
-            KvDType::Fp8 => return as_fp8(&rows),
+            KvDType::F32 => return Ok((k, v)),
             KvDType::F16 => f16::MAX.to_f32(),
             KvDType::BF16 => bf16::MAX.to_f32(),
+            _ => return self.as_in_a_slab(&k, &v),
         };
-        let finite = rows.abs()?.le(f32::MAX)?;
-        let within = rows.clamp(-largest, largest)?;
-        Ok(finite.where_cond(&within, &rows)?.to_dtype(self.k.dtype())?)
+        let narrow = |rows: &Tensor| -> Result<Tensor> {
+            let finite = rows.abs()?.le(f32::MAX)?;
+            let within = rows.clamp(-largest, largest)?;
+            Ok(finite.where_cond(&within, rows)?.to_dtype(self.k.dtype())?)
+        };
+        Ok((narrow(&k)?, narrow(&v)?))
+    }
+
+    /// What a slab would give back of rows.
+    fn as_in_a_slab(&self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (count, width) = k.dims2()?;
+        let (head_dim, n_kv_heads) = (self.head_dim, width / self.head_dim);
+        let n_blocks = count.div_ceil(self.block_len);
+        let shape = KvShape { n_blocks, block_len: self.block_len, n_kv_heads, head_dim };
+        let mut slab = KvSlab::new(shape, self.dtype);
+        let mut k = k.flatten_all()?.to_vec1::<f32>()?;
+        let mut v = v.flatten_all()?.to_vec1::<f32>()?;
+        slab.write(&Pool::new(1), &k, &v, &(0..count as u32).collect::<Vec<_>>());
+        let rows = k.chunks_exact_mut(width).zip(v.chunks_exact_mut(width));
+        for (slot, (k, v)) in rows.enumerate() {
+            slab.read(slot as u32, k, v);
+        }
+        let tensor = |x: &[f32]| Tensor::from_slice(x, (count, width), self.k.device());
+        Ok((tensor(&k)?, tensor(&v)?))
     }
 
     /// Writes narrowed rows to their slots, run by run of neighbouring slots.
@@ -354,30 +380,6 @@ impl LayerKv<'_> {
         }
         Ok(())
     }
-}
-
-/// Every head of every row as multiples of a 127th of its largest number, ties to even.
-fn on_grid(rows: &Tensor, head_dim: usize) -> Result<Tensor> {
-    /// A sum with 1.5 * 2^23 is rounded to an integer.
-    const ROUND: f64 = 12_582_912.0;
-    let (count, width) = rows.dims2()?;
-    let heads = rows.reshape((count * width / head_dim, head_dim))?;
-    let largest = heads.abs()?.max_keepdim(1)?;
-    // Quotients: candle divides by a number as it multiplies with its inverse.
-    let steps = largest.ones_like()?.affine(127.0, 0.0)?;
-    let inverse = largest.lt(1e-30)?.where_cond(&largest.zeros_like()?, &steps.div(&largest)?)?;
-    let bytes = ((heads.broadcast_mul(&inverse)? + ROUND)? - ROUND)?;
-    // NaN where a head holds what is no number.
-    let poison = (&heads * 0.0)?.sum_keepdim(1)?;
-    let scale = (largest.div(&steps)? + poison)?;
-    Ok(bytes.broadcast_mul(&scale)?.reshape((count, width))?)
-}
-
-/// Every number as the eight bits of it say.
-fn as_fp8(rows: &Tensor) -> Result<Tensor> {
-    let mut numbers = rows.flatten_all()?.to_vec1::<f32>()?;
-    numbers.iter_mut().for_each(|x| *x = fp8::to_f32(fp8::from_f32(*x)));
-    Ok(Tensor::from_vec(numbers, rows.shape(), rows.device())?)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::backend::{Fused, Plain};
 use crate::config::{EncoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::kv_store::{KvDType, stored_as};
+use crate::kv_store::{KvDType, in_slabs_alone, stored_as};
 use crate::parallel;
 use crate::weights::{Layout, Loader, MatrixSource, Mix, Part, Role, TensorInfo, Weights};
 use crate::{Error, Model, Result, TextEncoder};
@@ -175,11 +175,11 @@ impl Compute {
         }
     }
 
-    /// The type whose room keys and values of a type take there: candle's have none for bytes,
-    /// which the plain path keeps as f32.
+    /// The type whose room keys and values of a type take there: what candle has no tensors of, the
+    /// plain path keeps as f32.
     pub fn kv_room(&self, dtype: KvDType) -> KvDType {
         match self.first() {
-            Self::Plain(..) if matches!(dtype, KvDType::Q8_0 | KvDType::Fp8) => KvDType::F32,
+            Self::Plain(..) if in_slabs_alone(dtype) => KvDType::F32,
             _ => dtype,
         }
     }

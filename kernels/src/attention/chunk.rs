@@ -5,8 +5,8 @@
 //! chains run side by side, each chain has the same steps for every choice.
 
 use super::CHUNK;
-use super::plan::LINES;
 use super::ints::Ints;
+use super::plan::LINES;
 use crate::LANES;
 use crate::kv::{Element, Number};
 use crate::simd::{EXPS, Simd, exps, softcap, sum};

@@ -410,13 +410,18 @@ fn score_tile<S: Simd, E: Words + Form, const L: usize, const B: usize>(
     let mut ahead = [std::ptr::null(); B];
     if first {
         ahead = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
+        for ahead in &mut ahead {
+            // What is behind as many lines as words: as many as the scales, of which V has none.
+            let end = ahead.wrapping_add(in_word * LANES * all);
+            simd.prefetch(end.cast());
+            simd.prefetch(end.wrapping_add(in_word * LANES).cast());
+        }
     }
     let vectors = chunk.head_dim.div_ceil(LANES);
     let queries = words::<S, E>(&ints.queries, vectors * LINES).as_chunks::<LINES>().0;
     let per_vector = LANES / in_word;
     for (start, q) in (0..all).step_by(per_vector).zip(queries) {
-        let q: &[E::Vector<S>; L] =
-            q[line..line + L].try_into().expect("L lines; this is a bug");
+        let q: &[E::Vector<S>; L] = q[line..line + L].try_into().expect("L lines; this is a bug");
         let k: [&[[E::Lane; LANES]]; B] =
             std::array::from_fn(|b| &k[b][start..all.min(start + per_vector)]);
         for word in 0..per_vector.min(all - start) {

@@ -215,7 +215,7 @@ impl<S: Simd> Seen<S> {
         } else if largest < SMALLEST {
             return Grid { scale: 0.0, inverse: 0.0 };
         }
-        match span {
+        let grid = match span {
             Span::Largest(end) => Grid { scale: largest / end, inverse: end / largest },
             Span::Length(end) => {
                 let squares = sum(simd, self.squares);
@@ -226,6 +226,11 @@ impl<S: Simd> Seen<S> {
                 };
                 Grid { scale: length / end * unit, inverse: end / length / unit }
             }
+        };
+        // The largest number that there is comes back finite.
+        match (grid.scale * (grid.inverse * largest).round_ties_even()).is_finite() {
+            true => grid,
+            false => Grid { scale: f32::from_bits(grid.scale.to_bits() - 1), ..grid },
         }
     }
 }

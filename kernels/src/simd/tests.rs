@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 #[derive(Clone, Copy)]
 enum Op {
     Exp,
-    /// Of what is 0 or less.
-    CoarseExp,
+    /// Of what is 0 or less, by polynomials of two degrees.
+    Cubic,
+    Quartic,
     Sigmoid,
     Halves,
     Select,
@@ -21,8 +22,12 @@ impl Map for Op {
         let zero = simd.splat(0.0);
         match self {
             Op::Exp => exp(simd, a),
-            Op::CoarseExp => {
-                let [y] = coarse_exps(simd, [simd.if_less(zero, a, simd.sub(zero, a), a)]);
+            Op::Cubic | Op::Quartic => {
+                let x = [simd.if_less(zero, a, simd.sub(zero, a), a)];
+                let [y] = match self {
+                    Op::Cubic => coarse_exps(simd, x, CUBIC),
+                    _ => coarse_exps(simd, x, QUARTIC),
+                };
                 y
             }
             Op::Sigmoid => sigmoid(simd, a),
@@ -70,7 +75,7 @@ fn inputs() -> Vec<f32> {
 #[test]
 fn every_isa_gives_the_bits_of_scalar() {
     let x = inputs();
-    for op in [Op::Exp, Op::CoarseExp, Op::Sigmoid, Op::Halves, Op::Select, Op::Sum] {
+    for op in [Op::Exp, Op::Cubic, Op::Quartic, Op::Sigmoid, Op::Halves, Op::Select, Op::Sum] {
         let truth = run(Isa::Scalar, Unary { op, x: &x });
         for isa in Isa::available() {
             let got = run(*isa, Unary { op, x: &x });
@@ -83,7 +88,7 @@ fn every_isa_gives_the_bits_of_scalar() {
 fn functions_are_as_exact_as_documented() {
     let x = inputs();
     let e = run(Isa::Scalar, Unary { op: Op::Exp, x: &x });
-    let coarse = run(Isa::Scalar, Unary { op: Op::CoarseExp, x: &x });
+    let [cubic, quartic] = [Op::Cubic, Op::Quartic].map(|op| run(Isa::Scalar, Unary { op, x: &x }));
     let s = run(Isa::Scalar, Unary { op: Op::Sigmoid, x: &x });
     for i in 0..x.len() {
         let wide = f64::from(x[i]);
@@ -95,10 +100,12 @@ fn functions_are_as_exact_as_documented() {
             assert_eq!(e[i], 0.0);
         }
         if x[i].abs() <= 87.3 {
-            let relative = (f64::from(coarse[i]) / (-wide.abs()).exp() - 1.0).abs();
-            assert!(relative < 1e-4, "exp({}) is off by {relative:e}", -x[i].abs());
+            for (got, limit) in [(cubic[i], 1e-4), (quartic[i], 8e-6)] {
+                let relative = (f64::from(got) / (-wide.abs()).exp() - 1.0).abs();
+                assert!(relative < limit, "exp({}) is off by {relative:e}", -x[i].abs());
+            }
         } else {
-            assert_eq!(coarse[i], 0.0);
+            assert_eq!((cubic[i], quartic[i]), (0.0, 0.0));
         }
         assert!((f64::from(s[i]) - 1.0 / (1.0 + (-wide).exp())).abs() < 2e-7, "sigmoid({})", x[i]);
     }
@@ -108,7 +115,7 @@ fn functions_are_as_exact_as_documented() {
 fn nan_stays_nan() {
     let x = [f32::NAN; LANES];
     for isa in Isa::available() {
-        for op in [Op::Exp, Op::CoarseExp, Op::Sigmoid] {
+        for op in [Op::Exp, Op::Cubic, Op::Quartic, Op::Sigmoid] {
             assert!(run(*isa, Unary { op, x: &x }).iter().all(|y| y.is_nan()), "{}", isa.name());
         }
     }
@@ -210,6 +217,49 @@ fn sums_of_quads_are_exact() {
             },
         );
         cases::assert_same_bits(truth.as_flattened(), got.as_flattened(), isa.name());
+    }
+}
+
+/// Sums of products of pairs with rounded numbers.
+struct PairDots<'a>(&'a [[[i16; 2]; LANES]], &'a [[f32; LANES]]);
+
+impl Kernel for PairDots<'_> {
+    type Out = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+        let mut sums = simd.splat_ints(-7);
+        for (a, with) in self.0.chunks(LANES / 2).zip(self.1) {
+            let mut pairs = [[0; 2]; LANES / 2];
+            simd.store_pairs(simd.load(with), &mut pairs);
+            for (a, b) in a.iter().zip(&pairs) {
+                sums = simd.dot_pairs(simd.load_pairs(a), b, sums);
+            }
+        }
+        let mut out = [0.0; LANES];
+        simd.store(simd.to_floats(sums), &mut out);
+        out
+    }
+}
+
+#[test]
+fn sums_of_pairs_are_exact() {
+    // Halves are rounded to even; heads as long as there are, and numbers as large.
+    let mut with = cases::randoms(4 * LANES, 7).iter().map(|x| x * 2000.0).collect::<Vec<f32>>();
+    with[..7].copy_from_slice(&[32_700.0, -32_700.0, 0.5, 1.5, -0.5, -2.5, 32_699.5]);
+    let rows = cases::randoms(4 * 2 * 8 * LANES, 8);
+    let mut rows: Vec<i16> = rows.iter().map(|x| (x * 2000.0) as i16).collect();
+    rows[..4].copy_from_slice(&[32_700, -32_700, -32_700, -32_700]);
+    let truth: [f32; LANES] = std::array::from_fn(|lane| {
+        let terms = with.iter().enumerate().map(|(i, x)| {
+            x.round_ties_even() as i64 * i64::from(rows[(i / 2 * LANES + lane) * 2 + i % 2])
+        });
+        (terms.sum::<i64>() - 7) as f32
+    });
+    let rows = rows.as_chunks::<2>().0.as_chunks::<LANES>().0;
+    for isa in Isa::available() {
+        let got = run(*isa, PairDots(rows, with.as_chunks::<LANES>().0));
+        cases::assert_same_bits(&truth, &got, isa.name());
     }
 }
 

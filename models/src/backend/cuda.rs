@@ -100,7 +100,7 @@ impl Cuda {
             KvDType::F16 => Ok(KvKind::F16),
             KvDType::Q8_0 => Ok(KvKind::Q8),
             KvDType::Fp8 => Ok(KvKind::Fp8),
-            KvDType::F32 => {
+            KvDType::F32 | KvDType::Q16_0 => {
                 let what = format!("keys and values of {} are not stored on a GPU", dtype.name());
                 Err(Error::Device(format!("{what}; choose f16, bf16, q8_0 or fp8")))
             }

@@ -194,7 +194,7 @@ impl Plain {
             // A row is seen as a later one will see it, rounded; without a store it is exact and
             // carries its gradient.
             let (new_k, new_v) = match &store {
-                Some(store) => (store.narrow(&new(k)?)?, store.narrow(&new(v)?)?),
+                Some(store) => store.narrow(&new(k)?, &new(v)?)?,
                 None => (new(k)?, new(v)?),
             };
             let block_len = store.as_ref().map_or(1, |s| s.block_len);
