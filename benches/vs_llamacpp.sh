@@ -11,7 +11,8 @@
 #   THREADS=2       threads of every cell that does not say 1
 #   CELLS="..."     cells: pN prefill of N tokens, dN decode behind N keys, bN N sequences decode,
 #                   p512@1 and d0@1 with one thread
-#   KV=f16          type of keys and values on both sides, q8_0 for one (theirs with flash attention)
+#   KV=             type of keys and values on both sides, q8_0 for one (theirs with flash attention);
+#                   else each side's own, of two bytes a number: ours q16_0, theirs f16
 #   HEARTH=...      the program, default target/release/hearth
 #   RUN=...         a command that every measured process is started with
 set -euo pipefail
@@ -28,7 +29,7 @@ rounds=${ROUNDS:-5}
 threads=${THREADS:-2}
 cells=${CELLS:-p512 p512@1 p2048 d0 d0@1 d2048 d8192 b8}
 run=${RUN:-}
-kv=${KV:-f16}
+kv=${KV:-}
 tokens=32 # decoded by each sequence in a cell
 for program in "$hearth" "$peer/llama-bench" "$peer/llama-batched-bench"; do
     [ -x "$program" ] || { echo "no program at $program" >&2; exit 1; }
@@ -46,12 +47,12 @@ ours() { # model, cell, threads
         d*) flags="-p 1 -b 1 -d $number -n $tokens" kind=decode ;;
         b*) flags="-p 1 -b $number -n $tokens" kind=decode ;;
     esac
-    $run "$hearth" bench --json -m "$1" -t "$3" -r 1 --kv-dtype "$kv" $flags | grep "\"$kind\"" | field tokens_per_s
+    $run "$hearth" bench --json -m "$1" -t "$3" -r 1 ${kv:+--kv-dtype "$kv"} $flags | grep "\"$kind\"" | field tokens_per_s
 }
 
 theirs() {
     local number=${2:1} bench=$peer/llama-bench batched=$peer/llama-batched-bench types=
-    [ "$kv" = f16 ] || types="-ctk $kv -ctv $kv -fa on"
+    case $kv in '' | f16) ;; *) types="-ctk $kv -ctv $kv -fa on" ;; esac
     case $2 in
         p*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p "$number" -n 0 ;;
         d*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p 0 -n $tokens -d "$number" ;;

@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hearth_models::KvDType;
 use hearth_models::weights::Mix;
+use hearth_models::{Compute, KvDType};
 
 use crate::types::KeepAlive;
 
@@ -161,7 +161,11 @@ impl RawConfig {
         let Ok(host) = host.parse() else {
             return wrong("--host", format!("`{host}` is not an IP address"));
         };
-        let kv_dtype = kv_dtype(model.kv_dtype.as_deref().unwrap_or("f16"))?;
+        let device = model.device.unwrap_or_else(|| "auto".to_owned());
+        let kv_dtype = match &model.kv_dtype {
+            Some(word) => kv_dtype(word)?,
+            None => Compute::kv_dtype(&device),
+        };
         let log_json = match server.log_format.as_deref().unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -203,7 +207,7 @@ impl RawConfig {
                 hearth_kernels::pool::default_threads(),
                 1024,
             )?,
-            device: model.device.unwrap_or_else(|| "auto".to_owned()),
+            device,
             tensor_parallel: in_range("--tensor-parallel", model.tensor_parallel, 1, 64)?,
             quantize: model.quantize.as_deref().map(mix).transpose()?,
             speculate: speculate(engine.speculate.as_deref(), engine.draft_model.as_deref())?,

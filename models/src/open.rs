@@ -71,6 +71,17 @@ impl Compute {
         }
     }
 
+    /// How keys and values are stored on the device of a name where nobody says it, in two bytes a
+    /// number. An accelerator that `auto` may find decides alone.
+    pub fn kv_dtype(name: &str) -> KvDType {
+        let alone = cfg!(not(any(feature = "cuda", feature = "metal")));
+        match name {
+            "cpu" => KvDType::Q16_0,
+            "auto" if alone => KvDType::Q16_0,
+            _ => KvDType::F16,
+        }
+    }
+
     /// A GPU that is there.
     #[cfg(feature = "cuda")]
     fn cuda(index: usize) -> Result<Self> {

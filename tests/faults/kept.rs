@@ -80,7 +80,7 @@ fn whole(want: &Value) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_finds_what_was_computed() {
-    for dtype in ["f16", "q8_0"] {
+    for dtype in ["q16_0", "f16", "q8_0"] {
         let store = tempfile::tempdir().expect("a folder");
         let with = flags(store.path(), &["--kv-dtype", dtype]);
         let want = alone(1, &with[2..]).await.remove(0);

@@ -32,6 +32,7 @@ mod ints;
 mod plan;
 pub mod scalar;
 mod tile;
+mod words;
 
 pub use bidirectional::{Heads, bidirectional};
 
