@@ -32,6 +32,8 @@ mod neon;
 pub(crate) use math::{
     CUBIC, EXPS, QUARTIC, coarse_exps, exp, exps, largest, nearest, round, sigmoid, softcap, sum,
 };
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::dot_pairs;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::widen;
 
