@@ -161,11 +161,7 @@ impl RawConfig {
         let Ok(host) = host.parse() else {
             return wrong("--host", format!("`{host}` is not an IP address"));
         };
-        let device = model.device.unwrap_or_else(|| "auto".to_owned());
-        let kv_dtype = match &model.kv_dtype {
-            Some(word) => kv_dtype(word)?,
-            None => Compute::kv_dtype(&device),
-        };
+        let kv_dtype = kv_dtype(model.kv_dtype.as_deref(), model.device.as_deref())?;
         let log_json = match server.log_format.as_deref().unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -207,7 +203,7 @@ impl RawConfig {
                 hearth_kernels::pool::default_threads(),
                 1024,
             )?,
-            device,
+            device: model.device.unwrap_or_else(|| DEVICE.to_owned()),
             tensor_parallel: in_range("--tensor-parallel", model.tensor_parallel, 1, 64)?,
             quantize: model.quantize.as_deref().map(mix).transpose()?,
             speculate: speculate(engine.speculate.as_deref(), engine.draft_model.as_deref())?,
@@ -354,7 +350,11 @@ pub fn data_dir(named: Option<PathBuf>) -> Option<PathBuf> {
     }
 }
 
-fn kv_dtype(word: &str) -> Result<KvDType, ConfigError> {
+/// The device where none is named.
+const DEVICE: &str = "auto";
+
+fn kv_dtype(word: Option<&str>, device: Option<&str>) -> Result<KvDType, ConfigError> {
+    let Some(word) = word else { return Ok(Compute::kv_dtype(device.unwrap_or(DEVICE))) };
     match KvDType::ALL.into_iter().find(|dtype| dtype.name() == word) {
         Some(dtype) => Ok(dtype),
         None => wrong("--kv-dtype", format!("`{word}` is not f16, bf16, f32, q16_0, q8_0 or fp8")),

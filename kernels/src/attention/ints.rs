@@ -1,14 +1,15 @@
 //! The arithmetic of slabs of integers: both products of a chunk are exact sums of integers.
 //!
 //! Queries and weights become integers too, on a grid of their own. That of a query is as those of
-//! K. That of the weights of a line, times the scales of V, is as fine as the largest of them in the
-//! chunk lets it be, and the sum of all: a key that matters little because its V is small takes no
-//! room. Processors multiply and add four bytes, or two i16, in a lane where floats have one.
+//! K. That of the weights of a line, times the scales of V, is as fine as the largest of them in
+//! the chunk lets it be, and the sum of all: a key that matters little because its V is small takes
+//! no room. Processors multiply and add four bytes, or two i16, in a lane where floats have one.
 //!
 //! Rounding bytes to the nearest would make nothing of all weights below a 510th of the largest,
 //! which may be many: so each is rounded up or down at a threshold that goes with the place of its
-//! key among sixteen, and of many that are alike about the right part is rounded up (ordered dither,
-//! Bayer 1973). What is below an 8,160th of the largest is lost, a thirtieth of a chunk at most.
+//! key among sixteen, and of many that are alike about the right part is rounded up (ordered
+//! dither, Bayer 1973). What is below an 8,160th of the largest is lost, a thirtieth of a chunk at
+//! most.
 
 use super::CHUNK;
 use super::chunk::{AHEAD, Chunk, Form, GROUPS, Weights, Work, stripes, vectors_of_a_stripe};

@@ -63,8 +63,8 @@ pub(crate) const CUBIC: [f32; 4] = [0.055_171_67, 0.242_611_12, 0.693_260_97, 0.
 pub(crate) const QUARTIC: [f32; 5] =
     [0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3];
 
-/// [`exps`] of numbers that are 0 or less, for weights that become integers: to their relative error
-/// that of 2^f adds 5e-6 at most. Of a larger number it is no exponential.
+/// [`exps`] of numbers that are 0 or less, for weights that become integers: the relative error is
+/// that of the polynomial and 5e-6 more. Of a larger number it is no exponential.
 ///
 /// x / ln 2 = n + f with n an integer and |f| <= 1/2.
 #[inline(always)]
