@@ -155,8 +155,8 @@ fn keys_and_values_are_planned_as_the_device_keeps_them() {
         line.unwrap_or_else(|| panic!("{text}")).to_owned()
     };
     assert_ne!(room("cpu", "q8_0"), room("cpu", "f32"));
-    for bytes in ["q8_0", "fp8"] {
-        assert_eq!(room("plain", bytes), room("plain", "f32"), "candle has no room for bytes");
+    for integers in ["q16_0", "q8_0", "fp8"] {
+        assert_eq!(room("plain", integers), room("plain", "f32"), "candle has no room for these");
     }
 }
 

@@ -99,6 +99,19 @@ fn what_is_in_force_is_printed() {
 }
 
 #[test]
+fn keys_and_values_are_stored_as_the_device_does_best() {
+    let stored = |toml: &str| raw(toml).validate().unwrap().plan.kv_dtype;
+    assert_eq!(stored("device = \"cpu\""), KvDType::Q16_0);
+    for device in ["plain", "cuda:1", "metal"] {
+        assert_eq!(stored(&format!("device = \"{device}\"")), KvDType::F16, "{device}");
+    }
+    assert_eq!(stored("device = \"plain\"\nkv-dtype = \"q16_0\""), KvDType::Q16_0);
+    assert_eq!(stored("kv-dtype = \"f16\""), KvDType::F16);
+    let alone = cfg!(not(any(feature = "cuda", feature = "metal")));
+    assert_eq!(stored(""), if alone { KvDType::Q16_0 } else { KvDType::F16 });
+}
+
+#[test]
 fn adapters_are_named_with_their_model_or_without() {
     let loras = |toml: &str| raw(toml).validate().unwrap().loras;
     let list = "lora = [\"a=x/y\", \"org/m:Q8_0:b=z=1\"]";
