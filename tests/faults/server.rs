@@ -134,6 +134,15 @@ impl Server {
         }
     }
 
+    /// Waits until a number of `/metrics` is more than this one.
+    pub(crate) async fn passes(&self, name: &str, value: f64) {
+        let start = Instant::now();
+        while self.metric(name).await <= value {
+            assert!(start.elapsed() < PATIENCE, "{name} never passed {value}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until an object has a status that is none of these.
     pub(crate) async fn leaves(&self, path: &str, statuses: &[&str]) -> Value {
         let start = Instant::now();
