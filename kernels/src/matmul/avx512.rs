@@ -20,7 +20,6 @@ use std::ops::Range;
 use super::layout::{BRAIN, COLUMNS, HALF, HEAD, Record, STEP, Storage, WIDE, scale_bytes};
 use super::{Job, ROWS_MAX, activations::SUB_SUMS};
 use crate::quant::Scale::F32;
-use crate::simd::dot_pairs;
 use codes::unpack;
 use float::{floats, scale};
 
@@ -361,7 +360,7 @@ impl<const LO: usize, const HI: usize, const OFFSET: i32, const SUB: usize>
                 let mut msum = if OFFSET == 0 { _mm512_setzero_si512() } else { isum };
                 for (pair, mins) in mins[..pairs].iter().enumerate() {
                     let two = _mm512_set1_epi32(sums.add(pair).read_unaligned());
-                    msum = dot_pairs(*mins, two, msum);
+                    msum = _mm512_dpwssd_epi32(msum, *mins, two);
                 }
                 let sum = _mm512_cvtepi32_ps(if OFFSET == 0 { isum } else { msum });
                 *acc = _mm512_fmadd_ps(_mm512_mul_ps(d, s), sum, *acc);

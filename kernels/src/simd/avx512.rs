@@ -193,7 +193,7 @@ impl Simd for Avx512 {
 /// instructions of it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(crate) fn dot_pairs(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
+fn dot_pairs(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
     // SAFETY: the processor has the instruction; only the sums change.
     unsafe {
         asm!(

@@ -29,8 +29,6 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::dot_pairs;
 pub(crate) use math::{
     CUBIC, EXPS, QUARTIC, coarse_exps, exp, exps, largest, nearest, round, sigmoid, softcap, sum,
 };
