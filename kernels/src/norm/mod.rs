@@ -13,7 +13,7 @@ pub use layer::{LayerNorm, layer_norm, layer_norm_with};
 
 use crate::parts::Parts;
 use crate::pool::run_rows;
-use crate::simd::{Kernel, Map, Simd, run, sum, zip_map};
+use crate::simd::{Kernel, Map, Simd, run, sum, zip_into, zip_map};
 use crate::{Isa, LANES, Pool};
 
 /// `out[r] = rms_norm(x[r]) * weight`; `x` and `out` are `[rows, dim]`, `weight` is `[dim]`.
@@ -54,6 +54,44 @@ pub fn rms_norm_with(
     });
 }
 
+/// `x += y`, and `out[r] = rms_norm(x[r]) * weight` while the row is in the cache; all but `weight`
+/// are `[rows, dim]`, `weight` is `[dim]`.
+pub fn add_rms_norm(
+    pool: &Pool,
+    x: &mut [f32],
+    y: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    add_rms_norm_with(Isa::best(), pool, x, y, weight, eps, out);
+}
+
+/// [`add_rms_norm`] with a chosen instruction set.
+pub fn add_rms_norm_with(
+    isa: Isa,
+    pool: &Pool,
+    x: &mut [f32],
+    y: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let dim = weight.len();
+    let rows = x.len() / dim.max(1);
+    assert_eq!(x.len(), rows * dim, "x is [rows, dim]");
+    assert_eq!((y.len(), out.len()), (x.len(), x.len()), "x, y and out have one shape");
+    let (x, out) = (Parts::new(x), Parts::new(out));
+    run_rows(pool, rows, dim, &|range| {
+        for row in range {
+            let numbers = row * dim..(row + 1) * dim;
+            // SAFETY: every row is visited by one task only.
+            let (x, out) = unsafe { (x.take(numbers.clone()), out.take(numbers.clone())) };
+            run(isa, AddRmsNorm { x, y: &y[numbers], weight, eps, out });
+        }
+    });
+}
+
 /// One row.
 struct RmsNorm<'a> {
     x: &'a [f32],
@@ -67,19 +105,51 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (chunks, tail) = self.x.as_chunks::<LANES>();
-        let mut squares = simd.splat(0.0);
-        for chunk in chunks {
-            let x = simd.load(chunk);
-            squares = simd.mul_add(x, x, squares);
-        }
-        if !tail.is_empty() {
-            let x = simd.load_part(tail, 0.0);
-            squares = simd.mul_add(x, x, squares);
-        }
-        let mean = sum(simd, squares) / self.x.len() as f32;
-        zip_map(simd, self.x, self.weight, self.out, Scale(1.0 / (mean + self.eps).sqrt()));
+        let scale = Scale(inverse_rms(simd, self.x, self.eps));
+        zip_map(simd, self.x, self.weight, self.out, scale);
     }
+}
+
+/// One row.
+struct AddRmsNorm<'a> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for AddRmsNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let AddRmsNorm { x, y, weight, eps, out } = self;
+        zip_into(simd, x, y, Sum);
+        RmsNorm { x, weight, eps, out }.run(simd);
+    }
+}
+
+/// `x = x / sqrt(mean(x^2) + eps) * weight`, one row or head.
+#[inline(always)]
+pub(crate) fn rms_norm_in_place<S: Simd>(simd: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = Scale(inverse_rms(simd, x, eps));
+    zip_into(simd, x, weight, scale);
+}
+
+#[inline(always)]
+fn inverse_rms<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut squares = simd.splat(0.0);
+    for chunk in chunks {
+        let x = simd.load(chunk);
+        squares = simd.mul_add(x, x, squares);
+    }
+    if !tail.is_empty() {
+        let x = simd.load_part(tail, 0.0);
+        squares = simd.mul_add(x, x, squares);
+    }
+    1.0 / (sum(simd, squares) / x.len() as f32 + eps).sqrt()
 }
 
 struct Scale(f32);
@@ -88,6 +158,15 @@ impl Map for Scale {
     #[inline(always)]
     fn map<S: Simd>(&self, simd: S, x: S::V, weight: S::V) -> S::V {
         simd.mul(simd.mul(x, simd.splat(self.0)), weight)
+    }
+}
+
+struct Sum;
+
+impl Map for Sum {
+    #[inline(always)]
+    fn map<S: Simd>(&self, simd: S, x: S::V, y: S::V) -> S::V {
+        simd.add(x, y)
     }
 }
 
@@ -122,6 +201,26 @@ mod tests {
                 let mut out = vec![9.0; rows * dim];
                 rms_norm_with(*isa, &pool, &x, &weight, 1e-5, rows, dim, &mut out);
                 cases::assert_same_bits(&scalar, &out, isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_and_its_norm_are_those_of_two_steps() {
+        let pool = Pool::new(3);
+        for (&dim, &rows) in
+            cases::LENGTHS.iter().flat_map(|d| cases::ROWS.iter().map(move |r| (d, r)))
+        {
+            let (x, y) = (cases::randoms(rows * dim, 3), cases::randoms(rows * dim, 5));
+            let weight = cases::randoms(dim, 4);
+            let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            let mut normed = vec![0.0; rows * dim];
+            rms_norm(&pool, &sum, &weight, 1e-5, rows, dim, &mut normed);
+            for isa in Isa::available() {
+                let (mut x, mut out) = (x.clone(), vec![9.0; rows * dim]);
+                add_rms_norm_with(*isa, &pool, &mut x, &y, &weight, 1e-5, &mut out);
+                cases::assert_same_bits(&sum, &x, isa.name());
+                cases::assert_same_bits(&normed, &out, isa.name());
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::Result;
 use crate::adapter::Delta;
 use crate::batch::ForwardBatch;
 use crate::kv_store::{KvGeometry, KvStore};
-use crate::layers::rotary::{RopeTable, Rotaries};
+use crate::layers::rotary::Rotaries;
 use crate::parallel::Seat;
 use crate::weights::MatrixSource;
 
@@ -190,13 +190,6 @@ impl Arena {
 
 /// The parts of operations.
 impl Fused {
-    /// Rotates every head of every row.
-    fn rope(&self, mut x: Rows, table: &RopeTable, head_dim: usize) -> Result<Rows> {
-        let heads = x.width / head_dim;
-        rope::rope(&self.pool, &mut x, &table.cos, &table.sin, heads, head_dim, table.dim);
-        Ok(x)
-    }
-
     /// Writes `k` and `v` to the store and attends from `q` to everything of each row's sequence.
     fn attention(
         &self,
@@ -354,6 +347,12 @@ impl Backend for Fused {
         Ok(out)
     }
 
+    fn add_norm(&self, mut x: Rows, y: &Rows, weight: &Vec<f32>, eps: f32) -> Result<(Rows, Rows)> {
+        let mut out = self.rows(x.count, x.width);
+        norm::add_rms_norm(&self.pool, &mut x, y, weight, eps, &mut out);
+        Ok((x, out))
+    }
+
     fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<Rows> {
         let mut out = self.rows(x.count, x.width);
         let params = norm::LayerNorm { weight, bias, eps };
@@ -369,12 +368,20 @@ impl Backend for Fused {
         kv: &mut KvStore,
         params: &AttentionParams,
     ) -> Result<Rows> {
-        if let Some((q_norm, k_norm, eps)) = heads.norms {
-            q = self.rms_norm(&q, q_norm, eps)?;
-            k = self.rms_norm(&k, k_norm, eps)?;
-        }
-        let q = self.rope(q, step.rope(params), params.head_dim)?;
-        let k = self.rope(k, step.rope(params), params.head_dim)?;
+        let (rows, table) = (q.count, step.rope(params));
+        let [q_norm, k_norm] = match heads.norms {
+            Some((q, k, eps)) => [Some((&q[..], eps)), Some((&k[..], eps))],
+            None => [None, None],
+        };
+        let angles = rope::Angles {
+            cos: &table.cos,
+            sin: &table.sin,
+            rotary_dim: table.dim,
+            head_dim: params.head_dim,
+        };
+        let turning =
+            [rope::Heads { x: &mut q, norm: q_norm }, rope::Heads { x: &mut k, norm: k_norm }];
+        rope::rope(&self.pool, rows, turning, angles);
         self.attention(&q, &k, &v, (&step.batch, kv), params, heads.sinks)
     }
 
