@@ -9,7 +9,7 @@ use hearth_kernels::cuda::{
 };
 use hearth_kernels::kv::{KvShape, KvSlab, KvType};
 use hearth_kernels::norm::rms_norm;
-use hearth_kernels::rope::rope;
+use hearth_kernels::rope;
 
 use crate::report::{POOL, narrow, rounded};
 
@@ -186,7 +186,7 @@ impl World {
 
     /// Queries (0) or keys (1) after norm and rotation.
     fn turned(&self, x: &[f32], positions: &[u32], which: usize) -> Vec<f32> {
-        let Heads { dim, heads, kv_heads, rot, norms, .. } = self.heads;
+        let Heads { dim, rot, norms, .. } = self.heads;
         let (mut out, half) = (x.to_vec(), rot / 2);
         if norms {
             let weight = &self.norms[which].0;
@@ -197,7 +197,9 @@ impl World {
             positions.iter().flat_map(row).copied().collect()
         };
         let (cos, sin) = (angles(&self.cos), angles(&self.sin));
-        rope(&POOL, &mut out, &cos, &sin, [heads, kv_heads][which], dim, rot);
+        let angles = rope::Angles { cos: &cos, sin: &sin, rotary_dim: rot, head_dim: dim };
+        let heads = [rope::Heads { x: &mut out, norm: None }];
+        rope::rope(&POOL, positions.len(), heads, angles);
         out
     }
 
