@@ -446,12 +446,16 @@ fn small(pool: &Pool, table: &Table) {
                 memory = Some(std::hint::black_box(acts).into_buffers());
             });
         }
-        if table.wants("kv write") {
+        for kv_type in [KvType::F16, KvType::Q16_0, KvType::Q8_0] {
+            let op = format!("kv write {}", kv_type.name());
+            if !table.wants(&op) {
+                continue;
+            }
             let n_blocks = rows.div_ceil(BLOCK_LEN);
             let shape = KvShape { n_blocks, block_len: BLOCK_LEN, n_kv_heads: 8, head_dim: 128 };
-            let mut slab = KvSlab::new(shape, KvType::F16);
+            let mut slab = KvSlab::new(shape, kv_type);
             let slots: Vec<u32> = (0..rows as u32).collect();
-            table.row("kv write", &format!("{rows} x 8 x 128"), 8 * x.len(), 0.0, floats, |_| {
+            table.row(&op, &format!("{rows} x 8 x 128"), 8 * x.len(), 0.0, floats, |_| {
                 slab.write(pool, &x, &x, &slots);
             });
         }
