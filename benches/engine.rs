@@ -1,6 +1,6 @@
 //! The engine under load, on a real model: what a shared prefix saves, and what a long prompt costs
 //! those who are being answered. `cargo bench --bench engine -- MODEL.gguf [prefix] [gap] [q8_0]`:
-//! the last word is the type of keys and values, f16 where there is none.
+//! the last word is the type of keys and values, q16_0 where there is none.
 //!
 //! Prompts are random token ids: what a step costs does not depend on what is said.
 

@@ -12,7 +12,7 @@
 #   CELLS="..."     cells: pN prefill of N tokens, dN decode behind N keys, bN N sequences decode,
 #                   p512@1 and d0@1 with one thread
 #   KV=             type of keys and values on both sides, q8_0 for one (theirs with flash attention);
-#                   else each side's own, of two bytes a number: ours q16_0, theirs f16
+#                   else, and with q16_0, each side's own of two bytes: ours q16_0, theirs f16
 #   HEARTH=...      the program, default target/release/hearth
 #   RUN=...         a command that every measured process is started with
 set -euo pipefail
@@ -52,7 +52,7 @@ ours() { # model, cell, threads
 
 theirs() {
     local number=${2:1} bench=$peer/llama-bench batched=$peer/llama-batched-bench types=
-    case $kv in '' | f16) ;; *) types="-ctk $kv -ctv $kv -fa on" ;; esac
+    case $kv in '' | f16 | q16_0) ;; *) types="-ctk $kv -ctv $kv -fa on" ;; esac
     case $2 in
         p*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p "$number" -n 0 ;;
         d*) $run "$bench" -m "$1" -t "$3" -r 1 -o jsonl $types -p 0 -n $tokens -d "$number" ;;

@@ -4,7 +4,7 @@
 
 #include "common.cuh"
 
-// scale * raw: a head of a token has a scale, its largest number is 127 (src/kv/q8.rs).
+// scale * raw: a head of a token has a scale, its largest number is 127 (src/kv/ints.rs).
 struct q8 {
     int8_t raw;
 };

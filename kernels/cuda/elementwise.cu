@@ -385,7 +385,7 @@ template <int WIDE> struct Head {
         each([&](int at, const float(&x)[WIDE]) { store_some(to + at, x); });
     }
 
-    // As multiples of a 127th of the largest, which is the scale, as src/kv/q8.rs does it: a head
+    // As multiples of a 127th of the largest, which is the scale, as src/kv/ints.rs does it: a head
     // that holds what is no number is none, one next to zero is zeros.
     __device__ __forceinline__ void write_scaled(q8 *to, float *scale) {
         float largest = 0.0f, poison = 0.0f;

@@ -79,7 +79,7 @@ fn main() {
         let compute = Compute::Fused(Arc::clone(&pool));
         let mut model = tiny::load(&config, dtype, 7, &compute).expect("a model");
         let blocks = SEQUENCES * (CONTEXT / BLOCK_LEN + 1);
-        let geometry = model.config().kv_geometry(blocks, BLOCK_LEN, KvDType::F16);
+        let geometry = model.config().kv_geometry(blocks, BLOCK_LEN, KvDType::default());
         let mut kv = model.kv_store(geometry).expect("a store");
         println!("{dtype}, {} threads, medians of {ROUNDS} rounds in turns", pool.threads());
         for float in [Float::BF16, Float::F32] {

@@ -354,8 +354,9 @@ impl LayerKv<'_> {
     fn as_in_a_slab(&self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (count, width) = k.dims2()?;
         let (head_dim, n_kv_heads) = (self.head_dim, width / self.head_dim);
-        let n_blocks = count.div_ceil(self.block_len);
-        let shape = KvShape { n_blocks, block_len: self.block_len, n_kv_heads, head_dim };
+        const BLOCK_LEN: usize = 16;
+        let n_blocks = count.div_ceil(BLOCK_LEN);
+        let shape = KvShape { n_blocks, block_len: BLOCK_LEN, n_kv_heads, head_dim };
         let mut slab = KvSlab::new(shape, self.dtype);
         let mut k = k.flatten_all()?.to_vec1::<f32>()?;
         let mut v = v.flatten_all()?.to_vec1::<f32>()?;

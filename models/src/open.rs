@@ -72,10 +72,11 @@ impl Compute {
     }
 
     /// How keys and values are stored on the device of a name where nobody says it, in two bytes a
-    /// number. An accelerator that `auto` may find decides alone.
+    /// number: as our kernels for the CPU do it best where it is sure that they will run, else in
+    /// f16, which all devices have.
     pub fn kv_dtype(name: &str) -> KvDType {
         let alone = cfg!(not(any(feature = "cuda", feature = "metal")));
-        match name {
+        match name.split_once(':').map_or(name, |(kind, _)| kind) {
             "cpu" => KvDType::Q16_0,
             "auto" if alone => KvDType::Q16_0,
             _ => KvDType::F16,

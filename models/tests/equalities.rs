@@ -31,7 +31,7 @@ const ORDER_OF_SUMS: [f64; KV.len()] = [3e-6, 5e-5, 4e-4, 1e-4, 1e-3, 2e-2];
 /// Allowed error of the fused path against the plain path with f32 KV and the same (dequantised)
 /// weights: root mean square of the error over that of the logits, about twice what is measured.
 /// f16 keys and values keep 11 bits, bf16 ones 8, q8_0 ones 8 below the largest of a head, q16_0
-/// ones 14 and more, fp8 4.
+/// ones 12 to 14, fp8 4.
 /// Quantised weights meet 8-bit activations with one scale for 32 of them (K types: for 256), which
 /// hides the rounding of KV.
 fn tolerance(weights: DType, kv: KvDType) -> f64 {
@@ -182,8 +182,8 @@ fn plain_equals_fused_with_every_weight_and_kv_type() {
 }
 
 /// Both paths round keys and values alike, so they are near each other with every type; what is
-/// left is the order of sums and the few roundings that this turns over. Over bytes the fused path
-/// rounds queries and weights as well.
+/// left is the order of sums and the few roundings that this turns over. Over integers the fused
+/// path rounds queries and weights as well.
 #[test]
 fn plain_equals_fused_with_the_same_kv_type() {
     let (config, sequence) = (tiny::config(), Sequence::new(tokens(45, 9), 1));
@@ -348,7 +348,7 @@ fn thread_count_changes_nothing() {
     for config in [tiny::config(), with_experts()] {
         for weights in WEIGHTS {
             let [one, two, three] = [1, 2, 3].map(|threads| {
-                Bench::new(model(&config, weights, &fused(threads)), KvDType::F16)
+                Bench::new(model(&config, weights, &fused(threads)), KvDType::default())
                     .prefill_and_decode(&sequence, 41)
             });
             assert_same_bits(&two, &one, &format!("{weights}, 2 threads"));

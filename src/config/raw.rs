@@ -62,7 +62,8 @@ pub struct ModelArgs {
     pub quantize: Option<String>,
     /// Element type of stored keys and values: f16, bf16, on the CPU q16_0 (integers with scales,
     /// in two bytes like f16) or f32, or in half the memory of f16 q8_0 (bytes with scales) or fp8
-    /// (E4M3, fewer bits, clipped at 448) (default: q16_0 on the CPU, else f16).
+    /// (E4M3, fewer bits, clipped at 448) (default: q16_0 on the CPU; f16 elsewhere, and
+    /// with `auto` in builds for accelerators).
     #[arg(long, env = "HEARTH_KV_DTYPE")]
     pub kv_dtype: Option<String>,
 }

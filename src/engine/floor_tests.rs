@@ -108,7 +108,7 @@ fn a_disk_that_hangs_is_not_waited_for() {
 
 #[test]
 fn kept_equals_not() {
-    for dtype in [KvDType::F16, KvDType::Q8_0, KvDType::F32] {
+    for dtype in [KvDType::Q16_0, KvDType::F16, KvDType::Q8_0, KvDType::F32] {
         STORED.set(dtype);
         same_after_eviction_and_restart();
     }
@@ -139,6 +139,7 @@ fn swapped_equals_not(dtype: KvDType) {
 
 #[test]
 fn what_lost_its_blocks_and_found_them_in_files_says_the_same() {
+    swapped_equals_not(KvDType::Q16_0);
     swapped_equals_not(KvDType::F16);
     swapped_equals_not(KvDType::Q8_0);
 }

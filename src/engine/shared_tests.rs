@@ -68,9 +68,9 @@ fn a_part_of_a_block_is_lent_and_changes_nothing() {
     }
 }
 
-#[test]
-fn every_equality_holds_with_keys_and_values_in_bytes() {
-    STORED.set(KvDType::Q8_0);
+/// The other tests run with what the CPU stores by itself.
+fn every_equality_holds(dtype: KvDType) {
+    STORED.set(dtype);
     batch_equals_single();
     chunked_equals_whole();
     preempted_equals_not();
@@ -79,6 +79,16 @@ fn every_equality_holds_with_keys_and_values_in_bytes() {
     a_long_conversation_and_its_cached_turns_are_bitwise_the_same();
     a_part_of_a_block_is_lent_and_changes_nothing();
     forks_are_bitwise_what_they_are_alone_and_their_prompt_is_computed_once();
+}
+
+#[test]
+fn every_equality_holds_with_keys_and_values_in_bytes() {
+    every_equality_holds(KvDType::Q8_0);
+}
+
+#[test]
+fn every_equality_holds_with_keys_and_values_in_floats() {
+    every_equality_holds(KvDType::F16);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn own_draft(limits: &Limits) -> Speculation {
 }
 
 fn speculating(limits: Limits, speculation: Speculation) -> EngineHandle {
-    spawn(model(), KvDType::F16, limits, speculation, None).unwrap().0
+    spawn(model(), KvDType::default(), limits, speculation, None).unwrap().0
 }
 
 pub(super) fn counts(handle: &EngineHandle) -> (u64, u64) {

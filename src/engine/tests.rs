@@ -96,7 +96,7 @@ pub(super) fn model() -> Box<dyn Model> {
 
 thread_local! {
     /// What the engines of this test store.
-    pub(super) static STORED: Cell<KvDType> = const { Cell::new(KvDType::F16) };
+    pub(super) static STORED: Cell<KvDType> = const { Cell::new(KvDType::Q16_0) };
 }
 
 pub(super) fn engine(limits: Limits) -> (EngineHandle, JoinHandle<()>) {

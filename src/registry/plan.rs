@@ -318,6 +318,8 @@ mod tests {
         // 2 layers * 16 tokens * 2 heads * 2 (K and V) * (32 bytes and a scale)
         let bytes = block_bytes(&hearth_models::tiny::config(), KvDType::Q8_0);
         assert_eq!(bytes, 2 * 16 * 2 * 2 * (32 + 4), "bytes and their scales");
+        let bytes = block_bytes(&hearth_models::tiny::config(), KvDType::Q16_0);
+        assert_eq!(bytes, 2 * 16 * 2 * 2 * (64 + 4), "integers and their scales");
         assert_eq!(block_bytes(&hearth_models::tiny::config(), KvDType::Fp8), 4096);
         let limits = alone(options(), 512, 10 * 8192 + 5).unwrap();
         assert_eq!((limits.context_len, limits.kv_blocks), (160, 10));

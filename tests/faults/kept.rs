@@ -108,7 +108,7 @@ async fn written(server: &Server) -> Duration {
 /// Nothing had to leave memory, and nothing ended in order: what is there was written before that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_survives_kill_9_soon_after_it_was_computed() {
-    for dtype in ["f16", "q8_0"] {
+    for dtype in ["q16_0", "q8_0"] {
         let store = tempfile::tempdir().expect("a folder");
         let with = flags(store.path(), &["--kv-dtype", dtype]);
         let want = alone(1, &with[2..]).await.remove(0);

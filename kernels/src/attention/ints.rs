@@ -214,8 +214,9 @@ fn all_values<S: Simd, E: Words + Form>(
     }
 }
 
-/// Weights whose step is below this are zeroes: it would be no normal number.
-const SMALLEST: f32 = 1e-33;
+/// Weights whose step is below this are zeroes: it would hardly be a normal number. That of a lone
+/// key over i16 is a 268,000,000th of the largest number of its V.
+const SMALLEST: f32 = 1e-37;
 
 /// What is added to each of sixteen weights before it is rounded to the nearest: between -1/2 and
 /// 1/2, neighbours far from each other.
@@ -298,7 +299,7 @@ fn score_tile<S: Simd, E: Words + Form, const L: usize, const B: usize>(
     let mut ahead = [std::ptr::null(); B];
     if first {
         ahead = std::array::from_fn(|b| chunk.ahead(half + b, B.max(AHEAD)));
-        for ahead in &mut ahead {
+        for ahead in ahead {
             // What is behind as many lines as words: as many as the scales, of which V has none.
             let end = ahead.wrapping_add(in_word * LANES * all);
             simd.prefetch(end.cast());

@@ -11,7 +11,7 @@
 //! partial sums, the weighted sum is one chain over the keys. None of this depends on the batch, on
 //! how a prompt was cut into steps, on blocks, or on threads, so the result of a row is the same,
 //! bit by bit, whatever is computed beside it, and for every instruction set. Where K and V are
-//! bytes, queries and weights become bytes too, and both chains are exact sums: see `ints.rs`.
+//! integers, queries and weights become such too, and both chains are exact sums: see `ints.rs`.
 //!
 //! # Division of work
 //! The rows of a sequence times the query heads that share a KV head are *lines*. Up to sixteen
@@ -21,7 +21,8 @@
 //! blocks: as far as these go, rows of several sequences are lines of one tile (see `plan.rs`).
 //!
 //! Tolerance against [`scalar`], which sums in f64 over what is stored: 2e-5 for inputs in [-1, 1];
-//! 2e-2 over bytes, where a score is off by a 250th of its largest terms, and weights by a 255th.
+//! 2e-2 over bytes, where a score is off by a 250th of its largest terms, and weights by a 255th;
+//! 5e-4 over i16.
 //!
 //! Encoders, which have no cache, attend in `bidirectional.rs`.
 //! Deliberately absent: masks other than causal and window, dropout, ALiBi.

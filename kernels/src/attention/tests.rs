@@ -139,17 +139,16 @@ fn variants(base: AttentionParams<'static>) -> [AttentionParams<'static>; 7] {
 #[test]
 fn near_the_truth_for_every_isa_type_and_head_size() {
     let (one, three) = (Pool::new(1), Pool::new(3));
-    // Also heads that are no whole number of fours, or of vectors.
-    let dims = [cases::HEAD_DIMS, &[6, 20]].concat();
+    // Also heads that are no whole number of words, or of vectors.
+    let dims = [cases::HEAD_DIMS, &[1, 5, 6, 20]].concat();
+    let heads = [(1, 1), (4, 4), (14, 2), (6, 2), (3, 1), (20, 1), (8, 4)];
     for ty in KvType::ALL {
         let tolerance = match ty {
             KvType::Q8_0 => 2e-2,
             KvType::Q16_0 => 5e-4,
             _ => 2e-5,
         };
-        for (&dim, (n_heads, n_kv_heads)) in
-            dims.iter().zip([(1, 1), (4, 4), (14, 2), (6, 2), (3, 1), (20, 1), (8, 4)])
-        {
+        for (&dim, (n_heads, n_kv_heads)) in dims.iter().zip(heads.into_iter().cycle()) {
             let world = World::new(&[21, 300, 1, 17], n_heads, n_kv_heads, dim, ty);
             let parts = [(0, 0..21), (1, 299..300), (2, 0..1), (1, 254..258), (3, 16..17)];
             for params in variants(world.params()) {
@@ -261,8 +260,8 @@ fn long_decode_is_near_the_truth_and_threads_change_no_bit() {
     }
 }
 
-/// One key that matters, and many of which each is less than half of the least step of a byte, and
-/// all of them up to 30 % of the whole: what they say must not be lost.
+/// One key that matters, and many of which each is less than half of the least step of an integer,
+/// and all of them up to 30 % of the whole (of i16: 0.3): what they say must not be lost.
 #[test]
 fn integers_hear_a_multitude_of_quiet_keys() {
     const DIM: usize = 16;
@@ -274,7 +273,9 @@ fn integers_hear_a_multitude_of_quiet_keys() {
     let params =
         AttentionParams { n_heads: 1, scale: 1.0, softcap: None, window: None, sinks: None };
     let cases = [(0, 700.0_f32), (77, 700.0), (255, 600.0), (9, 1500.0)];
-    for (ty, (loud, weight)) in INTEGERS.iter().flat_map(|ty| cases.map(|case| (*ty, case))) {
+    let bytes = cases.map(|case| (KvType::Q8_0, case));
+    let wide = cases.map(|(loud, weight)| (KvType::Q16_0, (loud, 120.0 * weight)));
+    for (ty, (loud, weight)) in bytes.into_iter().chain(wide) {
         let (mut k, mut v) = (vec![0.0; KEYS * DIM], vec![0.0; KEYS * DIM]);
         for (key, v) in v.chunks_exact_mut(DIM).enumerate() {
             v[usize::from(key != loud)] = 1.0;
@@ -353,9 +354,59 @@ fn integers_are_rounded_as_told() {
         let want: Vec<f32> = want.into_iter().map(|x| x as f32).collect();
         let error = cases::max_abs_diff(&want, &got);
         let limit = if ty == KvType::Q8_0 { 3e-4 } else { 1e-5 };
-        println!("{ty:?}, head {dim}, {keys} keys: {error:e}");
         assert!(error < limit, "{ty:?}, head {dim}, {keys} keys: {error:e}");
     }
+}
+
+/// As much as the sums can hold: heads that are as long as a grid lets them be, and keys that all
+/// weigh the same.
+#[test]
+fn the_longest_sums_do_not_overflow() {
+    const KEYS: usize = 300;
+    for (ty, dim) in INTEGERS.iter().flat_map(|ty| [1, 16, 1024, 16_384].map(|dim| (*ty, dim))) {
+        let shape =
+            KvShape { n_blocks: KEYS.div_ceil(16), block_len: 16, n_kv_heads: 1, head_dim: dim };
+        let blocks: Vec<u32> = (0..shape.n_blocks as u32).collect();
+        let batch =
+            AttentionBatch { cu_q: &[0, 1], context_len: &[KEYS as u32], block_tables: &[&blocks] };
+        let params =
+            AttentionParams { n_heads: 1, scale: 1.0, softcap: None, window: None, sinks: None };
+        let flat = vec![1.0 / (dim as f32).sqrt(); dim];
+        let mut alone = vec![0.0; dim];
+        alone[0] = 1.0;
+        for (head, sign) in [(&flat, 1.0), (&alone, 1.0), (&flat, -1.0), (&alone, -1.0)] {
+            let all = |x: &[f32]| x.repeat(KEYS);
+            // Of another key the score would be 0, and its weight a third of the others'.
+            let mut k: Vec<f32> = all(head).iter().map(|x| x * sign).collect();
+            let v: Vec<f32> = all(&vec![sign; dim]);
+            k[..dim].fill(0.0);
+            let mut v = v;
+            v[..dim].fill(-sign);
+            let mut kv = KvSlab::new(shape, ty);
+            kv.write(&Pool::new(1), &k, &v, &(0..KEYS as u32).collect::<Vec<_>>());
+            let weight = sign.exp();
+            let others = (KEYS - 1) as f32 * weight;
+            let want = sign * (others - 1.0) / (others + 1.0);
+            for isa in Isa::available() {
+                let mut out = vec![0.0; dim];
+                attention(&Pool::new(1), *isa, head, &kv, &batch, &params, &mut out);
+                let off = out.iter().fold(0.0_f32, |a, x| a.max((x - want).abs()));
+                assert!(off < 5e-3, "{ty:?}, head {dim}, {}: {off}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not exact")]
+fn a_head_that_is_too_wide_is_refused() {
+    let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim: 16_385 };
+    let kv = KvSlab::new(shape, KvType::Q16_0);
+    let batch = AttentionBatch { cu_q: &[0, 1], context_len: &[1], block_tables: &[&[0]] };
+    let params =
+        AttentionParams { n_heads: 1, scale: 1.0, softcap: None, window: None, sinks: None };
+    let (q, mut out) = (vec![1.0; 16_385], vec![0.0; 16_385]);
+    attention(&Pool::new(1), Isa::best(), &q, &kv, &batch, &params, &mut out);
 }
 
 /// What is no number reaches the rows that see it, and no row before it; in V of floats, where 0

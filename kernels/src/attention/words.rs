@@ -1,6 +1,7 @@
 //! What integers that attention multiplies have in common: words of 32 bits, in which processors
 //! multiply and add four bytes, or two i16, to one sum.
 
+use super::CHUNK;
 use crate::LANES;
 use crate::kv::ints::Whole;
 use crate::simd::{CUBIC, QUARTIC, Simd, coarse_exps};
@@ -111,10 +112,12 @@ impl Words for i16 {
         coarse_exps(simd, x, QUARTIC)
     }
 
-    /// A sum of 261,800 and the rounding of a chunk, times the largest number of V, is below 2^31.
     #[inline(always)]
     fn weight_step(largest: f32, sum: f32) -> f32 {
-        let (by_largest, by_sum) = (largest / 32_700.0, sum / 261_800.0);
+        const SUM: i64 = 261_800;
+        // With what rounding adds, times the largest number of V.
+        const { assert!((SUM + CHUNK as i64) * 8191 < 1 << 31, "a sum beyond an i32") };
+        let (by_largest, by_sum) = (largest / 32_700.0, sum / SUM as f32);
         if by_largest > by_sum { by_largest } else { by_sum }
     }
 }

@@ -5,7 +5,7 @@
 //!        K [words of the head][16 tokens][N]       transposed, as floats are
 //!        V [words of 16 tokens][head_dim][N]       padded with zeroes, as floats are
 //! ```
-//! A word is 32 bits, N four bytes or two halves: so many are multiplied and added at once. One
+//! A word is 32 bits, N four bytes or two i16: so many are multiplied and added at once. One
 //! scale a head and token lets a score be one exact sum of integers, and the weighted sum of V of a
 //! chunk another.
 //!
@@ -136,7 +136,7 @@ fn write<S: Simd, E: Whole>(simd: S, write: WriteHead<'_, E>) {
         for (x, places) in x.chunks(LANES).zip(unit_k.chunks_mut(LANES * LANES)) {
             let mut stored = [E::zeroed(); LANES];
             for (stored, x) in stored.iter_mut().zip(integers(simd, &grid, x)) {
-                *stored = E::stored(x + E::K_BIAS);
+                *stored = E::stored(x.wrapping_add(E::K_BIAS));
             }
             let words = stored.chunks_exact(E::IN_WORD);
             for (place, word) in places.chunks_exact_mut(E::IN_WORD * LANES).zip(words) {
@@ -165,7 +165,7 @@ pub(super) fn read<E: Whole>(unit: &[E], lane: usize, k: &mut [f32], v: &mut [f3
     let (unit_k, unit_v) = unit.split_at(v_start::<E>(k.len()) - E::SCALES);
     for (d, x) in k.iter_mut().enumerate() {
         let stored = unit_k[(d / n * LANES + lane) * n + d % n];
-        *x = scales[lane] * f32::from(E::stored(stored.number() - E::K_BIAS).number());
+        *x = scales[lane] * f32::from(E::stored(stored.number().wrapping_sub(E::K_BIAS)).number());
     }
     for (d, x) in v.iter_mut().enumerate() {
         let stored = unit_v[(lane / n * padded + d) * n + lane % n];
@@ -227,10 +227,12 @@ impl<S: Simd> Seen<S> {
                 Grid { scale: length / end * unit, inverse: end / length / unit }
             }
         };
-        // The largest number that there is comes back finite.
-        match (grid.scale * (grid.inverse * largest).round_ties_even()).is_finite() {
+        // The largest number that there is comes back finite: no larger than the largest, which
+        // the quotient may be rounded up to be.
+        let most = (grid.inverse * largest).round_ties_even();
+        match (grid.scale * most).is_finite() {
             true => grid,
-            false => Grid { scale: f32::from_bits(grid.scale.to_bits() - 1), ..grid },
+            false => Grid { scale: f32::from_bits((f32::MAX / most).to_bits() - 1), ..grid },
         }
     }
 }
@@ -266,6 +268,7 @@ mod tests {
     #[test]
     fn integers_hold_any_finite_head_and_poison_only_their_own() {
         let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 2, head_dim: 4 };
+        // A number is off by half of a step at most; of K it may be one of a longer grid.
         let rows = [
             [f32::MAX, f32::MIN, 1.0, 0.0, 1e-31, -1e-31, 0.0, -0.0],
             [f32::NAN, 1.0, 2.0, 3.0, 1.0, -127.0, 0.5, 1.5],
@@ -274,7 +277,6 @@ mod tests {
         for kv_type in [KvType::Q8_0, KvType::Q16_0] {
             let mut slab = KvSlab::new(shape, kv_type);
             slab.write(&Pool::new(1), rows.as_flattened(), rows.as_flattened(), &[2, 3, 4]);
-            // A number is off by half of a step at most; of K it may be one of a longer grid.
             let (least, most) = match kv_type {
                 KvType::Q8_0 => (1.0 / 254.0, 1.0 / 254.0),
                 _ => (1.0 / 16382.0, 4.0 / 65400.0),
@@ -295,6 +297,29 @@ mod tests {
                         let poison = got.iter().all(|x| x.is_nan());
                         assert_eq!((near, poison), (finite, !finite), "{kv_type:?} {x:?}: {got:?}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_number_comes_back_in_heads_of_any_size() {
+        for (kv_type, head_dim) in [KvType::Q8_0, KvType::Q16_0]
+            .into_iter()
+            .flat_map(|t| [1, 4, 6, 32, 64, 80, 112, 128, 256].map(|d| (t, d)))
+        {
+            let shape = KvShape { n_blocks: 1, block_len: 16, n_kv_heads: 1, head_dim };
+            let mut slab = KvSlab::new(shape, kv_type);
+            for fill in [0.0, f32::MAX] {
+                let mut head = vec![fill; head_dim];
+                head[0] = f32::MIN;
+                slab.write(&Pool::new(1), &head, &head, &[5]);
+                let (mut k, mut v) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+                slab.read(5, &mut k, &mut v);
+                for got in [k, v] {
+                    let off = |(got, x): (&f32, &f32)| (got / f32::MAX - x / f32::MAX).abs();
+                    let near = got.iter().zip(&head).all(|pair| off(pair) < 0.005);
+                    assert!(near, "{kv_type:?}, head {head_dim}: {got:?}");
                 }
             }
         }

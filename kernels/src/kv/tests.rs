@@ -46,6 +46,10 @@ fn what_is_written_is_read() {
             slab.read(slot, &mut got_k, &mut got_v);
             for (x, got, of_k) in [(&k, got_k, true), (&v, got_v, false)] {
                 let limits = rounded(kv_type, &x[i * row..][..row], head_dim, of_k);
+                if kv_type != KvType::Q16_0 {
+                    let exact: Vec<f32> = limits.iter().map(|(x, _)| *x).collect();
+                    cases::assert_same_bits(&exact, &got, kv_type.name());
+                }
                 let inside = limits.iter().zip(&got).all(|((a, b), x)| (a..=b).contains(&x));
                 assert!(inside, "{kv_type:?}, head {head_dim}, K {of_k}: {got:?} in {limits:?}");
             }
@@ -105,6 +109,7 @@ fn bytes_are_counted() {
     assert_eq!(KvSlab::new(shape, KvType::F32).bytes(), 5 * 16 * 2 * 64 * 2 * 4);
     let tokens = 5 * 16 * 2;
     assert_eq!(shape.bytes(KvType::Q8_0), tokens * (64 * 2 + 2 * 4), "numbers and scales");
+    assert_eq!(shape.bytes(KvType::Q16_0), tokens * (64 * 4 + 2 * 4), "numbers and scales");
     assert_eq!(shape.bytes(KvType::Fp8), tokens * 64 * 2);
     let none = KvShape { n_blocks: 0, ..shape };
     assert_eq!(KvSlab::new(none, KvType::F32).bytes(), 0);

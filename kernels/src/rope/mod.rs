@@ -2,7 +2,8 @@
 //! element `i + rotary_dim / 2` of a head turn together; elements beyond `rotary_dim` stay. A head
 //! may have an RMS norm of its own before (Qwen3, Gemma 3), while it is in the cache.
 //!
-//! Products are not fused, so every instruction set gives the bits of the plain formula.
+//! Products of a rotation are not fused with their sums, so every instruction set gives the bits of
+//! the plain formula.
 //!
 //! Deliberately absent: the tables. Scaling of frequencies and positions is the model's business.
 

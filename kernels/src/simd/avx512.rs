@@ -164,7 +164,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn store_pairs(self, v: __m512, out: &mut [[i16; 2]; LANES / 2]) {
-        // SAFETY: AVX-512 is here; the array is a register of sixteen halves.
+        // SAFETY: AVX-512 is here; the array is a register of sixteen i16.
         unsafe {
             let halves = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v));
             _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);

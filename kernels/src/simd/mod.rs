@@ -11,8 +11,9 @@
 //!
 //! Inside a kernel there are no closures that call the methods below, and no `map` of an array: the
 //! compiler may leave one out of line, where it is compiled without the instruction set. It shows
-//! as an intrinsic that has a symbol of its own: `nm -C target/release/deps/kernels-* | grep _mm`
-//! finds none in the benchmark of that name.
+//! as an intrinsic, or one of the few functions of several of them, that has a symbol of its own:
+//! `nm -C target/release/deps/kernels-* | grep -E '_mm|dot_pairs|simd::avx2::halves'` finds none in
+//! the benchmark of that name.
 //!
 //! Integers are few: sixteen exact sums of products, and rounding to them. Quantised matrices have
 //! their own intrinsics.
@@ -120,7 +121,7 @@ pub(crate) trait Simd: Copy {
     fn load_pairs(self, x: &[[i16; 2]; LANES]) -> Self::Pairs;
     /// The nearest integers, ties to even, of numbers that fit an i16. NaN gives some number.
     fn store_pairs(self, v: Self::V, out: &mut [[i16; 2]; LANES / 2]);
-    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, exact where each of both sums fits an i32.
+    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, modulo 2^32.
     fn dot_pairs(self, a: Self::Pairs, b: &[i16; 2], sums: Self::Ints) -> Self::Ints;
     /// To the nearest f32, ties to even.
     fn to_floats(self, v: Self::Ints) -> Self::V;

@@ -139,8 +139,9 @@ impl Simd for Scalar {
     #[inline(always)]
     fn dot_pairs(self, a: Self::Pairs, b: &[i16; 2], sums: Self::Ints) -> Self::Ints {
         let [first, second] = b.map(i32::from);
-        let dot = |[a, b]: [i16; 2]| i32::from(a) * first + i32::from(b) * second;
-        from_fn(|i| sums[i] + dot(a[i]))
+        // Sums that nobody reads may be beyond an i32: they wrap everywhere.
+        let dot = |[a, b]: [i16; 2]| (i32::from(a) * first).wrapping_add(i32::from(b) * second);
+        from_fn(|i| sums[i].wrapping_add(dot(a[i])))
     }
 
     #[inline(always)]
