@@ -26,7 +26,7 @@ const WEIGHTS: [DType; 7] =
     [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
 const KV: [KvDType; 6] = KvDType::ALL;
 /// What the order of sums, and the few roundings that it turns over, may make of logits with each.
-const ORDER_OF_SUMS: [f64; KV.len()] = [3e-6, 5e-5, 4e-4, 1e-4, 1e-3, 2e-2];
+const ORDER_OF_SUMS: [f64; KV.len()] = [3e-6, 5e-5, 4e-4, 8e-5, 1e-3, 2e-2];
 
 /// Allowed error of the fused path against the plain path with f32 KV and the same (dequantised)
 /// weights: root mean square of the error over that of the logits, about twice what is measured.
@@ -37,7 +37,8 @@ const ORDER_OF_SUMS: [f64; KV.len()] = [3e-6, 5e-5, 4e-4, 1e-4, 1e-3, 2e-2];
 fn tolerance(weights: DType, kv: KvDType) -> f64 {
     match (weights, kv) {
         (DType::F32 | DType::F16 | DType::BF16, KvDType::F32) => 3e-6,
-        (DType::F32 | DType::F16 | DType::BF16, KvDType::F16 | KvDType::Q16_0) => 1e-3,
+        (DType::F32 | DType::F16 | DType::BF16, KvDType::F16) => 1e-3,
+        (DType::F32 | DType::F16 | DType::BF16, KvDType::Q16_0) => 4e-4,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::BF16) => 7e-3,
         (DType::F32 | DType::F16 | DType::BF16, KvDType::Q8_0) => 2e-2,
         (_, KvDType::Fp8) => 0.12,
@@ -190,7 +191,7 @@ fn plain_equals_fused_with_the_same_kv_type() {
     for (kv, limit) in KV.into_iter().zip(ORDER_OF_SUMS) {
         let limit = match kv {
             KvDType::Q8_0 => 2e-2,
-            KvDType::Q16_0 => 1e-3,
+            KvDType::Q16_0 => 2e-4,
             _ => limit,
         };
         let [want, got] = [plain(), fused(2)].map(|compute| {
@@ -313,7 +314,7 @@ fn chunked_equals_whole() {
 
 /// The plain path too sees every key and value as the store keeps it, so cutting a prompt changes
 /// no more than the order of sums, and the few roundings that this turns over. The limits are a
-/// fifth of the error that unrounded new rows would leave.
+/// fifth of the error that unrounded new rows would leave; of q16_0, which rounds less, 0.6 of it.
 #[test]
 fn plain_path_chunked_equals_whole() {
     let sequence = Sequence::new(tokens(45, 8), 2);
