@@ -33,8 +33,8 @@ pub enum KvType {
     F16,
     /// Two bytes, the upper half of an f32: its range, 8 bits.
     BF16,
-    /// Two bytes, an integer, and one f32 scale for each head of a token: as exact as f16, and
-    /// multiplied faster than floats.
+    /// Two bytes, an integer, and one f32 scale for each head of a token: as exact as f16 where the
+    /// numbers of a head are of one size, and multiplied faster than floats.
     #[default]
     Q16_0,
     /// One byte, and one f32 scale for each head of a token: half the memory of f16.
