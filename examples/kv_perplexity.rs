@@ -1,9 +1,10 @@
 //! What the element type of keys and values costs: the perplexity of a model with each of them.
 //!
-//! `cargo run --release --example kv_perplexity [-- MODEL.gguf]`
+//! `cargo run --release --example kv_perplexity [-- MODEL.gguf [--against OTHER.gguf]]`
 //!
 //! `hearth-tiny` is asked for the answers of its evaluation split. Another model reads what it made
-//! up itself, sampled at temperature 1 with keys and values in f32.
+//! up itself, sampled at temperature 1 with keys and values in f32. With `--against` texts and
+//! measure are those of that model: what its weights in another type cost.
 
 #[path = "builtin/mod.rs"]
 mod builtin;
@@ -29,6 +30,9 @@ struct Args {
     /// A GGUF file.
     #[arg(default_value = builtin::PATH)]
     model: PathBuf,
+    /// The same model in other weights, with keys and values in f32.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Conversations of each task in each language.
     #[arg(long, default_value_t = 20)]
     count: usize,
@@ -42,16 +46,21 @@ const BLOCK_LEN: usize = 16;
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let compute = Compute::Fused(Arc::new(Pool::new(hearth_kernels::pool::default_threads())));
-    let model = hearth_models::open(&args.model)?.load(&compute, &mut |_| {})?;
+    let load = |path: &Path| hearth_models::open(path)?.load(&compute, &mut |_| {});
+    let model = load(&args.model)?;
+    let other = args.against.as_deref().map(load).transpose()?;
+    let measure = other.as_ref().unwrap_or(&model);
     let examples = match args.model == Path::new(builtin::PATH) {
         true => evaluation(&args)?,
-        false => (0..args.texts as u64).map(|seed| own(&*model, seed)).collect::<Result<_, _>>()?,
+        false => {
+            (0..args.texts as u64).map(|seed| own(&**measure, seed)).collect::<Result<_, _>>()?
+        }
     };
     let tokens: usize = examples.iter().map(|e| e.tokens.len()).sum();
     println!("{} texts, {tokens} tokens\n", examples.len());
     println!("| keys and values | perplexity | change | log-probabilities apart (rms) |");
     println!("|---|---|---|---|");
-    let exact = scores(&*model, KvDType::F32, &examples)?;
+    let exact = scores(&**measure, KvDType::F32, &examples)?;
     for dtype in KvDType::ALL {
         let got = scores(&*model, dtype, &examples)?;
         let apart: f64 = got.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum();
@@ -96,10 +105,11 @@ fn own(model: &dyn Model, seed: u64) -> Result<Example, Box<dyn Error>> {
         batch.push(&tokens[at..], at, table.clone(), BLOCK_LEN);
         batch.logit_rows.push(0);
         let logits = model.forward(&batch, &mut kv)?;
-        let mut left = rng.unit();
-        let chances = (0..logits.len()).map(|token| log_probability(&logits, token).exp());
-        let chosen = chances.take_while(|chance| {
-            left -= chance;
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let chances: Vec<f64> = logits.iter().map(|x| f64::from(x - largest).exp()).collect();
+        let mut left = rng.unit() * chances.iter().sum::<f64>();
+        let chosen = chances.iter().take_while(|chance| {
+            left -= **chance;
             left > 0.0
         });
         tokens.push(chosen.count().min(logits.len() - 1) as u32);

@@ -30,8 +30,8 @@ fn main() {
     for (threads, limits) in [(1, &one), (pool.threads(), &limits)] {
         println!(
             "limits, {threads} threads: read {:.1} GB/s, 8-bit products {:.0} GOP/s, f32 {:.0} \
-             GFLOP/s",
-            limits.read, limits.bytes, limits.floats
+             GFLOP/s, bf16 {:.0}",
+            limits.read, limits.bytes, limits.floats, limits.brains
         );
     }
     let [tail, most] = steadiness(&pool);
@@ -53,6 +53,8 @@ struct Limits {
     bytes: f64,
     /// The same of f32.
     floats: f64,
+    /// The same of bf16, which are f32 where the processor has no instruction for them.
+    brains: f64,
 }
 
 impl Limits {
@@ -82,6 +84,7 @@ impl Limits {
             read: (8 * part * pool.threads()) as f64 / read / 1e9,
             bytes: rate(byte_products),
             floats: rate(float_products),
+            brains: rate(brain_products),
         }
     }
 }
@@ -208,6 +211,31 @@ fn float_products(rounds: usize) -> f64 {
     0.0
 }
 
+/// As [`byte_products`], of bf16.
+fn brain_products(rounds: usize) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::best() == Isa::Avx512Bf16 {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn run(rounds: usize) -> f64 {
+            let mut sums = [_mm512_setzero_ps(); 16];
+            // SAFETY: 32 bf16 are any 64 bytes.
+            let x = unsafe { std::mem::transmute::<[u8; 64], __m512bh>([0x3f; 64]) };
+            let x = std::hint::black_box(x);
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbf16_ps(*sum, x, x);
+                }
+            }
+            std::hint::black_box(sums);
+            (16 * 32 * 2) as f64
+        }
+        // SAFETY: the processor has AVX512_BF16.
+        return unsafe { run(rounds) };
+    }
+    float_products(rounds)
+}
+
 /// The printed table.
 struct Table {
     limits: Limits,
@@ -278,6 +306,8 @@ fn matmuls(pool: &Pool, table: &Table) {
         (DType::Q8_0, 3072, 1024),
         (DType::Q4_0, 8192, 2048),
         (DType::F16, 3072, 1024),
+        (DType::BF16, 3072, 1024),
+        (DType::F32, 3072, 1024),
     ];
     for (dtype, n, k) in shapes {
         let op = format!("matmul {dtype}");
@@ -294,8 +324,11 @@ fn matmuls(pool: &Pool, table: &Table) {
             let kind = weights[0].activation_kind();
             let acts = Activations::new(pool, &x, m, k, kind);
             let mut y = vec![0.0; m * n];
-            let float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-            let limit = if float { table.limits.floats } else { table.limits.bytes };
+            let limit = match dtype {
+                DType::F32 | DType::F16 => table.limits.floats,
+                DType::BF16 => table.limits.brains,
+                _ => table.limits.bytes,
+            };
             let shape = format!("{n} x {k}, m = {m}");
             table.row(&op, &shape, bytes.len(), 2.0 * (m * n * k) as f64, limit, |i| {
                 matmul_prepared(pool, &acts, &weights[i % copies], &mut y);

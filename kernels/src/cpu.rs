@@ -17,6 +17,8 @@ pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and all of [`Isa::Avx2`]; not always with
     /// AVX-VNNI.
     Avx512,
+    /// [`Isa::Avx512`] with the dot products of bf16 (AVX512_BF16).
+    Avx512Bf16,
     /// Arm, 64 bits: NEON, which every such processor has.
     Neon,
     /// [`Isa::Neon`] with the dot products of bytes (`dotprod`).
@@ -27,12 +29,20 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, worst first on either architecture.
-    const ALL: [Isa; 7] =
-        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
+    const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Avx512Bf16,
+        Isa::Neon,
+        Isa::NeonDot,
+        Isa::NeonI8mm,
+    ];
 
     /// The instruction set to use: the best that the processor has, or a lower one when the
     /// environment variable `HEARTH_ISA` names it (`scalar`; on x86-64 `avx2`, `avx_vnni`,
-    /// `avx512`; on Arm `neon`, `neon_dot`, `neon_i8mm`).
+    /// `avx512`, `avx512_bf16`; on Arm `neon`, `neon_dot`, `neon_i8mm`).
     /// A name that is unknown or beyond the processor changes nothing.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
@@ -66,6 +76,17 @@ impl Isa {
                 "avx512vl",
                 "avx512vnni",
             ],
+            Isa::Avx512Bf16 => &[
+                "avx2",
+                "fma",
+                "f16c",
+                "avx512f",
+                "avx512bw",
+                "avx512dq",
+                "avx512vl",
+                "avx512vnni",
+                "avx512bf16",
+            ],
             Isa::Neon => &["neon"],
             Isa::NeonDot => &["neon", "dotprod"],
             Isa::NeonI8mm => &["neon", "dotprod", "i8mm"],
@@ -79,6 +100,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avx_vnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512_bf16",
             Isa::Neon => "neon",
             Isa::NeonDot => "neon_dot",
             Isa::NeonI8mm => "neon_i8mm",
@@ -163,6 +185,9 @@ mod tests {
         assert_eq!(of(&format!("avx2 fma f16c {avx512}")), [Isa::Scalar, Isa::Avx2, Isa::Avx512]);
         let all = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
         assert_eq!(of(&format!("avx2 fma f16c avxvnni {avx512}")), all);
+        let all = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        assert_eq!(of(&format!("avx2 fma f16c {avx512} avx512bf16")), all);
+        assert_eq!(of("avx2 fma f16c avx512f avx512bf16"), [Isa::Scalar, Isa::Avx2]);
         assert_eq!(of("neon i8mm"), [Isa::Scalar, Isa::Neon]);
         assert_eq!(of("neon dotprod"), [Isa::Scalar, Isa::Neon, Isa::NeonDot]);
         let all = [Isa::Scalar, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use hearth_kernels::Pool;
 use hearth_kernels::cases::randoms;
 use hearth_kernels::lora::Float;
@@ -41,6 +42,8 @@ fn every_family_survives_the_way_to_gguf() {
     let (pool, compute) = fused();
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
     let folder = tempfile::tempdir().unwrap();
+    let plain = Compute::Plain(Device::Cpu, candle_core::DType::F32);
+    let brain = ["qwen2-yarn", "gemma", "gemma3", "gemma3.gguf"];
     let names = ["llama", "llama3", "llama-odd-sharded", "mistral", "qwen2", "qwen3", "qwen2-yarn"];
     let gemmas = ["gemma", "gemma2-q8_0.gguf", "gemma3", "gemma3.gguf"];
     let oss = ["gpt-oss", "gpt-oss.gguf", "gpt-oss-mxfp4", "gpt-oss-mxfp4.gguf"];
@@ -66,7 +69,9 @@ fn every_family_survives_the_way_to_gguf() {
         assert_eq!(written.config().tied, source.config().tied, "{name}");
         assert_eq!(written.config().rope.dim, source.config().rope.dim, "{name}");
         assert_eq!(written.config().local_rope, source.config().local_rope, "{name}");
-        let (a, b) = (logits(&source, &compute), logits(&written, &compute));
+        // The fused path rounds what weights in bf16 meet, and not what those of f32 do.
+        let compute = if brain.contains(&name) { &plain } else { &compute };
+        let (a, b) = (logits(&source, compute), logits(&written, compute));
         if name.starts_with("gpt-oss-mxfp4") {
             let info = written.weights().info("blk.1.ffn_up_exps.weight").unwrap();
             assert_eq!(info.ty, TensorType::Readable(DType::MXFP4), "stays what it is");
@@ -100,7 +105,7 @@ fn changed(golden: &str, folder: &Path, changes: &[(&str, serde_json::Value)]) -
 /// What would be something else for a reader of GGUF is not dropped; the rest arrives.
 #[test]
 fn what_gguf_has_no_word_for_is_refused() {
-    let (pool, compute) = fused();
+    let (pool, plain) = (Pool::new(2), Compute::Plain(Device::Cpu, candle_core::DType::F32));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("made.gguf");
     let width = ("query_pre_attn_scalar", json!(16)); // of a head
@@ -120,7 +125,7 @@ fn what_gguf_has_no_word_for_is_refused() {
         let written = open(&path).unwrap();
         assert_eq!(written.config().windows, file.config().windows);
         assert_eq!(written.config().local_rope, file.config().local_rope);
-        assert_same_bits(&logits(&file, &compute), &logits(&written, &compute), golden);
+        assert_same_bits(&logits(&file, &plain), &logits(&written, &plain), golden);
     }
     let softmax = ("norm_topk_prob", json!(false));
     let file = changed("qwen3-moe", folder.path(), &[softmax]);

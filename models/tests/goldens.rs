@@ -35,12 +35,14 @@ fn plain_path_equals_transformers() {
 }
 
 /// Quantised weights meet 8-bit activations in the fused path, an error of about one part in 250
-/// for each product, so its logits are held by their mean error over each step.
+/// for each product, and bf16 meets activations in bf16, so these logits are held by their mean
+/// error over each step.
 #[test]
 fn fused_path_equals_transformers() {
     let pool = Arc::new(Pool::new(2));
     run(&Compute::Fused(pool), |weights| match weights {
-        "float32" | "float16" | "bfloat16" => Limit::Largest(1e-4),
+        "float32" | "float16" => Limit::Largest(1e-4),
+        "bfloat16" => Limit::Relative(0.08),
         "Q8_0" | "Q4_0" | "MXFP4" => Limit::Relative(0.06),
         other => panic!("no tolerance for {other}"),
     });

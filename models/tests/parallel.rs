@@ -156,7 +156,7 @@ fn ranks_equal_one_with_every_knob() {
 }
 
 /// Blocks of weights stay whole, so only the order of sums differs; where the input of a product is
-/// made bytes, a sum that is rounded otherwise turns over one of them here and there.
+/// made bytes or bf16, a sum that is rounded otherwise turns over one of them here and there.
 #[test]
 fn quantised_weights_are_cut_between_blocks() {
     // 16 heads of 64: a quarter of what `out` reads is a block of 256.
@@ -173,9 +173,14 @@ fn quantised_weights_are_cut_between_blocks() {
                 let got = run(ranks);
                 let (error, relative) = (largest(&got, &want), relative(&got, &want));
                 println!("{weights:<5} {path}, {ranks} ranks: {error:.1e}, {relative:.1e}");
-                match path == "fused" && weights.block_len() > 1 {
-                    true => assert!(relative <= 1e-2, "{weights}, {ranks} ranks: {relative}"),
-                    false => assert!(error <= 1e-4, "{weights}, {path}, {ranks} ranks: {error}"),
+                match weights {
+                    DType::BF16 if path == "fused" => {
+                        assert!(relative <= 1e-3, "{weights}, {ranks} ranks: {relative}");
+                    }
+                    _ if path == "fused" && weights.block_len() > 1 => {
+                        assert!(relative <= 1e-2, "{weights}, {ranks} ranks: {relative}");
+                    }
+                    _ => assert!(error <= 1e-4, "{weights}, {path}, {ranks} ranks: {error}"),
                 }
             }
         }

@@ -1,15 +1,21 @@
-//! The left side of a product: rows of x, quantised to 8 bits where the weights are quantised.
+//! The left side of a product: rows of x, quantised to 8 bits where the weights are quantised, and
+//! rounded to bf16 where they are bf16.
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::Shared;
+use super::brain::round_rows;
 use crate::{Isa, Pool};
 
 /// What a weight format wants x to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationKind {
-    /// f32 as it is: float weights.
+    /// f32 as it is: f32 and f16.
     Float,
+    /// Rounded to bf16: bf16.
+    Brain,
     /// 8-bit codes with one f32 scale per 32 elements: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_K,
     /// IQ4_NL, MXFP4.
     Block32,
@@ -20,7 +26,7 @@ pub enum ActivationKind {
 impl ActivationKind {
     fn block(self) -> usize {
         match self {
-            ActivationKind::Float => 1,
+            ActivationKind::Float | ActivationKind::Brain => 1,
             ActivationKind::Block32 => 32,
             ActivationKind::Block256 => 256,
         }
@@ -37,13 +43,21 @@ impl ActivationKind {
 /// ```
 /// A block of magnitudes below 1e-30 counts as zeros; a block with a NaN or an infinity gets the
 /// scale NaN, which reaches every output of its row.
+///
+/// bf16 is the nearest, ties to even, and zero for magnitudes below 2^-126.
 #[derive(Debug)]
 pub struct Activations<'a> {
     pub(super) kind: ActivationKind,
     pub(super) m: usize,
     pub(super) k: usize,
     /// (m, k), for `Float`; else empty.
-    pub(super) x: &'a [f32],
+    x: &'a [f32],
+    /// `Brain` is in `pairs`, not in `rounded`.
+    pub(super) in_pairs: bool,
+    /// (m, k, and a zero where k is odd), for `Brain`.
+    rounded: Vec<[f32; 2]>,
+    /// The same in two bytes, for an instruction that takes two at a time.
+    pub(super) pairs: Vec<[bf16; 2]>,
     /// (k / block, m, block), and what is left of a larger input, here and below.
     pub(super) codes: Vec<i8>,
     /// (k / block, m)
@@ -57,6 +71,8 @@ pub struct Activations<'a> {
 /// Memory of [`Activations`] between two uses, so that preparing an input asks for none.
 #[derive(Debug, Default)]
 pub struct ActivationBuffers {
+    rounded: Vec<[f32; 2]>,
+    pairs: Vec<[bf16; 2]>,
     codes: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
@@ -104,19 +120,24 @@ impl<'a> Activations<'a> {
         assert_eq!(Some(x.len()), m.checked_mul(k), "elements of x, [{m}, {k}]");
         let block = kind.block();
         assert_eq!(k % block, 0, "rows of {k} elements in blocks of {block}");
-        let ActivationBuffers { mut codes, mut scales, mut sums, mut sub_sums } = buffers;
-        if kind != ActivationKind::Float {
-            grow(&mut codes, m * k);
-            grow(&mut scales, m * k / block);
-        }
-        match kind {
-            ActivationKind::Float => {}
-            ActivationKind::Block32 => grow(&mut sums, m * k / 32),
-            ActivationKind::Block256 => grow(&mut sub_sums, m * k / 256 * SUB_SUMS),
-        }
-        let mut made = Activations { kind, m, k, x: &[], codes, scales, sums, sub_sums };
+        let ActivationBuffers { rounded, pairs, codes, scales, sums, sub_sums } = buffers;
+        let in_pairs = in_pairs(isa, kind);
+        let mut made = Activations {
+            kind,
+            m,
+            k,
+            x: &[],
+            in_pairs,
+            rounded,
+            pairs,
+            codes,
+            scales,
+            sums,
+            sub_sums,
+        };
         match kind {
             ActivationKind::Float => made.x = x,
+            ActivationKind::Brain => made.round(isa, pool, x),
             _ => made.fill(isa, pool, x),
         }
         made
@@ -124,8 +145,8 @@ impl<'a> Activations<'a> {
 
     /// The memory, for [`Activations::new_in`].
     pub fn into_buffers(self) -> ActivationBuffers {
-        let Activations { codes, scales, sums, sub_sums, .. } = self;
-        ActivationBuffers { codes, scales, sums, sub_sums }
+        let Activations { rounded, pairs, codes, scales, sums, sub_sums, .. } = self;
+        ActivationBuffers { rounded, pairs, codes, scales, sums, sub_sums }
     }
 
     /// Rows.
@@ -143,8 +164,31 @@ impl<'a> Activations<'a> {
         self.kind
     }
 
+    /// x of float weights, and how far apart its rows are.
+    pub(super) fn floats(&self) -> (&[f32], usize) {
+        match self.kind {
+            ActivationKind::Brain => (self.rounded.as_flattened(), self.k.next_multiple_of(2)),
+            _ => (self.x, self.k),
+        }
+    }
+
+    fn round(&mut self, isa: Isa, pool: &Pool, x: &[f32]) {
+        if self.in_pairs {
+            round_rows(isa, pool, x, self.m, self.k, &mut self.pairs);
+        } else {
+            round_rows(isa, pool, x, self.m, self.k, &mut self.rounded);
+        }
+    }
+
     fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32]) {
         let (m, k, kind) = (self.m, self.k, self.kind);
+        let block = kind.block();
+        grow(&mut self.codes, m * k);
+        grow(&mut self.scales, m * k / block);
+        match kind {
+            ActivationKind::Block32 => grow(&mut self.sums, m * k / 32),
+            _ => grow(&mut self.sub_sums, m * k / 256 * SUB_SUMS),
+        }
         let out = Targets {
             codes: Shared(self.codes.as_mut_ptr()),
             scales: Shared(self.scales.as_mut_ptr()),
@@ -169,11 +213,16 @@ impl<'a> Activations<'a> {
     }
 }
 
+/// Whether what is rounded to bf16 is wanted in pairs, and not as floats.
+pub(super) fn in_pairs(isa: Isa, kind: ActivationKind) -> bool {
+    isa == Isa::Avx512Bf16 && kind == ActivationKind::Brain
+}
+
 /// Rows whose scales are a line of the cache.
 const LINE: usize = 16;
 
 /// Makes room. What was longer stays so: cut off, it would be cleared anew by the next that is.
-fn grow<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
+pub(super) fn grow<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
     if numbers.len() < len {
         numbers.resize(len, T::default());
     }
@@ -203,10 +252,12 @@ unsafe fn fill_rows<const BLOCK: usize>(
     match isa {
         // SAFETY: passed on from the caller.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if BLOCK > 32 => unsafe { x86::fill_rows_512::<BLOCK>(x, m, rows, out) },
+        Isa::Avx512 | Isa::Avx512Bf16 if BLOCK > 32 => unsafe {
+            x86::fill_rows_512::<BLOCK>(x, m, rows, out)
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => unsafe {
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
             x86::fill_rows_256::<BLOCK>(x, m, rows, out);
         },
         // SAFETY: passed on from the caller.

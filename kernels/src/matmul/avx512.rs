@@ -71,6 +71,17 @@ pub(super) unsafe fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
     }
 }
 
+/// [`run`], of bf16 and with the instruction that multiplies two of them.
+///
+/// # Safety
+/// As [`run`], and the processor has AVX512_BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn pairs(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
+    debug_assert!(job.acts.in_pairs && matches!(job.w.storage, Storage::BF16));
+    // SAFETY: passed on from the caller.
+    unsafe { floats::<{ float::PAIRS }>(job, tiles, rows) };
+}
+
 /// A kernel for one tile; `R` is 1 for a single row, else [`ROWS_MAX`].
 trait Kernel {
     /// # Safety

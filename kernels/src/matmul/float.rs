@@ -9,7 +9,6 @@ use half::{bf16, f16};
 
 use super::layout::{COLUMNS, Storage};
 use super::{FLOAT_CHUNK, Job, ROWS_MAX};
-use crate::kv::Number;
 use crate::simd::{self, Kernel, Simd};
 use crate::{Isa, LANES};
 
@@ -33,13 +32,48 @@ pub(super) unsafe fn run(isa: Isa, job: &Job, tiles: Range<usize>, rows: Range<u
         match &job.w.storage {
             Storage::F32 => simd::run(isa, Tile::<f32> { job, tile, rows, of: PhantomData }),
             Storage::F16 => simd::run(isa, Tile::<f16> { job, tile, rows, of: PhantomData }),
-            Storage::BF16 => simd::run(isa, Tile::<bf16> { job, tile, rows, of: PhantomData }),
+            Storage::BF16 => simd::run(isa, Tile::<[bf16; 2]> { job, tile, rows, of: PhantomData }),
             Storage::Blocks(_) | Storage::Supers(_) => unreachable!("codes; this is a bug"),
         }
     }
 }
 
-/// One tile, stored as numbers of type `E`. Who makes one promises what [`run`] asks for.
+/// What a column is stored as: a number, or two of them.
+trait Unit: Copy {
+    /// Numbers in one.
+    const LEN: usize;
+    /// Number `part` of sixteen.
+    fn load<S: Simd>(simd: S, w: &[Self; LANES], part: usize) -> S::V;
+}
+
+impl Unit for f32 {
+    const LEN: usize = 1;
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, w: &[f32; LANES], _: usize) -> S::V {
+        simd.load(w)
+    }
+}
+
+impl Unit for f16 {
+    const LEN: usize = 1;
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, w: &[f16; LANES], _: usize) -> S::V {
+        simd.load_f16(w)
+    }
+}
+
+impl Unit for [bf16; 2] {
+    const LEN: usize = 2;
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, w: &[[bf16; 2]; LANES], part: usize) -> S::V {
+        if part == 0 { simd.load_firsts(w) } else { simd.load_seconds(w) }
+    }
+}
+
+/// One tile, stored as units of type `E`. Who makes one promises what [`run`] asks for.
 struct Tile<'a, E> {
     job: &'a Job<'a>,
     tile: usize,
@@ -47,7 +81,7 @@ struct Tile<'a, E> {
     of: PhantomData<E>,
 }
 
-impl<E: Number> Kernel for Tile<'_, E> {
+impl<E: Unit> Kernel for Tile<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -58,15 +92,15 @@ impl<E: Number> Kernel for Tile<'_, E> {
         for acc in &mut acc[..rows.len()] {
             acc.write(simd.splat(0.0));
         }
-        let k = job.acts.k;
+        let (x, k) = job.acts.floats();
         for from in (0..k).step_by(FLOAT_CHUNK) {
-            let chunk = from..k.min(from + FLOAT_CHUNK);
+            let chunk = from / E::LEN..k.min(from + FLOAT_CHUNK) / E::LEN;
             for first in (0..rows.len()).step_by(ROWS) {
                 let count = ROWS.min(rows.len() - first);
                 // SAFETY: the rows and the chunk lie within x, the chunk within the tile, and `acc`
                 // is initialised for the rows.
                 unsafe {
-                    let x = job.acts.x.as_ptr().add((rows.start + first) * k);
+                    let x = x.as_ptr().add((rows.start + first) * k);
                     let acc = &mut acc[first..first + count];
                     match count {
                         1 => part::<S, E, 1>(simd, w, x, k, chunk.clone(), acc),
@@ -92,12 +126,13 @@ impl<E: Number> Kernel for Tile<'_, E> {
     }
 }
 
-/// Adds the partial sums over `chunk` of `R` rows, `k` apart from `x` on.
+/// Adds the partial sums over the units of `chunk` of `R` rows, `k` apart from `x` on; of each unit
+/// the last number first.
 ///
 /// # Safety
 /// Tile and rows have these elements; `acc` has `R` initialised rows.
 #[inline(always)]
-unsafe fn part<S: Simd, E: Number, const R: usize>(
+unsafe fn part<S: Simd, E: Unit, const R: usize>(
     simd: S,
     w: *const [E; LANES],
     x: *const f32,
@@ -111,12 +146,14 @@ unsafe fn part<S: Simd, E: Number, const R: usize>(
             // A single row waits for nothing but its weights; a tile is followed by the next one.
             simd.prefetch(w.wrapping_add(i).cast::<u8>().wrapping_add(AHEAD));
         }
-        // SAFETY: the caller's promise.
-        let (w, x) = unsafe { (E::load(simd, &*w.add(i)), x.add(i)) };
-        for (r, part) in part.iter_mut().enumerate() {
+        for of in (0..E::LEN).rev() {
             // SAFETY: the caller's promise.
-            let x = unsafe { *x.add(r * k) };
-            *part = simd.mul_add(simd.splat(x), w, *part);
+            let (w, x) = unsafe { (E::load(simd, &*w.add(i), of), x.add(E::LEN * i + of)) };
+            for (r, part) in part.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let x = unsafe { *x.add(r * k) };
+                *part = simd.mul_add(simd.splat(x), w, *part);
+            }
         }
     }
     for (acc, part) in acc.iter_mut().zip(part) {

@@ -1,9 +1,10 @@
 //! Where the bits of a packed matrix lie.
 //!
 //! A *tile* is 16 rows of W, one per vector lane ("column" of the tile, since they are columns of
-//! y). A tile of floats is `[k][16]` elements. A tile of a quantised format is a run of *records*,
-//! read from front to back; a record covers 256 weights of each column (super-blocks), or one or
-//! two blocks of 32:
+//! y). A tile of floats is `[k][16]` elements; of bf16 `[k / 2][16][2]`, since they are multiplied
+//! two at a time, and a zero ends a column of odd k. A tile of a quantised format is a run of
+//! *records*, read from front to back; a record covers 256 weights of each column (super-blocks),
+//! or one or two blocks of 32:
 //!
 //! ```text
 //! record = 64 bytes: d[16] and m[16] of 16 bits, or the d[16] of two steps when there is no
@@ -111,6 +112,14 @@ impl Storage {
             Storage::Blocks(record) | Storage::Supers(record) => {
                 (k / STEP).div_ceil(record.steps) * record.bytes
             }
+        }
+    }
+
+    /// Where in a tile of numbers of two bytes weight `i` of a column is.
+    pub(super) fn half_at(&self, i: usize, column: usize) -> usize {
+        match self {
+            Storage::BF16 => 64 * (i / 2) + 4 * column + 2 * (i % 2),
+            _ => 32 * i + 2 * column,
         }
     }
 }

@@ -163,8 +163,10 @@ impl Packed {
         assert!(r < self.n, "row {r} of {}", self.n);
         assert_eq!(out.len(), self.k, "elements of a row");
         let (tile, column) = (self.tile(r / COLUMNS), r % COLUMNS);
-        let halves =
-            || (0..self.k).map(|i| [tile[32 * i + 2 * column], tile[32 * i + 2 * column + 1]]);
+        let halves = || {
+            let at = |i| self.storage.half_at(i, column);
+            (0..self.k).map(move |i| [tile[at(i)], tile[at(i) + 1]])
+        };
         match &self.storage {
             Storage::F32 => {
                 for (y, row) in out.iter_mut().zip(tile.chunks_exact(64)) {
@@ -216,14 +218,15 @@ fn pack_tile(dtype: DType, storage: &Storage, rows: &[Cow<'_, [u8]>], out: &mut 
     let elements = |width: usize, rows: &[Cow<'_, [u8]>], out: &mut [u8]| {
         for (column, row) in rows.iter().enumerate() {
             let targets = out.chunks_exact_mut(COLUMNS * width);
-            for (target, element) in targets.zip(row.chunks_exact(width)) {
-                target[column * width..(column + 1) * width].copy_from_slice(element);
+            for (target, element) in targets.zip(row.chunks(width)) {
+                target[column * width..][..element.len()].copy_from_slice(element);
             }
         }
     };
     match storage {
-        Storage::F16 | Storage::BF16 => elements(2, rows, out),
-        Storage::F32 => elements(4, rows, out),
+        Storage::F16 => elements(2, rows, out),
+        // Two of bf16 are one element.
+        Storage::F32 | Storage::BF16 => elements(4, rows, out),
         Storage::Blocks(record) => pack_blocks(dtype, record, rows, out),
         Storage::Supers(record) => pack_supers(dtype, record, rows, out),
     }

@@ -8,7 +8,11 @@
 //! block of 256   acc = fma(d * s, isum, acc)     isum = sum_sub scale * sum (code - offset) * q
 //!   with minimum acc = fma(-(dmin * s), msum, acc)       msum = sum_sub min * sum q
 //! float          part = fma(x, w, part) over 256 weights; acc = acc + part
+//!   bf16         the same, x rounded to bf16, of every two weights the second first
 //! ```
+//! The order of bf16 is that of `vdpbf16ps`, whose sums are these but for numbers below 2^-126: it
+//! takes them for zeros.
+//!
 //! (`d`, `m`, `dmin`, codes, scales: the weights'; `s`, `q`: scale and codes of x.)
 
 use std::ops::Range;
@@ -16,7 +20,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::layout::{COLUMNS, Record, STEP, Storage};
-use super::{FLOAT_CHUNK, Job, ROWS_MAX};
+use super::{ActivationKind, FLOAT_CHUNK, Job, ROWS_MAX};
 
 /// Computes the columns of `tiles` for `rows` (at most [`ROWS_MAX`]).
 pub(super) fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
@@ -30,13 +34,13 @@ pub(super) fn run(job: &Job, tiles: Range<usize>, rows: Range<usize>) {
                 let at = 64 * i + 4 * column;
                 f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
             }),
-            Storage::F16 => float(job, &rows, acc, |i, column| {
-                let at = 32 * i + 2 * column;
-                f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-            }),
-            Storage::BF16 => float(job, &rows, acc, |i, column| {
-                let at = 32 * i + 2 * column;
-                bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+            storage @ (Storage::F16 | Storage::BF16) => float(job, &rows, acc, |i, column| {
+                let at = storage.half_at(i, column);
+                let two = [bytes[at], bytes[at + 1]];
+                match storage {
+                    Storage::F16 => f16::from_le_bytes(two).to_f32(),
+                    _ => bf16::from_le_bytes(two).to_f32(),
+                }
             }),
             Storage::Blocks(record) => blocks(job, record, bytes, &rows, acc),
             Storage::Supers(record) => supers(job, record, bytes, &rows, acc),
@@ -60,13 +64,14 @@ fn float(
     acc: &mut [[f32; COLUMNS]],
     weight: impl Fn(usize, usize) -> f32,
 ) {
-    let k = job.acts.k;
-    for from in (0..k).step_by(FLOAT_CHUNK) {
+    let (x, stride) = job.acts.floats();
+    for from in (0..stride).step_by(FLOAT_CHUNK) {
         let mut part = [[0.0_f32; COLUMNS]; ROWS_MAX];
-        for i in from..k.min(from + FLOAT_CHUNK) {
+        for i in from..stride.min(from + FLOAT_CHUNK) {
+            let i = if job.acts.kind == ActivationKind::Brain { i ^ 1 } else { i };
             let w: [f32; COLUMNS] = std::array::from_fn(|column| weight(i, column));
             for (row, part) in rows.clone().zip(&mut part) {
-                let x = job.acts.x[row * k + i];
+                let x = x[row * stride + i];
                 for (part, w) in part.iter_mut().zip(w) {
                     *part = x.mul_add(w, *part);
                 }

@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::sync::Mutex;
 
+use half::bf16;
+
 use super::*;
 use crate::cases::{assert_same_bits, randoms};
 use crate::quant::{DType, dequantize, quantize};
 
 const ROWS: &[usize] = &[0, 1, 2, 3, 5, 8, 13, 16, 17, 32, 33, 65];
 const COLUMN_COUNTS: &[usize] = &[0, 1, 15, 16, 17, 48, 100];
-const WIDTHS: &[usize] = &[0, 32, 64, 160, 172, 256, 512, 576, 768, 896, 960];
+const WIDTHS: &[usize] = &[0, 1, 7, 32, 64, 160, 172, 257, 256, 512, 576, 768, 896, 960];
 
 /// `n * k` weights: quantised where there is a quantiser, else random codes with sane scales.
 fn weights(dtype: DType, n: usize, k: usize) -> Vec<u8> {
@@ -50,6 +52,7 @@ fn set_scales(dtype: DType, block: &mut [u8], d: f32) {
 fn seen(acts: &Activations, x: &[f32]) -> Vec<f32> {
     let block = match acts.kind() {
         ActivationKind::Float => return x.to_vec(),
+        ActivationKind::Brain => return x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
         ActivationKind::Block32 => 32,
         ActivationKind::Block256 => 256,
     };
@@ -160,7 +163,7 @@ fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
 #[test]
 fn products_together_are_products_alone() {
     let k = 256;
-    let shapes = [(DType::Q4K, 600), (DType::Q6K, 33), (DType::F32, 5), (DType::Q8_0, 64)];
+    let shapes = [(DType::Q4K, 600), (DType::Q6K, 33), (DType::BF16, 5), (DType::Q8_0, 64)];
     let one = Pool::new(1);
     let ws = shapes.map(|(dtype, n)| Packed::pack(&one, dtype, n, k, &weights(dtype, n, k)));
     let mut buffers = ActivationBuffers::default();
@@ -202,7 +205,7 @@ fn grouped_products_are_products_alone() {
         }
     }
     let (k, count) = (256, 5);
-    for (dtype, n) in [(DType::Q4K, 50), (DType::Q8_0, 16), (DType::F32, 7), (DType::MXFP4, 33)] {
+    for (dtype, n) in [(DType::Q4K, 50), (DType::Q8_0, 16), (DType::BF16, 7), (DType::MXFP4, 33)] {
         let all = weights(dtype, n * count, k);
         let each = all.len() / count;
         let sources: Vec<_> = all.chunks_exact(each).map(|part| Whole(part, each / n)).collect();
@@ -218,6 +221,9 @@ fn grouped_products_are_products_alone() {
             let mut y = vec![f32::NAN; m * n];
             grouped(&pool, [Grouped { acts: &acts, groups: &parts, y: &mut y }]);
             for isa in Isa::available() {
+                let memory = ActivationBuffers::default();
+                let kind = stacked[0].activation_kind();
+                let acts = Activations::with_isa(*isa, memory, &pool, &x, m, k, kind);
                 let mut own = vec![f32::NAN; m * n];
                 let product = Grouped { acts: &acts, groups: &parts, y: &mut own };
                 grouped_isa(*isa, &pool, [product]);

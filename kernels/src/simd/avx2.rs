@@ -79,6 +79,29 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_firsts(self, x: &[[bf16; 2]; LANES]) -> Pair {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe {
+            let low = _mm256_slli_epi32::<16>(_mm256_loadu_si256(x));
+            let high = _mm256_slli_epi32::<16>(_mm256_loadu_si256(x.add(1)));
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    fn load_seconds(self, x: &[[bf16; 2]; LANES]) -> Pair {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: AVX2 is here; the array holds two registers.
+        unsafe {
+            let upper = _mm256_set1_epi32(-0x1_0000);
+            let low = _mm256_and_si256(_mm256_loadu_si256(x), upper);
+            let high = _mm256_and_si256(_mm256_loadu_si256(x.add(1)), upper);
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+
+    #[inline(always)]
     fn store_f16(self, v: Pair, out: &mut [f16; LANES]) {
         let out = out.as_mut_ptr().cast::<__m128i>();
         // SAFETY: F16C is here; the array holds two registers of eight halves.

@@ -57,6 +57,24 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_firsts(self, x: &[[bf16; 2]; LANES]) -> __m512 {
+        // SAFETY: AVX-512 is here; the array is one register.
+        unsafe {
+            let pairs = _mm512_loadu_si512(x.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))
+        }
+    }
+
+    #[inline(always)]
+    fn load_seconds(self, x: &[[bf16; 2]; LANES]) -> __m512 {
+        // SAFETY: AVX-512 is here; the array is one register.
+        unsafe {
+            let pairs = _mm512_loadu_si512(x.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000)))
+        }
+    }
+
+    #[inline(always)]
     fn store(self, v: __m512, out: &mut [f32; LANES]) {
         // SAFETY: AVX-512 is here; the array is one register.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }

@@ -63,7 +63,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::run(kernel) },
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::run(kernel) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::run(kernel) },
         // SAFETY: the assertion above.
         #[cfg(target_arch = "aarch64")]
         Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => unsafe { neon::run(kernel) },
@@ -91,6 +91,10 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
+    /// The first of every two.
+    fn load_firsts(self, x: &[[bf16; 2]; LANES]) -> Self::V;
+    /// The second of every two.
+    fn load_seconds(self, x: &[[bf16; 2]; LANES]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
     /// Rounds to nearest, ties to even.
     fn store_f16(self, v: Self::V, out: &mut [f16; LANES]);

@@ -89,6 +89,26 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_firsts(self, x: &[[bf16; 2]; LANES]) -> Four {
+        let x = x.as_ptr().cast::<u32>();
+        // SAFETY: NEON is here; the array holds four registers.
+        let x = unsafe {
+            (vld1q_u32(x), vld1q_u32(x.add(4)), vld1q_u32(x.add(8)), vld1q_u32(x.add(12)))
+        };
+        four!(Four, |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x)))
+    }
+
+    #[inline(always)]
+    fn load_seconds(self, x: &[[bf16; 2]; LANES]) -> Four {
+        let x = x.as_ptr().cast::<u32>();
+        // SAFETY: NEON is here; the array holds four registers.
+        let x = unsafe {
+            (vld1q_u32(x), vld1q_u32(x.add(4)), vld1q_u32(x.add(8)), vld1q_u32(x.add(12)))
+        };
+        four!(Four, |x| vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(0xffff_0000))))
+    }
+
+    #[inline(always)]
     fn store(self, v: Four, out: &mut [f32; LANES]) {
         let out = out.as_mut_ptr();
         // SAFETY: NEON is here; the array holds four registers.

@@ -37,6 +37,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_firsts(self, x: &[[bf16; 2]; LANES]) -> Self::V {
+        x.map(|[first, _]| f32::from_bits(u32::from(first.to_bits()) << 16))
+    }
+
+    #[inline(always)]
+    fn load_seconds(self, x: &[[bf16; 2]; LANES]) -> Self::V {
+        x.map(|[_, second]| f32::from_bits(u32::from(second.to_bits()) << 16))
+    }
+
+    #[inline(always)]
     fn store(self, v: Self::V, out: &mut [f32; LANES]) {
         *out = v;
     }

@@ -12,6 +12,8 @@ enum Op {
     Quartic,
     Sigmoid,
     Halves,
+    /// Of two bf16 each.
+    Pairs,
     Select,
     Sum,
 }
@@ -44,6 +46,12 @@ impl Map for Op {
                 let wide = simd.load_f16(&halves);
                 simd.add(wide, simd.load_bf16(&x.map(bf16::from_f32)))
             }
+            Op::Pairs => {
+                let mut x = [0.0; LANES];
+                simd.store(a, &mut x);
+                let x = x.map(|x| [bf16::from_f32(x), bf16::from_f32(3.0 - x)]);
+                simd.sub(simd.load_firsts(&x), simd.load_seconds(&x))
+            }
         }
     }
 }
@@ -75,7 +83,8 @@ fn inputs() -> Vec<f32> {
 #[test]
 fn every_isa_gives_the_bits_of_scalar() {
     let x = inputs();
-    for op in [Op::Exp, Op::Cubic, Op::Quartic, Op::Sigmoid, Op::Halves, Op::Select, Op::Sum] {
+    use Op::*;
+    for op in [Exp, Cubic, Quartic, Sigmoid, Halves, Pairs, Select, Sum] {
         let truth = run(Isa::Scalar, Unary { op, x: &x });
         for isa in Isa::available() {
             let got = run(*isa, Unary { op, x: &x });
