@@ -106,8 +106,8 @@ const fn line(w: u8) -> usize {
     if w == F16 { 32 } else { 64 }
 }
 
-/// Adds the partial sums over the units of `chunk` of `R` rows, `stride` apart from `x` on. Asks for
-/// the lines that are `next` bytes further on, if that is not 0.
+/// Adds the partial sums over the units of `chunk` of `R` rows, `stride` apart from `x` on. Asks
+/// for the lines that are `next` bytes further on, if that is not 0.
 ///
 /// # Safety
 /// Tiles and rows have these elements; `acc` has `R` initialised rows. The processor has the
@@ -165,16 +165,17 @@ unsafe fn float_part<const W: u8, const C: usize, const R: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn unit<const W: u8>(tile: *const u8, i: usize, of: usize) -> __m512 {
-    // SAFETY: the caller's promise.
-    let whole = |at: usize| unsafe { _mm512_loadu_si512(tile.add(at).cast()) };
-    let bits = match (W, of) {
-        // SAFETY: as above.
-        (F16, _) => return unsafe { halves(tile.add(32 * i)) },
-        (BF16, 0) => _mm512_slli_epi32::<16>(whole(64 * i)),
-        (BF16, _) => _mm512_and_si512(whole(64 * i), _mm512_set1_epi32(-0x1_0000)),
-        _ => whole(64 * i),
-    };
-    _mm512_castsi512_ps(bits)
+    if W == F16 {
+        // SAFETY: the caller's promise.
+        return unsafe { halves(tile.add(line(W) * i)) };
+    }
+    // SAFETY: as above.
+    let bits = unsafe { _mm512_loadu_si512(tile.add(line(W) * i).cast()) };
+    _mm512_castsi512_ps(match (W, of) {
+        (BF16, 0) => _mm512_slli_epi32::<16>(bits),
+        (BF16, _) => _mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000)),
+        _ => bits,
+    })
 }
 
 /// `vdpbf16ps`: adds the products of two bf16 in every lane, that of the second first.
