@@ -33,7 +33,7 @@ for program in "$hearth" "$peer/llama-server"; do
 done
 
 folder=$(mktemp -d)
-trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$folder"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 ours=http://127.0.0.1:18431/v1 theirs=http://127.0.0.1:18432/v1
 "$hearth" serve -m "$model" -t "$threads" --port 18431 --data-dir none \
     >"$folder/ours.log" 2>&1 &

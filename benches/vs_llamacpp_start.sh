@@ -1,18 +1,20 @@
 #!/bin/bash
 # Hearth's server beside llama.cpp's as they start: seconds until /health answers 200, and resident
-# memory then and with eight sequences of 1,024 tokens. Prints one table.
+# memory then, and after eight answers at once that fill eight sequences of 1,024 tokens almost.
+# Prints one table.
 #
 #   benches/vs_llamacpp_start.sh PATH_TO_BUILT_LLAMA_CPP MODEL.gguf
 #
 # PATH holds llama-server, itself or in bin/. Servers start one at a time, in turns, the file in the
 # page cache; the first start of each is not counted. Then eight clients ask each of them once, with
-# 1,000 tokens, for 24. A figure is the median, a ratio the median of the ratios of the rounds, ours
+# about 960 tokens, for 24. A figure is the median, a ratio the median of the ratios of the rounds, ours
 # by theirs (below 1: Hearth takes less).
 #
 #   ROUNDS=5       starts of each
 #   THREADS=2      threads of each server
 #   HEARTH=...     the program, default target/release/hearth
 set -euo pipefail
+export LC_ALL=C
 
 if [ $# -ne 2 ]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
@@ -26,7 +28,7 @@ for program in "$hearth" "$peer/llama-server"; do
 done
 
 folder=$(mktemp -d) port=18433 server=
-trap '[ -z "$server" ] || kill "$server" 2>/dev/null; wait; rm -rf "$folder"' EXIT
+trap 'kill $server 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 url=http://127.0.0.1:$port
 
 # Starts a side; sets $server and $ready, in seconds.
@@ -59,17 +61,18 @@ for round in 0 $(seq "$rounds"); do
 done
 for side in ours theirs; do
     start $side
-    "$hearth" bench serve --url "$url/v1" --clients 8 --requests 8 --prompt-tokens 1000 -n 24 \
-        --ignore-eos --completions >"$folder/said" 2>&1 || { cat "$folder/said" >&2; exit 1; }
+    "$hearth" bench serve --url "$url/v1" --clients 8 --requests 8 --prompt-tokens 960 -n 24 \
+        --ignore-eos --completions --json "$folder/load.json" >"$folder/said" 2>&1 &&
+        grep -q '"answered": *8' "$folder/load.json" || { cat "$folder/said" >&2; exit 1; }
     echo "1 $side full,KiB $(resident)" >>"$results"
     stop
 done
 
 median() { sort -g | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
+of() { awk -v w="$1" -v s="$2" '$3 == w && $2 == s { print $4 }' "$results"; }
 echo "| what | ours | llama.cpp | ours / llama.cpp |"
 echo "|---|---|---|---|"
 for what in ready,s resident,KiB full,KiB; do
-    of() { awk -v w=$what -v s="$1" '$3 == w && $2 == s { print $4 }' "$results"; }
-    echo "| $what | $(of ours | median) | $(of theirs | median) |" \
-        "$(paste <(of ours) <(of theirs) | awk '{ print $1 / $2 }' | median) |"
+    echo "| $what | $(of $what ours | median) | $(of $what theirs | median) |" \
+        "$(paste <(of $what ours) <(of $what theirs) | awk '{ print $1 / $2 }' | median) |"
 done

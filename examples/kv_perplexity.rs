@@ -3,8 +3,8 @@
 //! `cargo run --release --example kv_perplexity [-- MODEL.gguf [--against OTHER.gguf]]`
 //!
 //! `hearth-tiny` is asked for the answers of its evaluation split. Another model reads what it made
-//! up itself, sampled at temperature 1 with keys and values in f32. With `--against` texts and
-//! measure are those of that model: what its weights in another type cost.
+//! up itself, sampled at temperature 1 with keys and values in f32. With `--against` the measure is
+//! another model, which makes up the texts then: what the same weights in another type cost.
 
 #[path = "builtin/mod.rs"]
 mod builtin;

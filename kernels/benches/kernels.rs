@@ -214,7 +214,7 @@ fn float_products(rounds: usize) -> f64 {
 /// As [`byte_products`], of bf16.
 fn brain_products(rounds: usize) -> f64 {
     #[cfg(target_arch = "x86_64")]
-    if Isa::best() == Isa::Avx512Bf16 {
+    if Isa::available().contains(&Isa::Avx512Bf16) {
         use std::arch::x86_64::*;
         #[target_feature(enable = "avx512f,avx512bf16")]
         fn run(rounds: usize) -> f64 {

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// Element type of stored keys and values.
 pub use hearth_kernels::kv::KvType as KvDType;
 
+/// Other numbers of the same weights have another one. 2: weights in bf16 meet activations in bf16.
+const NUMBERS: u32 = 2;
+
 /// How much KV to store, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvGeometry {
@@ -135,7 +138,7 @@ impl KvStore {
                 // Of an earlier order of bytes there are files too.
                 let order = if slabs[0].kv_type() == KvDType::Q8_0 { " by fours" } else { "" };
                 let sizes = format!("{layers} x {block_len} x {n_kv_heads} x {head_dim}");
-                Some(format!("slabs {kv_type}{order} {sizes} {isa}"))
+                Some(format!("slabs {kv_type}{order} {sizes} {isa} {NUMBERS}"))
             }
             Self::Tensors(store) => {
                 let (dtype, block_len) = (store.dtype.name(), store.block_len);

@@ -44,6 +44,7 @@ fn tolerance(weights: DType, kv: KvDType) -> f64 {
         (DType::F32 | DType::F16, KvDType::Q8_0) => 2e-2,
         (_, KvDType::Fp8) => 0.12,
         (DType::BF16, KvDType::Q8_0) => 0.03,
+        (DType::BF16, KvDType::BF16) => 0.014,
         (DType::BF16, _) => 0.012,
         (DType::Q8_0 | DType::Q4_0, _) => 0.04,
         (DType::Q4K | DType::Q6K, _) => 0.05,

@@ -7,8 +7,9 @@
 //!
 //! # Contract
 //! A row of y has the same bits whatever `m`, the other rows, the thread count and the instruction
-//! set are: the tolerance between versions is zero. `scalar.rs` states the order of the sums. What
-//! may depend on the machine is only how the work is cut.
+//! set are: the tolerance between versions is zero, but for products of bf16 with numbers below
+//! 2^-126, which an instruction takes for zeros. `scalar.rs` states the order of the sums. What may
+//! depend on the machine beside is only how the work is cut.
 //!
 //! Deliberately absent: bias, activation functions, LoRA, and tensors.
 

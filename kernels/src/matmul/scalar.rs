@@ -10,8 +10,8 @@
 //! float          part = fma(x, w, part) over 256 weights; acc = acc + part
 //!   bf16         the same, x rounded to bf16, of every two weights the second first
 //! ```
-//! The order of bf16 is that of `vdpbf16ps`, whose sums are these but for numbers below 2^-126: it
-//! takes them for zeros.
+//! The order of bf16 is that of `vdpbf16ps`, whose sums are these unless a weight or a sum is below
+//! 2^-126: it takes those for zeros (of x, everybody does).
 //!
 //! (`d`, `m`, `dmin`, codes, scales: the weights'; `s`, `q`: scale and codes of x.)
 

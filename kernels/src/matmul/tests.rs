@@ -163,17 +163,23 @@ fn rows_do_not_depend_on_threads_neighbours_or_sharing() {
 #[test]
 fn products_together_are_products_alone() {
     let k = 256;
-    let shapes = [(DType::Q4K, 600), (DType::Q6K, 33), (DType::BF16, 5), (DType::Q8_0, 64)];
+    let shapes = [
+        (DType::Q4K, 600),
+        (DType::Q6K, 33),
+        (DType::BF16, 5),
+        (DType::F32, 20),
+        (DType::Q8_0, 64),
+    ];
     let one = Pool::new(1);
     let ws = shapes.map(|(dtype, n)| Packed::pack(&one, dtype, n, k, &weights(dtype, n, k)));
-    let mut buffers = ActivationBuffers::default();
-    // More rows, then fewer, in the same memory.
+    let mut buffers = Vec::new();
+    // More rows, then fewer, in the same memory; and that of one kind for another.
     for (m, threads) in [(0, 1), (130, 3), (3, 1), (1, 2), (70, 2)] {
         let (pool, x) = (Pool::new(threads), randoms(m * k, m as u64));
         let mut ys = ws.each_ref().map(|w| vec![f32::NAN; m * w.n()]);
         let mut lent = ys.iter_mut();
         let acts = ws.each_ref().map(|w| {
-            let memory = std::mem::take(&mut buffers);
+            let memory = buffers.pop().unwrap_or_default();
             Activations::new_in(memory, &pool, &x, m, k, w.activation_kind())
         });
         let mut inputs = acts.iter();
@@ -190,8 +196,7 @@ fn products_together_are_products_alone() {
             matmul(&one, &x, m, w, &mut alone);
             assert_same_bits(y, &alone, &format!("{} of {m} rows", w.dtype()));
         }
-        let [first, ..] = acts;
-        buffers = first.into_buffers();
+        buffers.extend(acts.map(Activations::into_buffers));
     }
 }
 
@@ -205,7 +210,8 @@ fn grouped_products_are_products_alone() {
         }
     }
     let (k, count) = (256, 5);
-    for (dtype, n) in [(DType::Q4K, 50), (DType::Q8_0, 16), (DType::BF16, 7), (DType::MXFP4, 33)] {
+    let coded = [(DType::Q4K, 50), (DType::Q8_0, 16), (DType::MXFP4, 33)];
+    for (dtype, n) in coded.into_iter().chain([(DType::F32, 7), (DType::BF16, 9)]) {
         let all = weights(dtype, n * count, k);
         let each = all.len() / count;
         let sources: Vec<_> = all.chunks_exact(each).map(|part| Whole(part, each / n)).collect();
@@ -373,6 +379,48 @@ fn what_is_not_finite_reaches_its_own_row_and_no_other() {
                 assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{dtype} {poison}");
                 assert!(y[..n].iter().chain(&y[2 * n..]).all(|y| y.is_finite()), "{dtype}");
             }
+        }
+    }
+}
+
+/// Rows of an odd width end in a zero, whatever was there before.
+#[test]
+fn memory_of_wider_rows_is_as_good_as_new() {
+    let pool = Pool::new(1);
+    for &isa in Isa::available() {
+        let mut memory = ActivationBuffers::default();
+        for (m, n, k) in [(9, 17, 64), (9, 17, 33), (2, 5, 7), (5, 20, 9)] {
+            let (w, x) = (weights(DType::BF16, n, k), randoms(m * k, 8));
+            let w = Packed::pack(&pool, DType::BF16, n, k, &w);
+            let acts = Activations::with_isa(isa, memory, &pool, &x, m, k, w.activation_kind());
+            let [mut y, mut fresh] = [vec![f32::NAN; m * n], vec![f32::NAN; m * n]];
+            products_isa(isa, &pool, [Product { acts: &acts, w: &w, y: &mut y }]);
+            matmul_isa(isa, &pool, &x, m, &w, &mut fresh);
+            assert_same_bits(&y, &fresh, &format!("{} {m} x {k}", isa.name()));
+            memory = acts.into_buffers();
+        }
+    }
+}
+
+/// What the contract says of bf16: below 2^-126 is zero for x everywhere, for weights and sums with
+/// the instruction.
+#[test]
+fn products_of_bf16_that_are_too_small_are_exact_or_nothing() {
+    let pool = Pool::new(1);
+    let (tiny, small) = (2_f32.powi(-130), 2_f32.powi(-100));
+    for (w, x, exact) in [
+        (small, 2_f32.powi(-30), tiny),           // a sum
+        (tiny, 2_f32.powi(100), 2_f32.powi(-30)), // a weight
+        (2_f32.powi(100), tiny, 0.0),             // x
+        (small, 2_f32.powi(-26), 2_f32.powi(-126)),
+    ] {
+        let bytes: Vec<u8> = [bf16::from_f32(w), bf16::ZERO].map(bf16::to_le_bytes).concat();
+        let packed = Packed::pack(&pool, DType::BF16, 1, 2, &bytes);
+        for &isa in Isa::available() {
+            let mut y = [f32::NAN];
+            matmul_isa(isa, &pool, &[x, 0.0], 1, &packed, &mut y);
+            let flushed = isa == Isa::Avx512Bf16 && (w == tiny || exact == tiny);
+            assert_eq!(y[0], if flushed { 0.0 } else { exact }, "{} {w:e} {x:e}", isa.name());
         }
     }
 }

@@ -12,8 +12,8 @@
 //! Inside a kernel there are no closures that call the methods below, and no `map` of an array: the
 //! compiler may leave one out of line, where it is compiled without the instruction set. It shows
 //! as an intrinsic, or one of the few functions of several of them, that has a symbol of its own:
-//! `nm -C target/release/deps/kernels-* | grep -E '_mm[0-9]*_|dot_pairs|avx2::halves'` finds none
-//! in the benchmark of that name.
+//! `nm -C target/release/deps/kernels-* | grep -E '_mm[0-9]*_|dot_(pairs|brains)|avx2::halves'`
+//! finds none in the benchmark of that name.
 //!
 //! Integers are few: sixteen exact sums of products, and rounding to them. Quantised matrices have
 //! their own intrinsics.

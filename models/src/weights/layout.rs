@@ -70,6 +70,12 @@ pub trait Layout {
         None
     }
 
+    /// Whether products of a matrix decide: its floats are handed out as f32, which no backend
+    /// rounds the input of.
+    fn decides(&self, _role: Self::Role) -> bool {
+        false
+    }
+
     /// Whether a tensor that no role names is harmless.
     fn ignores(&self, name: &str) -> bool;
 }
@@ -99,6 +105,10 @@ impl Layout for ModelConfig {
 
     fn mixed(&self, role: Role, mix: Mix) -> Option<DType> {
         Some(mix.dtype(role, self))
+    }
+
+    fn decides(&self, role: Role) -> bool {
+        matches!(role, Role::Router(_))
     }
 
     fn interleaved(&self, role: Role) -> Option<usize> {

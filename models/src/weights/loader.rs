@@ -21,7 +21,7 @@ use crate::{Error, Result};
 pub struct MatrixSource<'a> {
     /// Element or block type of the rows that it hands out.
     pub dtype: DType,
-    /// That of the file; differs only where floats are quantised on the way.
+    /// That of the file; differs where floats are quantised on the way, and where products decide.
     stored: DType,
     /// Outputs.
     pub n: usize,
@@ -213,7 +213,11 @@ impl<'a, L: Layout> Loader<'a, L> {
     /// The type that a matrix is handed out in.
     fn made(&self, role: L::Role, stored: DType) -> DType {
         let mix = self.mix.filter(|_| !self.stays(role, stored));
-        mix.and_then(|mix| self.config.mixed(role, mix)).unwrap_or(stored)
+        match mix.and_then(|mix| self.config.mixed(role, mix)) {
+            Some(mixed) => mixed,
+            None if stored.block_len() == 1 && self.config.decides(role) => DType::F32,
+            None => stored,
+        }
     }
 
     /// The same, of a matrix that nobody asked for yet.
@@ -412,5 +416,34 @@ impl<'a, L: Layout> Loader<'a, L> {
             (bytes as u128 * share as u128 / (of.count * of.every * ranks) as u128) as usize
         };
         (self.progress)(told(share + 1) - told(share));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_kernels::experts::Routing;
+
+    use super::*;
+    use crate::tiny;
+    use crate::weights::Role;
+
+    #[test]
+    fn what_decides_is_handed_out_as_f32() {
+        let experts = Some(Routing { count: 8, used: 2, normalized: true });
+        let config = ModelConfig { experts, ..tiny::config() };
+        for stored in [DType::F16, DType::BF16] {
+            let weights = tiny::weights(&config, stored, 1).unwrap();
+            let mut progress = |_| {};
+            let mut loader = Loader::new(&weights, &config, &mut progress);
+            let taken = |source: &MatrixSource<'_>| {
+                let [mut row, mut want] = [vec![0.0; source.k], vec![0.0; source.k]];
+                quant::dequantize(source.dtype, &source.row(3), &mut row);
+                quant::dequantize(stored, &source.stored_row(3), &mut want);
+                assert_eq!(row, want);
+                Ok((source.stored, source.dtype))
+            };
+            assert_eq!(loader.matrix(Role::Router(1), taken).unwrap(), (stored, DType::F32));
+            assert_eq!(loader.matrix(Role::ExpertUp(1, 0), taken).unwrap(), (stored, stored));
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Float weights: register tiles of up to 6 rows and 64 columns, weights widened on load, or
-//! multiplied two at a time as bf16; and the scales of quantised ones.
+//! Float weights: register tiles of up to 6 rows and 64 columns, weights widened on load, or of 12
+//! and 32, weights multiplied two at a time as bf16; and the scales of quantised ones.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -14,7 +14,7 @@ pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
 /// By f32, of each pair the second first.
 pub(super) const BF16: u8 = 2;
-/// By `vdpbf16ps`: the same bits.
+/// By `vdpbf16ps`.
 pub(super) const PAIRS: u8 = 3;
 
 /// Rows and tiles of columns of a register tile: 24 of 32 registers hold sums. Pairs are so quick
@@ -137,8 +137,8 @@ unsafe fn float_part<const W: u8, const C: usize, const R: usize>(
             }
             for (r, part) in part.iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
-                let x = _mm512_set1_epi32(unsafe { *x.add(r * stride + each(W) * i + of) });
-                let x = _mm512_castsi512_ps(x);
+                let x = unsafe { x.add(r * stride + each(W) * i + of).read_unaligned() };
+                let x = _mm512_castsi512_ps(_mm512_set1_epi32(x));
                 for c in 0..C {
                     part[c] = match W {
                         // SAFETY: the caller's promise.

@@ -5,7 +5,7 @@
 //! DOT      sdot                   4 columns of four codes, times four codes of a row
 //! MATRIX   smmla                  2 columns of eight codes, times eight codes of 2 rows
 //! ```
-//! `sdot` and `smmla` are written out: Rust has no stable names for them. This is the only place.
+//! `sdot` and `smmla` are written out: Rust has no stable names for them.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
