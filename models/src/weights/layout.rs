@@ -70,8 +70,8 @@ pub trait Layout {
         None
     }
 
-    /// Whether products of a matrix decide: its floats are handed out as f32, which no backend
-    /// rounds the input of.
+    /// Whether products of a matrix decide: its floats are handed out as f32, for which the fused
+    /// path does not round their input.
     fn decides(&self, _role: Self::Role) -> bool {
         false
     }
