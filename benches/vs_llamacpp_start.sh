@@ -7,8 +7,8 @@
 #
 # PATH holds llama-server, itself or in bin/. Servers start one at a time, in turns, the file in the
 # page cache; the first start of each is not counted. Then eight clients ask each of them once, with
-# about 960 tokens, for 24. A figure is the median, a ratio the median of the ratios of the rounds, ours
-# by theirs (below 1: Hearth takes less).
+# about 960 tokens, for 24. A figure is the median, a ratio the median of the ratios of the rounds,
+# ours by theirs (below 1: Hearth takes less).
 #
 #   ROUNDS=5       starts of each
 #   THREADS=2      threads of each server

@@ -66,27 +66,8 @@ impl Isa {
             Isa::Scalar => &[],
             Isa::Avx2 => &["avx2", "fma", "f16c"],
             Isa::AvxVnni => &["avx2", "fma", "f16c", "avxvnni"],
-            Isa::Avx512 => &[
-                "avx2",
-                "fma",
-                "f16c",
-                "avx512f",
-                "avx512bw",
-                "avx512dq",
-                "avx512vl",
-                "avx512vnni",
-            ],
-            Isa::Avx512Bf16 => &[
-                "avx2",
-                "fma",
-                "f16c",
-                "avx512f",
-                "avx512bw",
-                "avx512dq",
-                "avx512vl",
-                "avx512vnni",
-                "avx512bf16",
-            ],
+            Isa::Avx512 => &AVX512_BF16[1..],
+            Isa::Avx512Bf16 => &AVX512_BF16,
             Isa::Neon => &["neon"],
             Isa::NeonDot => &["neon", "dotprod"],
             Isa::NeonI8mm => &["neon", "dotprod", "i8mm"],
@@ -107,6 +88,19 @@ impl Isa {
         }
     }
 }
+
+/// What [`Isa::Avx512Bf16`] needs, and behind the first [`Isa::Avx512`].
+const AVX512_BF16: [&str; 9] = [
+    "avx512bf16",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+];
 
 /// The processor features that some kernel uses or may use one day, and whether they are here.
 #[cfg(target_arch = "x86_64")]
